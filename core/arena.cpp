@@ -1,0 +1,106 @@
+#include "core/arena.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace mmfree {
+namespace {
+
+constexpr size_t kAlign = 256;
+
+std::vector<std::shared_ptr<Arena>>& scopes() {
+  thread_local std::vector<std::shared_ptr<Arena>> stack;
+  return stack;
+}
+
+}  // namespace
+
+Arena::~Arena() {
+  for (void* slab : slabs_) source_.give_back(slab);
+}
+
+std::shared_ptr<Arena> Arena::host() {
+  return std::make_shared<Arena>(Source{Device::cpu, [](size_t bytes) { return std::aligned_alloc(kAlign, bytes); }, [](void* p) { std::free(p); }});
+}
+
+std::shared_ptr<Arena> Arena::current(Device device) {
+  for (auto it = scopes().rbegin(); it != scopes().rend(); ++it)
+    if ((*it)->device() == device) return *it;
+  MMFREE_CHECK(DeviceError, device == Device::cpu, "arena: this build has no ", name_of(device), " backend");
+  static std::shared_ptr<Arena> process_wide = host();
+  return process_wide;
+}
+
+void* Arena::allocate(size_t bytes) {
+  MMFREE_CHECK(Error, bytes <= size_t(1) << 46, "arena: a request of ", bytes, " bytes cannot be meant");
+  const size_t want = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
+  std::lock_guard lock(mutex_);
+  auto fit = free_by_size_.lower_bound({want, nullptr});
+  if (fit == free_by_size_.end()) {
+    const size_t slab = std::max(want, slab_bytes_);
+    char* memory = static_cast<char*>(source_.obtain(slab));
+    MMFREE_CHECK(Error, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ", name_of(source_.device), " with ",
+                 stats_.reserved >> 20, " MiB in use; reduce train.micro_batch_size, data.seq_len or the model");
+    slabs_.push_back(memory);
+    stats_.reserved += slab;
+    ++stats_.slabs;
+    insert_free(memory, slab, int(slabs_.size()) - 1);
+    fit = free_by_size_.lower_bound({want, nullptr});
+  }
+  const auto [have, block] = *fit;
+  const int slab = free_by_address_.at(block).second;
+  free_by_size_.erase(fit);
+  free_by_address_.erase(block);
+  if (have > want) insert_free(block + want, have - want, slab);
+  used_[block] = {want, slab};
+  stats_.live += want;
+  stats_.peak = std::max(stats_.peak, stats_.live);
+  return block;
+}
+
+void Arena::release(void* p) {
+  if (!p) return;
+  std::lock_guard lock(mutex_);
+  auto it = used_.find(static_cast<char*>(p));
+  if (it == used_.end()) return;
+  auto [begin, extent] = *it;
+  auto [bytes, slab] = extent;
+  used_.erase(it);
+  stats_.live -= bytes;
+  auto next = free_by_address_.lower_bound(begin);
+  if (next != free_by_address_.end() && next->first == begin + bytes && next->second.second == slab) {
+    bytes += next->second.first;
+    free_by_size_.erase({next->second.first, next->first});
+    next = free_by_address_.erase(next);
+  }
+  if (next != free_by_address_.begin()) {
+    auto prev = std::prev(next);
+    if (prev->first + prev->second.first == begin && prev->second.second == slab) {
+      begin = prev->first;
+      bytes += prev->second.first;
+      free_by_size_.erase({prev->second.first, prev->first});
+      free_by_address_.erase(prev);
+    }
+  }
+  insert_free(begin, bytes, slab);
+}
+
+void Arena::insert_free(char* begin, size_t bytes, int slab) {
+  free_by_size_.insert({bytes, begin});
+  free_by_address_[begin] = {bytes, slab};
+}
+
+ArenaStats Arena::stats() const {
+  std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void Arena::reset_peak() {
+  std::lock_guard lock(mutex_);
+  stats_.peak = stats_.live;
+}
+
+ArenaScope::ArenaScope(std::shared_ptr<Arena> arena) { scopes().push_back(std::move(arena)); }
+ArenaScope::~ArenaScope() { scopes().pop_back(); }
+
+}  // namespace mmfree

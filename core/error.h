@@ -1,0 +1,58 @@
+#pragma once
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace mmfree {
+
+/// Process exit statuses. Values follow sysexits where one fits, so that job wrappers can act on them.
+enum class Exit : int {
+  ok = 0,
+  internal = 1,        ///< a bug in mmfree, or a violated precondition
+  usage = 2,           ///< wrong command line
+  bad_data = 65,       ///< a file's content is damaged or not what it claims to be
+  missing_input = 66,  ///< an input file does not exist or cannot be read
+  diverged = 70,       ///< loss or gradients stayed non-finite
+  cannot_create = 73,  ///< an output cannot be created
+  io = 74,             ///< read, write or sync failed (disk full, quota, device error)
+  stopped = 75,        ///< stopped early on request with a complete checkpoint: run again to continue
+  bad_config = 78,     ///< the YAML configuration is invalid
+};
+
+/// Base of every exception mmfree throws. what() is one line: what, where, what was expected, what to do.
+class Error : public std::runtime_error {
+ public:
+  explicit Error(const std::string& message, Exit status = Exit::internal)
+      : std::runtime_error(message), status_(status) {}
+  Exit status() const { return status_; }
+
+ private:
+  Exit status_;
+};
+
+struct ShapeError : Error { explicit ShapeError(const std::string& m) : Error(m) {} };
+struct DTypeError : Error { explicit DTypeError(const std::string& m) : Error(m) {} };
+struct DeviceError : Error { explicit DeviceError(const std::string& m) : Error(m) {} };
+struct UsageError : Error { explicit UsageError(const std::string& m) : Error(m, Exit::usage) {} };
+struct DataError : Error { explicit DataError(const std::string& m) : Error(m, Exit::bad_data) {} };
+struct MissingError : Error { explicit MissingError(const std::string& m) : Error(m, Exit::missing_input) {} };
+struct DivergedError : Error { explicit DivergedError(const std::string& m) : Error(m, Exit::diverged) {} };
+struct CreateError : Error { explicit CreateError(const std::string& m) : Error(m, Exit::cannot_create) {} };
+struct IoError : Error { explicit IoError(const std::string& m) : Error(m, Exit::io) {} };
+struct ConfigError : Error { explicit ConfigError(const std::string& m) : Error(m, Exit::bad_config) {} };
+
+/// Concatenates its arguments with operator<<.
+template <class... Parts>
+std::string concat(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+}  // namespace mmfree
+
+/// Throws `ErrorType(concat(...))` unless `condition` holds. Always on; the parts are evaluated only on failure.
+#define MMFREE_CHECK(ErrorType, condition, ...)                             \
+  do {                                                                      \
+    if (!(condition)) throw ::mmfree::ErrorType(::mmfree::concat(__VA_ARGS__)); \
+  } while (0)

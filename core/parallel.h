@@ -1,0 +1,33 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <vector>
+
+namespace mmfree {
+
+/// Calls body(begin, end) for consecutive ranges of at most `grain` items that cover [0, n), in parallel over OpenMP
+/// threads. The ranges depend on n and grain alone, never on the number of threads. body must not throw.
+template <class Body>
+void parallel_for(int64_t n, int64_t grain, Body&& body) {
+  const int64_t chunks = (n + grain - 1) / grain;
+  if (chunks <= 1) {
+    if (n > 0) body(int64_t(0), n);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t c = 0; c < chunks; ++c) body(c * grain, std::min(n, (c + 1) * grain));
+}
+
+/// Sum over [0, n) of partial(begin, end), where the ranges are fixed blocks of `grain` items and the partials are
+/// added in index order: the same bits for any number of threads.
+template <class Partial>
+double ordered_sum(int64_t n, int64_t grain, Partial&& partial) {
+  std::vector<double> sums(size_t((n + grain - 1) / grain));
+  parallel_for(n, grain, [&](int64_t begin, int64_t end) { sums[size_t(begin / grain)] = partial(begin, end); });
+  double total = 0;
+  for (double s : sums) total += s;
+  return total;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,61 @@
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MMFREE_HOST_DEVICE __host__ __device__
+#else
+#define MMFREE_HOST_DEVICE
+#endif
+
+/// The two quantisers of the project, defined once for every backend. The order of operations is part of the
+/// definition and is compiled without contraction, so equal inputs give equal codes and equal scales everywhere.
+namespace mmfree {
+
+/// Smallest absmax and absmean used as a scale: keeps an all-zero row or matrix finite. Source: BitNet b1.58.
+inline constexpr double kMinScale = 1e-5;
+
+/// Per-row absmax int8 quantiser of activations (Ma et al. 2024, arXiv:2402.17764):
+///   m = max(absmax_k |u_k|, 1e-5),  q = round_half_away(u * (127 / m)),  step = m / 127,  u ≈ q * step.
+template <class T>
+struct ActivationScale {
+  T inverse;  ///< 127 / m
+  T step;     ///< m / 127
+};
+
+template <class T>
+MMFREE_HOST_DEVICE inline ActivationScale<T> activation_scale(T absmax) {
+  const T m = absmax > T(kMinScale) ? absmax : T(kMinScale);
+  return {T(127) / m, m / T(127)};
+}
+
+/// Nearest integer, halves away from zero, exact for every |v| < 2^22 (adding 0.5 first would round 0.49999997 up).
+template <class T>
+MMFREE_HOST_DEVICE inline T round_half_away(T v) {
+  const T whole = T(int32_t(v));
+  const T rest = v - whole;
+  return whole + T(int32_t(rest >= T(0.5)) - int32_t(rest <= T(-0.5)));
+}
+
+template <class T>
+MMFREE_HOST_DEVICE inline int8_t activation_code(T u, T inverse) {
+  return int8_t(int32_t(round_half_away(u * inverse)));
+}
+
+/// Per-tensor absmean ternary quantiser of weights (ibid.):
+///   a = max(mean |W|, 1e-5),  w = clamp(round_half_even(W * (1 / a)), -1, 1),  W ≈ w * a.
+/// round_half_even then clamp is the same as: |v| > 0.5 gives the sign, else 0.
+template <class T>
+MMFREE_HOST_DEVICE inline T weight_scale(double mean_abs) {
+  const T a = T(mean_abs);
+  return a > T(kMinScale) ? a : T(kMinScale);
+}
+
+template <class T>
+MMFREE_HOST_DEVICE inline int32_t weight_code(T w, T inverse_scale) {
+  const T v = w * inverse_scale;
+  return int32_t(v > T(0.5)) - int32_t(v < T(-0.5));
+}
+
+}  // namespace mmfree

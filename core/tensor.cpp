@@ -1,0 +1,57 @@
+#include "core/tensor.h"
+
+#include <cstring>
+
+#include "core/dispatch.h"
+
+namespace mmfree {
+
+Tensor::Tensor(Shape shape, DType dtype, Device device) : storage_(std::make_shared<Storage>()), shape_(shape), dtype_(dtype) {
+  storage_->arena = Arena::current(device);
+  storage_->data = storage_->arena->allocate(size_t(bytes()));
+}
+
+Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
+  Tensor t(shape, dtype, device);
+  t.fill_zero();
+  return t;
+}
+
+Tensor Tensor::reshape(Shape shape) const {
+  MMFREE_CHECK(ShapeError, shape.size() == size(), "reshape: ", shape, " has ", shape.size(), " elements, the tensor ", describe(), " has ", size());
+  Tensor t = *this;
+  t.shape_ = shape;
+  return t;
+}
+
+Tensor Tensor::slice(int64_t begin, int64_t end) const {
+  MMFREE_CHECK(ShapeError, shape_.rank() > 0 && 0 <= begin && begin <= end && end <= shape_[0], "slice: [", begin, ", ", end, ") of ", describe());
+  Tensor t = *this;
+  const int64_t inner = shape_[0] ? size() / shape_[0] : 0;
+  switch (shape_.rank()) {
+    case 1: t.shape_ = {end - begin}; break;
+    case 2: t.shape_ = {end - begin, shape_[1]}; break;
+    case 3: t.shape_ = {end - begin, shape_[1], shape_[2]}; break;
+    default: t.shape_ = {end - begin, shape_[1], shape_[2], shape_[3]};
+  }
+  t.offset_ += begin * inner * size_of(dtype_);
+  return t;
+}
+
+Tensor Tensor::clone() const {
+  require_cpu(device(), "clone");
+  Tensor t(shape_, dtype_, device());
+  if (bytes()) std::memcpy(t.raw_mut(), raw(), size_t(bytes()));
+  return t;
+}
+
+void Tensor::fill_zero() {
+  require_cpu(device(), "fill_zero");
+  if (bytes()) std::memset(raw_mut(), 0, size_t(bytes()));
+}
+
+std::string Tensor::describe() const {
+  return defined() ? concat(name_of(dtype_), ' ', shape_, ' ', name_of(device())) : std::string("undefined tensor");
+}
+
+}  // namespace mmfree
