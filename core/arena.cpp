@@ -20,7 +20,8 @@ Arena::~Arena() {
 }
 
 std::shared_ptr<Arena> Arena::host() {
-  return std::make_shared<Arena>(Source{Device::cpu, [](size_t bytes) { return std::aligned_alloc(kAlign, bytes); }, [](void* p) { std::free(p); }});
+  return std::make_shared<Arena>(Source{Device::cpu, [](size_t bytes) { return std::aligned_alloc(kAlign, bytes); },
+                                        [](void* p) { std::free(p); }});
 }
 
 std::shared_ptr<Arena> Arena::current(Device device) {
@@ -39,8 +40,9 @@ void* Arena::allocate(size_t bytes) {
   if (fit == free_by_size_.end()) {
     const size_t slab = std::max(want, slab_bytes_);
     char* memory = static_cast<char*>(source_.obtain(slab));
-    MMFREE_CHECK(Error, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ", name_of(source_.device), " with ",
-                 stats_.reserved >> 20, " MiB in use; reduce train.micro_batch_size, data.seq_len or the model");
+    MMFREE_CHECK(Error, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ",
+                 name_of(source_.device), " with ", stats_.reserved >> 20,
+                 " MiB in use; reduce train.micro_batch_size, data.seq_len or the model");
     slabs_.push_back(memory);
     stats_.reserved += slab;
     ++stats_.slabs;

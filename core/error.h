@@ -30,16 +30,36 @@ class Error : public std::runtime_error {
   Exit status_;
 };
 
-struct ShapeError : Error { explicit ShapeError(const std::string& m) : Error(m) {} };
-struct DTypeError : Error { explicit DTypeError(const std::string& m) : Error(m) {} };
-struct DeviceError : Error { explicit DeviceError(const std::string& m) : Error(m) {} };
-struct UsageError : Error { explicit UsageError(const std::string& m) : Error(m, Exit::usage) {} };
-struct DataError : Error { explicit DataError(const std::string& m) : Error(m, Exit::bad_data) {} };
-struct MissingError : Error { explicit MissingError(const std::string& m) : Error(m, Exit::missing_input) {} };
-struct DivergedError : Error { explicit DivergedError(const std::string& m) : Error(m, Exit::diverged) {} };
-struct CreateError : Error { explicit CreateError(const std::string& m) : Error(m, Exit::cannot_create) {} };
-struct IoError : Error { explicit IoError(const std::string& m) : Error(m, Exit::io) {} };
-struct ConfigError : Error { explicit ConfigError(const std::string& m) : Error(m, Exit::bad_config) {} };
+struct ShapeError : Error {
+  explicit ShapeError(const std::string& m) : Error(m) {}
+};
+struct DTypeError : Error {
+  explicit DTypeError(const std::string& m) : Error(m) {}
+};
+struct DeviceError : Error {
+  explicit DeviceError(const std::string& m) : Error(m) {}
+};
+struct UsageError : Error {
+  explicit UsageError(const std::string& m) : Error(m, Exit::usage) {}
+};
+struct DataError : Error {
+  explicit DataError(const std::string& m) : Error(m, Exit::bad_data) {}
+};
+struct MissingError : Error {
+  explicit MissingError(const std::string& m) : Error(m, Exit::missing_input) {}
+};
+struct DivergedError : Error {
+  explicit DivergedError(const std::string& m) : Error(m, Exit::diverged) {}
+};
+struct CreateError : Error {
+  explicit CreateError(const std::string& m) : Error(m, Exit::cannot_create) {}
+};
+struct IoError : Error {
+  explicit IoError(const std::string& m) : Error(m, Exit::io) {}
+};
+struct ConfigError : Error {
+  explicit ConfigError(const std::string& m) : Error(m, Exit::bad_config) {}
+};
 
 /// Concatenates its arguments with operator<<.
 template <class... Parts>
@@ -52,7 +72,7 @@ std::string concat(const Parts&... parts) {
 }  // namespace mmfree
 
 /// Throws `ErrorType(concat(...))` unless `condition` holds. Always on; the parts are evaluated only on failure.
-#define MMFREE_CHECK(ErrorType, condition, ...)                             \
-  do {                                                                      \
+#define MMFREE_CHECK(ErrorType, condition, ...)                                 \
+  do {                                                                          \
     if (!(condition)) throw ::mmfree::ErrorType(::mmfree::concat(__VA_ARGS__)); \
   } while (0)

@@ -6,7 +6,8 @@
 
 namespace mmfree {
 
-Tensor::Tensor(Shape shape, DType dtype, Device device) : storage_(std::make_shared<Storage>()), shape_(shape), dtype_(dtype) {
+Tensor::Tensor(Shape shape, DType dtype, Device device)
+    : storage_(std::make_shared<Storage>()), shape_(shape), dtype_(dtype) {
   storage_->arena = Arena::current(device);
   storage_->data = storage_->arena->allocate(size_t(bytes()));
 }
@@ -18,21 +19,30 @@ Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
 }
 
 Tensor Tensor::reshape(Shape shape) const {
-  MMFREE_CHECK(ShapeError, shape.size() == size(), "reshape: ", shape, " has ", shape.size(), " elements, the tensor ", describe(), " has ", size());
+  MMFREE_CHECK(ShapeError, shape.size() == size(), "reshape: ", shape, " has ", shape.size(), " elements, the tensor ",
+               describe(), " has ", size());
   Tensor t = *this;
   t.shape_ = shape;
   return t;
 }
 
 Tensor Tensor::slice(int64_t begin, int64_t end) const {
-  MMFREE_CHECK(ShapeError, shape_.rank() > 0 && 0 <= begin && begin <= end && end <= shape_[0], "slice: [", begin, ", ", end, ") of ", describe());
+  MMFREE_CHECK(ShapeError, shape_.rank() > 0 && 0 <= begin && begin <= end && end <= shape_[0], "slice: [", begin, ", ",
+               end, ") of ", describe());
   Tensor t = *this;
   const int64_t inner = shape_[0] ? size() / shape_[0] : 0;
   switch (shape_.rank()) {
-    case 1: t.shape_ = {end - begin}; break;
-    case 2: t.shape_ = {end - begin, shape_[1]}; break;
-    case 3: t.shape_ = {end - begin, shape_[1], shape_[2]}; break;
-    default: t.shape_ = {end - begin, shape_[1], shape_[2], shape_[3]};
+    case 1:
+      t.shape_ = {end - begin};
+      break;
+    case 2:
+      t.shape_ = {end - begin, shape_[1]};
+      break;
+    case 3:
+      t.shape_ = {end - begin, shape_[1], shape_[2]};
+      break;
+    default:
+      t.shape_ = {end - begin, shape_[1], shape_[2], shape_[3]};
   }
   t.offset_ += begin * inner * size_of(dtype_);
   return t;

@@ -45,11 +45,23 @@ class Tensor {
   Tensor clone() const;
 
   /// Typed read access. @throws DTypeError if T is not the tensor's dtype.
-  template <class T> const T* data() const { require(dtype_of<T>()); return reinterpret_cast<const T*>(raw()); }
+  template <class T>
+  const T* data() const {
+    require(dtype_of<T>());
+    return reinterpret_cast<const T*>(raw());
+  }
   /// Typed write access; counts as a modification for `version`. @throws DTypeError
-  template <class T> T* mut() { require(dtype_of<T>()); return reinterpret_cast<T*>(raw_mut()); }
+  template <class T>
+  T* mut() {
+    require(dtype_of<T>());
+    return reinterpret_cast<T*>(raw_mut());
+  }
   const char* raw() const { return storage_ ? static_cast<const char*>(storage_->data) + offset_ : nullptr; }
-  char* raw_mut() { if (!storage_) return nullptr; ++storage_->version; return static_cast<char*>(storage_->data) + offset_; }
+  char* raw_mut() {
+    if (!storage_) return nullptr;
+    ++storage_->version;
+    return static_cast<char*>(storage_->data) + offset_;
+  }
   void fill_zero();
 
   /// Number of modifications of the storage so far: lets autograd detect in-place changes of saved tensors.
