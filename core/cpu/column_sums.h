@@ -12,7 +12,8 @@ template <class T>
 class ColumnSums {
  public:
   static constexpr int64_t kRows = 64;
-  ColumnSums(int64_t n, int64_t d, int64_t count) : d_(d), count_(count), blocks_((n + kRows - 1) / kRows), sums_(size_t(blocks_ * count * d)) {}
+  ColumnSums(int64_t n, int64_t d, int64_t count)
+      : d_(d), count_(count), blocks_((n + kRows - 1) / kRows), sums_(size_t(blocks_ * count * d)) {}
 
   T* partial(int64_t block, int64_t which) { return sums_.data() + (block * count_ + which) * d_; }
 

@@ -25,10 +25,14 @@ void convert(const ElementwiseArgs& g) {
 template <class From>
 void convert_from(const ElementwiseArgs& g) {
   switch (g.to) {
-    case DType::f64: return convert<From, double>(g);
-    case DType::f32: return convert<From, float>(g);
-    case DType::bf16: return convert<From, bf16>(g);
-    default: throw DTypeError(concat("cast: cannot convert to ", name_of(g.to)));
+    case DType::f64:
+      return convert<From, double>(g);
+    case DType::f32:
+      return convert<From, float>(g);
+    case DType::bf16:
+      return convert<From, bf16>(g);
+    default:
+      throw DTypeError(concat("cast: cannot convert to ", name_of(g.to)));
   }
 }
 
@@ -46,10 +50,14 @@ void add(const ElementwiseArgs& g) {
 
 void cast(const ElementwiseArgs& g) {
   switch (g.dtype) {
-    case DType::f64: return convert_from<double>(g);
-    case DType::f32: return convert_from<float>(g);
-    case DType::bf16: return convert_from<bf16>(g);
-    default: throw DTypeError(concat("cast: cannot convert from ", name_of(g.dtype)));
+    case DType::f64:
+      return convert_from<double>(g);
+    case DType::f32:
+      return convert_from<float>(g);
+    case DType::bf16:
+      return convert_from<bf16>(g);
+    default:
+      throw DTypeError(concat("cast: cannot convert from ", name_of(g.dtype)));
   }
 }
 

@@ -107,7 +107,8 @@ void backward(const NormQuantBackwardArgs& a) {
       if (dx) rms_backward_row(x, s, r1, d, dx, a.beta_x);
     }
   });
-  for (int64_t b = 0; b < branches; ++b) sums.finish(b, static_cast<T*>(a.branches[size_t(b)].dweight), a.branches[size_t(b)].beta);
+  for (int64_t b = 0; b < branches; ++b)
+    sums.finish(b, static_cast<T*>(a.branches[size_t(b)].dweight), a.branches[size_t(b)].beta);
   sums.finish(branches, static_cast<T*>(a.douter), a.beta_outer);
 }
 

@@ -18,7 +18,8 @@ struct StepParams {
 
 /// AdamW with decoupled weight decay over flat buffers (Loshchilov & Hutter 2019, arXiv:1711.05101), in one pass:
 ///   g = grad·grad_scale,  m = β1 m + (1−β1) g,  v = β2 v + (1−β2) g²
-///   p = p (1 − lr·decay) − lr (m / bias1) / (sqrt(v / bias2) + eps),  decay = weight_decay in blocks with the flag, else 0
+///   p = p (1 − lr·decay) − lr (m / bias1) / (sqrt(v / bias2) + eps),  decay = weight_decay in blocks with the flag,
+///   else 0
 ///
 /// @param values, m, v  [P] T (f32 | f64), updated in place; P is a multiple of kParamBlock
 /// @param grads         [P] T

@@ -13,11 +13,13 @@ void add(const Tensor& a, const Tensor& b, Tensor& y) {
 
 void cast(const Tensor& from, Tensor& to) {
   check_tensor("cast", "to", to, from.shape(), to.dtype());
-  MMFREE_DISPATCH(from.device(), cast, ElementwiseArgs{from.raw(), nullptr, to.raw_mut(), from.size(), from.dtype(), to.dtype()});
+  MMFREE_DISPATCH(from.device(), cast,
+                  ElementwiseArgs{from.raw(), nullptr, to.raw_mut(), from.size(), from.dtype(), to.dtype()});
 }
 
 double sum_of_squares(const Tensor& x) {
-  return MMFREE_DISPATCH(x.device(), sum_of_squares, ElementwiseArgs{x.raw(), nullptr, nullptr, x.size(), x.dtype(), x.dtype()});
+  return MMFREE_DISPATCH(x.device(), sum_of_squares,
+                         ElementwiseArgs{x.raw(), nullptr, nullptr, x.size(), x.dtype(), x.dtype()});
 }
 
 }  // namespace mmfree

@@ -13,7 +13,7 @@ void embedding_backward(const Tensor& ids, const Tensor& dy, Tensor& dtable, dou
 struct EmbeddingArgs {
   const void* in;  ///< table forward, dy backward
   const int32_t* ids;
-  void* out;       ///< y forward, dtable backward
+  void* out;  ///< y forward, dtable backward
   int64_t n, v, d;
   double beta;
   DType dtype;

@@ -16,8 +16,8 @@ void gate_norm(const Tensor& a, const Tensor& b, const Tensor& weight, double ep
   MMFREE_DISPATCH(a.device(), gate_norm, args);
 }
 
-void gate_norm_backward(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& r, const Tensor& dy, Tensor& da, double beta_a,
-                        Tensor& db, double beta_b, Tensor& dweight, double beta_weight) {
+void gate_norm_backward(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& r, const Tensor& dy,
+                        Tensor& da, double beta_a, Tensor& db, double beta_b, Tensor& dweight, double beta_weight) {
   check_float("gate_norm_backward", "a", a, 2);
   const int64_t n = a.dim(0), d = a.dim(1);
   const DType t = a.dtype();
@@ -28,8 +28,20 @@ void gate_norm_backward(const Tensor& a, const Tensor& b, const Tensor& weight, 
   check_optional("gate_norm_backward", "da", da, {n, d}, t);
   check_optional("gate_norm_backward", "db", db, {n, d}, t);
   check_optional("gate_norm_backward", "dweight", dweight, {d}, t);
-  const GateNormBackwardArgs args{a.raw(), b.raw(), weight.raw(), r.raw(), dy.raw(), da.raw_mut(), db.raw_mut(), dweight.raw_mut(),
-                                  beta_a, beta_b, beta_weight, n, d, t};
+  const GateNormBackwardArgs args{a.raw(),
+                                  b.raw(),
+                                  weight.raw(),
+                                  r.raw(),
+                                  dy.raw(),
+                                  da.raw_mut(),
+                                  db.raw_mut(),
+                                  dweight.raw_mut(),
+                                  beta_a,
+                                  beta_b,
+                                  beta_weight,
+                                  n,
+                                  d,
+                                  t};
   MMFREE_DISPATCH(a.device(), gate_norm_backward, args);
 }
 

@@ -16,8 +16,8 @@ namespace mmfree {
 void gate_norm(const Tensor& a, const Tensor& b, const Tensor& weight, double eps, Tensor& y, Tensor& r);
 
 /// Backward: exact derivative. Each of da, db (with beta) and dweight may be undefined: not wanted.
-void gate_norm_backward(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& r, const Tensor& dy, Tensor& da, double beta_a,
-                        Tensor& db, double beta_b, Tensor& dweight, double beta_weight);
+void gate_norm_backward(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& r, const Tensor& dy,
+                        Tensor& da, double beta_a, Tensor& db, double beta_b, Tensor& dweight, double beta_weight);
 
 struct GateNormArgs {
   const void *a, *b, *weight;

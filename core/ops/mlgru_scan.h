@@ -16,11 +16,12 @@ namespace mmfree {
 /// @throws ShapeError, DTypeError. Source: mmfreelm_spec 1.4.
 void mlgru_scan(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, Tensor& h);
 
-/// Backward: exact derivative; h0 gets no gradient. dz, da are overwritten; dgamma = beta·dgamma + Σ_{b,t}, may be undefined.
+/// Backward: exact derivative; h0 gets no gradient. dz, da are overwritten; dgamma = beta·dgamma + Σ_{b,t}, may be
+/// undefined.
 ///   g_t = dh_t + f_{t+1} g_{t+1},  df = g_t (h_{t−1} − SiLU(a_t)),  da = g_t (1 − f) SiLU'(a_t)
 ///   dz = df (1 − gamma) s (1 − s),  dgamma = Σ df (1 − s)
-void mlgru_scan_backward(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, const Tensor& h, const Tensor& dh,
-                         Tensor& dz, Tensor& da, Tensor& dgamma, double beta_gamma);
+void mlgru_scan_backward(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, const Tensor& h,
+                         const Tensor& dh, Tensor& dz, Tensor& da, Tensor& dgamma, double beta_gamma);
 
 struct MlgruScanArgs {
   const void *z, *a, *gamma, *h0;

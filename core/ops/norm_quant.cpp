@@ -5,8 +5,8 @@
 
 namespace mmfree {
 
-void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double eps_inner, std::vector<NormBranch>& branches,
-                Tensor& r1, Tensor& r2) {
+void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double eps_inner,
+                std::vector<NormBranch>& branches, Tensor& r1, Tensor& r2) {
   check_float("norm_quant", "x", x, 2);
   const int64_t n = x.dim(0), d = x.dim(1);
   const DType t = x.dtype();
@@ -24,8 +24,9 @@ void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double e
   MMFREE_DISPATCH(x.device(), norm_quant, args);
 }
 
-void norm_quant_backward(const Tensor& x, const Tensor& outer, const Tensor& r1, const Tensor& r2, std::vector<NormBranchGrad>& branches,
-                         Tensor& dx, double beta_x, Tensor& douter, double beta_outer) {
+void norm_quant_backward(const Tensor& x, const Tensor& outer, const Tensor& r1, const Tensor& r2,
+                         std::vector<NormBranchGrad>& branches, Tensor& dx, double beta_x, Tensor& douter,
+                         double beta_outer) {
   check_float("norm_quant_backward", "x", x, 2);
   const int64_t n = x.dim(0), d = x.dim(1);
   const DType t = x.dtype();
@@ -34,7 +35,8 @@ void norm_quant_backward(const Tensor& x, const Tensor& outer, const Tensor& r1,
   check_tensor("norm_quant_backward", "r2", r2, {n}, t);
   check_optional("norm_quant_backward", "dx", dx, {n, d}, t);
   check_optional("norm_quant_backward", "douter", douter, {d}, t);
-  NormQuantBackwardArgs args{x.raw(), outer.raw(), r1.raw(), r2.raw(), dx.raw_mut(), douter.raw_mut(), beta_x, beta_outer, n, d, {}, t};
+  NormQuantBackwardArgs args{x.raw(), outer.raw(), r1.raw(), r2.raw(), dx.raw_mut(), douter.raw_mut(),
+                             beta_x,  beta_outer,  n,        d,        {},           t};
   for (NormBranchGrad& b : branches) {
     check_tensor("norm_quant_backward", "weight", b.weight, {d}, t);
     check_tensor("norm_quant_backward", "dout", b.dout, {n, d}, t);

@@ -30,14 +30,14 @@ struct NormBranch {
 /// @param r1, r2    [N] T, out: kept for the backward pass (r1 is not written without `outer`)
 /// @throws ShapeError, DTypeError. N == 0 is allowed. Outputs must not alias x.
 /// Source: mmfreelm_spec 1.3, 2.1; Ma et al. 2024 (arXiv:2402.17764).
-void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double eps_inner, std::vector<NormBranch>& branches,
-                Tensor& r1, Tensor& r2);
+void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double eps_inner,
+                std::vector<NormBranch>& branches, Tensor& r1, Tensor& r2);
 
 /// One branch in the backward pass of `norm_quant`.
 struct NormBranchGrad {
-  Tensor weight;         ///< [D] T
-  Tensor dout;           ///< [N, D] T: gradient of the branch, straight through the rounding
-  Tensor dweight;        ///< [D] T, out; undefined: not wanted
+  Tensor weight;   ///< [D] T
+  Tensor dout;     ///< [N, D] T: gradient of the branch, straight through the rounding
+  Tensor dweight;  ///< [D] T, out; undefined: not wanted
   double beta_weight = 0;
 };
 
@@ -46,8 +46,9 @@ struct NormBranchGrad {
 ///   x̂ = x r1,  g = du ⊙ outer,  dx = beta·dx + r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
 /// Sums over rows are sums of fixed 64-row blocks in index order. `dx`, `douter` may be undefined: not wanted.
 /// @throws ShapeError, DTypeError.
-void norm_quant_backward(const Tensor& x, const Tensor& outer, const Tensor& r1, const Tensor& r2, std::vector<NormBranchGrad>& branches,
-                         Tensor& dx, double beta_x, Tensor& douter, double beta_outer);
+void norm_quant_backward(const Tensor& x, const Tensor& outer, const Tensor& r1, const Tensor& r2,
+                         std::vector<NormBranchGrad>& branches, Tensor& dx, double beta_x, Tensor& douter,
+                         double beta_outer);
 
 struct NormQuantArgs {
   struct Branch {
