@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 /// Building blocks of the CPU kernels: loops over fixed lanes, so that a compiler turns them into SIMD and the result
@@ -29,23 +30,23 @@ inline T lane_sum(int64_t n, Term&& term) {
   return lanes[0];
 }
 
-/// Largest |term(i)| over [0, n); 0 when n == 0.
+/// Largest |term(i)| over [0, n); 0 when n == 0, NaN if any term is. Compares bit patterns: for non-negative numbers
+/// they order as the numbers do, with NaN above infinity, so a NaN is never lost.
 template <class T, class Term>
 inline T lane_absmax(int64_t n, Term&& term) {
-  T lanes[kLanes] = {};
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  Bits lanes[kLanes] = {};
+  const auto keep = [&](int64_t i, int l) {
+    const Bits b = std::bit_cast<Bits>(std::abs(term(i)));
+    lanes[l] = b > lanes[l] ? b : lanes[l];
+  };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) {
-      const T a = std::abs(term(i + l));
-      lanes[l] = a > lanes[l] ? a : lanes[l];
-    }
-  for (int l = 0; i + l < n; ++l) {
-    const T a = std::abs(term(i + l));
-    lanes[l] = a > lanes[l] ? a : lanes[l];
-  }
-  T most = lanes[0];
+    for (int l = 0; l < kLanes; ++l) keep(i + l, l);
+  for (int l = 0; i + l < n; ++l) keep(i + l, l);
+  Bits most = lanes[0];
   for (int l = 1; l < kLanes; ++l) most = lanes[l] > most ? lanes[l] : most;
-  return most;
+  return std::bit_cast<T>(most);
 }
 
 inline double exp_of(double x) { return std::exp(x); }
