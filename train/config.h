@@ -24,7 +24,7 @@ struct TrainConfig {
   int64_t keep_last = 3;         ///< checkpoints kept
   std::string resume =
       "false";              ///< false; true: the newest checkpoint of run_dir; auto: the same if there is one; a path
-  std::string run_dir;      ///< where everything is written; in the file's absence runs/<config file's stem>
+  std::string run_dir;      ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;      ///< seconds after which to save and stop; 0: no limit
   int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
 
@@ -51,7 +51,7 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
 RunConfig load_config_text(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides = {});
 
-/// Every key with its value; load_config_text reads back an equal configuration.
+/// Every key with its value; load_config_text reads back an equal configuration (an empty run_dir gets its default).
 std::string to_yaml(const RunConfig& config);
 
 /// One key whose value differs between two configurations.

@@ -7,10 +7,10 @@
 #include "train/config.h"
 #include "train/config_tree.h"
 
-/// The one place that names the configuration's keys. `fields(config, visit)` calls visit(key, value, kind, meaning) for
-/// each key of a struct; reading, writing, comparing and the reference text are visitors. A kind says what values a key
-/// takes: read() stores a node's value or reports why it cannot, print() gives YAML that read() takes back, and type()
-/// names it for people.
+/// The one place that names the configuration's keys. `fields(config, visit)` calls visit(key, value, kind, meaning)
+/// for each key of a struct; reading, writing, comparing and the reference text are visitors. A kind says what values a
+/// key takes: read() stores a node's value or reports why it cannot, print() gives YAML that read() takes back, and
+/// type() names it for people.
 namespace mmfree {
 
 struct Integer {
@@ -131,8 +131,7 @@ template <class Visit>
 void fields(PrecisionRule& c, Visit&& visit) {
   visit("layers", c.layers, ListOf<Integer>{{0, 4095}}, "layer numbers from 0; empty: all layers and lm_head");
   visit("projections", c.projections,
-        ListOf<Choice<std::string>>{
-            {{"i_proj", "f_proj", "g_proj", "o_proj", "gate_proj", "down_proj", "lm_head"}}},
+        ListOf<Choice<std::string>>{{{"i_proj", "f_proj", "g_proj", "o_proj", "gate_proj", "down_proj", "lm_head"}}},
         "names of projections; empty: all");
   visit("precision", c.precision, Choice<Precision>{{Precision::ternary, Precision::bf16, Precision::f32}},
         "how these projections multiply");
@@ -205,7 +204,7 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");
   visit("keep_last", c.keep_last, Integer{1}, "checkpoints kept");
   visit("resume", c.resume, Text{false}, "false, true (newest checkpoint), auto (newest if there is one) or a path");
-  visit("run_dir", c.run_dir, Text{false}, "where everything is written; default: runs/<config file's stem>");
+  visit("run_dir", c.run_dir, Text{}, "where everything is written; empty: runs/<config file's stem>");
   visit("max_time", c.max_time, Seconds{}, "save and stop after this long; 0: no limit");
   visit("skip_limit", c.skip_limit, Integer{1}, "consecutive non-finite steps before giving up");
 }

@@ -115,7 +115,7 @@ class TreeBuilder : public YAML::EventHandler {
       parent.has_key = false;
       if (const ConfigNode* first = parent.node.find(parent.key)) {
         const std::string where = command_line_ ? "" : concat(" (first in line ", first->key_line, ")");
-        problems_.add(parent.key_line, parent.key, "duplicate key " + quote(parent.key) + where);
+        problems_.add(parent.key_line, "", "duplicate key " + quote(parent.key) + where);
         return;
       }
       value.key = parent.key;
@@ -141,7 +141,8 @@ ConfigNode parse_yaml(const std::string& text, bool command_line, Problems& prob
     YAML::Parser parser(in);
     if (!parser.HandleNextDocument(builder)) builder.root.kind = ConfigNode::Kind::map;
     TreeBuilder rest(problems, command_line);
-    if (parser.HandleNextDocument(rest)) fail(rest.root.line, "a second YAML document; a configuration is one document");
+    if (parser.HandleNextDocument(rest))
+      fail(rest.root.line, "a second YAML document; a configuration is one document");
   } catch (const Refused& refused) {
     fail(refused.line, refused.message);
   } catch (const YAML::Exception& error) {
@@ -154,7 +155,12 @@ ConfigNode parse_yaml(const std::string& text, bool command_line, Problems& prob
 size_t utf8_length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned first = byte(0);
-  const size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+  const size_t length = first < 0x80   ? 1
+                        : first < 0xC2 ? 0
+                        : first < 0xE0 ? 2
+                        : first < 0xF0 ? 3
+                        : first < 0xF5 ? 4
+                                       : 0;
   if (length == 0 || length > text.size()) return 0;
   for (size_t i = 1; i < length; ++i)
     if ((byte(i) & 0xC0) != 0x80) return 0;
@@ -173,10 +179,14 @@ const ConfigNode* ConfigNode::find(std::string_view name) const {
 
 std::string ConfigNode::describe() const {
   switch (kind) {
-    case Kind::nothing: return "nothing";
-    case Kind::list: return "a list";
-    case Kind::map: return "a map";
-    case Kind::scalar: break;
+    case Kind::nothing:
+      return "nothing";
+    case Kind::list:
+      return "a list";
+    case Kind::map:
+      return "a map";
+    case Kind::scalar:
+      break;
   }
   return (quoted ? "quoted " : "") + quote(text);
 }
@@ -223,8 +233,7 @@ void Problems::throw_if_any() const {
   if (problems_.empty()) return;
   std::vector<Problem> sorted = problems_;
   const auto rank = [](const Problem& p) { return p.line == 0 ? INT_MAX : p.line; };
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [&](const Problem& a, const Problem& b) { return rank(a) < rank(b); });
+  std::stable_sort(sorted.begin(), sorted.end(), [&](const Problem& a, const Problem& b) { return rank(a) < rank(b); });
   std::string report;
   for (size_t i = 0; i < std::min(sorted.size(), kMaxReported); ++i) {
     const Problem& p = sorted[i];
