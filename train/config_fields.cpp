@@ -1,5 +1,6 @@
 #include "train/config_fields.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
