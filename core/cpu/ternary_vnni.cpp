@@ -6,27 +6,25 @@
 namespace mmfree::cpu {
 namespace {
 
-#define MMFREE_SUM(instruction)                                                              \
-  MMFREE_TARGET inline int32_t add_lanes(__m256i v);                                         \
-  struct Sum {                                                                               \
-    static constexpr int64_t kSettle = INT64_MAX / 2;                                        \
-    __m256i wide;                                                                            \
-    MMFREE_TARGET void clear() { wide = _mm256_setzero_si256(); }                            \
-    MMFREE_TARGET void add(__m256i codes, __m256i q) { wide = instruction(wide, codes, q); } \
-    MMFREE_TARGET void settle() {}                                                           \
-    MMFREE_TARGET int32_t total() const { return add_lanes(wide); }                          \
-  };
+/// Four products at a time go straight into 32-bit sums.
+constexpr int64_t kBlocksPerSum = INT64_MAX;
 
 namespace evex {
 #define MMFREE_TARGET __attribute__((target("avx2,avx512f,avx512vl,avx512vnni")))
-MMFREE_SUM(_mm256_dpbusd_epi32)
+MMFREE_TARGET inline __m256i add_products(__m256i sums, __m256i codes, __m256i q) {
+  return _mm256_dpbusd_epi32(sums, codes, q);
+}
+MMFREE_TARGET inline __m256i widen(__m256i sums) { return sums; }
 #include "core/cpu/ternary_kernel.inc"
 #undef MMFREE_TARGET
 }  // namespace evex
 
 namespace vex {
 #define MMFREE_TARGET __attribute__((target("avx2,avxvnni")))
-MMFREE_SUM(_mm256_dpbusd_avx_epi32)
+MMFREE_TARGET inline __m256i add_products(__m256i sums, __m256i codes, __m256i q) {
+  return _mm256_dpbusd_avx_epi32(sums, codes, q);
+}
+MMFREE_TARGET inline __m256i widen(__m256i sums) { return sums; }
 #include "core/cpu/ternary_kernel.inc"
 #undef MMFREE_TARGET
 }  // namespace vex
