@@ -64,7 +64,25 @@ void dequantise(const TernaryPackArgs& p) {
   });
 }
 
-TernaryKernel choose_kernel() { return ternary_tile_scalar; }
+TernaryKernel fastest_kernel() {
+  for (const NamedTernaryKernel& k : ternary_kernels())
+    if (k.usable) return k.kernel;
+  return ternary_tile_scalar;
+}
+
+/// sum_k q[r, k]: what to take off a sum of code * q to get the sum of weight * q.
+Tensor sum_rows(const int8_t* q, int64_t n, int64_t k) {
+  Tensor out({n}, DType::i32);
+  int32_t* sums = out.mut<int32_t>();
+  parallel_for(n, 64, [=](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += q[r * k + i];
+      sums[r] = sum;
+    }
+  });
+  return out;
+}
 
 /// Rows copied to whole blocks; the padding is zero, so the codes beneath it do not count.
 Tensor pad_rows(const int8_t* q, int64_t n, int64_t k, int64_t padded) {
@@ -92,7 +110,9 @@ void linear(const TernaryLinearArgs& p) {
   const T scale = *static_cast<const T*>(p.scale);
   const T* step = static_cast<const T*>(p.step);
   T* y = static_cast<T*>(p.y);
-  const TernaryKernel kernel = choose_kernel();
+  const Tensor offsets = sum_rows(p.q, p.n, p.k);
+  const int32_t* q_sums = offsets.data<int32_t>();
+  const TernaryKernel kernel = fastest_kernel();
   const int64_t across = (p.o + kTileOutputs - 1) / kTileOutputs, down = (p.n + kTileRows - 1) / kTileRows;
   parallel_for(across * down, 1, [=](int64_t t, int64_t) {
     const int64_t r0 = t / across * kTileRows, o0 = t % across * kTileOutputs;
@@ -100,15 +120,27 @@ void linear(const TernaryLinearArgs& p) {
     int32_t sums[kTileRows * kTileOutputs];
     kernel({q + r0 * padded, p.codes + o0 * row_bytes, sums, rows, outputs, blocks});
     for (int64_t r = 0; r < rows; ++r) {
-      int32_t offset = 0;
-      for (int64_t k = 0; k < padded; ++k) offset += q[(r0 + r) * padded + k];
       const T factor = step[r0 + r] * scale;
-      for (int64_t o = 0; o < outputs; ++o) y[(r0 + r) * p.o + o0 + o] = T(sums[r * outputs + o] - offset) * factor;
+      for (int64_t o = 0; o < outputs; ++o)
+        y[(r0 + r) * p.o + o0 + o] = T(sums[r * outputs + o] - q_sums[r0 + r]) * factor;
     }
   });
 }
 
 }  // namespace
+
+const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels] {
+  static const NamedTernaryKernel kernels[kTernaryKernels] = {
+#if MMFREE_X86
+    {"avx512_vnni", ternary_tile_avx512_vnni,
+     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")},
+    {"avx_vnni", ternary_tile_avx_vnni, bool(__builtin_cpu_supports("avxvnni"))},
+    {"avx2", ternary_tile_avx2, bool(__builtin_cpu_supports("avx2"))},
+#endif
+    {"scalar", ternary_tile_scalar, true}
+  };
+  return kernels;
+}
 
 void ternary_tile_scalar(const TernaryTile& t) {
   for (int64_t r = 0; r < t.rows; ++r)

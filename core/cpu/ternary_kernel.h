@@ -1,6 +1,12 @@
 #pragma once
 #include <cstdint>
 
+#if defined(__x86_64__)
+#define MMFREE_X86 1
+#else
+#define MMFREE_X86 0
+#endif
+
 namespace mmfree::cpu {
 
 /// Raw integer products of one tile: out[r * outputs + o] = sum_k code[o, k] * q[r, k], exact.
@@ -12,6 +18,21 @@ struct TernaryTile {
 };
 using TernaryKernel = void (*)(const TernaryTile&);
 
+/// One kernel per instruction set; all give the same sums.
 void ternary_tile_scalar(const TernaryTile& tile);
+#if MMFREE_X86
+void ternary_tile_avx2(const TernaryTile& tile);
+void ternary_tile_avx512_vnni(const TernaryTile& tile);
+void ternary_tile_avx_vnni(const TernaryTile& tile);
+#endif
+
+struct NamedTernaryKernel {
+  const char* name;
+  TernaryKernel kernel;
+  bool usable;  ///< this machine has the instruction set
+};
+/// Every kernel of this build, fastest first; the last is the scalar one.
+inline constexpr int kTernaryKernels = MMFREE_X86 ? 4 : 1;
+const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels];
 
 }  // namespace mmfree::cpu
