@@ -51,7 +51,7 @@ class HfFolder {
 struct HfWriteOptions {
   std::string torch_dtype = "float32";      ///< float32, bfloat16 or float16
   int64_t max_shard_bytes = 5'000'000'000;  ///< a larger tensor gets a shard of its own
-  std::string tokenizer_model;              ///< bytes of tokenizer.model; empty: none
+  std::string tokenizer_model = {};         ///< bytes of tokenizer.model; empty: none
   bool overwrite = false;                   ///< replace a model folder that is there already
 };
 
