@@ -65,8 +65,8 @@ void Arena::release(void* p) {
   std::lock_guard lock(mutex_);
   auto it = used_.find(static_cast<char*>(p));
   if (it == used_.end()) return;
-  auto [begin, extent] = *it;
-  auto [bytes, slab] = extent;
+  char* begin = it->first;
+  auto [bytes, slab] = it->second;
   used_.erase(it);
   stats_.live -= bytes;
   auto next = free_by_address_.lower_bound(begin);

@@ -18,6 +18,7 @@ inline constexpr double kMinScale = 1e-5;
 
 /// Per-row absmax int8 quantiser of activations (Ma et al. 2024, arXiv:2402.17764):
 ///   m = max(absmax_k |u_k|, 1e-5),  q = round_half_away(u * (127 / m)),  step = m / 127,  u ≈ q * step.
+/// Codes cannot carry a NaN or an infinity: absmax must, so that `step` does and nothing bad passes unseen.
 template <class T>
 struct ActivationScale {
   T inverse;  ///< 127 / m
@@ -26,7 +27,7 @@ struct ActivationScale {
 
 template <class T>
 MMFREE_HOST_DEVICE inline ActivationScale<T> activation_scale(T absmax) {
-  const T m = absmax > T(kMinScale) ? absmax : T(kMinScale);
+  const T m = absmax < T(kMinScale) ? T(kMinScale) : absmax;
   return {T(127) / m, m / T(127)};
 }
 
@@ -40,7 +41,8 @@ MMFREE_HOST_DEVICE inline T round_half_away(T v) {
 
 template <class T>
 MMFREE_HOST_DEVICE inline int8_t activation_code(T u, T inverse) {
-  return int8_t(int32_t(round_half_away(u * inverse)));
+  const T v = u * inverse;
+  return int8_t(int32_t(round_half_away(v == v ? v : T(0))));
 }
 
 /// Per-tensor absmean ternary quantiser of weights (ibid.):
@@ -49,7 +51,7 @@ MMFREE_HOST_DEVICE inline int8_t activation_code(T u, T inverse) {
 template <class T>
 MMFREE_HOST_DEVICE inline T weight_scale(double mean_abs) {
   const T a = T(mean_abs);
-  return a > T(kMinScale) ? a : T(kMinScale);
+  return a < T(kMinScale) ? T(kMinScale) : a;
 }
 
 template <class T>

@@ -1,0 +1,37 @@
+#include "autograd/ops.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/embedding.h"
+#include "core/ops/swiglu.h"
+
+namespace mmfree {
+
+Var add(const Var& a, const Var& b) {
+  Tensor y(a.shape(), a.value().dtype(), a.value().device());
+  add(a.value(), b.value(), y);
+  return record("add", {a, b}, {y}, {}, [](const BackwardCtx& c) {
+    const Tensor dy = c.out_grad();
+    c.pass(0, dy);
+    c.pass(1, dy);
+  })[0];
+}
+
+Var embedding(const Var& table, const Tensor& ids) {
+  Tensor y({ids.size(), table.dim(1)}, table.value().dtype(), table.value().device());
+  embedding(table.value(), ids, y);
+  return record("embedding", {table}, {y}, {ids}, [](const BackwardCtx& c) {
+    auto [dtable, beta] = c.grad(0);
+    embedding_backward(c.saved(0), c.out_grad(), dtable, beta);
+  })[0];
+}
+
+Var swiglu(const Var& x) {
+  Tensor y({x.dim(0), x.dim(1) / 2}, x.value().dtype(), x.value().device());
+  swiglu(x.value(), y);
+  return record("swiglu", {x}, {y}, {x.value()}, [](const BackwardCtx& c) {
+    Tensor dx(c.saved(0).shape(), c.saved(0).dtype(), c.saved(0).device());
+    swiglu_backward(c.saved(0), c.out_grad(), dx);
+    c.pass(0, dx);
+  })[0];
+}
+
+}  // namespace mmfree

@@ -1,0 +1,74 @@
+#include "autograd/parameter.h"
+
+#include "core/ops/adamw.h"
+#include "core/parallel.h"
+#include "core/rng.h"
+
+namespace mmfree {
+
+ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype) : specs_(std::move(specs)) {
+  int64_t size = 0;
+  for (const ParamSpec& s : specs_) {
+    offsets_.push_back(size);
+    size += (s.shape.size() + kParamBlock - 1) / kParamBlock * kParamBlock;
+  }
+  values_ = Tensor::zeros({size}, dtype);
+  decays_ = Tensor::zeros({size / kParamBlock}, DType::u8);
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    const ParamSpec& s = specs_[i];
+    MMFREE_CHECK(Error, index_.emplace(s.name, i).second, "parameters: '", s.name, "' is declared twice");
+    vars_.emplace_back(QuantTensor(view(values_, i)),
+                       std::make_shared<GradSlot>(GradSlot{s.shape, dtype, {}, true, false}));
+    const int64_t end = i + 1 < specs_.size() ? offsets_[i + 1] : size;
+    std::fill(decays_.mut<uint8_t>() + offsets_[i] / kParamBlock, decays_.mut<uint8_t>() + end / kParamBlock,
+              uint8_t(s.decay));
+  }
+}
+
+void ParamStore::initialise(uint64_t seed) {
+  dispatch_float(dtype(), "initialise", [&]<class T>() {
+    for (size_t i = 0; i < specs_.size(); ++i) {
+      const ParamSpec& s = specs_[i];
+      const RandomStream random(seed, 0, s.name);
+      T* out = values_.mut<T>() + offsets_[i];
+      parallel_for(s.shape.size(), 1 << 14, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) {
+          const double x = s.init.kind == Init::constant  ? s.init.scale
+                           : s.init.kind == Init::uniform ? (2 * random.uniform(uint64_t(k)) - 1) * s.init.scale
+                                                          : random.normal(uint64_t(k)) * s.init.scale;
+          out[k] = T(float(x));
+        }
+      });
+    }
+  });
+}
+
+const Var& ParamStore::operator[](const std::string& name) const {
+  const auto it = index_.find(name);
+  MMFREE_CHECK(Error, it != index_.end(), "parameters: there is no '", name, "'");
+  return vars_[it->second];
+}
+
+Tensor ParamStore::view(const Tensor& flat, size_t i) const {
+  MMFREE_CHECK(ShapeError, flat.size() == values_.size(), "parameters: a flat buffer must have ", values_.size(),
+               " elements, got ", flat.size());
+  return flat.slice(offsets_[i], offsets_[i] + specs_[i].shape.size()).reshape(specs_[i].shape);
+}
+
+void ParamStore::begin_gradients() {
+  if (!grads_.defined()) {
+    grads_ = Tensor::zeros({values_.size()}, values_.dtype());
+    for (size_t i = 0; i < vars_.size(); ++i) vars_[i].slot()->grad = view(grads_, i);
+  }
+  for (const Var& v : vars_) v.slot()->written = false;
+}
+
+void ParamStore::finish_gradients() {
+  for (const Var& v : vars_)
+    if (!v.slot()->written) {
+      Tensor grad = v.slot()->grad;
+      grad.fill_zero();
+    }
+}
+
+}  // namespace mmfree

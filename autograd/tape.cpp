@@ -1,0 +1,124 @@
+#include "autograd/tape.h"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "core/ops/elementwise.h"
+
+namespace mmfree {
+namespace {
+
+thread_local Tape* current_tape = nullptr;
+
+/// With MMFREE_CHECK_FINITE=1 every value and gradient is checked where it is made, so the first bad op is named.
+bool checking_finite() {
+  static const bool on = [] {
+    const char* v = std::getenv("MMFREE_CHECK_FINITE");
+    return v && *v == '1';
+  }();
+  return on;
+}
+
+void check_finite(const char* op, const char* what, size_t index, const Tensor& t) {
+  if (!t.defined() || (t.dtype() != DType::f32 && t.dtype() != DType::f64)) return;
+  MMFREE_CHECK(DivergedError, std::isfinite(sum_of_squares(t)), op, ": ", what, ' ', index, " (", t.describe(),
+               ") holds a NaN, an infinity or a value too large to square");
+}
+
+}  // namespace
+
+const Tensor& BackwardCtx::saved(size_t i) const {
+  const SavedTensor& s = node_.saved[i];
+  MMFREE_CHECK(Error, s.tensor.version() == s.version, node_.op, ": tensor ", i, " (", s.tensor.describe(),
+               ") saved for backward was modified in place");
+  return s.tensor;
+}
+
+Tensor BackwardCtx::out_grad(size_t i) const {
+  const GradSlot& slot = *node_.outputs[i];
+  return slot.written ? slot.grad : Tensor::zeros(slot.shape, slot.dtype);
+}
+
+GradTarget GradSlot::target() {
+  const double beta = written ? 1 : 0;
+  if (!grad.defined())
+    grad = Tensor(shape, dtype);
+  else if (!parameter && !grad.unique())
+    grad = grad.clone();
+  written = true;
+  return {grad, beta};
+}
+
+void BackwardCtx::pass(size_t i, const Tensor& contribution) const {
+  if (!needs(i)) return;
+  GradSlot& slot = *node_.inputs[i];
+  if (!slot.written && !slot.grad.defined()) {
+    slot.grad = contribution.reshape(slot.shape);
+    slot.written = true;
+    return;
+  }
+  auto [target, beta] = slot.target();
+  if (beta == 0)
+    cast(contribution.reshape(slot.shape), target);
+  else
+    add(target, contribution.reshape(slot.shape), target);
+}
+
+Tape::Tape() : outer_(current_tape) { current_tape = this; }
+Tape::~Tape() { current_tape = outer_; }
+Tape* Tape::current() { return current_tape; }
+
+void Tape::backward(const Var& loss) {
+  MMFREE_CHECK(ShapeError, loss.value().size() == 1, "backward: the loss must have one element, got ",
+               loss.value().describe());
+  MMFREE_CHECK(Error, loss.requires_grad(), "backward: the loss does not depend on anything that wants a gradient");
+  Tensor seed(loss.slot()->shape, loss.slot()->dtype);
+  dispatch_float(seed.dtype(), "backward", [&]<class T>() { *seed.mut<T>() = T(1); });
+  loss.slot()->grad = seed;
+  loss.slot()->written = true;
+  while (!nodes_.empty()) {
+    const Node node = std::move(nodes_.back());
+    nodes_.pop_back();
+    bool reached = false;
+    for (const auto& out : node.outputs) reached |= out->written;
+    if (!reached) continue;
+    node.call(node.closure, BackwardCtx(node));
+    if (checking_finite())
+      for (size_t i = 0; i < node.inputs.size(); ++i)
+        if (node.inputs[i] && node.inputs[i]->written)
+          check_finite(node.op, "gradient of input", i, node.inputs[i]->grad);
+    for (const auto& out : node.outputs)
+      if (!out->parameter) out->grad = Tensor();
+  }
+}
+
+std::map<std::string, int64_t> Tape::saved_bytes() const {
+  std::map<std::string, int64_t> bytes;
+  for (const Node& node : nodes_)
+    for (const SavedTensor& s : node.saved) bytes[node.op] += s.tensor.bytes();
+  return bytes;
+}
+
+std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs,
+                             const std::vector<Tensor>& saved) {
+  if (checking_finite())
+    for (size_t i = 0; i < outputs.size(); ++i) check_finite(node.op, "output", i, outputs[i].values);
+  bool wanted = false;
+  for (const Var& in : inputs) wanted |= in.requires_grad();
+  std::vector<Var> vars;
+  if (!current_tape || !wanted) {
+    for (QuantTensor& out : outputs) vars.emplace_back(std::move(out));
+    return vars;
+  }
+  for (const Var& in : inputs) node.inputs.push_back(in.slot());
+  for (const Tensor& t : saved) node.saved.push_back({t, t.version()});
+  for (QuantTensor& out : outputs) {
+    auto slot = std::make_shared<GradSlot>(GradSlot{out.values.shape(), out.compute_dtype(), {}, false, false});
+    node.outputs.push_back(slot);
+    vars.emplace_back(std::move(out), std::move(slot));
+  }
+  current_tape->nodes_.push_back(std::move(node));
+  return vars;
+}
+
+}  // namespace mmfree

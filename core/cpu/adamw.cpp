@@ -1,0 +1,34 @@
+#include "core/ops/adamw.h"
+
+#include <cmath>
+
+#include "core/parallel.h"
+
+namespace mmfree::cpu {
+
+void adamw(const AdamwArgs& g) {
+  const StepParams& s = *g.step;
+  if (s.skip) return;
+  dispatch_float(g.dtype, "adamw", [&]<class T>() {
+    const T scale = T(s.grad_scale), b1 = T(s.beta1), b2 = T(s.beta2), eps = T(s.eps), lr = T(s.lr);
+    const T rest1 = T(1 - s.beta1), rest2 = T(1 - s.beta2), inv1 = T(1 / s.bias1), inv2 = T(1 / s.bias2);
+    parallel_for(g.blocks, 16, [=, &g, &s](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const T keep = g.decays[block] ? T(1 - s.lr * s.weight_decay) : T(1);
+        const int64_t first = block * kParamBlock;
+        T* p = static_cast<T*>(g.values) + first;
+        T* m = static_cast<T*>(g.m) + first;
+        T* v = static_cast<T*>(g.v) + first;
+        const T* grad = static_cast<const T*>(g.grads) + first;
+        for (int64_t i = 0; i < kParamBlock; ++i) {
+          const T d = grad[i] * scale;
+          m[i] = b1 * m[i] + rest1 * d;
+          v[i] = b2 * v[i] + rest2 * d * d;
+          p[i] = p[i] * keep - lr * (m[i] * inv1) / (std::sqrt(v[i] * inv2) + eps);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace mmfree::cpu

@@ -1,0 +1,37 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/parallel.h"
+
+namespace mmfree::cpu {
+
+/// Column sums over rows as sums of fixed 64-row blocks, added in index order: the same bits for any thread count.
+/// Row kernels add into `partial(block, which)`; `finish` folds the blocks into a result.
+template <class T>
+class ColumnSums {
+ public:
+  static constexpr int64_t kRows = 64;
+  ColumnSums(int64_t n, int64_t d, int64_t count)
+      : d_(d), count_(count), blocks_((n + kRows - 1) / kRows), sums_(size_t(blocks_ * count * d)) {}
+
+  T* partial(int64_t block, int64_t which) { return sums_.data() + (block * count_ + which) * d_; }
+
+  /// out[d] = beta * out[d] + Σ_blocks; does nothing when out is null.
+  void finish(int64_t which, T* out, double beta) const {
+    if (!out) return;
+    parallel_for(d_, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) out[j] = beta == 0 ? T(0) : T(beta) * out[j];
+      for (int64_t b = 0; b < blocks_; ++b) {
+        const T* in = sums_.data() + (b * count_ + which) * d_;
+        for (int64_t j = begin; j < end; ++j) out[j] += in[j];
+      }
+    });
+  }
+
+ private:
+  int64_t d_, count_, blocks_;
+  std::vector<T> sums_;
+};
+
+}  // namespace mmfree::cpu

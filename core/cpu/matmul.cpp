@@ -1,0 +1,167 @@
+#include <dnnl.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+#include "core/ops/matmul.h"
+#include "core/parallel.h"
+
+namespace mmfree::cpu {
+namespace {
+
+/// While alive, OpenMP regions opened by this thread have one thread: oneDNN must not split a tile by thread count.
+class OneThread {
+ public:
+  OneThread() : saved_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(saved_); }
+  OneThread(const OneThread&) = delete;
+
+ private:
+  int saved_;
+};
+
+/// Calls body(row_begin, rows, col_begin, cols) for fixed tiles that cover an [m, n] matrix, in parallel.
+template <class Body>
+void for_tiles(int64_t m, int64_t n, int64_t tile_m, int64_t tile_n, Body&& body) {
+  const int64_t across = (n + tile_n - 1) / tile_n, down = (m + tile_m - 1) / tile_m;
+  parallel_for(across * down, 1, [&](int64_t t, int64_t) {
+    const int64_t i = t / across * tile_m, j = t % across * tile_n;
+    body(i, std::min(tile_m, m - i), j, std::min(tile_n, n - j));
+  });
+}
+
+// The tile depends on the shape alone: large enough that oneDNN's packing of both operands is small beside the product.
+constexpr int64_t kTileM = 512, kTileN = 512;
+
+void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
+  if (p.k == 0) {  // oneDNN would leave C as it is
+    for (int64_t i = 0; i < p.m * p.n; ++i) c[i] = p.beta != 0 ? float(p.beta) * c[i] : 0;
+    return;
+  }
+  for_tiles(p.m, p.n, kTileM, kTileN, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
+    const OneThread guard;
+    dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', rows, cols, p.k, float(p.alpha),
+               a + (p.transpose_a ? i : i * p.lda), p.lda, b + (p.transpose_b ? j * p.ldb : j), p.ldb, float(p.beta),
+               c + i * p.n + j, p.n);
+  });
+}
+
+template <class In, class Out>
+void copy_as(const In* from, Out* to, int64_t n) {
+  parallel_for(n, 1 << 16, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] = Out(float(from[i]));
+  });
+}
+
+void matmul_bf16(const MatmulArgs& p) {
+  Tensor a({p.m, p.k}, DType::f32), b({p.k, p.n}, DType::f32);
+  copy_as(static_cast<const bf16*>(p.a), a.mut<float>(), a.size());
+  copy_as(static_cast<const bf16*>(p.b), b.mut<float>(), b.size());
+  if (p.type_c == DType::f32) return sgemm(p, a.data<float>(), b.data<float>(), static_cast<float*>(p.c));
+  Tensor c({p.m, p.n}, DType::f32);
+  if (p.beta != 0) copy_as(static_cast<const bf16*>(p.c), c.mut<float>(), c.size());
+  sgemm(p, a.data<float>(), b.data<float>(), c.mut<float>());
+  copy_as(c.data<float>(), static_cast<bf16*>(p.c), c.size());
+}
+
+/// Sums of `Sum` in order of k: for dtypes without a fast path.
+template <class In, class Sum>
+void matmul_plain(const MatmulArgs& p) {
+  constexpr int64_t kCols = 64;
+  const int64_t a_row = p.transpose_a ? 1 : p.lda, a_k = p.transpose_a ? p.lda : 1;
+  const int64_t b_col = p.transpose_b ? p.ldb : 1, b_k = p.transpose_b ? 1 : p.ldb;
+  for_tiles(p.m, p.n, 64, kCols, [&](int64_t i0, int64_t rows, int64_t j, int64_t cols) {
+    for (int64_t i = i0; i < i0 + rows; ++i) {
+      Sum sums[kCols] = {};
+      const In* a = static_cast<const In*>(p.a) + i * a_row;
+      const In* b = static_cast<const In*>(p.b) + j * b_col;
+      for (int64_t k = 0; k < p.k; ++k)
+        for (int64_t t = 0; t < cols; ++t) sums[t] += Sum(a[k * a_k]) * Sum(b[k * b_k + t * b_col]);
+      Sum* c = static_cast<Sum*>(p.c) + i * p.n + j;
+      for (int64_t t = 0; t < cols; ++t) c[t] = Sum(p.alpha) * sums[t] + (p.beta != 0 ? Sum(p.beta) * c[t] : Sum(0));
+    }
+  });
+}
+
+/// Eight running sums of products, one per residue of k modulo 8, added up in a fixed tree at the end.
+template <class T>
+struct Lanes {
+  T v[8] = {};
+  void add_products(const T* x, const T* w) {
+    for (int i = 0; i < 8; ++i) v[i] = std::fma(x[i], w[i], v[i]);
+  }
+  T total() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+};
+
+#if defined(__AVX2__) && defined(__FMA__)
+template <>
+struct Lanes<float> {
+  __m256 v = _mm256_setzero_ps();
+  void add_products(const float* x, const float* w) { v = _mm256_fmadd_ps(_mm256_loadu_ps(x), _mm256_loadu_ps(w), v); }
+  float total() const {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+};
+#endif
+
+/// y tile [R, C] of dot products. Every element is summed in the same order whatever R and C are.
+template <int R, int C, class T>
+void dot_tile(const T* x, const T* w, T* y, int64_t k, int64_t ldy) {
+  Lanes<T> sums[R][C];
+  int64_t i = 0;
+  for (; i + 8 <= k; i += 8)
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) sums[r][c].add_products(x + r * k + i, w + c * k + i);
+  T x_tail[R][8] = {}, w_tail[C][8] = {};
+  for (int64_t t = i; t < k; ++t) {
+    for (int r = 0; r < R; ++r) x_tail[r][t - i] = x[r * k + t];
+    for (int c = 0; c < C; ++c) w_tail[c][t - i] = w[c * k + t];
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) {
+      if (i < k) sums[r][c].add_products(x_tail[r], w_tail[c]);
+      y[r * ldy + c] = sums[r][c].total();
+    }
+}
+
+constexpr int kDotRows = 4, kDotCols = 3;
+
+template <int R, class T>
+void dot_rows(const T* x, const T* w, T* y, int64_t k, int64_t cols, int64_t ldy) {
+  int64_t c = 0;
+  for (; c + kDotCols <= cols; c += kDotCols) dot_tile<R, kDotCols>(x, w + c * k, y + c, k, ldy);
+  for (; c < cols; ++c) dot_tile<R, 1>(x, w + c * k, y + c, k, ldy);
+}
+
+template <class T>
+void linear(const LinearArgs& p) {
+  for_tiles(p.n, p.o, 128, 48, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
+    const T* w = static_cast<const T*>(p.w) + j * p.k;
+    const T* x = static_cast<const T*>(p.x) + i * p.k;
+    T* y = static_cast<T*>(p.y) + i * p.o + j;
+    int64_t r = 0;
+    for (; r + kDotRows <= rows; r += kDotRows) dot_rows<kDotRows>(x + r * p.k, w, y + r * p.o, p.k, cols, p.o);
+    for (; r < rows; ++r) dot_rows<1>(x + r * p.k, w, y + r * p.o, p.k, cols, p.o);
+  });
+}
+
+}  // namespace
+
+void matmul(const MatmulArgs& p) {
+  if (p.type_ab == DType::bf16) return matmul_bf16(p);
+  if (p.type_ab == DType::f64) return matmul_plain<double, double>(p);
+  if (p.type_ab == DType::i8) return matmul_plain<int8_t, int32_t>(p);
+  sgemm(p, static_cast<const float*>(p.a), static_cast<const float*>(p.b), static_cast<float*>(p.c));
+}
+
+void linear_forward(const LinearArgs& p) {
+  dispatch_float(p.type, "linear_forward", [&]<class T>() { linear<T>(p); });
+}
+
+}  // namespace mmfree::cpu

@@ -1,0 +1,102 @@
+#include "core/ops/mlgru_scan.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/cpu/vec.h"
+#include "core/parallel.h"
+
+namespace mmfree::cpu {
+namespace {
+
+/// Channels that one task carries through time: a few cache lines, so the state stays in registers.
+constexpr int64_t kStripe = 64;
+
+/// Calls body(b, first channel, channels) for every stripe of every sequence, in parallel.
+template <class Body>
+void for_stripes(int64_t b, int64_t d, Body&& body) {
+  const int64_t stripes = (d + kStripe - 1) / kStripe;
+  parallel_for(b * stripes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % stripes * kStripe;
+      body(i / stripes, first, std::min(kStripe, d - first));
+    }
+  });
+}
+
+template <class T>
+void load(T* to, const void* from, int64_t offset, int64_t n) {
+  if (from)
+    std::copy_n(static_cast<const T*>(from) + offset, n, to);
+  else
+    std::fill_n(to, n, T(0));
+}
+
+template <class T>
+void forward(const MlgruScanArgs& g) {
+  for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) {
+    T state[kStripe], bound[kStripe];
+    load(state, g.h0, b * g.d + first, n);
+    load(bound, g.gamma, first, n);
+    for (int64_t t = 0; t < g.t; ++t) {
+      const int64_t at = (b * g.t + t) * g.d + first;
+      const T* z = static_cast<const T*>(g.z) + at;
+      const T* a = static_cast<const T*>(g.a) + at;
+      T* h = static_cast<T*>(g.h) + at;
+      for (int64_t k = 0; k < n; ++k) {
+        const T f = bound[k] + (T(1) - bound[k]) * sigmoid(z[k]);
+        state[k] = f * state[k] + silu(a[k], sigmoid(a[k])) * (T(1) - f);
+        h[k] = state[k];
+      }
+    }
+  });
+}
+
+template <class T>
+void backward(const MlgruScanBackwardArgs& g) {
+  RowBuffer<T> bound_sums(g.b * g.d);
+  for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) {
+    T carry[kStripe] = {}, bound[kStripe], start[kStripe];
+    load(bound, g.gamma, first, n);
+    load(start, g.h0, b * g.d + first, n);
+    T* dgamma = bound_sums.data() + b * g.d + first;
+    for (int64_t t = g.t - 1; t >= 0; --t) {
+      const int64_t at = (b * g.t + t) * g.d + first;
+      const T* z = static_cast<const T*>(g.z) + at;
+      const T* a = static_cast<const T*>(g.a) + at;
+      const T* dh = static_cast<const T*>(g.dh) + at;
+      const T* before = t ? static_cast<const T*>(g.h) + at - g.d : start;
+      T* dz = static_cast<T*>(g.dz) + at;
+      T* da = static_cast<T*>(g.da) + at;
+      for (int64_t k = 0; k < n; ++k) {
+        const T s = sigmoid(z[k]), sa = sigmoid(a[k]);
+        const T f = bound[k] + (T(1) - bound[k]) * s;
+        const T grad = carry[k] + dh[k];
+        const T df = grad * (before[k] - silu(a[k], sa));
+        da[k] = grad * (T(1) - f) * silu_slope(a[k], sa);
+        dz[k] = df * (T(1) - bound[k]) * (s * (T(1) - s));
+        dgamma[k] += df * (T(1) - s);
+        carry[k] = grad * f;
+      }
+    }
+  });
+  if (!g.dgamma) return;
+  T* out = static_cast<T*>(g.dgamma);
+  for (int64_t k = 0; k < g.d; ++k) {
+    T sum = g.beta_gamma == 0 ? T(0) : T(g.beta_gamma) * out[k];
+    for (int64_t b = 0; b < g.b; ++b) sum += bound_sums[size_t(b * g.d + k)];
+    out[k] = sum;
+  }
+}
+
+}  // namespace
+
+void mlgru_scan(const MlgruScanArgs& g) {
+  dispatch_float(g.dtype, "mlgru_scan", [&]<class T>() { forward<T>(g); });
+}
+
+void mlgru_scan_backward(const MlgruScanBackwardArgs& g) {
+  dispatch_float(g.dtype, "mlgru_scan_backward", [&]<class T>() { backward<T>(g); });
+}
+
+}  // namespace mmfree::cpu

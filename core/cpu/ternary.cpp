@@ -1,0 +1,151 @@
+#include "core/ops/ternary.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/cpu/ternary_kernel.h"
+#include "core/parallel.h"
+#include "core/quantize.h"
+
+namespace mmfree::cpu {
+namespace {
+
+constexpr int64_t kTileRows = 16, kTileOutputs = 64;
+
+/// Sum of |w| in f64: eight lanes, so that the compiler vectorises it, added in a fixed order.
+template <class T>
+double sum_abs(const T* w, int64_t n) {
+  double lanes[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int l = 0; l < 8; ++l) lanes[l] += std::fabs(double(w[i + l]));
+  for (; i < n; ++i) lanes[i % 8] += std::fabs(double(w[i]));
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+template <class T>
+void quantise(const TernaryPackArgs& p) {
+  const T* w = static_cast<const T*>(p.weights);
+  const int64_t n = p.rows * p.cols;
+  const double total =
+      ordered_sum(n, 4096, [=](int64_t begin, int64_t end) { return sum_abs(w + begin, end - begin); });
+  const T scale = weight_scale<T>(n ? total / double(n) : 0);
+  *static_cast<T*>(p.scale) = scale;
+  const T inverse = T(1) / scale;
+  const int64_t row_bytes = ternary_row_bytes(p.cols);
+  parallel_for(p.rows, 16, [=](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t b = 0; b < row_bytes / kTernaryBlockBytes; ++b) {
+        uint8_t codes[kTernaryBlock];
+        std::memset(codes, 1, sizeof codes);
+        const int64_t first = b * kTernaryBlock, count = std::min(kTernaryBlock, p.cols - first);
+        for (int64_t k = 0; k < count; ++k) codes[k] = uint8_t(1 + weight_code(w[o * p.cols + first + k], inverse));
+        uint8_t* packed = p.codes + o * row_bytes + b * kTernaryBlockBytes;
+        for (int j = 0; j < 32; ++j)
+          packed[j] = uint8_t(codes[j] | codes[j + 32] << 2 | codes[j + 64] << 4 | codes[j + 96] << 6);
+      }
+  });
+}
+
+template <class T>
+void dequantise(const TernaryPackArgs& p) {
+  const T scale = *static_cast<const T*>(p.scale);
+  const int64_t row_bytes = ternary_row_bytes(p.cols);
+  parallel_for(p.rows, 16, [=](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t first = 0; first < p.cols; first += 32) {
+        const uint8_t* packed = p.codes + o * row_bytes + first / kTernaryBlock * kTernaryBlockBytes;
+        const int shift = int(first % kTernaryBlock / 32) * 2;
+        T* out = static_cast<T*>(p.weights) + o * p.cols + first;
+        const int64_t count = std::min<int64_t>(32, p.cols - first);
+        for (int64_t j = 0; j < count; ++j) out[j] = T((packed[j] >> shift & 3) - 1) * scale;
+      }
+  });
+}
+
+TernaryKernel choose_kernel() { return ternary_tile_scalar; }
+
+/// Rows copied to whole blocks; the padding is zero, so the codes beneath it do not count.
+Tensor pad_rows(const int8_t* q, int64_t n, int64_t k, int64_t padded) {
+  Tensor out({n, padded}, DType::i8);
+  int8_t* to = out.mut<int8_t>();
+  parallel_for(n, 64, [=](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      std::memcpy(to + r * padded, q + r * k, size_t(k));
+      std::memset(to + r * padded + k, 0, size_t(padded - k));
+    }
+  });
+  return out;
+}
+
+template <class T>
+void linear(const TernaryLinearArgs& p) {
+  const int64_t row_bytes = ternary_row_bytes(p.k), blocks = row_bytes / kTernaryBlockBytes;
+  const int64_t padded = blocks * kTernaryBlock;
+  Tensor scratch;
+  const int8_t* q = p.q;
+  if (padded != p.k) {
+    scratch = pad_rows(p.q, p.n, p.k, padded);
+    q = scratch.data<int8_t>();
+  }
+  const T scale = *static_cast<const T*>(p.scale);
+  const T* step = static_cast<const T*>(p.step);
+  T* y = static_cast<T*>(p.y);
+  const TernaryKernel kernel = choose_kernel();
+  const int64_t across = (p.o + kTileOutputs - 1) / kTileOutputs, down = (p.n + kTileRows - 1) / kTileRows;
+  parallel_for(across * down, 1, [=](int64_t t, int64_t) {
+    const int64_t r0 = t / across * kTileRows, o0 = t % across * kTileOutputs;
+    const int64_t rows = std::min(kTileRows, p.n - r0), outputs = std::min(kTileOutputs, p.o - o0);
+    int32_t sums[kTileRows * kTileOutputs];
+    kernel({q + r0 * padded, p.codes + o0 * row_bytes, sums, rows, outputs, blocks});
+    for (int64_t r = 0; r < rows; ++r) {
+      int32_t offset = 0;
+      for (int64_t k = 0; k < padded; ++k) offset += q[(r0 + r) * padded + k];
+      const T factor = step[r0 + r] * scale;
+      for (int64_t o = 0; o < outputs; ++o) y[(r0 + r) * p.o + o0 + o] = T(sums[r * outputs + o] - offset) * factor;
+    }
+  });
+}
+
+}  // namespace
+
+void ternary_tile_scalar(const TernaryTile& t) {
+  for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t o = 0; o < t.outputs; ++o) {
+      int32_t sum = 0;
+      for (int64_t b = 0; b < t.blocks; ++b)
+        for (int plane = 0; plane < 4; ++plane) {
+          const int8_t* q = t.q + (r * t.blocks + b) * kTernaryBlock + plane * 32;
+          const uint8_t* codes = t.codes + (o * t.blocks + b) * kTernaryBlockBytes;
+          for (int j = 0; j < 32; ++j) sum += (codes[j] >> (2 * plane) & 3) * q[j];
+        }
+      t.out[r * t.outputs + o] = sum;
+    }
+}
+
+void ternary_quantise(const TernaryPackArgs& p) {
+  dispatch_float(p.type, "ternary_quantise", [&]<class T>() { quantise<T>(p); });
+}
+
+void ternary_dequantise(const TernaryPackArgs& p) {
+  dispatch_float(p.type, "ternary_dequantise", [&]<class T>() { dequantise<T>(p); });
+}
+
+void ternary_linear(const TernaryLinearArgs& p) {
+  dispatch_float(p.type, "ternary_linear", [&]<class T>() { linear<T>(p); });
+}
+
+void scale_codes(const ScaleCodesArgs& p) {
+  dispatch_float(p.type, "scale_codes", [&]<class T>() {
+    parallel_for(p.n, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const T step = static_cast<const T*>(p.step)[r];
+        T* u = static_cast<T*>(p.u) + r * p.k;
+        for (int64_t k = 0; k < p.k; ++k) u[k] = T(p.q[r * p.k + k]) * step;
+      }
+    });
+  });
+}
+
+}  // namespace mmfree::cpu

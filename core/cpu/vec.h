@@ -1,0 +1,89 @@
+#pragma once
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+/// Building blocks of the CPU kernels: loops over fixed lanes, so that a compiler turns them into SIMD and the result
+/// depends on the data alone, not on alignment, row position or vector width.
+namespace mmfree::cpu {
+
+inline constexpr int kLanes = 16;
+
+/// One row of scratch.
+template <class T>
+struct RowBuffer : std::vector<T> {
+  explicit RowBuffer(int64_t n) : std::vector<T>(static_cast<size_t>(n)) {}
+};
+
+/// Sum of term(i) over [0, n): 16 interleaved lanes, added pairwise at the end.
+template <class T, class Term>
+inline T lane_sum(int64_t n, Term&& term) {
+  T lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) lanes[l] += term(i + l);
+  for (int l = 0; i + l < n; ++l) lanes[l] += term(i + l);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
+}
+
+/// Largest |term(i)| over [0, n); 0 when n == 0, NaN if any term is. Compares bit patterns: for non-negative numbers
+/// they order as the numbers do, with NaN above infinity, so a NaN is never lost.
+template <class T, class Term>
+inline T lane_absmax(int64_t n, Term&& term) {
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  Bits lanes[kLanes] = {};
+  const auto keep = [&](int64_t i, int l) {
+    const Bits b = std::bit_cast<Bits>(std::abs(term(i)));
+    lanes[l] = b > lanes[l] ? b : lanes[l];
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) keep(i + l, l);
+  for (int l = 0; i + l < n; ++l) keep(i + l, l);
+  Bits most = lanes[0];
+  for (int l = 1; l < kLanes; ++l) most = lanes[l] > most ? lanes[l] : most;
+  return std::bit_cast<T>(most);
+}
+
+inline double exp_of(double x) { return std::exp(x); }
+
+/// e^x in single precision without branches (relative error below 2e-7 for -87 <= x <= 88; clamped outside).
+/// Cody-Waite reduction x = n ln2 + r and the Taylor polynomial of degree 7 on |r| <= ln2 / 2. NaN stays NaN.
+inline float exp_of(float x) {
+  float c = x < -87.0f ? -87.0f : x;
+  c = c > 88.0f ? 88.0f : c;
+  const float n = std::rint(c * 1.44269504088896341f);
+  const float r = (c - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.98412698e-4f;
+  p = p * r + 1.38888889e-3f;
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * std::bit_cast<float>((int32_t(n) + 127) << 23);
+}
+
+template <class T>
+inline T sigmoid(T x) {
+  return T(1) / (T(1) + exp_of(-x));
+}
+
+/// SiLU(x) = x σ(x), given s = σ(x).
+template <class T>
+inline T silu(T x, T s) {
+  return x * s;
+}
+
+/// SiLU'(x) = σ(x) (1 + x (1 - σ(x))), given s = σ(x).
+template <class T>
+inline T silu_slope(T x, T s) {
+  return s * (T(1) + x * (T(1) - s));
+}
+
+}  // namespace mmfree::cpu

@@ -1,0 +1,35 @@
+#include "core/ops/head_loss.h"
+
+#include <algorithm>
+
+#include "core/dispatch.h"
+#include "core/ops/check.h"
+
+namespace mmfree {
+
+void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, double scale, Tensor& nll,
+               HeadLossGrads* grads) {
+  const int64_t n = q.values.dim(0), v = w.rows();
+  const DType t = q.compute_dtype();
+  check_tensor("head_loss", "targets", targets, {n}, DType::i32);
+  check_tensor("head_loss", "nll", nll, {n}, t);
+  const bool gradient = grads && (grads->dq.defined() || grads->dw.defined());
+  for (int64_t begin = 0; begin < n; begin += kHeadRows) {
+    const int64_t end = std::min(n, begin + kHeadRows);
+    const QuantTensor block = q.quantised() ? QuantTensor(q.values.slice(begin, end), q.scale.slice(begin, end))
+                                            : QuantTensor(q.values.slice(begin, end));
+    Tensor logits({end - begin, v}, t, targets.device()), block_nll = nll.slice(begin, end);
+    linear(block, w, logits);
+    MMFREE_DISPATCH(targets.device(), softmax_nll,
+                    SoftmaxNllArgs{logits.raw_mut(), targets.slice(begin, end).data<int32_t>(), block_nll.raw_mut(),
+                                   end - begin, v, scale, gradient, t});
+    if (!gradient) continue;
+    if (grads->dq.defined()) {
+      Tensor dq = grads->dq.slice(begin, end);
+      linear_dx(logits, w, dq, 0);
+    }
+    if (grads->dw.defined()) linear_dw(logits, block, grads->dw, begin ? 1 : grads->beta_w);
+  }
+}
+
+}  // namespace mmfree

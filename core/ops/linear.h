@@ -1,0 +1,27 @@
+#pragma once
+#include "core/ops/ternary.h"
+#include "core/quant_tensor.h"
+
+namespace mmfree {
+
+/// The matrix a projection multiplies by, [O, K]: ternary codes with a scale, or plain values.
+struct WeightMatrix {
+  TernaryTensor ternary;
+  Tensor plain;  ///< f32 | f64; undefined when ternary
+
+  bool is_ternary() const { return !plain.defined(); }
+  int64_t rows() const { return is_ternary() ? ternary.codes.dim(0) : plain.dim(0); }
+  int64_t cols() const { return is_ternary() ? ternary.cols : plain.dim(1); }
+};
+
+/// y = x Wᵀ.  x [N, K]: int8 codes with row scales for ternary W, plain for plain W; y [N, O] in x's compute dtype,
+/// out. The bits of a row of y do not depend on N or on the other rows. @throws ShapeError, DTypeError
+void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y);
+
+/// dx = beta·dx + dy W (W as quantised: straight-through for the activation quantiser).  dy [N, O], dx [N, K].
+void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta);
+
+/// dw = beta·dw + dyᵀ x (x as quantised: straight-through for the weight quantiser).  dw [O, K].
+void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta);
+
+}  // namespace mmfree

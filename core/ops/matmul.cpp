@@ -1,0 +1,54 @@
+#include "core/ops/matmul.h"
+
+#include "core/dispatch.h"
+
+namespace mmfree {
+namespace {
+
+void check_dtypes(const Tensor& a, const Tensor& b, const Tensor& c, double alpha, double beta) {
+  const DType in = a.dtype(), out = c.dtype();
+  const bool fits = in == b.dtype() && ((in == DType::f64 && out == DType::f64) || (in == DType::f32 && out == in) ||
+                                        (in == DType::bf16 && (out == DType::f32 || out == in)) ||
+                                        (in == DType::i8 && out == DType::i32 && alpha == 1 && beta == 0));
+  MMFREE_CHECK(DTypeError, fits, "matmul: no product of ", a.describe(), " and ", b.describe(), " into ", c.describe(),
+               " with alpha ", alpha, ", beta ", beta,
+               "; expected f64, f32, bf16 (into f32 or bf16) or i8 (into i32, alpha 1, beta 0)");
+}
+
+void check_devices(const char* op, const Tensor& a, const Tensor& b, const Tensor& c) {
+  MMFREE_CHECK(Error, a.defined() && b.defined() && c.defined(), op, ": an operand is an undefined tensor");
+  MMFREE_CHECK(DeviceError, a.device() == c.device() && b.device() == c.device(), op,
+               ": operands on different devices: ", a.describe(), ", ", b.describe(), ", ", c.describe());
+}
+
+}  // namespace
+
+void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor& c, double alpha,
+            double beta) {
+  check_devices("matmul", a, b, c);
+  check_dtypes(a, b, c, alpha, beta);
+  const int64_t m = transpose_a ? a.cols() : a.rows(), k = transpose_a ? a.rows() : a.cols();
+  const int64_t n = transpose_b ? b.rows() : b.cols(), k_b = transpose_b ? b.cols() : b.rows();
+  MMFREE_CHECK(ShapeError, k == k_b && c.rows() == m && c.cols() == n, "matmul: ", a.shape(),
+               transpose_a ? " transposed" : "", " times ", b.shape(), transpose_b ? " transposed" : "",
+               " does not give ", c.shape());
+  if (m == 0 || n == 0) return;
+  const MatmulArgs args{a.raw(), b.raw(), c.raw_mut(), a.dtype(), c.dtype(), transpose_a, transpose_b,
+                        m,       n,       k,           a.cols(),  b.cols(),  alpha,       beta};
+  MMFREE_DISPATCH(c.device(), matmul, args);
+}
+
+void linear_forward(const Tensor& x, const Tensor& w, Tensor& y) {
+  check_devices("linear_forward", x, w, y);
+  MMFREE_CHECK(DTypeError,
+               (x.dtype() == DType::f32 || x.dtype() == DType::f64) && w.dtype() == x.dtype() && y.dtype() == x.dtype(),
+               "linear_forward: expected f32 or f64 throughout, got ", x.describe(), ", ", w.describe(), ", ",
+               y.describe());
+  MMFREE_CHECK(ShapeError, x.cols() == w.cols() && y.rows() == x.rows() && y.cols() == w.rows(),
+               "linear_forward: ", x.shape(), " times the transpose of ", w.shape(), " does not give ", y.shape());
+  if (y.size() == 0) return;
+  const LinearArgs args{x.raw(), w.raw(), y.raw_mut(), x.dtype(), x.rows(), w.rows(), x.cols()};
+  MMFREE_DISPATCH(y.device(), linear_forward, args);
+}
+
+}  // namespace mmfree

@@ -1,0 +1,50 @@
+#pragma once
+#include "core/tensor.h"
+
+namespace mmfree {
+
+/// The MLGRU recurrence with its gates, elementwise over channels and sequential in time:
+///   s = σ(z_t),  f = gamma + (1 − gamma) ⊙ s   (f = s without gamma)
+///   h_t = f ⊙ h_{t−1} + SiLU(a_t) ⊙ (1 − f)
+/// The state is kept in T. Sequential in t for every length, so training, prefill and decoding give the same bits.
+///
+/// @param z      [B, T, D] T (f32 | f64): forget pre-activation (f_proj output)
+/// @param a      [B, T, D] T: candidate pre-activation (i_proj output)
+/// @param gamma  [D] T: the layer's lower bound, 0 <= gamma < 1; or undefined
+/// @param h0     [B, D] T: state before the first step; or undefined = zeros
+/// @param h      [B, T, D] T, out
+/// @throws ShapeError, DTypeError. Source: mmfreelm_spec 1.4.
+void mlgru_scan(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, Tensor& h);
+
+/// Backward: exact derivative; h0 gets no gradient. dz, da are overwritten; dgamma = beta·dgamma + Σ_{b,t}, may be
+/// undefined.
+///   g_t = dh_t + f_{t+1} g_{t+1},  df = g_t (h_{t−1} − SiLU(a_t)),  da = g_t (1 − f) SiLU'(a_t)
+///   dz = df (1 − gamma) s (1 − s),  dgamma = Σ df (1 − s)
+void mlgru_scan_backward(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, const Tensor& h,
+                         const Tensor& dh, Tensor& dz, Tensor& da, Tensor& dgamma, double beta_gamma);
+
+struct MlgruScanArgs {
+  const void *z, *a, *gamma, *h0;
+  void* h;
+  int64_t b, t, d;
+  DType dtype;
+};
+
+struct MlgruScanBackwardArgs {
+  const void *z, *a, *gamma, *h0, *h, *dh;
+  void *dz, *da, *dgamma;
+  double beta_gamma;
+  int64_t b, t, d;
+  DType dtype;
+};
+
+namespace cpu {
+void mlgru_scan(const MlgruScanArgs&);
+void mlgru_scan_backward(const MlgruScanBackwardArgs&);
+}  // namespace cpu
+namespace cuda {
+void mlgru_scan(const MlgruScanArgs&);
+void mlgru_scan_backward(const MlgruScanBackwardArgs&);
+}  // namespace cuda
+
+}  // namespace mmfree

@@ -1,0 +1,17 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mmfree {
+
+/// Which tokens a run reads (section `data`).
+struct DataConfig {
+  std::vector<std::string> train;  ///< token shards: files, globs or directories, relative to the working directory
+  std::vector<std::string> valid;  ///< the same for evaluation; empty: no evaluation
+  std::string tokenizer;           ///< SentencePiece model for val/bpb and samples; empty: none
+  int64_t seq_len = 256;           ///< tokens predicted per sequence
+  bool shuffle = true;             ///< visit sequences in a seeded random order, another one in each epoch
+};
+
+}  // namespace mmfree

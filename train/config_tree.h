@@ -1,0 +1,62 @@
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace mmfree {
+
+/// One value of a configuration file. A tree by construction: anchors, aliases and tags are refused while it is built.
+struct ConfigNode {
+  enum class Kind { nothing, scalar, list, map };
+
+  Kind kind = Kind::nothing;
+  int line = 0;                   ///< from 1; 0: given on the command line
+  std::string text;               ///< of a scalar
+  bool quoted = false;            ///< the scalar stood in quotes and so is text whatever it looks like
+  std::vector<ConfigNode> items;  ///< of a list or a map
+  std::string key;                ///< under which the surrounding map holds this node
+  int key_line = 0;               ///< where that key stands
+
+  /// The item of a map with this key, or null.
+  const ConfigNode* find(std::string_view name) const;
+  /// For messages: "'abc'", "quoted 'abc'", "a list", "a map", "nothing".
+  std::string describe() const;
+};
+
+/// `text` in single quotes on one line, control characters escaped, cut after 80 bytes.
+std::string quote(std::string_view text);
+
+/// Whether `text` is UTF-8 without control characters other than those in `allowed`.
+bool is_clean_text(std::string_view text, std::string_view allowed = {});
+
+/// Collects what is wrong with a configuration, to report all of it at once.
+class Problems {
+ public:
+  static constexpr int kNoLine = -1;
+
+  explicit Problems(std::string source) : source_(std::move(source)) {}
+  /// `line` as in ConfigNode or kNoLine; `path` is the key concerned ("optim.lr").
+  void add(int line, const std::string& path, const std::string& message);
+  /// Whether something was reported for `path` or a key below it.
+  bool failed(std::string_view path) const;
+  /// Throws ConfigError with one line per problem in the order of the file, unless there is none.
+  void throw_if_any() const;
+
+ private:
+  struct Problem {
+    int line;
+    std::string path, message;
+  };
+  std::string source_;
+  std::vector<Problem> problems_;
+};
+
+/// Parses one YAML document of at most 1 MiB, 32 levels and 20,000 nodes, without anchors, aliases, tags or merge keys.
+/// Reports duplicate keys to `problems` and throws ConfigError where the text cannot be understood. Empty text is an
+/// empty map.
+ConfigNode parse_config_tree(const std::string& text, const std::string& source, Problems& problems);
+
+/// Lays "section.key=value" over `root`. A value that starts with [ { " or ' is YAML, any other is taken as it stands.
+void apply_override(ConfigNode& root, const std::string& text, Problems& problems);
+
+}  // namespace mmfree

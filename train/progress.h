@@ -1,0 +1,48 @@
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+namespace mmfree {
+
+/// "999", "1.23k", "1.23M", "374M": three significant digits with k, M, G or T.
+std::string format_count(double value);
+/// "4.2s", "59s", "2m05s", "1h02m", "3d04h".
+std::string format_duration(double seconds);
+/// "512 B", "1.50 KiB", "2.00 GiB".
+std::string format_bytes(uint64_t bytes);
+
+/// What a progress line shows.
+struct ProgressState {
+  int64_t step = 0, steps = 0;
+  double loss = 0, learning_rate = 0, grad_norm = 0;
+  double tokens_per_second = 0;
+  double elapsed = 0;  ///< seconds of this process
+  double eta = 0;      ///< seconds to the last step
+};
+
+/// "step 120/600  20%  loss 3.4567  lr 4.00e-03  norm 0.81  12.3k tok/s  1m02s  eta 4m08s".
+std::string progress_line(const ProgressState& state);
+
+/// Shows training's progress: on a terminal one line that updates in place, elsewhere one line per call.
+/// The environment's NO_COLOR turns emphasis off.
+class Progress {
+ public:
+  explicit Progress(bool quiet = false, std::FILE* out = stderr);
+  ~Progress() { finish(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void update(const ProgressState& state);
+  /// Prints `text` on lines of its own, above the updating line. Shown even if quiet.
+  void message(const std::string& text);
+  /// Ends the updating line, so that what is printed next starts on a fresh one.
+  void finish();
+
+ private:
+  std::FILE* out_;
+  bool quiet_, terminal_, color_;
+  std::string shown_;  ///< what stands on the terminal's updating line
+};
+
+}  // namespace mmfree
