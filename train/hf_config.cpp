@@ -71,7 +71,7 @@ class Fields {
       if (name == name_of(value)) return value;
       known += concat(' ', name_of(value));
     }
-    throw DataError(concat(where_, key, " is ", quoted(name), ", expected one of", known));
+    throw DataError(concat(where_, key, " is ", quote(name), ", expected one of", known));
   }
   bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
   const Json& operator[](const char* key) const { return object_[key]; }
@@ -126,7 +126,7 @@ ModelConfig read_hf_config(const std::string& dir) {
   const Json json = parse_json(read_text(path, kMaxConfigBytes), path);
   const Fields fields(json, where);
   const std::string type = fields.text("model_type", "");
-  MMFREE_CHECK(DataError, type == "hgrn_bit", where, "model_type is ", quoted(type),
+  MMFREE_CHECK(DataError, type == "hgrn_bit", where, "model_type is ", quote(type),
                ", expected 'hgrn_bit' (a MatMul-free model)");
   refuse_unsupported(fields, where);
   ModelConfig c;
@@ -152,7 +152,7 @@ ModelConfig read_hf_config(const std::string& dir) {
 
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype) {
   MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
-               "torch_dtype ", quoted(torch_dtype), " is none of float32, bfloat16, float16");
+               "torch_dtype ", quote(torch_dtype), " is none of float32, bfloat16, float16");
   const nlohmann::ordered_json json = {
       {"architectures", nlohmann::ordered_json::array({"HGRNBitForCausalLM"})},
       {"model_type", "hgrn_bit"},

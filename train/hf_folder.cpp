@@ -31,7 +31,7 @@ struct StoreType {
 StoreType store_type(const std::string& torch_dtype) {
   if (torch_dtype == "float32") return {"F32", 4};
   if (torch_dtype == "bfloat16") return {"BF16", 2};
-  MMFREE_CHECK(UsageError, torch_dtype == "float16", "torch_dtype ", quoted(torch_dtype),
+  MMFREE_CHECK(UsageError, torch_dtype == "float16", "torch_dtype ", quote(torch_dtype),
                " is none of float32, bfloat16, float16");
   return {"F16", 2};
 }
@@ -71,7 +71,7 @@ void write_tensors(const std::string& dir, const NamedShapes& tensors,
     const std::string file = shard_name(i, shards.size());
     SafetensorsWriter writer(dir + "/" + file);
     for (const auto& [name, shape] : shards[i]) {
-      MMFREE_CHECK(DataError, !weight_map.contains(name), dir, ": tensor ", quoted(name), " is given twice");
+      MMFREE_CHECK(DataError, !weight_map.contains(name), dir, ": tensor ", quote(name), " is given twice");
       writer.declare(name, type.file_dtype, shape);
       weight_map[name] = file;
       total += shape.size() * type.bytes;
@@ -166,21 +166,21 @@ void HfFolder::open_index(const std::string& path) {
                ": expected an object with an object weight_map");
   std::map<std::string, size_t> shard_of_file;
   for (const auto& [name, value] : json["weight_map"].items()) {
-    MMFREE_CHECK(DataError, value.is_string(), path, ": tensor ", quoted(name), ": the shard must be a string");
+    MMFREE_CHECK(DataError, value.is_string(), path, ": tensor ", quote(name), ": the shard must be a string");
     const std::string file = value.get<std::string>();
-    MMFREE_CHECK(DataError, is_plain_name(file), path, ": tensor ", quoted(name), ": shard ", quoted(file),
+    MMFREE_CHECK(DataError, is_plain_name(file), path, ": tensor ", quote(name), ": shard ", quote(file),
                  " is not a plain file name in this folder");
     const auto [place, is_new] = shard_of_file.emplace(file, shards_.size());
     if (is_new) shards_.push_back(std::make_unique<SafetensorsReader>((fs::path(dir_) / file).string()));
     const SafetensorsReader& shard = *shards_[place->second];
-    MMFREE_CHECK(DataError, shard.has(name), path, ": tensor ", quoted(name), " is not in its shard ", file);
+    MMFREE_CHECK(DataError, shard.has(name), path, ": tensor ", quote(name), " is not in its shard ", file);
     shard_of_[name] = place->second;
   }
   for (size_t i = 0; i < shards_.size(); ++i)
     for (const std::string& name : shards_[i]->names()) {
       const auto found = shard_of_.find(name);
       MMFREE_CHECK(DataError, found != shard_of_.end() && found->second == i, shards_[i]->path(), ": holds tensor ",
-                   quoted(name), ", which the index ",
+                   quote(name), ", which the index ",
                    found == shard_of_.end() ? "does not name" : "places in another shard");
     }
 }
@@ -193,7 +193,7 @@ std::vector<std::string> HfFolder::names() const {
 
 const SafetensorsReader& HfFolder::shard(const std::string& name) const {
   const auto found = shard_of_.find(name);
-  MMFREE_CHECK(DataError, found != shard_of_.end(), dir_, ": has no tensor ", quoted(name));
+  MMFREE_CHECK(DataError, found != shard_of_.end(), dir_, ": has no tensor ", quote(name));
   return *shards_[found->second];
 }
 

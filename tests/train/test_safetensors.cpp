@@ -277,7 +277,7 @@ TEST(Safetensors, refuses_every_malformed_file_with_one_line_naming_it) {
   }
 }
 
-TEST(Safetensors, refuses_every_truncation_and_keeps_its_head_at_every_flipped_byte) {
+TEST(Safetensors, refuses_every_truncation_and_survives_every_flipped_bit) {
   TempDir dir;
   SafetensorsWriter writer(dir / "x");
   writer.declare("weight", "F32", {3});
