@@ -131,7 +131,7 @@ std::vector<int64_t> integers(const nlohmann::json& list, size_t most, const std
 
 SafetensorsEntry parse_entry(const std::string& name, const nlohmann::json& info, int64_t data_size,
                              const std::string& path) {
-  const std::string where = concat(path, ": tensor ", quoted(name), ": ");
+  const std::string where = concat(path, ": tensor ", quote(name), ": ");
   MMFREE_CHECK(DataError,
                info.is_object() && info.size() == 3 && info.contains("dtype") && info.contains("shape") &&
                    info.contains("data_offsets"),
@@ -139,7 +139,7 @@ SafetensorsEntry parse_entry(const std::string& name, const nlohmann::json& info
   MMFREE_CHECK(DataError, info["dtype"].is_string(), where, "dtype must be a string");
   SafetensorsEntry e{name, info["dtype"].get<std::string>(), integers(info["shape"], kMaxRank, where, "shape")};
   const int64_t element = element_size(e.dtype);
-  MMFREE_CHECK(DataError, element > 0, where, "unknown dtype ", quoted(e.dtype),
+  MMFREE_CHECK(DataError, element > 0, where, "unknown dtype ", quote(e.dtype),
                ", expected one of F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL");
   const int64_t size = checked_bytes(e.shape, element);
   MMFREE_CHECK(DataError, size >= 0, where, "the product of its shape overflows");
@@ -206,7 +206,7 @@ void SafetensorsReader::parse_header(const std::string& header, int64_t data_siz
     }
     MMFREE_CHECK(DataError, info.is_object(), path_, ": __metadata__ must be an object of strings");
     for (const auto& [key, value] : info.items()) {
-      MMFREE_CHECK(DataError, value.is_string(), path_, ": __metadata__: ", quoted(key), " must be a string");
+      MMFREE_CHECK(DataError, value.is_string(), path_, ": __metadata__: ", quote(key), " must be a string");
       metadata_[key] = value.get<std::string>();
     }
   }
@@ -215,7 +215,7 @@ void SafetensorsReader::parse_header(const std::string& header, int64_t data_siz
   });
   int64_t at = 0;
   for (const SafetensorsEntry& e : entries_) {
-    MMFREE_CHECK(DataError, e.begin == at, path_, ": tensor ", quoted(e.name), ": its data start at byte ", e.begin,
+    MMFREE_CHECK(DataError, e.begin == at, path_, ": tensor ", quote(e.name), ": its data start at byte ", e.begin,
                  " of the data, expected ", at, " (a gap or an overlap)");
     at = e.end;
     index_[e.name] = size_t(&e - entries_.data());
@@ -225,7 +225,7 @@ void SafetensorsReader::parse_header(const std::string& header, int64_t data_siz
 
 const SafetensorsEntry& SafetensorsReader::entry(const std::string& name) const {
   const auto found = index_.find(name);
-  MMFREE_CHECK(DataError, found != index_.end(), path_, ": has no tensor ", quoted(name));
+  MMFREE_CHECK(DataError, found != index_.end(), path_, ": has no tensor ", quote(name));
   return entries_[found->second];
 }
 
@@ -237,7 +237,7 @@ std::vector<std::string> SafetensorsReader::names() const {
 
 Shape SafetensorsReader::shape(const std::string& name) const {
   const SafetensorsEntry& e = entry(name);
-  MMFREE_CHECK(DataError, e.shape.size() <= size_t(Shape::kMaxRank), path_, ": tensor ", quoted(name), ": has ",
+  MMFREE_CHECK(DataError, e.shape.size() <= size_t(Shape::kMaxRank), path_, ": tensor ", quote(name), ": has ",
                e.shape.size(), " dimensions, at most ", Shape::kMaxRank, " are supported");
   return shape_of(e.shape);
 }
@@ -250,7 +250,7 @@ Tensor SafetensorsReader::read(const std::string& name, DType as) const {
     visit_dtype(as, [&]<class To>() {
       if constexpr (is_float<From> != is_float<To>) {
         throw DTypeError(
-            concat(path_, ": tensor ", quoted(name), ": is ", e.dtype, " and cannot be read as ", name_of(as)));
+            concat(path_, ": tensor ", quote(name), ": is ", e.dtype, " and cannot be read as ", name_of(as)));
       } else if constexpr (std::is_same_v<From, To>) {
         read_exactly(file_, path_, begin, tensor.raw_mut(), e.end - e.begin);
       } else {
@@ -259,7 +259,7 @@ Tensor SafetensorsReader::read(const std::string& name, DType as) const {
         for (int64_t i = 0; i < n; i += kChunk) {
           const int64_t count = std::min(kChunk, n - i);
           read_exactly(file_, path_, begin + i * int64_t(sizeof(From)), chunk.data(), count * int64_t(sizeof(From)));
-          MMFREE_CHECK(DataError, convert(chunk.data(), out + i, count), path_, ": tensor ", quoted(name),
+          MMFREE_CHECK(DataError, convert(chunk.data(), out + i, count), path_, ": tensor ", quote(name),
                        ": holds a value that does not fit ", name_of(as));
         }
       }
@@ -279,13 +279,13 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::map<std::stri
     : path_(path), metadata_(std::move(metadata)), file_(path) {}
 
 void SafetensorsWriter::declare(const std::string& name, const std::string& dtype, const Shape& shape) {
-  const std::string where = concat(path_, ": tensor ", quoted(name), ": ");
+  const std::string where = concat(path_, ": tensor ", quote(name), ": ");
   MMFREE_CHECK(Error, !header_written_, where, "declared after the first write");
   MMFREE_CHECK(DataError, name != "__metadata__" && names_.insert(name).second, where, "name is taken");
   SafetensorsEntry e{name, dtype, {}};
   for (int i = 0; i < shape.rank(); ++i) e.shape.push_back(shape[i]);
   const int64_t element = element_size(dtype);
-  MMFREE_CHECK(DataError, element > 0, where, "unknown dtype ", quoted(dtype));
+  MMFREE_CHECK(DataError, element > 0, where, "unknown dtype ", quote(dtype));
   const int64_t size = checked_bytes(e.shape, element);
   e.begin = entries_.empty() ? 0 : entries_.back().end;
   MMFREE_CHECK(DataError, size >= 0 && !__builtin_add_overflow(e.begin, size, &e.end), where, "too large");
@@ -315,10 +315,10 @@ void SafetensorsWriter::write_header() {
 }
 
 void SafetensorsWriter::write(const std::string& name, const Tensor& tensor) {
-  MMFREE_CHECK(Error, next_ < entries_.size() && entries_[next_].name == name, path_, ": tensor ", quoted(name),
+  MMFREE_CHECK(Error, next_ < entries_.size() && entries_[next_].name == name, path_, ": tensor ", quote(name),
                ": not the next declared one");
   const SafetensorsEntry& e = entries_[next_];
-  MMFREE_CHECK(ShapeError, tensor.defined() && tensor.shape() == shape_of(e.shape), path_, ": tensor ", quoted(name),
+  MMFREE_CHECK(ShapeError, tensor.defined() && tensor.shape() == shape_of(e.shape), path_, ": tensor ", quote(name),
                ": declared as ", shape_of(e.shape), ", got ", tensor.describe());
   if (!header_written_) write_header();
   const int64_t n = tensor.size();
@@ -326,7 +326,7 @@ void SafetensorsWriter::write(const std::string& name, const Tensor& tensor) {
     visit_file_dtype(e.dtype, [&]<class To>() {
       if constexpr (is_float<From> != is_float<To>) {
         throw DTypeError(
-            concat(path_, ": tensor ", quoted(name), ": ", name_of(tensor.dtype()), " cannot be written as ", e.dtype));
+            concat(path_, ": tensor ", quote(name), ": ", name_of(tensor.dtype()), " cannot be written as ", e.dtype));
       } else if constexpr (std::is_same_v<From, To>) {
         file_.write(tensor.raw(), size_t(tensor.bytes()));
       } else {
@@ -334,7 +334,7 @@ void SafetensorsWriter::write(const std::string& name, const Tensor& tensor) {
         for (int64_t i = 0; i < n; i += kChunk) {
           const int64_t count = std::min(kChunk, n - i);
           MMFREE_CHECK(DataError, convert(tensor.data<From>() + i, chunk.data(), count), path_, ": tensor ",
-                       quoted(name), ": holds a value that does not fit ", e.dtype);
+                       quote(name), ": holds a value that does not fit ", e.dtype);
           file_.write(chunk.data(), size_t(count) * sizeof(To));
         }
       }

@@ -26,7 +26,7 @@ class Guard {
     if (event == Event::object_end) keys_.pop_back();
     if (event == Event::key) {
       const auto& key = parsed.get_ref<const std::string&>();
-      MMFREE_CHECK(DataError, keys_.back().insert(key).second, where_, ": JSON key ", quoted(key), " appears twice");
+      MMFREE_CHECK(DataError, keys_.back().insert(key).second, where_, ": JSON key ", quote(key), " appears twice");
     }
     return true;
   }
@@ -39,7 +39,7 @@ class Guard {
 
 }  // namespace
 
-std::string quoted(std::string_view text) {
+std::string quote(std::string_view text) {
   constexpr size_t kMost = 120;
   std::string out = "'";
   for (const char c : text.substr(0, kMost)) out += (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) ? '?' : c;
@@ -47,6 +47,9 @@ std::string quoted(std::string_view text) {
 }
 
 nlohmann::json parse_json(std::string_view text, const std::string& where) {
+  // The parser takes a zero byte for the end of its input and would accept anything behind it.
+  const size_t zero = text.find('\0');
+  MMFREE_CHECK(DataError, zero == text.npos, where, ": not valid JSON at byte ", zero + 1);
   Guard guard(where);
   try {
     return nlohmann::json::parse(text, [&guard](int depth, nlohmann::json::parse_event_t event,

@@ -10,6 +10,6 @@ namespace mmfree {
 nlohmann::json parse_json(std::string_view text, const std::string& where);
 
 /// `text` in quotes, fit for a one-line message: control bytes become '?', a long text is cut.
-std::string quoted(std::string_view text);
+std::string quote(std::string_view text);
 
 }  // namespace mmfree

@@ -1,0 +1,336 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/support/golden.h"
+#include "tests/support/temp_dir.h"
+#include "train/hf_folder.h"
+
+namespace mmfree {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const DataError& e) {
+    return e.what();
+  } catch (const std::exception& e) {
+    return concat("another exception: ", e.what());
+  }
+  return "nothing thrown";
+}
+
+TEST(HfConfig, reads_what_it_writes_with_all_keys_of_the_published_models) {
+  TempDir dir;
+  ModelConfig c;
+  c.vocab_size = 777;
+  c.hidden_size = 96;
+  c.num_hidden_layers = 5;
+  c.intermediate_size = 333;
+  c.hidden_ratio = 3;
+  c.rms_norm_eps = 1.0 / 3e5;
+  c.initializer_range = 0.0123;
+  c.use_lower_bound = false;
+  c.gate_order = GateOrder::paper;
+  c.precision = Precision::bf16;
+  c.precision_rules = {{{0, 4}, {"i_proj", "down_proj"}, Precision::f32}, {{}, {"lm_head"}, Precision::ternary}};
+  c.max_position_embeddings = 123;
+  c.bos_token_id = 7;
+  c.eos_token_id = -1;
+  write_hf_config(dir.path(), c, "bfloat16");
+  const ModelConfig r = read_hf_config(dir.path());
+  EXPECT_EQ(r.vocab_size, 777);
+  EXPECT_EQ(r.hidden_size, 96);
+  EXPECT_EQ(r.num_hidden_layers, 5);
+  EXPECT_EQ(r.intermediate_size, 333);
+  EXPECT_EQ(r.hidden_ratio, 3);
+  EXPECT_EQ(r.rms_norm_eps, 1.0 / 3e5);
+  EXPECT_EQ(r.initializer_range, 0.0123);
+  EXPECT_FALSE(r.use_lower_bound);
+  EXPECT_EQ(r.gate_order, GateOrder::paper);
+  EXPECT_EQ(r.max_position_embeddings, 123);
+  EXPECT_EQ(r.bos_token_id, 7);
+  EXPECT_EQ(r.eos_token_id, -1);
+  for (int layer = 0; layer < 5; ++layer)
+    for (const char* name : {"i_proj", "down_proj", "o_proj"})
+      EXPECT_EQ(r.precision_of(layer, name), c.precision_of(layer, name)) << layer << name;
+  EXPECT_EQ(r.precision_of(-1, "lm_head"), Precision::ternary);
+  ASSERT_EQ(r.precision_rules.size(), 2u);
+  EXPECT_EQ(r.precision_rules[0].layers, c.precision_rules[0].layers);
+  EXPECT_EQ(r.precision_rules[0].projections, c.precision_rules[0].projections);
+
+  const Json json = Json::parse(slurp(dir / "config.json"));
+  for (const char* key : {"architectures",
+                          "attn_mode",
+                          "bos_token_id",
+                          "conv_size",
+                          "eos_token_id",
+                          "expand_ratio",
+                          "fuse_cross_entropy",
+                          "hidden_act",
+                          "hidden_ratio",
+                          "hidden_size",
+                          "initializer_range",
+                          "intermediate_size",
+                          "max_position_embeddings",
+                          "model_type",
+                          "num_heads",
+                          "num_hidden_layers",
+                          "rms_norm_eps",
+                          "share_conv_kernel",
+                          "tie_word_embeddings",
+                          "torch_dtype",
+                          "transformers_version",
+                          "use_cache",
+                          "use_lower_bound",
+                          "use_short_conv",
+                          "vocab_size"})
+    EXPECT_TRUE(json.contains(key)) << key;
+  EXPECT_EQ(json["architectures"], Json({"HGRNBitForCausalLM"}));
+  EXPECT_EQ(json["torch_dtype"], "bfloat16");
+  EXPECT_THROW(write_hf_config(dir.path(), c, "int8"), UsageError);
+}
+
+TEST(HfConfig, takes_what_other_writers_leave_out_or_add) {
+  TempDir dir;
+  spit(dir / "config.json",
+       R"({"model_type":"hgrn_bit","intermediate_size":null,"bos_token_id":null,"eos_token_id":[5,6],"new":{"a":[1]},)"
+       R"("expand_ratio":1,"use_short_conv":false,"mmfree":null})");
+  const ModelConfig c = read_hf_config(dir.path());
+  EXPECT_EQ(c.hidden_size, 2048);
+  EXPECT_EQ(c.num_hidden_layers, 24);
+  EXPECT_EQ(c.intermediate_size, 0);
+  EXPECT_EQ(c.intermediate(), 5632);  // 256 ceil(trunc(2048 * 4 * 2 / 3) / 256)
+  EXPECT_EQ(c.bos_token_id, -1);
+  EXPECT_EQ(c.eos_token_id, 5);
+  write_hf_config(dir.path(), c, "float32");
+  EXPECT_TRUE(Json::parse(slurp(dir / "config.json"))["intermediate_size"].is_null());
+  EXPECT_EQ(read_hf_config(dir.path()).intermediate_size, 0);
+}
+
+TEST(HfConfig, refuses_other_models_and_bad_values_naming_the_key) {
+  TempDir dir;
+  EXPECT_THROW(read_hf_config(dir.path()), MissingError);
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"("model_type":"llama")", "model_type"},
+      {R"("use_short_conv":true)", "use_short_conv"},
+      {R"("expand_ratio":2)", "expand_ratio"},
+      {R"("tie_word_embeddings":true)", "tie_word_embeddings"},
+      {R"("tie_word_embeddings":"yes")", "tie_word_embeddings"},
+      {R"("hidden_size":"64")", "hidden_size"},
+      {R"("hidden_size":64.5)", "hidden_size"},
+      {R"("hidden_size":-1)", "hidden_size"},
+      {R"("hidden_size":18446744073709551615)", "hidden_size"},
+      {R"("hidden_size":true)", "hidden_size"},
+      {R"("num_hidden_layers":0)", "num_hidden_layers"},
+      {R"("rms_norm_eps":"1e-6")", "rms_norm_eps"},
+      {R"("rms_norm_eps":1e999)", "JSON"},
+      {R"("rms_norm_eps":0)", "rms_norm_eps"},
+      {R"("eos_token_id":32000)", "eos_token_id"},
+      {R"("eos_token_id":["a"])", "eos_token_id"},
+      {R"("vocab_size":10,"vocab_size":20)", "vocab_size"},
+      {R"("mmfree":[])", "mmfree"},
+      {R"("mmfree":{"gate_order":"other"})", "gate_order"},
+      {R"("mmfree":{"precision":"int4"})", "precision"},
+      {R"("mmfree":{"precision_rules":{}})", "precision_rules"},
+      {R"("mmfree":{"precision_rules":[3]})", "precision_rules"},
+      {R"("mmfree":{"precision_rules":[{"layers":["0"]}]})", "layers"},
+      {R"("mmfree":{"precision_rules":[{"layers":[24]}]})", "layer 24"},
+      {R"("mmfree":{"precision_rules":[{"projections":["q_proj"]}]})", "q_proj"},
+  };
+  for (const auto& [text, key] : cases) {
+    const std::string type = text.find("model_type") == std::string::npos ? R"("model_type":"hgrn_bit",)" : "";
+    spit(dir / "config.json", "{" + type + text + "}");
+    const std::string message = error_of([&] { read_hf_config(dir.path()); });
+    EXPECT_EQ(message.find(dir / "config.json"), 0u) << text << ": " << message;
+    EXPECT_NE(message.find(key), std::string::npos) << text << ": " << message;
+  }
+  for (const std::string text : {"", "{", "[]", "{}", "null", "\"hgrn_bit\""}) {
+    spit(dir / "config.json", text);
+    EXPECT_THROW(read_hf_config(dir.path()), DataError) << text;
+  }
+}
+
+/// A small model's tensors, and their export.
+struct Export {
+  TempDir dir;
+  ModelConfig config;
+  std::vector<std::pair<std::string, Shape>> shapes = {
+      {"model.embeddings.weight", {7, 5}}, {"a", {3}}, {"empty", {0, 5}}, {"model.norm.weight", {5}}, {"z", {4, 3, 2}}};
+  std::map<std::string, Tensor> tensors;
+
+  Export() {
+    uint32_t state = 12345;
+    for (const auto& [name, shape] : shapes) {
+      Tensor t(shape, DType::f32);
+      for (int64_t i = 0; i < t.size(); ++i) {
+        state = state * 1664525u + 1013904223u;
+        t.mut<float>()[i] = float(int32_t(state)) * 0x1p-28f;
+      }
+      tensors[name] = t;
+    }
+  }
+  void write(const HfWriteOptions& options) {
+    write_hf_folder(
+        dir / "out", config, shapes, [&](const std::string& name) { return tensors.at(name); }, options);
+  }
+};
+
+TEST(HfFolder, single_and_sharded_round_trip_bit_exact_in_f32) {
+  for (const int64_t most : {int64_t(1) << 30, int64_t(100), int64_t(1)}) {
+    Export e;
+    e.write({.max_shard_bytes = most, .tokenizer_model = std::string("pieces\0", 7)});
+    const std::string out = e.dir / "out";
+    const HfFolder folder(out);
+    EXPECT_EQ(folder.names(),
+              (std::vector<std::string>{"a", "empty", "model.embeddings.weight", "model.norm.weight", "z"}));
+    for (const auto& [name, truth] : e.tensors) {
+      EXPECT_EQ(folder.shape(name), truth.shape());
+      const Tensor t = folder.read(name, DType::f32);
+      EXPECT_TRUE(!t.bytes() || std::memcmp(t.raw(), truth.raw(), size_t(t.bytes())) == 0) << name;
+    }
+    EXPECT_FALSE(folder.has("b"));
+    EXPECT_THROW(folder.read("b", DType::f32), DataError);
+    EXPECT_EQ(slurp(out + "/tokenizer.model"), std::string("pieces\0", 7));
+    EXPECT_EQ(slurp(out + "/README.md").substr(0, 4), "---\n");
+    EXPECT_EQ(Json::parse(slurp(out + "/generation_config.json"))["eos_token_id"], 2);
+    EXPECT_EQ(read_hf_config(out).hidden_size, e.config.hidden_size);
+    EXPECT_FALSE(fs::exists(e.dir / "out.tmp"));
+    EXPECT_EQ(fs::exists(out + "/model.safetensors"), most > 1000);
+    if (most == 100) {
+      const Json index = Json::parse(slurp(out + "/model.safetensors.index.json"));
+      EXPECT_EQ(index["metadata"]["total_size"], 4 * (35 + 3 + 0 + 5 + 24));
+      EXPECT_EQ(index["weight_map"]["model.embeddings.weight"], "model-00001-of-00003.safetensors");
+      EXPECT_EQ(index["weight_map"]["model.norm.weight"], "model-00002-of-00003.safetensors");
+      EXPECT_EQ(index["weight_map"]["z"], "model-00003-of-00003.safetensors");
+    }
+  }
+}
+
+TEST(HfFolder, half_precisions_store_the_nearest_value) {
+  for (const auto& [torch_dtype, digits] : {std::pair{"bfloat16", 8}, {"float16", 11}}) {
+    Export e;
+    e.write({.torch_dtype = torch_dtype, .max_shard_bytes = 64});
+    const HfFolder folder(e.dir / "out");
+    EXPECT_EQ(Json::parse(slurp(e.dir / "out/config.json"))["torch_dtype"], torch_dtype);
+    for (const auto& [name, truth] : e.tensors) {
+      const Tensor t = folder.read(name, DType::f64);
+      for (int64_t i = 0; i < t.size(); ++i) {
+        int exponent;
+        const double x = truth.data<float>()[i], fraction = std::frexp(x, &exponent);
+        const double rounded = std::ldexp(std::nearbyint(std::ldexp(fraction, digits)), exponent - digits);
+        EXPECT_EQ(t.data<double>()[i], rounded) << torch_dtype << ' ' << name << ' ' << i;
+      }
+    }
+  }
+}
+
+TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
+  Export e;
+  e.shapes.push_back({"missing", {2}});
+  EXPECT_THROW(e.write({}), std::out_of_range);
+  EXPECT_FALSE(fs::exists(e.dir / "out"));
+  EXPECT_FALSE(fs::exists(e.dir / "out.tmp"));
+
+  e.shapes.pop_back();
+  fs::create_directory(e.dir / "out");
+  fs::create_directory(e.dir / "out.tmp");
+  spit(e.dir / "out.tmp/rest of a killed export", "x");
+  e.write({});
+  EXPECT_FALSE(fs::exists(e.dir / "out/rest of a killed export"));
+  EXPECT_THROW(e.write({}), CreateError);
+  spit(e.dir / "out/extra", "x");
+  e.shapes[1].second = {4};
+  EXPECT_THROW(e.write({.overwrite = true}), ShapeError);
+  EXPECT_TRUE(fs::exists(e.dir / "out/extra"));
+  e.shapes[1].second = {3};
+  e.write({.overwrite = true});
+  EXPECT_FALSE(fs::exists(e.dir / "out/extra"));
+  EXPECT_FALSE(fs::exists(e.dir / "out.old"));
+  EXPECT_EQ(HfFolder(e.dir / "out").names().size(), 5u);
+
+  fs::remove(e.dir / "out/config.json");
+  EXPECT_THROW(e.write({.overwrite = true}), CreateError) << "not a model folder";
+  e.shapes.push_back(e.shapes[0]);
+  fs::remove_all(e.dir / "out");
+  EXPECT_THROW(e.write({}), DataError) << "a name twice";
+  EXPECT_THROW(e.write({.torch_dtype = "float8"}), UsageError);
+}
+
+TEST(HfFolder, refuses_an_index_that_lies) {
+  Export e;
+  e.write({.max_shard_bytes = 100});
+  const std::string out = e.dir / "out", index_path = out + "/model.safetensors.index.json";
+  const Json good = Json::parse(slurp(index_path));
+  fs::copy_file(out + "/model-00001-of-00003.safetensors", e.dir / "outside.safetensors");
+  const auto refused = [&](const Json& index, const std::string& why) {
+    spit(index_path, index.dump());
+    const std::string message = error_of([&] { HfFolder folder(out); });
+    EXPECT_NE(message.find(why), std::string::npos) << index.dump() << ": " << message;
+  };
+  for (const std::string file : {"../outside.safetensors", (e.dir / "outside.safetensors").c_str(), "..", ".", "",
+                                 "x/../../outside.safetensors", "..\\outside.safetensors", "a..b", ".hidden"}) {
+    Json index = good;
+    index["weight_map"]["model.embeddings.weight"] = file;
+    refused(index, "not a plain file name");
+  }
+  Json index = good;
+  index["weight_map"]["model.embeddings.weight"] = std::string("model-00001-of-00003.safetensors\0x", 34);
+  refused(index, "not a plain file name");
+  index = good;
+  index["weight_map"]["model.embeddings.weight"] = 3;
+  refused(index, "string");
+  index = good;
+  index["weight_map"]["a"] = "model-00003-of-00003.safetensors";
+  refused(index, "not in its shard");
+  index = good;
+  index["weight_map"]["absent"] = "model-00003-of-00003.safetensors";
+  refused(index, "not in its shard");
+  index = good;
+  index["weight_map"].erase("a");
+  refused(index, "does not name");
+  refused(Json::object(), "weight_map");
+  refused(Json::array(), "weight_map");
+
+  fs::copy_file(out + "/model-00001-of-00003.safetensors", out + "/copy.safetensors");
+  index = good;
+  index["weight_map"]["model.embeddings.weight"] = "copy.safetensors";
+  spit(index_path, index.dump());
+  EXPECT_NO_THROW(HfFolder{out});
+  fs::copy_file(out + "/model-00002-of-00003.safetensors", out + "/both.safetensors");
+  index["weight_map"]["a"] = "both.safetensors";
+  refused(index, "places in another shard");
+
+  spit(index_path, good.dump());
+  fs::remove(out + "/model-00002-of-00003.safetensors");
+  EXPECT_THROW(HfFolder{out}, MissingError);
+  fs::remove(index_path);
+  EXPECT_THROW(HfFolder{out}, MissingError);
+}
+
+TEST(HfFolder, a_golden_model_survives_export_and_import) {
+  const std::string source = golden_dirs().front();
+  const HfFolder model(source);
+  TempDir dir;
+  std::vector<std::pair<std::string, Shape>> shapes;
+  for (const std::string& name : model.names()) shapes.emplace_back(name, model.shape(name));
+  write_hf_folder(dir / "out/", read_hf_config(source), shapes,
+                  [&](const std::string& name) { return model.read(name, DType::f32); }, {.max_shard_bytes = 30000});
+  const HfFolder copy(dir / "out");
+  ASSERT_EQ(copy.names(), model.names());
+  for (const std::string& name : model.names()) {
+    const Tensor a = model.read(name, DType::f32), b = copy.read(name, DType::f32);
+    EXPECT_EQ(std::memcmp(a.raw(), b.raw(), size_t(a.bytes())), 0) << name;
+  }
+}
+
+}  // namespace
+}  // namespace mmfree
