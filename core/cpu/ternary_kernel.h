@@ -9,13 +9,16 @@
 
 namespace mmfree::cpu {
 
-/// Raw integer products of one tile: out[r * outputs + o] = sum_k code[o, k] * q[r, k], exact.
+/// Raw integer products of one tile: out[r, o] = sum_k code[o, k] * q[r, k], exact. A kernel may also write the
+/// elements of `out` between `outputs` and `out_stride`.
 struct TernaryTile {
   const int8_t* q;       ///< [rows, blocks * 128]
   const uint8_t* codes;  ///< [outputs, blocks * 32]
-  int32_t* out;          ///< [rows, outputs]
+  int32_t* out;          ///< [rows, out_stride]
   int64_t rows, outputs, blocks;
+  int64_t out_stride;  ///< at least `outputs` rounded up to a multiple of kTernaryOutputs
 };
+inline constexpr int64_t kTernaryOutputs = 16;
 using TernaryKernel = void (*)(const TernaryTile&);
 
 /// One kernel per instruction set; all give the same sums.

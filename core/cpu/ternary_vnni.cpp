@@ -7,7 +7,7 @@ namespace mmfree::cpu {
 namespace {
 
 /// Four products at a time go straight into 32-bit sums.
-constexpr int64_t kBlocksPerSum = INT64_MAX;
+constexpr int64_t kAddsPerSum = INT64_MAX;
 
 namespace evex {
 #define MMFREE_TARGET __attribute__((target("avx2,avx512f,avx512vl,avx512vnni")))
