@@ -262,6 +262,15 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
   for (const Case& c : cases) EXPECT_EQ(message_of(c.yaml), c.message) << c.yaml;
 }
 
+TEST(Config, RefusesBytesThatAreNotUtf8) {
+  for (const char* bytes : {"\x80", "\xc0\x80", "\xc3", "\xe0\x80\x80", "\xed\xa0\x80", "\xf0\x80\x80\x80",
+                            "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82", "\x7f", "\x1b"}) {
+    EXPECT_TRUE(message_of(concat("# ", bytes)).ends_with("not UTF-8 text; is this a configuration?"));
+    EXPECT_TRUE(message_of("", {concat("data.tokenizer=", bytes)}).ends_with("is not UTF-8 text on one line"));
+  }
+  EXPECT_EQ(message_of("# \xc3\xa9 \xe2\x82\xac \xf0\x9f\x99\x82 \xed\x9f\xbf \xf4\x8f\xbf\xbf"), "accepted");
+}
+
 TEST(Config, ReportsAllProblemsInTheOrderOfTheFile) {
   EXPECT_EQ(message_of("train:\n  steps: x\nmodel:\n  hidden_size: 0\n  huh_uh: 1\noptim:\n  lr: 1\n  lr: 1\n",
                        {"data.seq_len=-1", "optim.epz=1", "oops"}),
