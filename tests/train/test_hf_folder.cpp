@@ -276,8 +276,10 @@ TEST(HfFolder, refuses_an_index_that_lies) {
     const std::string message = error_of([&] { HfFolder folder(out); });
     EXPECT_NE(message.find(why), std::string::npos) << index.dump() << ": " << message;
   };
-  for (const std::string file : {"../outside.safetensors", (e.dir / "outside.safetensors").c_str(), "..", ".", "",
-                                 "x/../../outside.safetensors", "..\\outside.safetensors", "a..b", ".hidden"}) {
+  const std::vector<std::string> escapes = {
+      "../outside.safetensors",      e.dir / "outside.safetensors", "..",   ".",      "",
+      "x/../../outside.safetensors", "..\\outside.safetensors",     "a..b", ".hidden"};
+  for (const std::string& file : escapes) {
     Json index = good;
     index["weight_map"]["model.embeddings.weight"] = file;
     refused(index, "not a plain file name");
