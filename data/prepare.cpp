@@ -21,6 +21,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int kFewDocuments = 20;
+/// A line break further away than this would move too much text between the splits.
+constexpr size_t kLineBytes = 1000;
 /// Documents are encoded in parallel in groups of about this much text.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
 
@@ -127,7 +129,7 @@ bool hashes_to_valid(const std::string& text, double fraction) {
 size_t tail_of(const std::string& text, double fraction) {
   auto at = size_t(double(text.size()) * (1 - fraction));
   const size_t line = text.rfind('\n', at);
-  if (line != std::string::npos && line > 0) return line + 1;
+  if (line != std::string::npos && line > 0 && at - line <= kLineBytes) return line + 1;
   while (at > 0 && at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
   return at;
 }

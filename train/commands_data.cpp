@@ -42,9 +42,7 @@ class Progress {
   }
 
  private:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double last_ = 0;
 };
@@ -65,12 +63,13 @@ void print_sample(const Tokenizer& t, const std::string& text) {
   const std::vector<int32_t> ids = t.encode(text);
   std::cout << "sample      " << text.size() << " bytes, " << ids.size() << " tokens\n";
   for (int32_t id : ids) std::cout << "  " << id << '\t' << t.piece(id) << '\n';
-  std::cout << "decoded     " << (t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids)) << '\n';
+  std::cout << "decoded     " << (t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids))
+            << '\n';
 }
 
 void print_split(const char* name, const PrepareSummary::Split& s) {
-  std::cout << name << "  " << count(s.documents) << " documents, " << count(s.bytes) << "B of text, " << count(s.tokens)
-            << " tokens in " << s.shards << (s.shards == 1 ? " shard\n" : " shards\n");
+  std::cout << name << "  " << count(s.documents) << " documents, " << count(s.bytes) << "B of text, "
+            << count(s.tokens) << " tokens in " << s.shards << (s.shards == 1 ? " shard\n" : " shards\n");
 }
 
 void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
