@@ -16,6 +16,8 @@ namespace mmfree {
 
 namespace {
 constexpr int64_t kMaxModelBytes = int64_t(32) << 20;
+/// Longer texts are encoded in parts: SentencePiece needs some 100 bytes of memory per character.
+constexpr size_t kEncodeBytes = size_t(1) << 18;
 constexpr std::string_view kSpace = "\xE2\x96\x81";        // U+2581
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 }  // namespace
@@ -61,11 +63,33 @@ bool Tokenizer::adds_dummy_prefix() const { return model_->parsed.adds_dummy_pre
 const std::string& Tokenizer::piece(int32_t id) const { return model_->at(id).text; }
 int Tokenizer::byte_length(int32_t id) const { return model_->at(id).text_bytes; }
 
+namespace {
+
+/// Where to end the first part of a long text: before a line break that follows other text, which no piece spans.
+size_t first_part(std::string_view text) {
+  if (text.size() <= kEncodeBytes) return text.size();
+  for (size_t at = kEncodeBytes; (at = text.find('\n', at)) != std::string_view::npos; ++at)
+    if (text[at - 1] != '\n') return at;
+  return text.size();
+}
+
+}  // namespace
+
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> all;
   std::vector<int> ids;
-  const auto status = model_->processor.Encode(text, &ids);
-  MMFREE_CHECK(DataError, status.ok(), model_->name, ": cannot encode the text: ", status.message());
-  return ids;
+  bool first = true;
+  do {
+    const size_t n = first_part(text);
+    const auto status = model_->processor.Encode(text.substr(0, n), &ids);
+    MMFREE_CHECK(DataError, status.ok(), model_->name, ": cannot encode the text: ", status.message());
+    // A later part starts with '\n', so its dummy prefix stands alone.
+    const bool prefixed = !first && !ids.empty() && piece(ids[0]) == kSpace;
+    all.insert(all.end(), ids.begin() + prefixed, ids.end());
+    text.remove_prefix(n);
+    first = false;
+  } while (!text.empty());
+  return all;
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {

@@ -75,6 +75,22 @@ TEST_P(TokenizerTypes, RoundTripIsExact) {
 }
 INSTANTIATE_TEST_SUITE_P(All, TokenizerTypes, testing::Values("bpe", "unigram"));
 
+TEST(Tokenizer, LongTextsAreEncodedInPartsWithoutSeams) {
+  Scratch dir;
+  const Tokenizer t = small_tokenizer(dir);
+  const std::string text = babble(120000, 9);
+  ASSERT_GT(text.size(), size_t(600000));
+  expect_exact(t, text);
+  std::vector<int32_t> by_line;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at + 1), text.size());
+    const std::vector<int32_t> ids = t.encode(text.substr(at, end - at));
+    by_line.insert(by_line.end(), ids.begin() + (at > 0), ids.end());
+    at = end;
+  }
+  EXPECT_EQ(t.encode(text), by_line);
+}
+
 TEST(Tokenizer, StreamEqualsDecodeForAnyIds) {
   Scratch dir;
   const Tokenizer t = small_tokenizer(dir);
