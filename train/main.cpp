@@ -1,1 +1,39 @@
-int main() { return 0; }
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <new>
+
+#include "core/error.h"
+#include "train/commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("mmfree trains MatMul-free and 1.58-bit language models.", "mmfree");
+  app.set_version_flag("--version", "mmfree " MMFREE_VERSION);
+  app.require_subcommand(1);
+  mmfree::add_prepare_command(app);
+  mmfree::add_tokenizer_command(app);
+  mmfree::add_train_command(app);
+  mmfree::add_eval_command(app);
+  mmfree::add_score_command(app);
+  mmfree::add_generate_command(app);
+  mmfree::add_export_command(app);
+  mmfree::add_import_command(app);
+  mmfree::add_info_command(app);
+  app.footer(
+      "A first run, from text to a trained and exported model, in a few minutes:\n"
+      "  bash train/quickstart.sh\n"
+      "Help on one command: mmfree COMMAND --help");
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) ? int(mmfree::Exit::usage) : 0;
+  } catch (const mmfree::Error& e) {
+    std::fprintf(stderr, "mmfree: %s\n", e.what());
+    return int(e.status());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "mmfree: out of memory\n");
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "mmfree: internal error: %s\n", e.what());
+  }
+  return int(mmfree::Exit::internal);
+}

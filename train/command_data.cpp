@@ -1,4 +1,4 @@
-#include "train/commands_data.h"
+#include "train/commands.h"
 
 #include <CLI/CLI.hpp>
 #include <chrono>

@@ -1,0 +1,73 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "train/commands.h"
+#include "train/trainer.h"
+
+namespace mmfree {
+namespace {
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string resume;
+  bool quiet = false, force = false, help_config = false;
+};
+
+void print_result(const RunConfig& config, const RunResult& r) {
+  std::printf("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped", static_cast<long long>(r.step),
+              static_cast<long long>(config.train.steps), r.reason.empty() || r.finished ? "" : ": ", r.finished ? "" : r.reason.c_str());
+  std::printf("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
+  if (r.valid)
+    std::printf("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(), r.valid->perplexity(),
+                r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
+  std::printf("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
+  std::printf("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
+  if (!r.finished) std::printf("continue with  mmfree train %s --resume\n", config.source.c_str());
+}
+
+void run(const Options& o) {
+  if (o.help_config) {
+    std::fputs(config_reference().c_str(), stdout);
+    return;
+  }
+  MMFREE_CHECK(UsageError, !o.config.empty(), "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
+  std::vector<std::string> overrides = o.overrides;
+  if (!o.resume.empty()) overrides.push_back("train.resume=" + o.resume);
+  const RunConfig config = load_config(o.config, overrides);
+  MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config, ": data.train is empty; name token shards made by `mmfree prepare`");
+  Trainer trainer(config, o.quiet, o.force);
+  const RunResult result = trainer.run();
+  print_result(config, result);
+  if (!result.finished) throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"), Exit::stopped);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("train", "Train a model as a YAML file describes, or continue a run");
+  c->add_option("config", o->config, "YAML file; see configs/ for presets");
+  c->add_option("overrides", o->overrides, "key.path=value pairs laid over the file, for example optim.lr=1e-3");
+  c->add_option("--resume", o->resume, "continue: auto (the default value; starts anew if there is nothing), true, or a checkpoint")
+      ->expected(0, 1)
+      ->default_str("")
+      ->type_name("WHAT");
+  c->add_flag("-q,--quiet", o->quiet, "no progress");
+  c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
+  c->add_flag("--help-config", o->help_config, "list every configuration key with type, default and meaning");
+  c->footer(
+      "Examples:\n"
+      "  mmfree train configs/quickstart.yaml\n"
+      "  mmfree train configs/8m.yaml data.train=shards/train-*.h5 data.valid=shards/valid-*.h5 optim.lr=2e-3\n"
+      "  mmfree train configs/8m.yaml --resume            continue where the run stopped\n"
+      "  mmfree train --help-config\n"
+      "SIGTERM, SIGUSR1 or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at once.");
+  c->callback([o, c] {
+    if (c->count("--resume") && o->resume.empty()) o->resume = "auto";
+    run(*o);
+  });
+}
+
+}  // namespace mmfree
