@@ -31,7 +31,7 @@ double sum_abs(const T* w, int64_t n) {
 }
 
 template <class T>
-void quantise(const TernaryPackArgs& p) {
+void quantise(const TernaryQuantiseArgs& p) {
   const T* w = static_cast<const T*>(p.weights);
   const int64_t n = p.rows * p.cols;
   const double total =
@@ -55,7 +55,7 @@ void quantise(const TernaryPackArgs& p) {
 }
 
 template <class T>
-void dequantise(const TernaryPackArgs& p) {
+void dequantise(const TernaryDequantiseArgs& p) {
   const T scale = *static_cast<const T*>(p.scale);
   const int64_t row_bytes = ternary_row_bytes(p.cols);
   parallel_for(p.rows, 16, [=](int64_t begin, int64_t end) {
@@ -165,11 +165,11 @@ void ternary_tile_scalar(const TernaryTile& t) {
     }
 }
 
-void ternary_quantise(const TernaryPackArgs& p) {
+void ternary_quantise(const TernaryQuantiseArgs& p) {
   dispatch_float(p.type, "ternary_quantise", [&]<class T>() { quantise<T>(p); });
 }
 
-void ternary_dequantise(const TernaryPackArgs& p) {
+void ternary_dequantise(const TernaryDequantiseArgs& p) {
   dispatch_float(p.type, "ternary_dequantise", [&]<class T>() { dequantise<T>(p); });
 }
 

@@ -55,19 +55,15 @@ TernaryTensor make_ternary(int64_t rows, int64_t cols, DType scale_dtype) {
 
 void ternary_quantise(const Tensor& w, TernaryTensor& out) {
   check_pack("ternary_quantise", w, out, out.scale.dtype());
-  const TernaryPackArgs args{
-      const_cast<char*>(w.raw()), out.codes.mut<uint8_t>(), out.scale.raw_mut(), w.dtype(), out.rows(), out.cols};
+  const TernaryQuantiseArgs args{w.raw(), out.codes.mut<uint8_t>(), out.scale.raw_mut(), w.dtype(), out.rows(),
+                                 out.cols};
   MMFREE_DISPATCH(w.device(), ternary_quantise, args);
 }
 
 void ternary_dequantise(const TernaryTensor& w, Tensor& out) {
   check_pack("ternary_dequantise", out, w, w.scale.dtype());
-  const TernaryPackArgs args{out.raw_mut(),
-                             const_cast<uint8_t*>(w.codes.data<uint8_t>()),
-                             const_cast<char*>(w.scale.raw()),
-                             out.dtype(),
-                             w.rows(),
-                             w.cols};
+  const TernaryDequantiseArgs args{
+      w.codes.data<uint8_t>(), w.scale.raw(), out.raw_mut(), out.dtype(), w.rows(), w.cols};
   MMFREE_DISPATCH(out.device(), ternary_dequantise, args);
 }
 

@@ -42,11 +42,19 @@ void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, dou
 /// @throws ShapeError, DTypeError
 void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta);
 
-/// Operands of the quantiser (weights -> codes, scale) and its inverse (codes, scale -> weights).
-struct TernaryPackArgs {
-  void* weights;
+/// Dense weights [rows, cols] -> codes and scale.
+struct TernaryQuantiseArgs {
+  const void* weights;
   uint8_t* codes;
   void* scale;
+  DType type;
+  int64_t rows, cols;
+};
+/// Codes and scale -> dense weights [rows, cols].
+struct TernaryDequantiseArgs {
+  const uint8_t* codes;
+  const void* scale;
+  void* weights;
   DType type;
   int64_t rows, cols;
 };
@@ -68,8 +76,8 @@ struct ScaleCodesArgs {
   int64_t n, k;
 };
 namespace cpu {
-void ternary_quantise(const TernaryPackArgs& args);
-void ternary_dequantise(const TernaryPackArgs& args);
+void ternary_quantise(const TernaryQuantiseArgs& args);
+void ternary_dequantise(const TernaryDequantiseArgs& args);
 void ternary_linear(const TernaryLinearArgs& args);
 void scale_codes(const ScaleCodesArgs& args);
 }  // namespace cpu

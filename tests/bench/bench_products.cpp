@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <random>
 #include <vector>
 
@@ -15,17 +16,26 @@ using namespace mmfree;
 
 namespace {
 
-/// Billions of operations a second (two per multiply-add): the best of rounds that fill about 0.3 s.
+/// Seconds: of processor time for one thread, so that a busy machine disturbs less, else of wall-clock time.
+double now(int threads) {
+  if (threads == 1) return double(std::clock()) / CLOCKS_PER_SEC;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Billions of operations a second (two per multiply-add): the best of rounds of at least 10 ms that fill 0.4 s.
 template <class Body>
-double rate(double operations, Body&& body) {
-  using Clock = std::chrono::steady_clock;
+double rate(int threads, double operations, Body&& body) {
+  omp_set_num_threads(threads);
   body();
-  double best = 1e30, spent = 0;
-  while (spent < 0.3) {
-    const auto start = Clock::now();
-    body();
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::min(best, seconds), spent += seconds;
+  const double start = now(threads);
+  body();
+  const int calls = 1 + int(0.01 / (now(threads) - start + 1e-6));
+  double best = 1e30;
+  for (double spent = 0; spent < 0.4;) {
+    const double begin = now(threads);
+    for (int i = 0; i < calls; ++i) body();
+    const double seconds = now(threads) - begin;
+    best = std::min(best, seconds / calls), spent += seconds;
   }
   return operations / best * 1e-9;
 }
@@ -43,20 +53,19 @@ void bench(int64_t n, int64_t k, int64_t o) {
   Tensor y({n, o}, DType::f32), sums({n, o}, DType::i32), dx({n, k}, DType::f32), dw({o, k}, DType::f32);
   const double operations = 2.0 * double(n) * double(o) * double(k);
   for (int threads : {1, 2}) {
-    omp_set_num_threads(threads);
-    const double fast = rate(operations, [&] { ternary_linear(q, step, ternary, y); });
-    const double tiled = rate(operations, [&] { matmul(dense_x, false, dense_w, true, y); });
-    const double own = rate(operations, [&] { linear_forward(dense_x, dense_w, y); });
-    const double whole = rate(operations, [&] {
+    const double fast = rate(threads, operations, [&] { ternary_linear(q, step, ternary, y); });
+    const double tiled = rate(threads, operations, [&] { matmul(dense_x, false, dense_w, true, y); });
+    const double own = rate(threads, operations, [&] { linear_forward(dense_x, dense_w, y); });
+    const double whole = rate(threads, operations, [&] {
       dnnl_sgemm('N', 'T', n, o, k, 1, dense_x.data<float>(), k, dense_w.data<float>(), k, 0, y.mut<float>(), o);
     });
     const int32_t zero = 0;
-    const double int8 = rate(operations, [&] {
+    const double int8 = rate(threads, operations, [&] {
       dnnl_gemm_s8s8s32('N', 'T', 'F', n, o, k, 1, codes.data(), k, 0, weights.data(), k, 0, 0, sums.mut<int32_t>(), o,
                         &zero);
     });
-    const double back_x = rate(operations, [&] { ternary_linear_dx(y, ternary, dx, 0); });
-    const double back_w = rate(operations, [&] { ternary_linear_dw(y, q, step, dw, 0); });
+    const double back_x = rate(threads, operations, [&] { ternary_linear_dx(y, ternary, dx, 0); });
+    const double back_w = rate(threads, operations, [&] { ternary_linear_dw(y, q, step, dw, 0); });
     std::printf("%5ld %5ld %6ld  %d | %8.1f | %7.1f %7.1f %7.1f | %7.1f | %7.1f %7.1f\n", long(n), long(k), long(o),
                 threads, fast, tiled, whole, own, int8, back_x, back_w);
     std::fflush(stdout);
