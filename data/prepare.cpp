@@ -90,6 +90,7 @@ class SplitWriter {
       ++total_.shards;
     }
     std::vector<int32_t> document;
+    document.reserve(ids.size() + 2);
     if (options_.bos && info_.bos_id >= 0) document.push_back(info_.bos_id);
     document.insert(document.end(), ids.begin(), ids.end());
     if (options_.eos && info_.eos_id >= 0) document.push_back(info_.eos_id);
