@@ -149,8 +149,9 @@ std::string Text::print(const std::string& value) const {
 
 void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std::string& path,
                 Problems& problems) const {
-  if (node.kind != ConfigNode::Kind::list || node.items.size() != 2)
-    return expected("a list of two numbers", node, path, problems);
+  if (node.kind != ConfigNode::Kind::list) return expected("a list of two numbers", node, path, problems);
+  if (node.items.size() != 2)
+    return problems.add(node.line, path, concat(path, ": expected two numbers, found ", node.items.size()));
   for (size_t i = 0; i < 2; ++i) item.read(node.items[i], values[i], concat(path, "[", i, "]"), problems);
 }
 

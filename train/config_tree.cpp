@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <optional>
 #include <sstream>
 
 #include "core/error.h"
@@ -13,6 +14,7 @@ namespace mmfree {
 namespace {
 
 constexpr size_t kMaxBytes = 1 << 20, kMaxDepth = 32, kMaxNodes = 20000, kMaxReported = 100;
+constexpr const char* kNoAliases = "aliases (*name) are not supported; quote text that starts with *";
 
 /// Thrown inside the parser to stop at a construct that a configuration may not contain.
 struct Refused {
@@ -30,9 +32,7 @@ class TreeBuilder : public YAML::EventHandler {
   void OnAnchor(const YAML::Mark& mark, const std::string&) override {
     refuse(mark, "anchors (&name) are not supported; quote text that starts with &");
   }
-  void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
-    refuse(mark, "aliases (*name) are not supported; quote text that starts with *");
-  }
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override { refuse(mark, kNoAliases); }
   void OnNull(const YAML::Mark& mark, YAML::anchor_t) override {
     place(mark, node(mark, "?", ConfigNode::Kind::nothing));
   }
@@ -81,7 +81,8 @@ class TreeBuilder : public YAML::EventHandler {
 
   void open(const YAML::Mark& mark, ConfigNode container) {
     if (open_.size() >= kMaxDepth) refuse(mark, concat("nested deeper than ", kMaxDepth, " levels"));
-    if (expects_key()) refuse(mark, "a key must be plain text, found " + container.describe());
+    if (expects_key())
+      refuse(mark, "a key must be plain text, found " + container.describe() + " (is a bracket left open?)");
     open_.push_back({std::move(container), false, {}, 0});
   }
 
@@ -130,25 +131,22 @@ class TreeBuilder : public YAML::EventHandler {
   std::vector<Open> open_;
 };
 
-ConfigNode parse_yaml(const std::string& text, bool command_line, Problems& problems) {
-  TreeBuilder builder(problems, command_line);
-  const auto fail = [&](int line, const std::string& message) {
-    problems.add(line, "", message);
-    problems.throw_if_any();
-  };
+/// The document in `text`, or nothing after reporting why it cannot be understood.
+std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line, Problems& problems) {
+  TreeBuilder builder(problems, command_line), second(problems, command_line);
   try {
     std::istringstream in(text);
     YAML::Parser parser(in);
     if (!parser.HandleNextDocument(builder)) builder.root.kind = ConfigNode::Kind::map;
-    TreeBuilder rest(problems, command_line);
-    if (parser.HandleNextDocument(rest))
-      fail(rest.root.line, "a second YAML document; a configuration is one document");
+    if (!parser.HandleNextDocument(second)) return std::move(builder.root);
+    problems.add(second.root.line, "", "a second YAML document; a configuration is one document");
   } catch (const Refused& refused) {
-    fail(refused.line, refused.message);
+    problems.add(refused.line, "", refused.message);
   } catch (const YAML::Exception& error) {
-    fail(command_line ? 0 : std::max(error.mark.line, 0) + 1, "not valid YAML: " + error.msg);
+    problems.add(command_line ? 0 : std::max(error.mark.line, 0) + 1, "",
+                 (error.msg.starts_with(YAML::ErrorMsg::UNKNOWN_ANCHOR) ? kNoAliases : "not valid YAML: " + error.msg));
   }
-  return std::move(builder.root);
+  return std::nullopt;
 }
 
 /// Length of the UTF-8 sequence at the start of `text`, 0 if there is none.
@@ -247,7 +245,9 @@ void Problems::throw_if_any() const {
 ConfigNode parse_config_tree(const std::string& text, const std::string& source, Problems& problems) {
   MMFREE_CHECK(ConfigError, text.size() <= kMaxBytes, source, ": larger than 1 MiB; is this a configuration?");
   MMFREE_CHECK(ConfigError, is_clean_text(text, "\t\n\r"), source, ": not UTF-8 text; is this a configuration?");
-  return parse_yaml(text, false, problems);
+  std::optional<ConfigNode> root = parse_yaml(text, false, problems);
+  if (!root) problems.throw_if_any();
+  return std::move(*root);
 }
 
 void apply_override(ConfigNode& root, const std::string& text, Problems& problems) {
@@ -260,8 +260,11 @@ void apply_override(ConfigNode& root, const std::string& text, Problems& problem
   ConfigNode value;
   value.kind = ConfigNode::Kind::scalar;
   value.text = raw;
-  if (!raw.empty() && std::string_view("[{\"'").find(raw[0]) != std::string_view::npos)
-    value = parse_yaml(raw, true, problems);
+  if (!raw.empty() && std::string_view("[{\"'").find(raw[0]) != std::string_view::npos) {
+    std::optional<ConfigNode> parsed = parse_yaml(raw, true, problems);
+    if (!parsed) return;
+    value = std::move(*parsed);
+  }
 
   ConfigNode* parent = &root;
   const auto child = [&](const std::string& key) {

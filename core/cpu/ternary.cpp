@@ -11,7 +11,13 @@
 namespace mmfree::cpu {
 namespace {
 
-constexpr int64_t kTileRows = 16, kTileOutputs = 64;
+/// Extents of an output tile. Wide for a few rows, where it only has to be worth a task; else tall, to make the most of
+/// unpacked codes.
+struct TileShape {
+  static constexpr int64_t kElements = 8192;
+  int64_t rows, outputs;
+  explicit TileShape(int64_t n) : rows(n < 32 ? 32 : 256), outputs(kElements / rows) {}
+};
 
 /// Sum of |w| in f64: eight lanes, so that the compiler vectorises it, added in a fixed order.
 template <class T>
@@ -64,7 +70,25 @@ void dequantise(const TernaryPackArgs& p) {
   });
 }
 
-TernaryKernel choose_kernel() { return ternary_tile_scalar; }
+TernaryKernel fastest_kernel() {
+  for (const NamedTernaryKernel& k : ternary_kernels())
+    if (k.usable) return k.kernel;
+  return ternary_tile_scalar;
+}
+
+/// sum_k q[r, k]: what to take off a sum of code * q to get the sum of weight * q.
+Tensor sum_rows(const int8_t* q, int64_t n, int64_t k) {
+  Tensor out({n}, DType::i32);
+  int32_t* sums = out.mut<int32_t>();
+  parallel_for(n, 64, [=](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += q[r * k + i];
+      sums[r] = sum;
+    }
+  });
+  return out;
+}
 
 /// Rows copied to whole blocks; the padding is zero, so the codes beneath it do not count.
 Tensor pad_rows(const int8_t* q, int64_t n, int64_t k, int64_t padded) {
@@ -92,23 +116,40 @@ void linear(const TernaryLinearArgs& p) {
   const T scale = *static_cast<const T*>(p.scale);
   const T* step = static_cast<const T*>(p.step);
   T* y = static_cast<T*>(p.y);
-  const TernaryKernel kernel = choose_kernel();
-  const int64_t across = (p.o + kTileOutputs - 1) / kTileOutputs, down = (p.n + kTileRows - 1) / kTileRows;
+  const Tensor q_sums = sum_rows(p.q, p.n, p.k);
+  const int32_t* offsets = q_sums.data<int32_t>();
+  const TernaryKernel kernel = fastest_kernel();
+  const TileShape tile(p.n);
+  const int64_t across = (p.o + tile.outputs - 1) / tile.outputs, down = (p.n + tile.rows - 1) / tile.rows;
   parallel_for(across * down, 1, [=](int64_t t, int64_t) {
-    const int64_t r0 = t / across * kTileRows, o0 = t % across * kTileOutputs;
-    const int64_t rows = std::min(kTileRows, p.n - r0), outputs = std::min(kTileOutputs, p.o - o0);
-    int32_t sums[kTileRows * kTileOutputs];
-    kernel({q + r0 * padded, p.codes + o0 * row_bytes, sums, rows, outputs, blocks});
+    const int64_t r0 = t % down * tile.rows, o0 = t / down * tile.outputs;
+    const int64_t rows = std::min(tile.rows, p.n - r0), outputs = std::min(tile.outputs, p.o - o0);
+    alignas(64) int32_t sums[TileShape::kElements];
+    kernel({q + r0 * padded, p.codes + o0 * row_bytes, sums, rows, outputs, blocks, tile.outputs});
     for (int64_t r = 0; r < rows; ++r) {
-      int32_t offset = 0;
-      for (int64_t k = 0; k < padded; ++k) offset += q[(r0 + r) * padded + k];
       const T factor = step[r0 + r] * scale;
-      for (int64_t o = 0; o < outputs; ++o) y[(r0 + r) * p.o + o0 + o] = T(sums[r * outputs + o] - offset) * factor;
+      const int32_t offset = offsets[r0 + r];
+      const int32_t* from = sums + r * tile.outputs;
+      T* to = y + (r0 + r) * p.o + o0;
+      for (int64_t o = 0; o < outputs; ++o) to[o] = T(from[o] - offset) * factor;
     }
   });
 }
 
 }  // namespace
+
+const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels] {
+  static const NamedTernaryKernel kernels[kTernaryKernels] = {
+#if MMFREE_X86
+    {"avx512_vnni", ternary_tile_avx512_vnni,
+     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")},
+    {"avx_vnni", ternary_tile_avx_vnni, bool(__builtin_cpu_supports("avxvnni"))},
+    {"avx2", ternary_tile_avx2, bool(__builtin_cpu_supports("avx2"))},
+#endif
+    {"scalar", ternary_tile_scalar, true}
+  };
+  return kernels;
+}
 
 void ternary_tile_scalar(const TernaryTile& t) {
   for (int64_t r = 0; r < t.rows; ++r)
@@ -120,7 +161,7 @@ void ternary_tile_scalar(const TernaryTile& t) {
           const uint8_t* codes = t.codes + (o * t.blocks + b) * kTernaryBlockBytes;
           for (int j = 0; j < 32; ++j) sum += (codes[j] >> (2 * plane) & 3) * q[j];
         }
-      t.out[r * t.outputs + o] = sum;
+      t.out[r * t.out_stride + o] = sum;
     }
 }
 

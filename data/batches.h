@@ -1,0 +1,52 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "data/token_shards.h"
+
+namespace mmfree {
+
+struct BatchOptions {
+  int64_t seq_len = 0;     ///< tokens per row
+  int64_t batch_size = 0;  ///< rows per step
+  uint64_t seed = 0;
+  bool shuffle = true;  ///< true: training; false: one pass in order, for evaluation
+};
+
+/// Cuts a corpus into windows of seq_len + 1 tokens at stride seq_len (row: inputs are the first seq_len, targets the
+/// last) and deals them out. Which window a row gets is a pure function of (seed, step, row), computed in O(1): there
+/// is no state to save, and the sequence of samples does not depend on the batch size.
+///
+/// Shuffled: sample s = step * batch_size + row belongs to epoch s / windows(); each epoch is a new permutation of all
+/// whole windows (a keyed Feistel network with cycle walking).
+/// In order: sample s is window s; the last window may be short, and what is missing, as every row beyond the last
+/// window, has inputs 0 and targets kIgnored. So each token but the corpus's first is a target exactly once.
+class Batches {
+ public:
+  static constexpr int32_t kIgnored = -100;
+
+  /// Keeps a reference to `shards`.
+  /// @throws ConfigError for sizes below 1, DataError if the corpus has fewer tokens than one window
+  Batches(const TokenShards& shards, const BatchOptions& options);
+
+  int64_t windows() const { return windows_; }
+  /// Steps in which each window occurs at least once when starting at step 0.
+  int64_t steps_per_epoch() const { return (windows_ + options_.batch_size - 1) / options_.batch_size; }
+  /// The epoch, from 0, of the step's first row.
+  int64_t epoch_of(int64_t step) const { return sample(step, 0) / windows_; }
+  /// The window that a sample reads.
+  int64_t window_of(int64_t sample) const;
+
+  /// Fills rows [row_begin, row_end) of the step's batch: inputs and targets [row_end - row_begin, seq_len].
+  /// @throws what TokenShards::read does
+  void read(int64_t step, int64_t row_begin, int64_t row_end, int32_t* inputs, int32_t* targets) const;
+
+ private:
+  int64_t sample(int64_t step, int64_t row) const;
+
+  const TokenShards& shards_;
+  BatchOptions options_;
+  int64_t windows_ = 0;
+};
+
+}  // namespace mmfree

@@ -1,0 +1,107 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/shape.h"
+#include "core/tensor.h"
+
+/// The one file form of checkpoints and token shards: an HDF5 file (readable with h5py) whose 4 KiB user block carries
+///   bytes 0..7      magic "MMFREEH5"
+///   bytes 8..11     format version (u32, little-endian, as all numbers here)
+///   bytes 16..31    kind, zero padded: "checkpoint" or "tokens"
+///   bytes 32..39    size of the whole file in bytes (u64)
+///   bytes 40..55    XXH3-128 of all bytes after the user block (low 64 bits, then high)
+///   bytes 4088..    XXH3-64 of the user block's bytes before this field; all bytes not named are zero.
+/// So one flipped byte anywhere, or a missing one, is found before HDF5 sees the file.
+namespace mmfree::h5 {
+
+/// Integer types a series may have in the file; those that DType lacks exist on disk only.
+enum class SeriesType : uint8_t { u8, u16, u32, i32, i64 };
+
+/// Writes one file atomically: everything goes to `path + ".tmp-<process>-<number>"`, and commit() renames it over
+/// `path`. Memory use does not grow with the size of the data. The bytes written depend on the calls alone (no times).
+/// @throws CreateError if the temporary file cannot be created; IoError, naming the file and the failed call, if
+/// anything cannot be written. The destructor then removes the temporary file, and an older file at `path` is
+/// untouched.
+class Writer {
+ public:
+  Writer(const std::string& path, const std::string& kind);
+  /// Removes the temporary file unless commit() succeeded.
+  ~Writer();
+  Writer(Writer&&) noexcept;
+  Writer& operator=(Writer&&) = delete;
+
+  /// Writes a whole dataset, row-major; "a/b" puts b into group a. bf16 is stored as u16 with attribute dtype="bf16".
+  void write(const std::string& name, DType dtype, const Shape& shape, const void* values);
+  void write(const std::string& name, const Tensor& values);
+
+  /// Declares an empty 1-D dataset that append() grows.
+  void create_series(const std::string& name, SeriesType type);
+  /// Appends n values. @throws Error if a value does not fit the series' type.
+  void append(const std::string& name, const int32_t* values, int64_t n);
+  void append(const std::string& name, const int64_t* values, int64_t n);
+
+  /// Attributes of the file's root group.
+  void attribute(const std::string& name, const std::string& value);
+  void attribute(const std::string& name, const char* value) { attribute(name, std::string(value)); }
+  void attribute(const std::string& name, int64_t value);
+  void attribute(const std::string& name, double value);
+
+  /// Completes the file: flush, hash, user block, fsync, rename over `path`, fsync of the directory. If only the last
+  /// step fails, IoError is thrown although the new file is already in place. Nothing may be called afterwards.
+  void commit();
+  /// XXH3-128 of the file's content as 32 hex digits; known after commit().
+  const std::string& hash() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Reads a file written by Writer. The constructor checks size, user block and (unless verify is false) the hash before
+/// HDF5 opens the file, then refuses what Writer never makes: links other than hard ones, external or virtual storage,
+/// filters other than fletcher32, shuffle and deflate, types other than integers and floats, rank above 4, and datasets
+/// larger than the bytes stored for them.
+/// @throws MissingError if the file cannot be opened, DataError if it is damaged or of another kind, IoError if reading
+/// fails. Not for concurrent use.
+class Reader {
+ public:
+  Reader(const std::string& path, const std::string& expected_kind, bool verify = true);
+  ~Reader();
+  Reader(Reader&&) noexcept;
+  Reader& operator=(Reader&&) = delete;
+
+  const std::string& path() const;
+  /// The XXH3-128 in the user block as 32 hex digits.
+  const std::string& hash() const;
+
+  bool has(const std::string& name) const;
+  /// Full names of all datasets that start with `prefix`, sorted.
+  std::vector<std::string> names(const std::string& prefix = "") const;
+  /// These and the read functions throw DataError for a name that the file lacks.
+  Shape shape(const std::string& name) const;
+  /// The stored type; for u16 and u32, which DType lacks, the type that holds all their values: i32 and i64.
+  DType dtype(const std::string& name) const;
+
+  /// Reads rows [begin_row, begin_row + rows) of dimension 0 into `out` as `type` (a rank-0 dataset is one row).
+  /// Integers convert to integers (values out of range are clipped), floats to floats, bf16 to bf16 only.
+  /// @throws DTypeError for other pairs, ShapeError for rows outside the dataset.
+  void read(const std::string& name, int64_t begin_row, int64_t rows, DType type, void* out) const;
+  /// The whole dataset as a CPU tensor of dtype `type`.
+  Tensor read_tensor(const std::string& name, DType type) const;
+
+  bool has_attribute(const std::string& name) const;
+  /// @throws DataError if the attribute is absent or of another type.
+  std::string attribute_string(const std::string& name) const;
+  int64_t attribute_int(const std::string& name) const;
+  double attribute_double(const std::string& name) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mmfree::h5

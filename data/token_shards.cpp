@@ -1,0 +1,123 @@
+#include "data/token_shards.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/error.h"
+#include "data/files.h"
+#include "data/tokenizer.h"
+
+namespace mmfree {
+
+ShardInfo shard_info(const Tokenizer& tokenizer, const std::string& split) {
+  ShardInfo info{split,
+                 tokenizer.vocab_size(),
+                 tokenizer.hash(),
+                 tokenizer.bos_id(),
+                 tokenizer.eos_id(),
+                 tokenizer.adds_dummy_prefix(),
+                 {}};
+  for (int id = 0; id < info.vocab_size; ++id) info.piece_bytes.push_back(tokenizer.byte_length(id));
+  return info;
+}
+
+ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source)
+    : writer_(path, "tokens") {
+  writer_.attribute("vocab_size", int64_t(info.vocab_size));
+  writer_.attribute("tokenizer_hash", info.tokenizer_hash);
+  writer_.attribute("bos_id", int64_t(info.bos_id));
+  writer_.attribute("eos_id", int64_t(info.eos_id));
+  writer_.attribute("dummy_prefix", int64_t(info.dummy_prefix));
+  writer_.attribute("split", info.split);
+  writer_.attribute("source", source);
+  writer_.create_series("tokens", info.vocab_size <= 65536 ? h5::SeriesType::u16 : h5::SeriesType::u32);
+  writer_.create_series("document_starts", h5::SeriesType::i64);
+  writer_.create_series("piece_bytes", h5::SeriesType::u16);
+  writer_.append("piece_bytes", info.piece_bytes.data(), int64_t(info.piece_bytes.size()));
+}
+
+void ShardWriter::add(const std::vector<int32_t>& document) {
+  writer_.append("document_starts", &tokens_, 1);
+  writer_.append("tokens", document.data(), int64_t(document.size()));
+  tokens_ += int64_t(document.size());
+}
+
+void ShardWriter::commit() { writer_.commit(); }
+
+namespace {
+
+int small_int(const h5::Reader& shard, const std::string& attribute, int64_t min, int64_t max) {
+  const int64_t value = shard.attribute_int(attribute);
+  MMFREE_CHECK(DataError, value >= min && value <= max, shard.path(), ": attribute ", attribute, " is ", value,
+               ", expected ", min, " to ", max);
+  return int(value);
+}
+
+int64_t length_of(const h5::Reader& shard, const std::string& name) {
+  const Shape shape = shard.shape(name);
+  MMFREE_CHECK(DataError, shape.rank() == 1, shard.path(), ": dataset ", name, " has shape ", shape,
+               ", expected one dimension");
+  return shape[0];
+}
+
+ShardInfo read_info(const h5::Reader& shard) {
+  ShardInfo info;
+  info.split = shard.attribute_string("split");
+  info.vocab_size = small_int(shard, "vocab_size", 1, 1 << 20);
+  info.tokenizer_hash = shard.attribute_string("tokenizer_hash");
+  info.bos_id = small_int(shard, "bos_id", -1, info.vocab_size - 1);
+  info.eos_id = small_int(shard, "eos_id", -1, info.vocab_size - 1);
+  info.dummy_prefix = small_int(shard, "dummy_prefix", 0, 1) != 0;
+  const int64_t pieces = length_of(shard, "piece_bytes");
+  MMFREE_CHECK(DataError, pieces == info.vocab_size, shard.path(), ": piece_bytes has ", pieces,
+               " entries, expected vocab_size = ", info.vocab_size);
+  info.piece_bytes.resize(size_t(pieces));
+  shard.read("piece_bytes", 0, pieces, DType::i32, info.piece_bytes.data());
+  return info;
+}
+
+}  // namespace
+
+TokenShards::TokenShards(const std::vector<std::string>& entries) {
+  for (const std::string& path : expand_paths(entries, {".h5"})) open(path);
+  MMFREE_CHECK(MissingError, !shards_.empty(), "no token shards named; make some with 'mmfree prepare'");
+}
+
+void TokenShards::open(const std::string& path) {
+  h5::Reader shard(path, "tokens");
+  ShardInfo info = read_info(shard);
+  if (shards_.empty()) info_ = info;
+  const std::string first = shards_.empty() ? path : shards_[0].path();
+  MMFREE_CHECK(DataError, info.tokenizer_hash == info_.tokenizer_hash, path, ": made with tokenizer ",
+               info.tokenizer_hash, ", but ", first, " with ", info_.tokenizer_hash, "; prepare them alike");
+  MMFREE_CHECK(DataError, info.split == info_.split, path, ": is of split '", info.split, "', but ", first, " of '",
+               info_.split, "'; name one split, for example by the pattern '", info_.split, "-*.h5'");
+  MMFREE_CHECK(DataError, info == info_, path, ": its vocabulary differs from that of ", first);
+  const int64_t tokens = length_of(shard, "tokens");
+  MMFREE_CHECK(DataError, tokens <= std::numeric_limits<int64_t>::max() - total_tokens(), path, ": too many tokens");
+  starts_.push_back(total_tokens() + tokens);
+  documents_ += length_of(shard, "document_starts");
+  shards_.push_back(std::move(shard));
+}
+
+void TokenShards::read(int64_t offset, int64_t count, int32_t* out) const {
+  MMFREE_CHECK(ShapeError, offset >= 0 && count >= 0 && offset <= total_tokens() && count <= total_tokens() - offset,
+               "token shards: tokens [", offset, ", +", count, ") of ", total_tokens());
+  auto shard = size_t(std::upper_bound(starts_.begin(), starts_.end(), offset) - starts_.begin()) - 1;
+  for (; count > 0; ++shard) {
+    const int64_t n = std::min(count, starts_[shard + 1] - offset);
+    shards_[shard].read("tokens", offset - starts_[shard], n, DType::i32, out);
+    for (int64_t i = 0; i < n; ++i)
+      MMFREE_CHECK(DataError, out[i] >= 0 && out[i] < info_.vocab_size, shards_[shard].path(), ": token ", out[i],
+                   " at ", offset - starts_[shard] + i, " is not below the vocabulary size ", info_.vocab_size);
+    offset += n, out += n, count -= n;
+  }
+}
+
+std::string TokenShards::fingerprint() const {
+  std::string hashes;
+  for (const h5::Reader& shard : shards_) hashes += shard.hash();
+  return hex16(hash64(hashes));
+}
+
+}  // namespace mmfree

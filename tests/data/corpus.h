@@ -1,0 +1,32 @@
+#pragma once
+#include <random>
+#include <string>
+
+#include "data/tokenizer.h"
+#include "tests/data/scratch.h"
+
+namespace mmfree::testing_data {
+
+/// Deterministic text of made-up words: enough to train a small tokenizer on.
+inline std::string babble(int words, unsigned seed) {
+  static const char* syllables[] = {"ka", "lo", "mi", "tre", "su", "von", "el", "da", "qui", "é", "ß", "12"};
+  std::mt19937 random(seed);
+  std::string text;
+  for (int i = 0; i < words; ++i) {
+    for (unsigned k = random() % 3 + 1; k > 0; --k) text += syllables[random() % std::size(syllables)];
+    text += random() % 9 == 0 ? ".\n" : " ";
+  }
+  return text;
+}
+
+/// A byte-fallback tokenizer of 400 pieces trained on babble.
+inline Tokenizer small_tokenizer(const Scratch& dir, const std::string& type = "bpe") {
+  TokenizerTraining training;
+  training.inputs = {spill(dir("babble.txt"), babble(20000, 7))};
+  training.output = dir(type + ".model");
+  training.vocab_size = 400;
+  training.type = type;
+  return Tokenizer::train(training);
+}
+
+}  // namespace mmfree::testing_data

@@ -1,0 +1,192 @@
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <set>
+
+#include "core/error.h"
+#include "data/batches.h"
+#include "data/files.h"
+#include "tests/data/scratch.h"
+
+namespace mmfree {
+namespace {
+
+using testing_data::Scratch;
+using testing_data::slurp;
+using testing_data::spill;
+
+ShardInfo info_of(int vocab, const std::string& hash = "0123", const std::string& split = "train") {
+  ShardInfo info{split, vocab, hash, 1, 2, true, std::vector<int32_t>(size_t(vocab))};
+  std::iota(info.piece_bytes.begin(), info.piece_bytes.end(), 0);
+  for (int32_t& b : info.piece_bytes) b %= 100;
+  return info;
+}
+
+void write_shard(const std::string& path, const ShardInfo& info, int first, const std::vector<int>& documents) {
+  ShardWriter writer(path, info, "test");
+  for (int n : documents) {
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    std::iota(tokens.begin(), tokens.end(), first);
+    first += n;
+    writer.add(tokens);
+  }
+  writer.commit();
+}
+
+/// Tokens 0, 1, 2, ... over three shards.
+std::vector<std::string> counting_corpus(const Scratch& dir, int vocab = 1000) {
+  write_shard(dir("train-0.h5"), info_of(vocab), 0, {3, 4});
+  write_shard(dir("train-1.h5"), info_of(vocab), 7, {1});
+  write_shard(dir("train-2.h5"), info_of(vocab), 8, {40, 0, 45});
+  return {dir("train-*.h5")};
+}
+
+TEST(TokenShards, ReadAcrossShards) {
+  for (int vocab : {1000, 70000}) {
+    Scratch dir;
+    const TokenShards shards(counting_corpus(dir, vocab));
+    EXPECT_EQ(shards.total_tokens(), 93);
+    EXPECT_EQ(shards.documents(), 6);
+    EXPECT_EQ(shards.info(), info_of(vocab));
+    for (int64_t begin = 0; begin <= 93; ++begin)
+      for (int64_t n = 0; n <= 93 - begin; n += 1 + n / 5) {
+        std::vector<int32_t> got(static_cast<size_t>(n), -1);
+        shards.read(begin, n, got.data());
+        for (int64_t i = 0; i < n; ++i) ASSERT_EQ(got[size_t(i)], begin + i);
+      }
+    int32_t token = 0;
+    EXPECT_THROW(shards.read(93, 1, &token), ShapeError);
+    EXPECT_THROW(shards.read(-1, 1, &token), ShapeError);
+    EXPECT_THROW(shards.read(1, INT64_MAX, &token), ShapeError);
+  }
+}
+
+TEST(TokenShards, DisagreementAndDamageAreErrors) {
+  Scratch dir;
+  counting_corpus(dir);
+  const std::string first = dir("train-0.h5");
+  write_shard(dir("other.h5"), info_of(1000, "4567"), 0, {5});
+  EXPECT_THROW(TokenShards({first, dir("other.h5")}), DataError);
+  write_shard(dir("valid-0.h5"), info_of(1000, "0123", "valid"), 0, {5});
+  EXPECT_THROW(TokenShards({dir.path()}), DataError);
+  EXPECT_THROW(TokenShards({dir("nothing-*.h5")}), MissingError);
+  write_shard(dir("big.h5"), info_of(50), 30, {40});
+  std::vector<int32_t> out(40);
+  EXPECT_NO_THROW(TokenShards({dir("big.h5")}).read(0, 20, out.data()));
+  EXPECT_THROW(TokenShards({dir("big.h5")}).read(0, 21, out.data()), DataError);
+  std::string bytes = slurp(first);
+  bytes[bytes.size() / 2] ^= 1;
+  spill(first, bytes);
+  EXPECT_THROW(TokenShards({first}), DataError);
+}
+
+TEST(TokenShards, FingerprintFollowsTokensAndOrder) {
+  Scratch dir;
+  counting_corpus(dir);
+  const std::string a = dir("train-0.h5"), b = dir("train-1.h5");
+  const std::string ab = TokenShards({a, b}).fingerprint();
+  EXPECT_EQ(ab, TokenShards({a, b}).fingerprint());
+  EXPECT_NE(ab, TokenShards({b, a}).fingerprint());
+  write_shard(b, info_of(1000), 8, {1});
+  EXPECT_NE(ab, TokenShards({a, b}).fingerprint());
+}
+
+TEST(Batches, AnEpochIsAPermutationAndTheNextAnother) {
+  Scratch dir;
+  const TokenShards shards(counting_corpus(dir));
+  for (int64_t length : {1, 2, 5, 7, 30, 46, 92}) {
+    const Batches batches(shards, {length, 3, 11, true});
+    ASSERT_EQ(batches.windows(), 92 / length);
+    std::vector<int64_t> order[2];
+    for (int64_t epoch : {0, 1}) {
+      for (int64_t i = 0; i < batches.windows(); ++i)
+        order[epoch].push_back(batches.window_of(epoch * batches.windows() + i));
+      const std::set<int64_t> all(order[epoch].begin(), order[epoch].end());
+      ASSERT_EQ(int64_t(all.size()), batches.windows());
+      ASSERT_EQ(*all.begin(), 0);
+      ASSERT_EQ(*all.rbegin(), batches.windows() - 1);
+    }
+    if (batches.windows() > 10) {
+      EXPECT_NE(order[0], order[1]);
+      EXPECT_FALSE(std::is_sorted(order[0].begin(), order[0].end()));
+    }
+  }
+}
+
+TEST(Batches, ShuffleIsUniformEnough) {
+  Scratch dir;
+  const TokenShards shards(counting_corpus(dir));
+  const int64_t n = Batches(shards, {4, 1, 0, true}).windows();  // 23
+  std::vector<std::vector<int>> seen(static_cast<size_t>(n), std::vector<int>(static_cast<size_t>(n)));
+  for (uint64_t seed = 0; seed < 2300; ++seed)
+    for (int64_t i = 0; i < n; ++i) ++seen[size_t(i)][size_t(Batches(shards, {4, 1, seed, true}).window_of(i))];
+  // Each count has mean 100 and standard deviation 10.
+  for (const auto& row : seen)
+    for (int count : row) EXPECT_NEAR(count, 100, 55);
+}
+
+TEST(Batches, SamplesDoNotDependOnBatchSizeAndRowsOnTheRange) {
+  Scratch dir;
+  const TokenShards shards(counting_corpus(dir));
+  const int64_t length = 5, samples = 60;
+  const auto sequence = [&](int64_t batch_size, int64_t rows_at_once) {
+    const Batches batches(shards, {length, batch_size, 42, true});
+    std::vector<int32_t> inputs, in(size_t(batch_size * length)), out(in.size());
+    for (int64_t step = 0; step * batch_size < samples; ++step)
+      for (int64_t row = 0; row < batch_size; row += rows_at_once) {
+        const int64_t end = std::min(batch_size, row + rows_at_once);
+        batches.read(step, row, end, in.data(), out.data());
+        const auto n = (end - row) * length;
+        for (int64_t i = 0; i < n; ++i) EXPECT_EQ(out[size_t(i)], in[size_t(i)] + 1);
+        inputs.insert(inputs.end(), in.begin(), in.begin() + n);
+      }
+    inputs.resize(size_t(samples * length));
+    return inputs;
+  };
+  const auto one = sequence(1, 1);
+  EXPECT_EQ(one, sequence(4, 4));
+  EXPECT_EQ(one, sequence(7, 2));
+  EXPECT_EQ(one, sequence(60, 13));
+}
+
+TEST(Batches, InOrderEachTokenButTheFirstIsScoredOnce) {
+  Scratch dir;
+  const TokenShards shards(counting_corpus(dir));
+  for (int64_t length : {1, 4, 23, 50, 91, 92, 93, 500})
+    for (int64_t batch_size : {1, 3}) {
+      const Batches batches(shards, {length, batch_size, 0, false});
+      std::vector<int> scored(93);
+      std::vector<int32_t> in(size_t(batch_size * length)), out(in.size());
+      for (int64_t step = 0; step < batches.steps_per_epoch(); ++step) {
+        batches.read(step, 0, batch_size, in.data(), out.data());
+        for (size_t i = 0; i < in.size(); ++i) {
+          if (out[i] == Batches::kIgnored) {
+            EXPECT_EQ(in[i], 0);
+            continue;
+          }
+          EXPECT_EQ(out[i], in[i] + 1);
+          ++scored[size_t(out[i])];
+        }
+      }
+      EXPECT_EQ(scored[0], 0);
+      for (size_t t = 1; t < 93; ++t) ASSERT_EQ(scored[t], 1) << t << " length " << length;
+    }
+}
+
+TEST(Batches, EpochsAndMisuse) {
+  Scratch dir;
+  const TokenShards shards(counting_corpus(dir));
+  const Batches batches(shards, {9, 4, 0, true});  // 10 windows
+  EXPECT_EQ(batches.epoch_of(0), 0);
+  EXPECT_EQ(batches.epoch_of(2), 0);
+  EXPECT_EQ(batches.epoch_of(3), 1);
+  EXPECT_EQ(batches.epoch_of(5), 2);
+  EXPECT_THROW(batches.epoch_of(-1), Error);
+  EXPECT_THROW(Batches(shards, {93, 1, 0, true}), DataError);
+  EXPECT_NO_THROW(Batches(shards, {92, 1, 0, true}));
+  EXPECT_THROW(Batches(shards, {0, 1, 0, true}), ConfigError);
+  EXPECT_THROW(Batches(shards, {1, 0, 0, true}), ConfigError);
+}
+
+}  // namespace
+}  // namespace mmfree

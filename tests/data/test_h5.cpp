@@ -1,0 +1,231 @@
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <numeric>
+
+#include "data/h5.h"
+#include "tests/data/scratch.h"
+
+namespace mmfree {
+namespace {
+
+using testing_data::Scratch;
+using testing_data::slurp;
+using testing_data::spill;
+
+template <class T>
+std::vector<T> ramp(int64_t n) {
+  std::vector<T> v(static_cast<size_t>(n));
+  for (size_t i = 0; i < v.size(); ++i) v[i] = T(float(i % 251) - 3.0f);
+  return v;
+}
+
+template <class T>
+void expect_round_trip(const Shape& shape) {
+  SCOPED_TRACE(concat(name_of(dtype_of<T>()), " ", shape));
+  Scratch dir;
+  const std::vector<T> values = ramp<T>(shape.size());
+  h5::Writer writer(dir("a.h5"), "checkpoint");
+  writer.write("param/layers.0/x", dtype_of<T>(), shape, values.data());
+  writer.commit();
+  const h5::Reader reader(dir("a.h5"), "checkpoint");
+  EXPECT_EQ(reader.dtype("param/layers.0/x"), dtype_of<T>());
+  const Tensor back = reader.read_tensor("param/layers.0/x", dtype_of<T>());
+  ASSERT_EQ(back.shape(), shape);
+  if (back.bytes()) {
+    EXPECT_EQ(std::memcmp(back.raw(), values.data(), size_t(back.bytes())), 0);
+  }
+}
+
+TEST(H5, EveryTypeAndShapeComesBack) {
+  for (const Shape& shape : {Shape{}, Shape{1}, Shape{0}, Shape{3, 0}, Shape{7, 5}, Shape{3, 1, 5, 2}}) {
+    expect_round_trip<double>(shape);
+    expect_round_trip<float>(shape);
+    expect_round_trip<bf16>(shape);
+    expect_round_trip<int8_t>(shape);
+    expect_round_trip<uint8_t>(shape);
+    expect_round_trip<int32_t>(shape);
+    expect_round_trip<int64_t>(shape);
+  }
+  expect_round_trip<float>({1031, 517});   // several chunks of whole rows, the last one short
+  expect_round_trip<double>({3, 300007});  // rows longer than a chunk
+  expect_round_trip<int8_t>({2, 3, 700001});
+}
+
+TEST(H5, SeriesGrowAndRowsReadAnywhere) {
+  Scratch dir;
+  h5::Writer writer(dir("a.h5"), "tokens");
+  writer.create_series("tokens", h5::SeriesType::u16);
+  writer.create_series("starts", h5::SeriesType::i64);
+  writer.create_series("empty", h5::SeriesType::u32);
+  std::vector<int32_t> all(100003);
+  std::iota(all.begin(), all.end(), 0);
+  for (int32_t& t : all) t %= 65536;
+  for (size_t at = 0, step = 1; at < all.size(); at += step, step = step * 3 % 7001 + 1)
+    writer.append("tokens", &all[at], int64_t(std::min(step, all.size() - at)));
+  const int64_t start = int64_t(1) << 40;
+  writer.append("starts", &start, 1);
+  EXPECT_THROW(writer.append("missing", &start, 1), Error);
+  writer.commit();
+
+  const h5::Reader reader(dir("a.h5"), "tokens");
+  EXPECT_EQ(reader.shape("tokens"), Shape({100003}));
+  EXPECT_EQ(reader.shape("empty"), Shape({0}));
+  EXPECT_EQ(reader.dtype("tokens"), DType::i32);
+  EXPECT_EQ(reader.dtype("starts"), DType::i64);
+  std::vector<int32_t> got(70000);
+  reader.read("tokens", 30001, 70000, DType::i32, got.data());
+  EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin() + 30001));
+  int64_t back = 0;
+  reader.read("starts", 0, 1, DType::i64, &back);
+  EXPECT_EQ(back, start);
+  EXPECT_THROW(reader.read("tokens", 100000, 4, DType::i32, got.data()), ShapeError);
+  EXPECT_THROW(reader.read("tokens", INT64_MAX, 4, DType::i32, got.data()), ShapeError);
+  EXPECT_THROW(reader.read("tokens", 0, 4, DType::f32, got.data()), DTypeError);
+  EXPECT_THROW(reader.shape("absent"), DataError);
+}
+
+TEST(H5, SeriesRefuseValuesTheyCannotHold) {
+  Scratch dir;
+  h5::Writer writer(dir("a.h5"), "tokens");
+  writer.create_series("tokens", h5::SeriesType::u16);
+  for (int32_t bad : {-1, 65536}) EXPECT_THROW(writer.append("tokens", &bad, 1), Error);
+}
+
+TEST(H5, AttributesAndNames) {
+  Scratch dir;
+  const std::string large(500000, 'x');
+  h5::Writer writer(dir("a.h5"), "checkpoint");
+  writer.attribute("config", large);
+  writer.attribute("empty", "");
+  writer.attribute("step", int64_t(-7));
+  writer.attribute("loss", 0.1);
+  for (const char* name : {"param/b", "param/a", "optim/m/a", "x"}) writer.write(name, DType::i8, {1}, "q");
+  writer.commit();
+  const h5::Reader reader(dir("a.h5"), "checkpoint");
+  EXPECT_EQ(reader.attribute_string("config"), large);
+  EXPECT_EQ(reader.attribute_string("empty"), "");
+  EXPECT_EQ(reader.attribute_int("step"), -7);
+  EXPECT_EQ(reader.attribute_double("loss"), 0.1);
+  EXPECT_FALSE(reader.has_attribute("absent"));
+  EXPECT_THROW(reader.attribute_int("config"), DataError);
+  EXPECT_THROW(reader.attribute_string("absent"), DataError);
+  EXPECT_EQ(reader.names("param/"), (std::vector<std::string>{"param/a", "param/b"}));
+  EXPECT_EQ(reader.names().size(), 4u);
+  EXPECT_TRUE(reader.has("optim/m/a"));
+  EXPECT_FALSE(reader.has("optim"));
+}
+
+std::string small_file(const Scratch& dir, const std::string& name, double value) {
+  h5::Writer writer(dir(name), "checkpoint");
+  writer.attribute("config", "depth: 2");
+  const std::vector<double> values(300, value);
+  writer.write("param/w", DType::f64, {20, 15}, values.data());
+  writer.create_series("tokens", h5::SeriesType::u16);
+  const std::vector<int32_t> tokens(40000, 7);
+  writer.append("tokens", tokens.data(), int64_t(tokens.size()));
+  writer.commit();
+  EXPECT_EQ(writer.hash().size(), 32u);
+  return dir(name);
+}
+
+TEST(H5, SameCallsSameBytes) {
+  Scratch dir;
+  EXPECT_EQ(slurp(small_file(dir, "a.h5", 1)), slurp(small_file(dir, "b.h5", 1)));
+}
+
+TEST(H5, EveryFlippedByteIsFound) {
+  Scratch dir;
+  h5::Writer writer(dir("a.h5"), "checkpoint");
+  const std::vector<float> values(30, 1.5f);
+  writer.write("param/w", DType::f32, {5, 6}, values.data());
+  writer.attribute("step", int64_t(3));
+  writer.commit();
+  const std::string good = slurp(dir("a.h5"));
+  for (size_t i = 0; i < good.size(); ++i) {
+    std::string bad = good;
+    bad[i] = char(bad[i] ^ (1 << (i % 8)));
+    spill(dir("bad.h5"), bad);
+    EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError) << "byte " << i;
+  }
+  // Without the hash, HDF5's own checksums and our checks stand alone: nothing may crash.
+  for (size_t i = 4096; i < good.size(); ++i) {
+    std::string bad = good;
+    bad[i] = char(bad[i] ^ (1 << (i % 8)));
+    spill(dir("bad.h5"), bad);
+    try {
+      const h5::Reader reader(dir("bad.h5"), "checkpoint", false);
+      const Tensor back = reader.read_tensor("param/w", DType::f32);
+      for (int64_t k = 0; k < back.size(); ++k) EXPECT_EQ(back.data<float>()[k], 1.5f) << "byte " << i;
+    } catch (const Error&) {
+    }
+  }
+}
+
+TEST(H5, TruncatedExtendedForeignAndMissingFiles) {
+  Scratch dir;
+  const std::string good = slurp(small_file(dir, "a.h5", 1));
+  for (size_t n : {size_t(0), size_t(1), size_t(4095), size_t(4096), size_t(4097), good.size() / 2, good.size() - 1}) {
+    spill(dir("bad.h5"), good.substr(0, n));
+    EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError) << n;
+    EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint", false), DataError) << n;
+  }
+  spill(dir("bad.h5"), good + "x");
+  EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError);
+  spill(dir("bad.h5"), std::string(9000, 'z'));
+  EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError);
+  EXPECT_THROW(h5::Reader(dir("a.h5"), "tokens"), DataError);
+  EXPECT_THROW(h5::Reader(dir("absent.h5"), "tokens"), MissingError);
+  EXPECT_THROW(h5::Reader(dir.path(), "tokens"), MissingError);
+}
+
+TEST(H5, WithoutCommitNothingRemains) {
+  Scratch dir;
+  {
+    h5::Writer writer(dir("a.h5"), "checkpoint");
+    writer.write("x", DType::i8, {1}, "q");
+    EXPECT_EQ(dir.files(), 1u);
+  }
+  EXPECT_EQ(dir.files(), 0u);
+  EXPECT_THROW(h5::Writer(dir("no/such/directory.h5"), "checkpoint"), CreateError);
+}
+
+/// Caps the size of files this process may write: beyond it, write fails with EFBIG.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) {
+    handler_ = std::signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &before_);
+    rlimit limit = before_;
+    limit.rlim_cur = bytes;
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  rlimit before_{};
+  void (*handler_)(int);
+};
+
+TEST(H5, FailedWritesLeaveTheOldFile) {
+  Scratch dir;
+  const std::string old = slurp(small_file(dir, "a.h5", 1));
+  for (size_t limit = 0; limit < old.size(); limit += 509) {
+    {
+      const FileSizeLimit cap(limit);
+      EXPECT_THROW(small_file(dir, "a.h5", 2), IoError) << limit;
+    }
+    ASSERT_EQ(slurp(dir("a.h5")), old) << limit;
+    ASSERT_EQ(dir.files(), 1u) << limit;
+  }
+  const FileSizeLimit cap(old.size());
+  small_file(dir, "a.h5", 2);
+  EXPECT_NE(slurp(dir("a.h5")), old);
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,227 @@
+#include <gtest/gtest.h>
+#include <zstd.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "data/prepare.h"
+#include "data/text_reader.h"
+#include "data/token_shards.h"
+#include "tests/data/corpus.h"
+
+namespace mmfree {
+namespace {
+
+using testing_data::babble;
+using testing_data::Scratch;
+using testing_data::slurp;
+using testing_data::small_tokenizer;
+using testing_data::spill;
+
+std::string compress(const std::string& bytes) {
+  std::string out(ZSTD_compressBound(bytes.size()), '\0');
+  out.resize(ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), 3));
+  return out;
+}
+
+std::string jsonl(const std::vector<std::string>& texts) {
+  std::string out;
+  for (const std::string& t : texts)
+    out += nlohmann::json{{"meta", {{"a", {1, 2}}, {"text", "inner"}}}, {"text", t}, {"z", nullptr}}.dump() + "\n";
+  return out;
+}
+
+std::vector<std::string> read_all(TextReader& reader) {
+  std::vector<std::string> out;
+  for (std::string text; reader.next(&text);) out.push_back(text);
+  return out;
+}
+
+TEST(TextReader, AllFormsInOrder) {
+  Scratch dir;
+  const std::vector<std::string> texts = {"one\n\"two\" \\ é😀", "", babble(100000, 1), "last"};
+  spill(dir("a.txt"), "a book\n");
+  spill(dir("b.jsonl"), jsonl(texts) + "\n  \r\n" + R"({"text":"no final line break"})");
+  spill(dir("c.jsonl.zst"), compress(jsonl(texts)) + compress(jsonl({"second frame"})));
+  spill(dir("ignored.md"), "x");
+  TextReader reader({dir.path()});
+  std::vector<std::string> expected = {"a book\n"};
+  expected.insert(expected.end(), texts.begin(), texts.end());
+  expected.push_back("no final line break");
+  expected.insert(expected.end(), texts.begin(), texts.end());
+  expected.push_back("second frame");
+  EXPECT_EQ(read_all(reader), expected);
+  EXPECT_EQ(reader.bytes_read(), reader.total_bytes());
+}
+
+TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
+  Scratch dir;
+  const std::string deep = R"({"text":"deep","a":)" + std::string(100000, '[') + std::string(100000, ']') + "}";
+  for (const std::string& bad :
+       {std::string("{"), std::string("[1]"), std::string(R"({"text":3})"), std::string(R"({"txt":"a"})"),
+        std::string("{\"text\":\"\xFF\"}"), deep, std::string(R"({"a":{"text":"inner"}})"), std::string("\"text\"")}) {
+    spill(dir("a.jsonl"), R"({"text":"good"})"
+                          "\n" +
+                              bad + "\n" + R"({"text":"more"})");
+    TextReader strict({dir("a.jsonl")}), lenient({dir("a.jsonl")}, true);
+    try {
+      read_all(strict);
+      ADD_FAILURE() << bad.substr(0, 40);
+    } catch (const DataError& e) {
+      EXPECT_NE(std::string(e.what()).find("a.jsonl:2:"), std::string::npos) << e.what();
+    }
+    EXPECT_EQ(read_all(lenient), (std::vector<std::string>{"good", "more"}));
+    EXPECT_EQ(lenient.skipped_lines(), 1);
+  }
+}
+
+TEST(TextReader, DamagedFilesAreErrors) {
+  Scratch dir;
+  const std::string whole = compress(jsonl({babble(50000, 2)}));
+  for (size_t n : {size_t(1), whole.size() / 2, whole.size() - 1}) {
+    spill(dir("a.jsonl.zst"), whole.substr(0, n));
+    TextReader reader({dir("a.jsonl.zst")}, true);
+    EXPECT_THROW(read_all(reader), DataError) << n;
+  }
+  spill(dir("bomb.jsonl.zst"), compress(std::string(size_t(200) << 20, 'x')));
+  TextReader bomb({dir("bomb.jsonl.zst")}, true);
+  EXPECT_THROW(read_all(bomb), DataError);
+  spill(dir("latin.txt"), "caf\xE9");
+  TextReader latin({dir("latin.txt")});
+  EXPECT_THROW(read_all(latin), DataError);
+  spill(dir("a.csv"), "x");
+  EXPECT_THROW(TextReader({dir("a.csv")}), UsageError);
+  EXPECT_THROW(TextReader({dir("absent.txt")}), MissingError);
+}
+
+/// Texts of the documents in the shards of one split, bos and eos checked and removed.
+std::vector<std::string> documents_of(const Tokenizer& t, const std::string& directory, const std::string& split) {
+  const TokenShards shards({directory + "/" + split + "-*.h5"});
+  std::vector<int32_t> tokens(size_t(shards.total_tokens()));
+  shards.read(0, shards.total_tokens(), tokens.data());
+  std::vector<std::string> out;
+  std::vector<int32_t> document;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] == t.eos_id()) {
+      EXPECT_EQ(document.at(0), t.bos_id());
+      out.push_back(t.decode(document));
+      document.clear();
+    } else {
+      document.push_back(tokens[i]);
+    }
+  }
+  EXPECT_TRUE(document.empty());
+  EXPECT_EQ(int64_t(out.size()), shards.documents());
+  EXPECT_EQ(shards.info(), shard_info(t, split));
+  return out;
+}
+
+struct Corpus {
+  Scratch dir;
+  Tokenizer tokenizer = small_tokenizer(dir);
+  PrepareOptions options;
+  Corpus() {
+    options.tokenizer = dir("bpe.model");
+    options.output = dir("out/deep");
+  }
+};
+
+TEST(Prepare, EveryDocumentIsInOneSplitInOrder) {
+  Corpus s;
+  std::vector<std::string> texts;
+  for (unsigned i = 0; i < 200; ++i) texts.push_back(babble(int(i % 50) + 1, i));
+  const std::vector<std::string> first(texts.begin(), texts.begin() + 120), rest(texts.begin() + 120, texts.end());
+  spill(s.dir("in-1.jsonl"), jsonl(first));
+  spill(s.dir("in-2.jsonl.zst"), compress(jsonl(rest) + "{broken\n" + jsonl({""})));
+  s.options.inputs = {s.dir("in-*")};
+  s.options.valid_fraction = 0.2;
+  s.options.shard_tokens = 500;
+  s.options.skip_malformed = true;
+  int64_t reported = 0;
+  s.options.on_progress = [&](const PrepareProgress& p) { reported = p.tokens; };
+  const PrepareSummary summary = prepare(s.options);
+
+  const auto train = documents_of(s.tokenizer, s.options.output, "train");
+  const auto valid = documents_of(s.tokenizer, s.options.output, "valid");
+  EXPECT_EQ(train.size() + valid.size(), texts.size());
+  EXPECT_NEAR(double(valid.size()), 40, 20);
+  size_t in_train = 0, in_valid = 0;
+  for (const std::string& t : texts) {
+    const bool a = in_train < train.size() && train[in_train] == t;
+    const bool b = in_valid < valid.size() && valid[in_valid] == t;
+    ASSERT_NE(a, b);
+    ++(a ? in_train : in_valid);
+  }
+  EXPECT_GT(summary.train.shards, 5);
+  EXPECT_EQ(summary.train.documents, int64_t(train.size()));
+  EXPECT_EQ(summary.skipped_lines, 1);
+  EXPECT_FALSE(summary.held_out_tails);
+  EXPECT_EQ(reported, summary.train.tokens + summary.valid.tokens);
+  EXPECT_FALSE(std::filesystem::exists(s.options.output + "/.preparing"));
+}
+
+TEST(Prepare, FewDocumentsLoseTheirTails) {
+  Corpus s;
+  const std::string book = babble(5000, 3), no_lines = std::string(2999, 'k') + "é" + std::string(1000, 'k');
+  s.options.inputs = {spill(s.dir("b1.txt"), book), spill(s.dir("b2.txt"), no_lines)};
+  s.options.valid_fraction = 0.25;
+  const PrepareSummary summary = prepare(s.options);
+  EXPECT_TRUE(summary.held_out_tails);
+  const auto train = documents_of(s.tokenizer, s.options.output, "train");
+  const auto valid = documents_of(s.tokenizer, s.options.output, "valid");
+  ASSERT_EQ(train.size(), 2u);
+  ASSERT_EQ(valid.size(), 2u);
+  EXPECT_EQ(train[0] + valid[0], book);
+  EXPECT_EQ(train[1] + valid[1], no_lines);
+  EXPECT_EQ(train[0].back(), '\n');
+  EXPECT_NEAR(double(valid[0].size()) / double(book.size()), 0.25, 0.02);
+  EXPECT_EQ(train[1].size(), 2999u);  // byte 3000 is inside é
+  EXPECT_EQ(summary.valid.bytes, int64_t(valid[0].size() + valid[1].size()));
+}
+
+TEST(Prepare, OptionsBosEosLimitAndNoSplit) {
+  Corpus s;
+  s.options.inputs = {spill(s.dir("a.jsonl"), jsonl(std::vector<std::string>(30, "kalo mi")))};
+  s.options.valid_fraction = 0;
+  s.options.bos = s.options.eos = false;
+  s.options.limit_bytes = 20;
+  const PrepareSummary summary = prepare(s.options);
+  EXPECT_EQ(summary.train.documents, 3);
+  EXPECT_EQ(summary.train.tokens, 3 * int64_t(s.tokenizer.encode("kalo mi").size()));
+  EXPECT_EQ(summary.valid.shards, 0);
+}
+
+TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {
+  Corpus s;
+  s.options.inputs = {spill(s.dir("a.txt"), babble(1000, 1))};
+  s.options.shard_tokens = 100;
+  s.options.valid_fraction = 0;
+  prepare(s.options);
+  const std::string first = s.options.output + "/train-00000.h5", old = slurp(first);
+  spill(s.dir("a.txt"), babble(1000, 2));
+  s.options.shard_tokens = 1 << 20;
+  EXPECT_THROW(prepare(s.options), CreateError);
+  s.options.overwrite = true;
+  auto failing = s.options;
+  failing.inputs.push_back(spill(s.dir("b.jsonl"), "{broken"));
+  EXPECT_THROW(prepare(failing), DataError);
+  EXPECT_EQ(slurp(first), old);
+  EXPECT_EQ(prepare(s.options).train.shards, 1);
+  EXPECT_NE(slurp(first), old);
+  EXPECT_FALSE(std::filesystem::exists(s.options.output + "/train-00001.h5"));  // none of the old shards stays
+
+  s.options.output = s.dir("empty");
+  s.options.inputs = {spill(s.dir("e.txt"), "")};
+  EXPECT_THROW(prepare(s.options), DataError);
+  s.options.inputs = {spill(s.dir("many.jsonl"), jsonl(std::vector<std::string>(30, "the same text")))};
+  for (double fraction : {1e-12, 1 - 1e-12}) {
+    s.options.valid_fraction = fraction;
+    EXPECT_THROW(prepare(s.options), DataError);
+  }
+  s.options.valid_fraction = 1;
+  EXPECT_THROW(prepare(s.options), UsageError);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(s.options.output), {}), 0);
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,198 @@
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "data/files.h"
+#include "data/tokenizer.h"
+#include "tests/data/corpus.h"
+
+namespace mmfree {
+namespace {
+
+using testing_data::babble;
+using testing_data::Scratch;
+using testing_data::slurp;
+using testing_data::small_tokenizer;
+using testing_data::spill;
+
+std::string random_text(unsigned seed) {
+  static const std::string parts[] = {"a",
+                                      " ",
+                                      "  ",
+                                      "\n",
+                                      "\r\n",
+                                      "\t",
+                                      "\x01",
+                                      std::string(1, '\0'),
+                                      "\x7f",
+                                      "Ω",
+                                      "日",
+                                      "😀",
+                                      "👩‍👩‍👧",
+                                      "e\u0301",
+                                      "\xF4\x8F\xBF\xBF",
+                                      "<s>",
+                                      "<0x0A>",
+                                      "kalo ",
+                                      "12",
+                                      "é",
+                                      "\xEF\xBF\xBD",
+                                      "\u2585"};
+  std::mt19937 random(seed);
+  std::string text;
+  for (unsigned n = random() % 60; n > 0; --n) text += parts[random() % std::size(parts)];
+  return text;
+}
+
+void expect_exact(const Tokenizer& t, const std::string& text) {
+  const std::vector<int32_t> ids = t.encode(text);
+  ASSERT_EQ(t.decode(ids), text);
+  int64_t bytes = 0;
+  StreamDecoder stream(t);
+  std::string streamed;
+  for (int32_t id : ids) {
+    bytes += t.byte_length(id);
+    const std::string part = stream.push(id);
+    EXPECT_EQ(find_invalid_utf8(part), std::string::npos);
+    streamed += part;
+  }
+  EXPECT_EQ(streamed + stream.flush(), text);
+  EXPECT_EQ(bytes, int64_t(text.size()) + (t.adds_dummy_prefix() && !text.empty() ? 1 : 0)) << text;
+}
+
+class TokenizerTypes : public testing::TestWithParam<const char*> {};
+
+TEST_P(TokenizerTypes, RoundTripIsExact) {
+  Scratch dir;
+  const Tokenizer t = small_tokenizer(dir, GetParam());
+  EXPECT_EQ(t.vocab_size(), 400);
+  EXPECT_EQ(t.unk_id(), 0);
+  EXPECT_EQ(t.bos_id(), 1);
+  EXPECT_EQ(t.eos_id(), 2);
+  EXPECT_EQ(t.pad_id(), -1);
+  expect_exact(t, babble(500, 8));
+  for (unsigned seed = 0; seed < 400; ++seed) expect_exact(t, random_text(seed));
+  EXPECT_LT(t.encode(babble(500, 8)).size(), babble(500, 8).size() / 2);
+}
+INSTANTIATE_TEST_SUITE_P(All, TokenizerTypes, testing::Values("bpe", "unigram"));
+
+TEST(Tokenizer, LongTextsAreEncodedInPartsWithoutSeams) {
+  Scratch dir;
+  const Tokenizer t = small_tokenizer(dir);
+  const std::string text = babble(120000, 9);
+  ASSERT_GT(text.size(), size_t(600000));
+  expect_exact(t, text);
+  std::vector<int32_t> by_line;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at + 1), text.size());
+    const std::vector<int32_t> ids = t.encode(text.substr(at, end - at));
+    by_line.insert(by_line.end(), ids.begin() + (at > 0), ids.end());
+    at = end;
+  }
+  EXPECT_EQ(t.encode(text), by_line);
+}
+
+TEST(Tokenizer, StreamEqualsDecodeForAnyIds) {
+  Scratch dir;
+  const Tokenizer t = small_tokenizer(dir);
+  std::mt19937 random(3);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<int32_t> ids(random() % 12);
+    // Half of the ids are byte pieces, so that broken characters of every kind occur.
+    for (int32_t& id : ids) id = int32_t(random() % 2 ? random() % 259 : random() % 400);
+    StreamDecoder stream(t);
+    std::string streamed;
+    for (int32_t id : ids) streamed += stream.push(id);
+    ASSERT_EQ(streamed + stream.flush(), t.decode(ids)) << testing::PrintToString(ids);
+  }
+}
+
+TEST(Tokenizer, TrainingIsDeterministicAndLoads) {
+  Scratch dir;
+  const Tokenizer a = small_tokenizer(dir), b = small_tokenizer(dir);
+  EXPECT_EQ(a.serialized(), b.serialized());
+  const Tokenizer c = Tokenizer::load(dir("bpe.model"));
+  EXPECT_EQ(c.hash(), a.hash());
+  EXPECT_EQ(c.hash().size(), 16u);
+  EXPECT_EQ(c.encode("kalo mi"), a.encode("kalo mi"));
+  EXPECT_EQ(c.piece(2), "</s>");
+  EXPECT_EQ(c.byte_length(2), 0);
+}
+
+TEST(Tokenizer, TrainingUsesLongLinesAndLimits) {
+  Scratch dir;
+  std::string line = babble(30000, 7);
+  for (char& c : line)
+    if (c == '\n') c = ' ';
+  TokenizerTraining training;
+  training.inputs = {spill(dir("line.txt"), line + std::string(10000, 'w'))};
+  training.output = dir("a.model");
+  training.vocab_size = 400;
+  const Tokenizer t = Tokenizer::train(training);
+  EXPECT_LT(t.encode(line).size(), line.size() / 2);
+  EXPECT_LT(t.encode(std::string(256, 'w')).size(), 100u);  // a word longer than any limit has been learnt from
+
+  training.limit_bytes = 100;
+  EXPECT_THROW(Tokenizer::train(training), ConfigError);
+  training.inputs = {spill(dir("empty.txt"), "")};
+  EXPECT_THROW(Tokenizer::train(training), DataError);
+  training.inputs = {dir("absent.txt")};
+  EXPECT_THROW(Tokenizer::train(training), MissingError);
+}
+
+TEST(Tokenizer, IdsOutsideTheVocabularyAreErrors) {
+  Scratch dir;
+  const Tokenizer t = small_tokenizer(dir);
+  for (int32_t id : {-1, 400, INT32_MAX}) {
+    EXPECT_THROW(t.piece(id), DataError);
+    EXPECT_THROW(t.decode(std::vector{id}), DataError);
+    EXPECT_THROW(StreamDecoder(t).push(id), DataError);
+  }
+}
+
+std::string field(int number, const std::string& bytes) {
+  std::string out(1, char(number << 3 | 2));
+  for (size_t n = bytes.size();; n >>= 7) {
+    out += char(n < 128 ? n : (n & 127) | 128);
+    if (n < 128) break;
+  }
+  return out + bytes;
+}
+
+TEST(Tokenizer, HostileModelsAreRefused) {
+  Scratch dir;
+  const std::string good = small_tokenizer(dir).serialized();
+  for (size_t n = 0; n < good.size(); n += 37) {  // truncated inside a piece or before the normaliser
+    try {
+      Tokenizer::from_bytes(good.substr(0, n));
+    } catch (const DataError&) {
+    }
+  }
+  EXPECT_THROW(Tokenizer::from_bytes(""), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(std::string(1000, 'z')), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(good + field(1, field(1, std::string(513, 'q')))), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(good + field(1, field(1, "\xFF"))), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(good + field(1, field(1, ""))), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(good + field(1, field(1, "</s>"))), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(good + field(3, field(2, "a character table"))), DataError);
+  EXPECT_THROW(Tokenizer::from_bytes(good + std::string("\x1a\x02\x20\x01", 4)), DataError);  // spaces removed
+  EXPECT_THROW(Tokenizer::from_bytes(std::string(33 << 20, '\0')), DataError);
+  EXPECT_NO_THROW(Tokenizer::from_bytes(good + field(1, field(1, std::string(512, 'q')))));
+  EXPECT_THROW(Tokenizer::load(dir("absent.model")), MissingError);
+}
+
+TEST(Utf8, CharactersAndDamage) {
+  EXPECT_EQ(utf8_char("a"), 1);
+  EXPECT_EQ(utf8_char("é"), 2);
+  EXPECT_EQ(utf8_char("日"), 3);
+  EXPECT_EQ(utf8_char("😀"), 4);
+  EXPECT_EQ(utf8_char("\xF0\x9F\x98"), -1);
+  for (const char* bad : {"\x80", "\xC1\x81", "\xE0\x80\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xF5", "\xFF",
+                          "\xC3"
+                          "a"})
+    EXPECT_EQ(utf8_char(bad), 0) << bad;
+  EXPECT_EQ(find_invalid_utf8("ab\xFF"), 2u);
+  EXPECT_EQ(find_invalid_utf8("ab\xC3"), 2u);
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,129 @@
+// The model against the float64 oracle's golden sets: loss, logits, hidden states, every gradient, and the AdamW
+// trajectory. In float64 all agree to rounding. In float32 single codes flip, so only the first loss and the norm of
+// the gradients are held to bounds, and the trajectory to the drift that the oracle itself shows.
+#include <gtest/gtest.h>
+
+#include "layers/lm.h"
+#include "layers/parameters.h"
+#include "optim/adamw.h"
+#include "tests/support/compare.h"
+#include "tests/support/golden.h"
+
+namespace mmfree {
+namespace {
+
+class GoldenTest : public testing::TestWithParam<std::string> {};
+
+void load_parameters(const SafetensorsReader& file, ParamStore& params) {
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    Tensor to = params.view(params.values(), i);
+    cast(file.read(params.specs()[i].name, params.dtype()), to);
+  }
+}
+
+/// Ids [B, T] → inputs and next-token targets; the last position of each sequence is not scored.
+struct Example {
+  Tensor ids, targets;
+  int64_t batch, scored;
+  explicit Example(const Tensor& table) : ids(table.reshape({table.size()})), targets({table.size()}, DType::i32), batch(table.dim(0)) {
+    const int64_t steps = table.dim(1);
+    scored = batch * (steps - 1);
+    for (int64_t i = 0; i < ids.size(); ++i) targets.mut<int32_t>()[i] = (i + 1) % steps ? ids.data<int32_t>()[i + 1] : kIgnoreTarget;
+  }
+};
+
+double run_backward(const LM& lm, ParamStore& params, const Example& e) {
+  Tape tape;
+  params.begin_gradients();
+  const Var loss = lm.loss(e.ids, e.targets, e.batch, 1.0 / double(e.scored));
+  tape.backward(loss);
+  params.finish_gradients();
+  return as_f64(loss.value()).data<double>()[0];
+}
+
+OptimConfig oracle_optimizer(double lr) {
+  OptimConfig c;
+  c.lr = lr;
+  c.schedule = Schedule::constant;
+  c.warmup_steps = 0;
+  c.weight_decay_until = 1;
+  return c;
+}
+
+TEST_P(GoldenTest, Float64AgreesToRounding) {
+  const Golden g(GetParam());
+  ParamStore params(parameter_specs(g.config), DType::f64);
+  load_parameters(g.model, params);
+  const LM lm(params, g.config);
+  const Example e(g.expected.read("input_ids", DType::i32));
+
+  LM::Trace trace;
+  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  for (size_t i = 0; i < trace.size(); ++i)
+    EXPECT_LT(relative_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)), 1e-9) << "hidden " << i;
+  EXPECT_LT(relative_error(lm.logits(e.ids, e.batch), g.expected.read("logits", DType::f64)), 1e-9);
+
+  const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
+  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, 1e-9 * expected_loss);
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    EXPECT_LT(relative_error(params.view(params.grads(), i), g.expected.read("grad/" + name, DType::f64)), 1e-9) << name;
+    EXPECT_GT(sum_of_squares(params.view(params.grads(), i)), 0) << name << " gets no gradient";
+  }
+}
+
+TEST_P(GoldenTest, Float64TrajectoryAgreesToRounding) {
+  const Golden g(GetParam());
+  ParamStore params(parameter_specs(g.config), DType::f64);
+  load_parameters(g.model, params);
+  const LM lm(params, g.config);
+  AdamW optimizer(params, oracle_optimizer(g.expected.read("train/lr", DType::f64).data<double>()[0]));
+  const Tensor ids = g.expected.read("train/ids", DType::i32), losses = g.expected.read("train/loss", DType::f64),
+               norms = g.expected.read("train/grad_norm", DType::f64);
+  const int64_t steps = ids.dim(0);
+  for (int64_t s = 0; s < steps; ++s) {
+    const Example e(ids.slice(s, s + 1).reshape({ids.dim(1), ids.dim(2)}));
+    const double loss = run_backward(lm, params, e);
+    EXPECT_NEAR(loss, losses.data<double>()[s], 1e-9 * losses.data<double>()[s]) << "step " << s;
+    EXPECT_NEAR(optimizer.update(s + 1, steps).grad_norm, norms.data<double>()[s], 1e-9 * norms.data<double>()[s]) << "step " << s;
+    lm.requantise();
+  }
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    EXPECT_LT(relative_error(params.view(params.values(), i), g.expected.read("final/" + name, DType::f64)), 1e-9) << name;
+  }
+}
+
+TEST_P(GoldenTest, Float32StaysWithinCodeFlips) {
+  const Golden g(GetParam());
+  ParamStore params(parameter_specs(g.config), DType::f32);
+  load_parameters(g.model, params);
+  const LM lm(params, g.config);
+  const Example e(g.expected.read("input_ids", DType::i32));
+  const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
+  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, 1e-5 * expected_loss);
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    EXPECT_LT(norm_error(params.view(params.grads(), i), g.expected.read("grad/" + name, DType::f64)), 1e-2) << name;
+  }
+
+  AdamW optimizer(params, oracle_optimizer(g.expected.read("train/lr", DType::f64).data<double>()[0]));
+  const Tensor ids = g.expected.read("train/ids", DType::i32), losses = g.expected.read("train/loss", DType::f64);
+  for (int64_t s = 0; s < ids.dim(0); ++s) {
+    const Example step(ids.slice(s, s + 1).reshape({ids.dim(1), ids.dim(2)}));
+    const double loss = run_backward(lm, params, step);
+    EXPECT_NEAR(loss, losses.data<double>()[s], 0.015 * losses.data<double>()[s]) << "step " << s;
+    optimizer.update(s + 1, ids.dim(0));
+    lm.requantise();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sets, GoldenTest, testing::ValuesIn(golden_dirs()), [](const auto& info) {
+  std::string name = info.param.substr(info.param.find_last_of('/') + 1);
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  return name;
+});
+
+}  // namespace
+}  // namespace mmfree

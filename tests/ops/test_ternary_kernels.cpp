@@ -1,0 +1,72 @@
+#include <gtest/gtest.h>
+
+#include <random>
+#include <vector>
+
+#include "core/cpu/ternary_kernel.h"
+
+using namespace mmfree::cpu;
+
+namespace {
+
+/// The sums of `tile` by the documented layout, column by column.
+std::vector<int32_t> reference(const TernaryTile& t) {
+  std::vector<int32_t> out;
+  for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t o = 0; o < t.outputs; ++o) {
+      int64_t sum = 0;
+      for (int64_t k = 0; k < t.blocks * 128; ++k) {
+        const uint8_t byte = t.codes[o * t.blocks * 32 + k / 128 * 32 + k % 32];
+        sum += int64_t(byte >> (k % 128 / 32 * 2) & 3) * t.q[r * t.blocks * 128 + k];
+      }
+      out.push_back(int32_t(sum));
+    }
+  return out;
+}
+
+/// Codes of `code` or, if it is negative, random ones of {0, 1, 2}; activations of `q` or random ones.
+void check(const NamedTernaryKernel& kernel, int64_t rows, int64_t outputs, int64_t blocks, int code, int q) {
+  std::mt19937 rng(uint32_t(rows + 100 * outputs + 10000 * blocks));
+  std::vector<int8_t> activations(size_t(rows * blocks * 128));
+  std::vector<uint8_t> codes(size_t(outputs * blocks * 32));
+  for (int8_t& a : activations) a = q ? int8_t(q) : int8_t(int(rng() % 256) - 128);
+  for (uint8_t& c : codes)
+    for (int plane = 0; plane < 4; ++plane) c = uint8_t(c << 2 | (code < 0 ? rng() % 3 : unsigned(code)));
+  const int64_t stride = (outputs + kTernaryOutputs - 1) / kTernaryOutputs * kTernaryOutputs;
+  constexpr int32_t kGuard = 0x5a5a5a5a;
+  std::vector<int32_t> out(size_t(rows * stride) + 8, kGuard);
+  const TernaryTile tile{activations.data(), codes.data(), out.data(), rows, outputs, blocks, stride};
+  kernel.kernel(tile);
+  const std::vector<int32_t> expected = reference(tile);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < outputs; ++o)
+      ASSERT_EQ(expected[size_t(r * outputs + o)], out[size_t(r * stride + o)])
+          << kernel.name << ": " << rows << " rows, " << outputs << " outputs, " << blocks << " blocks";
+  for (size_t i = size_t(rows * stride); i < out.size(); ++i) ASSERT_EQ(kGuard, out[i]);
+}
+
+}  // namespace
+
+TEST(TernaryKernels, AllGiveTheSameSums) {
+  for (const NamedTernaryKernel& kernel : ternary_kernels()) {
+    if (!kernel.usable) continue;
+    RecordProperty(kernel.name, "tested");
+    for (int64_t rows : {0, 1, 2, 3, 4, 5, 7, 11, 12, 19})
+      for (int64_t outputs : {0, 1, 2, 3, 4, 5, 33})
+        for (int64_t blocks : {0, 1, 2, 15, 16, 17, 33}) check(kernel, rows, outputs, blocks, -1, 0);
+  }
+}
+
+TEST(TernaryKernels, SurviveTheLargestSums) {
+  for (const NamedTernaryKernel& kernel : ternary_kernels())
+    if (kernel.usable)
+      for (int code : {0, 2})
+        for (int q : {127, -127, -128})
+          for (int64_t blocks : {15, 16, 17, 32, 157})
+            for (int64_t rows : {5, 14}) check(kernel, rows, 5, blocks, code, q);
+}
+
+TEST(TernaryKernels, TheScalarOneIsAlwaysThere) {
+  EXPECT_STREQ("scalar", ternary_kernels()[kTernaryKernels - 1].name);
+  EXPECT_TRUE(ternary_kernels()[kTernaryKernels - 1].usable);
+}

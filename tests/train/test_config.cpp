@@ -1,0 +1,454 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+#include "core/error.h"
+#include "optim/schedule.h"
+#include "train/config.h"
+
+namespace mmfree {
+namespace {
+
+std::string message_of(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  try {
+    load_config_text(yaml, "x.yaml", overrides);
+  } catch (const ConfigError& error) {
+    EXPECT_EQ(error.status(), Exit::bad_config);
+    return error.what();
+  }
+  return "accepted";
+}
+
+std::string preset(const std::string& name) { return std::string(MMFREE_SOURCE_DIR) + "/configs/" + name + ".yaml"; }
+
+/// Field by field and by hand: independent of the list of keys that reading and writing share.
+void expect_equal(const RunConfig& a, const RunConfig& b) {
+  const ModelConfig &m = a.model, &n = b.model;
+  EXPECT_EQ(m.vocab_size, n.vocab_size);
+  EXPECT_EQ(m.hidden_size, n.hidden_size);
+  EXPECT_EQ(m.num_hidden_layers, n.num_hidden_layers);
+  EXPECT_EQ(m.intermediate_size, n.intermediate_size);
+  EXPECT_EQ(m.hidden_ratio, n.hidden_ratio);
+  EXPECT_EQ(m.rms_norm_eps, n.rms_norm_eps);
+  EXPECT_EQ(m.initializer_range, n.initializer_range);
+  EXPECT_EQ(m.use_lower_bound, n.use_lower_bound);
+  EXPECT_EQ(m.gate_order, n.gate_order);
+  EXPECT_EQ(m.precision, n.precision);
+  EXPECT_EQ(m.max_position_embeddings, n.max_position_embeddings);
+  EXPECT_EQ(m.bos_token_id, n.bos_token_id);
+  EXPECT_EQ(m.eos_token_id, n.eos_token_id);
+  ASSERT_EQ(m.precision_rules.size(), n.precision_rules.size());
+  for (size_t i = 0; i < m.precision_rules.size(); ++i) {
+    EXPECT_EQ(m.precision_rules[i].layers, n.precision_rules[i].layers);
+    EXPECT_EQ(m.precision_rules[i].projections, n.precision_rules[i].projections);
+    EXPECT_EQ(m.precision_rules[i].precision, n.precision_rules[i].precision);
+  }
+  EXPECT_EQ(a.data.train, b.data.train);
+  EXPECT_EQ(a.data.valid, b.data.valid);
+  EXPECT_EQ(a.data.tokenizer, b.data.tokenizer);
+  EXPECT_EQ(a.data.seq_len, b.data.seq_len);
+  EXPECT_EQ(a.data.shuffle, b.data.shuffle);
+  EXPECT_EQ(a.optim.lr, b.optim.lr);
+  EXPECT_EQ(a.optim.betas, b.optim.betas);
+  EXPECT_EQ(a.optim.eps, b.optim.eps);
+  EXPECT_EQ(a.optim.weight_decay, b.optim.weight_decay);
+  EXPECT_EQ(a.optim.weight_decay_until, b.optim.weight_decay_until);
+  EXPECT_EQ(a.optim.clip_grad, b.optim.clip_grad);
+  EXPECT_EQ(a.optim.schedule, b.optim.schedule);
+  EXPECT_EQ(a.optim.warmup_steps, b.optim.warmup_steps);
+  EXPECT_EQ(a.optim.min_lr_ratio, b.optim.min_lr_ratio);
+  EXPECT_EQ(a.train.steps, b.train.steps);
+  EXPECT_EQ(a.train.batch_size, b.train.batch_size);
+  EXPECT_EQ(a.train.micro_batch_size, b.train.micro_batch_size);
+  EXPECT_EQ(a.train.seed, b.train.seed);
+  EXPECT_EQ(a.train.device, b.train.device);
+  EXPECT_EQ(a.train.threads, b.train.threads);
+  EXPECT_EQ(a.train.log_every, b.train.log_every);
+  EXPECT_EQ(a.train.eval_every, b.train.eval_every);
+  EXPECT_EQ(a.train.eval_tokens, b.train.eval_tokens);
+  EXPECT_EQ(a.train.save_every, b.train.save_every);
+  EXPECT_EQ(a.train.keep_last, b.train.keep_last);
+  EXPECT_EQ(a.train.resume, b.train.resume);
+  EXPECT_EQ(a.train.run_dir, b.train.run_dir);
+  EXPECT_EQ(a.train.max_time, b.train.max_time);
+  EXPECT_EQ(a.train.skip_limit, b.train.skip_limit);
+}
+
+/// A configuration with every field drawn at random from its legal values.
+RunConfig random_config(std::mt19937_64& random) {
+  const auto integer = [&](int64_t least, int64_t most) {
+    return std::uniform_int_distribution<int64_t>(least, most)(random);
+  };
+  const auto real = [&](double least, double most) { return std::uniform_real_distribution<>(least, most)(random); };
+  const auto text = [&] {
+    static const std::vector<std::string> parts = {
+        "a", "B/", "\"",     "\\",   "'", ": ",   " #", "- ",   "*", "&x ", "{", "]", ",",  "!",      "%",  "@",
+        "`", "é",  "\u0085", "🙂", "~", "null", "<<", "true", "|", ">",   "?", " ", "0x", "\ufeff", "\\n"};
+    std::string made;
+    for (int64_t i = integer(1, 6); i > 0; --i) made += parts[static_cast<size_t>(integer(0, std::ssize(parts) - 1))];
+    return made;
+  };
+  const auto texts = [&] {
+    std::vector<std::string> made(static_cast<size_t>(integer(1, 3)));
+    for (std::string& one : made) one = text();
+    return made;
+  };
+  const auto precision = [&] { return static_cast<Precision>(integer(0, 2)); };
+  RunConfig c;
+  c.model = {integer(8, 1 << 24),
+             integer(1, 1 << 17),
+             integer(8, 4096),
+             integer(0, 1 << 20),
+             integer(1, 1024),
+             real(1e-12, 0.9),
+             real(1e-9, 1000),
+             integer(0, 1) == 1,
+             static_cast<GateOrder>(integer(0, 2)),
+             precision(),
+             {},
+             integer(1, 1 << 30),
+             integer(-1, 7),
+             integer(-1, 7)};
+  const std::vector<std::string> names = {"i_proj", "f_proj", "g_proj", "o_proj", "gate_proj", "down_proj", "lm_head"};
+  for (int64_t i = integer(0, 3); i > 0; --i) {
+    PrecisionRule& rule = c.model.precision_rules.emplace_back();
+    for (int64_t j = integer(0, 3); j > 0; --j) rule.layers.push_back(static_cast<int>(integer(0, 7)));
+    for (int64_t j = integer(0, 3); j > 0; --j) rule.projections.push_back(names[static_cast<size_t>(integer(0, 6))]);
+    rule.precision = precision();
+  }
+  c.data = {texts(), texts(), integer(0, 1) ? text() : "", integer(1, 1 << 20), integer(0, 1) == 1};
+  c.optim = {real(0, 10),   {real(0, 0.999), real(0, 0.999)},     real(1e-300, 1),  real(0, 10), real(0, 1),
+             real(0, 1e30), static_cast<Schedule>(integer(0, 1)), integer(-1, 100), real(0, 1)};
+  const int64_t micro = integer(1, 100);
+  c.train = {integer(100, 1 << 30),
+             micro * integer(1, 100),
+             integer(0, 1) * micro,
+             integer(0, INT64_MAX),
+             integer(0, 1) ? "auto" : "cpu",
+             integer(0, 4096),
+             integer(1, INT64_MAX),
+             integer(0, 99),
+             integer(0, 99),
+             integer(0, 99),
+             integer(1, 99),
+             text(),
+             text(),
+             real(0, 1e9),
+             integer(1, 99)};
+  return c;
+}
+
+TEST(Config, ReadsEveryKindOfValue) {
+  const RunConfig c = load_config_text(
+      "model:\n  vocab_size: 100\n  use_lower_bound: false\n  gate_order: paper\n  precision: bf16\n"
+      "  precision_rules:\n    - {layers: [0, 1], projections: [o_proj], precision: f32}\n"
+      "    - projections: lm_head\n      precision: ternary\n"
+      "data:\n  train: [a.h5, \"b c\"]\n  valid: v\n  tokenizer: t.model  # why\n"
+      "optim:\n  lr: 1e-3\n  betas: [0, .5]\n  schedule: constant\n"
+      "train:\n  seed: 9223372036854775807\n  max_time: 2h30m\n  resume: true\n  device: cpu\n",
+      "dir/my.run.yaml");
+  EXPECT_EQ(c.model.vocab_size, 100);
+  EXPECT_FALSE(c.model.use_lower_bound);
+  EXPECT_EQ(c.model.gate_order, GateOrder::paper);
+  EXPECT_EQ(c.model.precision, Precision::bf16);
+  ASSERT_EQ(c.model.precision_rules.size(), 2u);
+  EXPECT_EQ(c.model.precision_rules[0].layers, (std::vector<int>{0, 1}));
+  EXPECT_EQ(c.model.precision_rules[0].precision, Precision::f32);
+  EXPECT_EQ(c.model.precision_rules[1].projections, std::vector<std::string>{"lm_head"});
+  EXPECT_EQ(c.data.train, (std::vector<std::string>{"a.h5", "b c"}));
+  EXPECT_EQ(c.data.valid, std::vector<std::string>{"v"});
+  EXPECT_EQ(c.data.tokenizer, "t.model");
+  EXPECT_EQ(c.optim.lr, 0.001);
+  EXPECT_EQ(c.optim.betas, (std::array<double, 2>{0, 0.5}));
+  EXPECT_EQ(c.optim.schedule, Schedule::constant);
+  EXPECT_EQ(c.train.seed, INT64_MAX);
+  EXPECT_EQ(c.train.max_time, 9000);
+  EXPECT_EQ(c.train.resume, "true");
+  EXPECT_EQ(c.train.device, "cpu");
+  EXPECT_EQ(c.train.run_dir, "runs/my.run");
+  EXPECT_EQ(c.source, "dir/my.run.yaml");
+}
+
+TEST(Config, EmptyTextGivesTheDefaults) {
+  RunConfig defaults;
+  defaults.train.run_dir = "runs/x";
+  for (const char* text : {"", "# nothing\n", "model:\ndata:\n", "{}", "---\n"})
+    expect_equal(load_config_text(text, "x.yaml"), defaults);
+}
+
+TEST(Config, NamesWhatIsWrongAndWhere) {
+  struct Case {
+    const char *yaml, *message;
+  };
+  const Case cases[] = {
+      {"\noptim:\n  warmup_step: 3", "x.yaml:3: unknown key 'optim.warmup_step' (did you mean 'warmup_steps'?)"},
+      {"optm: {}", "x.yaml:1: unknown key 'optm' (did you mean 'optim'?)"},
+      {"train: {lr: 1}", "x.yaml:1: unknown key 'train.lr' (did you mean 'optim.lr'?)"},
+      {"weight_decay: 1", "x.yaml:1: unknown key 'weight_decay' (did you mean 'optim.weight_decay'?)"},
+      {"model: {qqqqqq: 1}", "x.yaml:1: unknown key 'model.qqqqqq'"},
+      {"data: {sufhfle: true}", "x.yaml:1: unknown key 'data.sufhfle' (did you mean 'shuffle'?)"},
+      {"\"a\\nb\": 1", "x.yaml:1: unknown key 'a\\x0ab'"},
+      {"optim:\n  lr: 1\n  lr: 2", "x.yaml:3: duplicate key 'lr' (first in line 2)"},
+      {"optim: {}\ntrain: {}\noptim: {}", "x.yaml:3: duplicate key 'optim' (first in line 1)"},
+      {"optim: {lr: abc}", "x.yaml:1: optim.lr: expected a number, found 'abc'"},
+      {"optim: {lr: 1e-3x}", "x.yaml:1: optim.lr: expected a number, found '1e-3x'"},
+      {"optim: {lr: .nan}", "x.yaml:1: optim.lr: expected a number, found '.nan'"},
+      {"optim: {lr: nan}", "x.yaml:1: optim.lr: expected a number, found 'nan'"},
+      {"optim: {clip_grad: inf}", "x.yaml:1: optim.clip_grad: expected a number, found 'inf'"},
+      {"optim: {lr: 1e999}", "x.yaml:1: optim.lr: expected a number, found '1e999'"},
+      {"optim: {lr: 0x1}", "x.yaml:1: optim.lr: expected a number, found '0x1'"},
+      {"optim: {lr: +1}", "x.yaml:1: optim.lr: expected a number, found '+1'"},
+      {"optim: {lr: \"1\"}", "x.yaml:1: optim.lr: expected a number, found quoted '1'"},
+      {"optim: {lr: }", "x.yaml:1: optim.lr: expected a number, found nothing"},
+      {"optim: {lr: [1]}", "x.yaml:1: optim.lr: expected a number, found a list"},
+      {"optim: {lr: {a: 1}}", "x.yaml:1: optim.lr: expected a number, found a map"},
+      {"optim: {lr: -1}", "x.yaml:1: optim.lr: expected a number in [0, 10], found '-1'"},
+      {"optim: {eps: 0}", "x.yaml:1: optim.eps: expected a number in (0, 1], found '0'"},
+      {"optim: {betas: [0.9]}", "x.yaml:1: optim.betas: expected two numbers, found 1"},
+      {"optim: {betas: 0.9}", "x.yaml:1: optim.betas: expected a list of two numbers, found '0.9'"},
+      {"optim: {betas: [0, 1]}", "x.yaml:1: optim.betas[1]: expected a number in [0, 1), found '1'"},
+      {"optim: {schedule: cos}", "x.yaml:1: optim.schedule: expected cosine|constant, found 'cos'"},
+      {"train: {steps: 010}", "x.yaml:1: train.steps: expected an integer, found '010'"},
+      {"train: {steps: 1e3}", "x.yaml:1: train.steps: expected an integer, found '1e3'"},
+      {"train: {steps: 1.0}", "x.yaml:1: train.steps: expected an integer, found '1.0'"},
+      {"train: {steps: 1_000}", "x.yaml:1: train.steps: expected an integer, found '1_000'"},
+      {"train: {seed: 9223372036854775808}", "x.yaml:1: train.seed: expected an integer, found '9223372036854775808'"},
+      {"train: {steps: 0}", "x.yaml:1: train.steps: expected an integer in 1..1099511627776, found '0'"},
+      {"train: {log_every: 0}", "x.yaml:1: train.log_every: expected an integer >= 1, found '0'"},
+      {"train: {device: gpu}", "x.yaml:1: train.device: expected auto|cpu, found 'gpu'"},
+      {"train: {max_time: 30m2h}",
+       "x.yaml:1: train.max_time: expected seconds or a duration such as 90m or 2h30m, found '30m2h'"},
+      {"train: {max_time: -5}", "x.yaml:1: train.max_time: expected 0 to 1e9 seconds, found '-5'"},
+      {"train: {resume: \"\"}", "x.yaml:1: train.resume: expected text that is not empty, found quoted ''"},
+      {"data: {shuffle: yes}", "x.yaml:1: data.shuffle: expected true or false, found 'yes'"},
+      {"data: {train: [a, [b]]}", "x.yaml:1: data.train[1]: expected text, found a list"},
+      {"data: {tokenizer: \"a\\x00b\"}",
+       "x.yaml:1: data.tokenizer: expected one line of UTF-8 text, found quoted 'a\\x00b'"},
+      {"data: {train: }", "x.yaml:1: data.train: expected text, found nothing"},
+      {"model: {precision: int8}", "x.yaml:1: model.precision: expected ternary|bf16|f32, found 'int8'"},
+      {"model: {precision_rules: [3]}",
+       "x.yaml:1: model.precision_rules[0]: expected a map {layers: [...], projections: [...], precision: ...}, found "
+       "'3'"},
+      {"model: {precision_rules: [{layers: 0}]}", "x.yaml:1: model.precision_rules[0]: the rule names no precision"},
+      {"model: {precision_rules: [{layer: 0, precision: f32}]}",
+       "x.yaml:1: unknown key 'model.precision_rules[0].layer' (did you mean 'layers'?)"},
+      {"model: {precision_rules: [{projections: [q_proj], precision: f32}]}",
+       "x.yaml:1: model.precision_rules[0].projections[0]: expected "
+       "i_proj|f_proj|g_proj|o_proj|gate_proj|down_proj|lm_head, found 'q_proj'"},
+      {"model:\n  num_hidden_layers: 2\n  precision_rules: [{layers: [2], precision: f32}]",
+       "x.yaml:3: model.precision_rules: layer 2 is outside 0..1"},
+      {"model:\n  vocab_size: 10\n  eos_token_id: 10", "x.yaml:3: model.eos_token_id: 10 is outside -1..9"},
+      {"train:\n  batch_size: 10\n  micro_batch_size: 4",
+       "x.yaml:3: train.micro_batch_size: 4 does not divide train.batch_size (10)"},
+      {"optim: {warmup_steps: 11}\ntrain: {steps: 10}",
+       "x.yaml:1: optim.warmup_steps: 11 is more than train.steps (10)"},
+      {"train: {eval_every: 5}", "x.yaml:1: train.eval_every: 5 asks for evaluations but data.valid is empty"},
+      {"model: 3", "x.yaml:1: model: expected keys with values, found '3'"},
+      {"- 1", "x.yaml:1: configuration: expected keys with values, found a list"},
+      {"&x\n- *x\n", "x.yaml:1: anchors (&name) are not supported; quote text that starts with &"},
+      {"data:\n  train: *.h5", "x.yaml:2: aliases (*name) are not supported; quote text that starts with *"},
+      {"optim:\n  <<: {lr: 1}", "x.yaml:2: merge keys (<<) are not supported"},
+      {"optim: !!map {}", "x.yaml:1: tags ('tag:yaml.org,2002:map') are not supported"},
+      {"optim: {lr: !x 3}", "x.yaml:1: tags ('!x') are not supported"},
+      {"{[a]: 3}", "x.yaml:1: a key must be plain text, found a list (is a bracket left open?)"},
+      {"optim: {}\n---\noptim: {}", "x.yaml:3: a second YAML document; a configuration is one document"},
+      {"a: b: c", "x.yaml:1: not valid YAML: illegal map value"},
+      {"optim:\n  lr: [1\n", "x.yaml:3: not valid YAML: end of sequence flow not found"},
+      {"a: \xff", "x.yaml: not UTF-8 text; is this a configuration?"},
+  };
+  for (const Case& c : cases) EXPECT_EQ(message_of(c.yaml), c.message) << c.yaml;
+}
+
+TEST(Config, RefusesBytesThatAreNotUtf8) {
+  for (const char* bytes : {"\x80", "\xc0\x80", "\xc3", "\xe0\x80\x80", "\xed\xa0\x80", "\xf0\x80\x80\x80",
+                            "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xe2\x82", "\x7f", "\x1b"}) {
+    EXPECT_TRUE(message_of(concat("# ", bytes)).ends_with("not UTF-8 text; is this a configuration?"));
+    EXPECT_TRUE(message_of("", {concat("data.tokenizer=", bytes)}).ends_with("is not UTF-8 text on one line"));
+  }
+  EXPECT_EQ(message_of("# \xc3\xa9 \xe2\x82\xac \xf0\x9f\x99\x82 \xed\x9f\xbf \xf4\x8f\xbf\xbf"), "accepted");
+}
+
+TEST(Config, ReportsAllProblemsInTheOrderOfTheFile) {
+  EXPECT_EQ(message_of("train:\n  steps: x\nmodel:\n  hidden_size: 0\n  huh_uh: 1\noptim:\n  lr: 1\n  lr: 1\n",
+                       {"data.seq_len=-1", "optim.epz=1", "oops"}),
+            "x.yaml:2: train.steps: expected an integer, found 'x'\n"
+            "x.yaml:4: model.hidden_size: expected an integer in 1..131072, found '0'\n"
+            "x.yaml:5: unknown key 'model.huh_uh'\n"
+            "x.yaml:8: duplicate key 'lr' (first in line 7)\n"
+            "command line: 'oops' is not an override; expected section.key=value\n"
+            "command line: data.seq_len: expected an integer in 1..1048576, found '-1'\n"
+            "command line: unknown key 'optim.epz' (did you mean 'eps'?)");
+}
+
+TEST(Config, LimitsSizeDepthAndCount) {
+  std::string deep, many = "data: {train: [", keys;
+  for (int i = 0; i < 33; ++i) deep += "- ";
+  for (int i = 0; i < 20000; ++i) many += "a,";
+  for (int i = 0; i < 150; ++i) keys += concat("k", i, ": 1\n");
+  EXPECT_EQ(message_of(deep + "1"), "x.yaml:1: nested deeper than 32 levels");
+  EXPECT_EQ(message_of(many + "]}"), "x.yaml:1: more than 20000 values");
+  EXPECT_EQ(message_of(std::string((1 << 20) + 1, '#')), "x.yaml: larger than 1 MiB; is this a configuration?");
+  EXPECT_EQ(message_of(std::string(1 << 20, '#')), "accepted");
+  EXPECT_TRUE(message_of(keys).ends_with("x.yaml:100: unknown key 'k99'\nx.yaml: and 50 more"));
+  for (const char* part : {"[", "{", "- ", "? ", "a: ", "[a,", "{a: {", "*a ", "\"a\" "}) {
+    std::string bomb;
+    while (bomb.size() < 100000) bomb += part;
+    EXPECT_NE(message_of(bomb), "accepted") << part;
+  }
+}
+
+TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
+  const RunConfig c =
+      load_config_text("optim: {lr: 1}\ndata: {train: a}\n", "x.yaml",
+                       {"optim.lr=2", "optim.lr=1e-3", "data.train=*.h5", "data.valid=[b, \"c,d\"]",
+                        "train.run_dir=a=b", "data.tokenizer=", "model.precision_rules=[{precision: f32}]"});
+  EXPECT_EQ(c.optim.lr, 1e-3);
+  EXPECT_EQ(c.data.train, std::vector<std::string>{"*.h5"});
+  EXPECT_EQ(c.data.valid, (std::vector<std::string>{"b", "c,d"}));
+  EXPECT_EQ(c.train.run_dir, "a=b");
+  EXPECT_EQ(c.data.tokenizer, "");
+  EXPECT_EQ(c.model.precision_rules.at(0).precision, Precision::f32);
+  const std::pair<const char*, const char*> bad[] = {
+      {"optim.lr=1 # x", "command line: optim.lr: expected a number, found '1 # x'"},
+      {"lr=1", "command line: unknown key 'lr' (did you mean 'optim.lr'?)"},
+      {"optim.lr.x=1", "command line: unknown key 'optim.lr.x'"},
+      {"optim=1", "command line: optim: expected keys with values, found '1'"},
+      {"=1", "command line: '=1' is not an override; expected section.key=value"},
+      {"data.train=[a", "command line: a key must be plain text, found a list (is a bracket left open?)"},
+      {"data.train=a\nb", "command line: 'data.train=a\\x0ab' is not UTF-8 text on one line"},
+      {"train.steps=", "command line: train.steps: expected an integer, found ''"},
+      {"optim={lr: 1, lr: 2}", "command line: duplicate key 'lr'"},
+      {"train.micro_batch_size=3", "command line: train.micro_batch_size: 3 does not divide train.batch_size (16)"},
+  };
+  for (const auto& [text, message] : bad) EXPECT_EQ(message_of("", {text}), message);
+}
+
+TEST(Config, MissingFilesHaveTheirOwnStatus) {
+  for (const char* path : {"no/such.yaml", "/"}) {
+    try {
+      load_config(path);
+      FAIL() << path;
+    } catch (const MissingError& error) {
+      EXPECT_NE(std::string(error.what()).find(path), std::string::npos);
+    }
+  }
+  EXPECT_THROW(load_config("/dev/zero"), ConfigError);
+}
+
+TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {
+  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248}, {"8m", 10641408},
+                                                     {"50m", 71376384},       {"370m", 374108160},
+                                                     {"1.3b", 1364779008},    {"2.7b", 2702357504}};
+  for (const auto& [name, parameters] : presets) {
+    const RunConfig c = load_config(preset(name));
+    EXPECT_EQ(c.model.parameter_count(), parameters) << name;
+    EXPECT_EQ(c.train.run_dir, std::string("runs/") + name);
+    EXPECT_FALSE(c.data.train.empty()) << name;
+    expect_equal(load_config_text(to_yaml(c), "other.yaml"), c);
+    std::ifstream in(preset(name));
+    std::stringstream text;
+    text << in.rdbuf();
+    std::string count = std::to_string(parameters);
+    for (int at = static_cast<int>(count.size()) - 3; at > 0; at -= 3) count.insert(static_cast<size_t>(at), ",");
+    EXPECT_NE(text.str().find("# " + count + " parameters"), std::string::npos) << name << "'s header: " << count;
+  }
+}
+
+TEST(Config, RandomConfigurationsReadBackEqual) {
+  std::mt19937_64 random(7);
+  for (int i = 0; i < 500 && !testing::Test::HasFailure(); ++i) {
+    const RunConfig c = random_config(random);
+    const std::string yaml = to_yaml(c);
+    SCOPED_TRACE(yaml);
+    const RunConfig back = load_config_text(yaml, "x.yaml");
+    expect_equal(back, c);
+    EXPECT_TRUE(compare(c, back).empty());
+  }
+}
+
+TEST(Config, DamagedTextIsRefusedOrReadButNeverCrashes) {
+  std::mt19937_64 random(11);
+  const std::string good = to_yaml(random_config(random));
+  const std::string alphabet = "[]{}:,-?&*!|>'\"%@`#~ \n\t\\0a";
+  int refused = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::string bad = good;
+    for (int j = 0; j < 1 + i % 4; ++j) bad[random() % bad.size()] = alphabet[random() % alphabet.size()];
+    refused += message_of(bad) != "accepted";
+  }
+  EXPECT_GT(refused, 1000);
+}
+
+TEST(Config, ComparesAndMarksWhatEndangersAResumedRun) {
+  RunConfig a, b;
+  EXPECT_TRUE(compare(a, b).empty());
+  b.optim.lr = 0.001;
+  b.train.steps = 2000;
+  b.model.hidden_size = 512;
+  b.data.seq_len = 128;
+  b.data.shuffle = false;
+  b.data.valid = {"v"};
+  b.train.batch_size = 8;
+  b.train.seed = 2;
+  b.source = "elsewhere";
+  std::vector<std::string> safe, dangerous;
+  for (const ConfigChange& change : compare(a, b)) (change.dangerous ? dangerous : safe).push_back(change.text());
+  EXPECT_EQ(safe, (std::vector<std::string>{"data.valid: [] -> [\"v\"]", "optim.lr: 0.004 -> 0.001",
+                                            "train.steps: 1000 -> 2000"}));
+  EXPECT_EQ(dangerous, (std::vector<std::string>{"model.hidden_size: 256 -> 512", "data.seq_len: 256 -> 128",
+                                                 "data.shuffle: true -> false", "train.batch_size: 16 -> 8",
+                                                 "train.seed: 1 -> 2"}));
+}
+
+TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
+  const std::string text = config_reference();
+  EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 15));
+}
+
+TEST(Schedule, MatchesValuesComputedByHand) {
+  OptimConfig c;
+  c.lr = 0.4;
+  c.warmup_steps = 10;
+  EXPECT_DOUBLE_EQ(learning_rate(c, 1, 110), 0.04);
+  EXPECT_DOUBLE_EQ(learning_rate(c, 5, 110), 0.2);
+  EXPECT_DOUBLE_EQ(learning_rate(c, 10, 110), 0.4);
+  // cos(π/3) = 1/2 at 33.3 %, cos(π/2) = 0 at half, with floor 0.04: 0.04 + 0.36·(1 + cos)/2.
+  EXPECT_NEAR(learning_rate(c, 60, 110), 0.22, 1e-15);
+  EXPECT_NEAR(learning_rate(c, 40, 100), 0.31, 1e-15);
+  EXPECT_DOUBLE_EQ(learning_rate(c, 110, 110), 0.04);
+  EXPECT_DOUBLE_EQ(learning_rate(c, 500, 110), 0.04);
+  c.schedule = Schedule::constant;
+  EXPECT_DOUBLE_EQ(learning_rate(c, 5, 110), 0.2);
+  EXPECT_EQ(learning_rate(c, 110, 110), 0.4);
+}
+
+TEST(Schedule, WarmsUpForTwoPercentUnlessToldOtherwise) {
+  OptimConfig c;
+  EXPECT_EQ(warmup_steps(c, 600), 12);
+  EXPECT_EQ(warmup_steps(c, 49), 0);
+  EXPECT_GT(learning_rate(c, 1, 49), 0.99 * c.lr);
+  EXPECT_EQ(learning_rate(c, 12, 600), c.lr);
+  EXPECT_LT(learning_rate(c, 13, 600), c.lr);
+  c.warmup_steps = 0;
+  EXPECT_EQ(warmup_steps(c, 600), 0);
+  c.warmup_steps = 600;
+  EXPECT_EQ(learning_rate(c, 600, 600), c.lr);
+}
+
+TEST(Schedule, WeightDecayEndsAtItsFraction) {
+  OptimConfig c;
+  EXPECT_EQ(weight_decay(c, 50, 100), 0.1);
+  EXPECT_EQ(weight_decay(c, 51, 100), 0.0);
+  c.weight_decay_until = 1;
+  EXPECT_EQ(weight_decay(c, 100, 100), 0.1);
+  c.weight_decay_until = 0;
+  EXPECT_EQ(weight_decay(c, 1, 100), 0.0);
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,154 @@
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+
+#include "core/error.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+
+namespace mmfree {
+namespace {
+
+class MetricsFile : public testing::Test {
+ protected:
+  MetricsFile() : path(testing::TempDir() + "mmfree_metrics_" + std::to_string(::getpid()) + ".jsonl") {
+    std::filesystem::remove(path);
+  }
+  ~MetricsFile() override { std::filesystem::remove(path); }
+
+  std::string content() const {
+    std::ifstream in(path, std::ios::binary);
+    std::stringstream text;
+    text << in.rdbuf();
+    return text.str();
+  }
+  void put(const std::string& text) const { std::ofstream(path, std::ios::binary) << text; }
+
+  static Metrics row(int64_t step) {
+    return {{"train/loss", 1.0 / static_cast<double>(step + 3)}, {"step", step}, {"tokens", step * 2048}};
+  }
+
+  std::string path;
+};
+
+TEST_F(MetricsFile, HoldsOneObjectPerLineInTheGivenOrder) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  MetricsWriter writer(path);
+  writer.write({{"train/loss", 0.1}, {"train/grad_norm", infinity}, {"step", 7}, {"time", 1e22}});
+  EXPECT_EQ(content(), "{\"train/loss\": 0.1, \"train/grad_norm\": null, \"step\": 7, \"time\": 1e+22}\n");
+  writer.write({{"val/loss", -infinity}, {"val/ppl", std::nan("")}, {"step", INT64_MIN}});
+  writer.sync();
+  EXPECT_TRUE(content().ends_with("\n{\"val/loss\": null, \"val/ppl\": null, \"step\": -9223372036854775808}\n"));
+  EXPECT_THROW(writer.write({{"train/loss", 0.1}}), Error);
+}
+
+TEST_F(MetricsFile, DoublesReadBackExactly) {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 10000; ++i) {
+    const double value = std::bit_cast<double>(random());
+    if (!std::isfinite(value)) continue;
+    EXPECT_EQ(nlohmann::json::parse(metrics_line({{"x", value}}))["x"].get<double>(), value);
+  }
+}
+
+TEST_F(MetricsFile, AResumedRunsFileEqualsAnUninterruptedOnes) {
+  {
+    MetricsWriter writer(path);
+    for (int64_t step = 1; step <= 20; ++step) writer.write(row(step));
+  }
+  const std::string whole = content();
+  for (const int64_t checkpoint : {0, 1, 10, 13, 20})
+    for (const size_t cut : {size_t{0}, size_t{1}, size_t{17}}) {
+      put(whole.substr(0, whole.size() - cut));
+      if (checkpoint == 20 && cut > 0) continue;
+      MetricsWriter writer(path, checkpoint);
+      EXPECT_EQ(writer.damaged_lines(), cut > 0);
+      for (int64_t step = checkpoint + 1; step <= 20; ++step) writer.write(row(step));
+      EXPECT_EQ(content(), whole) << "checkpoint " << checkpoint << " cut " << cut;
+      EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
+    }
+}
+
+TEST_F(MetricsFile, DropsDamagedLinesAndStartsAnew) {
+  const std::string deep(100000, '[');
+  put("{\"step\": 1}\nnot json\n{\"no_step\": 1}\n{\"step\": \"2\"}\n\n" + deep + "\n[1]\n{\"step\": 3}\n" +
+      std::string(50, '\0') + "\n{\"step\": 2}\n{\"step\": 4}");
+  {
+    MetricsWriter writer(path, 3);
+    EXPECT_EQ(writer.damaged_lines(), 8);
+    EXPECT_EQ(content(), "{\"step\": 1}\n{\"step\": 3}\n{\"step\": 2}\n");
+  }
+  MetricsWriter fresh(path);
+  EXPECT_EQ(content(), "");
+}
+
+TEST_F(MetricsFile, SaysWhenItCannotWrite) {
+  EXPECT_THROW(MetricsWriter("no/such/directory/m.jsonl"), CreateError);
+  MetricsWriter full("/dev/full");
+  try {
+    full.write(row(1));
+    FAIL() << "a full disk went unnoticed";
+  } catch (const IoError& error) {
+    EXPECT_STREQ(error.what(), "/dev/full: cannot write metrics: No space left on device");
+  }
+}
+
+TEST(Progress, FormatsNumbersForPeople) {
+  const std::pair<double, const char*> counts[] = {
+      {0, "0"},        {999, "999"},        {999.6, "1.00k"},  {1234567, "1.23M"},
+      {9996, "10.0k"}, {374108160, "374M"}, {999600, "1.00M"}, {2702357504, "2.70G"},
+      {5e15, "5000T"}, {-1500, "-1.50k"},   {NAN, "-"}};
+  for (const auto& [value, text] : counts) EXPECT_EQ(format_count(value), text);
+  const std::pair<double, const char*> durations[] = {
+      {0, "0.0s"},       {4.21, "4.2s"},  {9.96, "10s"},
+      {59.4, "59s"},     {59.6, "1m00s"}, {125, "2m05s"},
+      {3599.7, "1h00m"}, {3725, "1h02m"}, {86400 * 3 + 4 * 3600, "3d04h"},
+      {-1, "-"},         {INFINITY, "-"}};
+  for (const auto& [value, text] : durations) EXPECT_EQ(format_duration(value), text);
+  const std::pair<uint64_t, const char*> sizes[] = {{0, "0 B"},
+                                                    {1023, "1023 B"},
+                                                    {1536, "1.50 KiB"},
+                                                    {2ull << 30, "2.00 GiB"},
+                                                    {1048575, "1.00 MiB"},
+                                                    {UINT64_MAX, "16.0 EiB"}};
+  for (const auto& [value, text] : sizes) EXPECT_EQ(format_bytes(value), text);
+}
+
+TEST(Progress, PrintsOneLinePerCallWhereThereIsNoTerminal) {
+  const ProgressState state{.step = 120,
+                            .steps = 600,
+                            .loss = 3.45678,
+                            .learning_rate = 4e-3,
+                            .grad_norm = 0.811,
+                            .tokens_per_second = 12345,
+                            .elapsed = 62,
+                            .eta = 248};
+  const std::string line = "step 120/600  20%  loss 3.4568  lr 4.00e-03  norm 0.81  12.3k tok/s  1m02s  eta 4m08s";
+  EXPECT_EQ(progress_line(state), line);
+  for (const bool quiet : {false, true}) {
+    std::FILE* out = std::tmpfile();
+    ASSERT_NE(out, nullptr);
+    {
+      Progress progress(quiet, out);
+      progress.update(state);
+      progress.message("saved");
+      progress.update(state);
+    }
+    std::rewind(out);
+    std::string got(1000, '\0');
+    got.resize(std::fread(got.data(), 1, got.size(), out));
+    std::fclose(out);
+    EXPECT_EQ(got, quiet ? "saved\n" : line + "\nsaved\n" + line + "\n");
+  }
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,110 @@
+#include "train/checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+
+#include "layers/parameters.h"
+
+namespace mmfree {
+namespace fs = std::filesystem;
+
+void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer, const LoopState& state,
+                     const std::string& tokenizer_model) {
+  h5::Writer writer(path, "checkpoint");
+  writer.attribute("config", to_yaml(config));
+  writer.attribute("step", state.step);
+  writer.attribute("updates", state.updates);
+  writer.attribute("skipped_in_row", state.skipped_in_row);
+  writer.attribute("tokens", state.tokens);
+  writer.attribute("data", state.data);
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    writer.write("param/" + name, params.view(params.values(), i));
+    if (!optimizer) continue;
+    writer.write("adam_m/" + name, params.view(optimizer->m(), i));
+    writer.write("adam_v/" + name, params.view(optimizer->v(), i));
+  }
+  if (!tokenizer_model.empty()) writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());
+  writer.commit();
+}
+
+Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
+  try {
+    config_ = load_config_text(reader_.attribute_string("config"), path);
+  } catch (const ConfigError& e) {
+    throw DataError(concat(path, ": the configuration inside is not readable: ", e.what()));
+  }
+  state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"), reader_.attribute_int("tokens"),
+            reader_.attribute_string("data")};
+  specs_ = parameter_specs(config_.model);
+}
+
+std::string Checkpoint::tokenizer_model() const {
+  if (!reader_.has("tokenizer")) return {};
+  const Tensor bytes = reader_.read_tensor("tokenizer", DType::u8);
+  return std::string(bytes.raw(), size_t(bytes.bytes()));
+}
+
+void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
+  MMFREE_CHECK(DataError, reader_.has(name), reader_.path(), ": tensor '", name, "' is missing");
+  MMFREE_CHECK(DataError, reader_.shape(name) == to.shape(), reader_.path(), ": tensor '", name, "' is ", reader_.shape(name), ", expected ", to.shape());
+  Tensor target = to;
+  if (to.size()) reader_.read(name, 0, to.dim(0), to.dtype(), target.raw_mut());
+}
+
+void Checkpoint::load(ParamStore& params, AdamW* optimizer) const {
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    read_into("param/" + name, params.view(params.values(), i));
+    if (!optimizer) continue;
+    read_into("adam_m/" + name, params.view(optimizer->m(), i));
+    read_into("adam_v/" + name, params.view(optimizer->v(), i));
+  }
+  if (optimizer) optimizer->set_updates(state_.updates);
+}
+
+std::string checkpoint_path(const std::string& run_dir, int64_t step) {
+  char name[40];
+  std::snprintf(name, sizeof name, "step-%08lld.h5", static_cast<long long>(step));
+  return (fs::path(run_dir) / "checkpoints" / name).string();
+}
+
+std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
+  std::vector<int64_t> steps;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.size() < 9 || name.rfind("step-", 0) != 0 || entry.path().extension() != ".h5") continue;
+    int64_t step = -1;
+    const char* end = name.data() + name.size() - 3;
+    if (std::from_chars(name.data() + 5, end, step).ptr == end && checkpoint_path(run_dir, step) == entry.path()) steps.push_back(step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings) {
+  const std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  for (auto it = steps.rbegin(); it != steps.rend(); ++it) {
+    const std::string path = checkpoint_path(run_dir, *it);
+    try {
+      h5::Reader verified(path, "checkpoint");
+      return path;
+    } catch (const Error& e) {
+      warnings.push_back(concat("passing over a damaged checkpoint: ", e.what()));
+    }
+  }
+  return std::nullopt;
+}
+
+void retain_checkpoints(const std::string& run_dir, int64_t keep) {
+  std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
+    std::error_code ignored;
+    fs::remove(checkpoint_path(run_dir, steps[i]), ignored);
+  }
+}
+
+}  // namespace mmfree

@@ -1,0 +1,154 @@
+#include "train/commands_data.h"
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+
+#include "core/error.h"
+#include "data/prepare.h"
+#include "data/tokenizer.h"
+
+namespace mmfree {
+
+namespace {
+
+/// "7", "34.2 k", "1.25 M": three or four significant figures, as people read them.
+std::string count(int64_t n) {
+  const double x = double(n);
+  const char* units[] = {"", " k", " M", " G", " T"};
+  double scaled = x;
+  size_t unit = 0;
+  for (; scaled >= 1000 && unit + 1 < std::size(units); ++unit) scaled /= 1000;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f%s" : "%.2f%s", scaled, units[unit]);
+  return text;
+}
+
+/// Shows progress and the time left on stderr, once two seconds have passed and then about twice a second.
+class Progress {
+ public:
+  void show(const PrepareProgress& p) {
+    const double now = seconds();
+    if (now < 2 || now < last_ + 0.5 || p.bytes_read <= 0) return;
+    last_ = now;
+    const double share = double(p.bytes_read) / double(std::max(p.bytes_read, p.total_bytes));
+    std::fprintf(stderr, "\rpreparing: %3.0f%%  %s tokens  %.0f s left   ", 100 * share, count(p.tokens).c_str(),
+                 now / share - now);
+  }
+  ~Progress() {
+    if (last_ > 0) std::fputc('\n', stderr);
+  }
+
+ private:
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double last_ = 0;
+};
+
+void print_tokenizer(const Tokenizer& t) {
+  const auto special = [&](const char* name, int id) {
+    std::cout << "  " << name << ' ' << (id < 0 ? std::string("none") : concat(id, " ", t.piece(id))) << '\n';
+  };
+  std::cout << "vocabulary  " << t.vocab_size() << " pieces\nhash        " << t.hash() << "\nprefix      "
+            << (t.adds_dummy_prefix() ? "a space before each text" : "none") << "\nspecial ids\n";
+  special("unk", t.unk_id());
+  special("bos", t.bos_id());
+  special("eos", t.eos_id());
+  special("pad", t.pad_id());
+}
+
+void print_sample(const Tokenizer& t, const std::string& text) {
+  const std::vector<int32_t> ids = t.encode(text);
+  std::cout << "sample      " << text.size() << " bytes, " << ids.size() << " tokens\n";
+  for (int32_t id : ids) std::cout << "  " << id << '\t' << t.piece(id) << '\n';
+  std::cout << "decoded     " << (t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids))
+            << '\n';
+}
+
+void print_split(const char* name, const PrepareSummary::Split& s) {
+  std::cout << name << "  " << count(s.documents) << " documents, " << count(s.bytes) << "B of text, "
+            << count(s.tokens) << " tokens in " << s.shards << (s.shards == 1 ? " shard\n" : " shards\n");
+}
+
+void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
+  print_split("train", s.train);
+  if (options.valid_fraction > 0) print_split("valid", s.valid);
+  if (s.held_out_tails) std::cout << "Fewer than 20 documents: validation is the tail of each.\n";
+  if (s.skipped_lines) std::cout << "Skipped " << s.skipped_lines << " malformed lines.\n";
+  std::cout << "Written to " << options.output << '\n';
+}
+
+}  // namespace
+
+void add_tokenizer_command(CLI::App& app) {
+  CLI::App* tokenizer = app.add_subcommand("tokenizer", "Train a SentencePiece tokenizer, or look at one");
+  tokenizer->require_subcommand(1);
+
+  auto training = std::make_shared<TokenizerTraining>();
+  auto limit_mb = std::make_shared<double>(0);
+  CLI::App* train = tokenizer->add_subcommand("train", "Train a tokenizer on text");
+  train->add_option("inputs", training->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")->required();
+  train->add_option("-o,--output", training->output, "the .model file to write")->required();
+  train->add_option("--vocab-size", training->vocab_size, "number of pieces")->capture_default_str();
+  train->add_option("--type", training->type, "bpe or unigram")->capture_default_str();
+  train->add_option("--character-coverage", training->character_coverage, "share of characters that get pieces")
+      ->capture_default_str();
+  train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)")
+      ->check(CLI::NonNegativeNumber);
+  train->add_flag("--skip-malformed", training->skip_malformed, "skip malformed .jsonl lines");
+  train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
+  train->callback([training, limit_mb] {
+    training->limit_bytes = int64_t(*limit_mb * 1e6);
+    print_tokenizer(Tokenizer::train(*training));
+    std::cout << "Written to " << training->output << '\n';
+  });
+
+  auto path = std::make_shared<std::string>();
+  auto text = std::make_shared<std::string>();
+  CLI::App* info = tokenizer->add_subcommand("info", "Show a tokenizer's sizes and ids");
+  info->add_option("model", *path, "the .model file")->required();
+  info->add_option("--text", *text, "a sample to encode");
+  info->footer("Example:\n  mmfree tokenizer info tok.model --text 'Once upon a time'");
+  info->callback([path, text] {
+    const Tokenizer t = Tokenizer::load(*path);
+    print_tokenizer(t);
+    if (!text->empty()) print_sample(t, *text);
+  });
+}
+
+void add_prepare_command(CLI::App& app) {
+  auto options = std::make_shared<PrepareOptions>();
+  auto limit_mb = std::make_shared<double>(0);
+  CLI::App* prepare_app = app.add_subcommand("prepare", "Turn text into token shards for training");
+  prepare_app->add_option("inputs", options->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")
+      ->required();
+  prepare_app->add_option("-t,--tokenizer", options->tokenizer, "the .model file")->required();
+  prepare_app->add_option("-o,--output", options->output, "directory for the shards")->required();
+  prepare_app->add_option("--valid-fraction", options->valid_fraction, "share held out for validation (0: none)")
+      ->capture_default_str();
+  prepare_app->add_option("--shard-tokens", options->shard_tokens, "tokens per shard")->capture_default_str();
+  prepare_app->add_option("--limit-mb", *limit_mb, "stop after this many MB of text (0: never)")
+      ->check(CLI::NonNegativeNumber);
+  prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
+  prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
+  prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
+  prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
+  prepare_app->footer(
+      "Examples:\n"
+      "  mmfree prepare corpus/*.jsonl.zst -t tok.model -o data\n"
+      "  mmfree prepare book.txt -t tok.model -o book --valid-fraction 0.1");
+  prepare_app->callback([options, limit_mb] {
+    options->limit_bytes = int64_t(*limit_mb * 1e6);
+    PrepareSummary summary;
+    {
+      Progress progress;
+      options->on_progress = [&progress](const PrepareProgress& p) { progress.show(p); };
+      summary = prepare(*options);
+    }
+    print_summary(*options, summary);
+  });
+}
+
+}  // namespace mmfree

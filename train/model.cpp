@@ -1,0 +1,82 @@
+#include "train/model.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "core/ops/elementwise.h"
+#include "train/checkpoint.h"
+#include "train/hf_folder.h"
+#include "train/ternary_file.h"
+
+namespace mmfree {
+namespace fs = std::filesystem;
+namespace {
+
+Model from_checkpoint(const std::string& path) {
+  const Checkpoint file(path);
+  Model m;
+  m.config = file.config().model;
+  m.seq_len = file.config().data.seq_len;
+  m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
+  file.load(*m.params, nullptr);
+  m.lm = std::make_unique<LM>(*m.params, m.config);
+  if (const std::string bytes = file.tokenizer_model(); !bytes.empty()) m.tokenizer = Tokenizer::from_bytes(bytes, path);
+  m.kind = "checkpoint";
+  m.source = path;
+  return m;
+}
+
+Model from_hf_folder(const std::string& dir) {
+  const HfFolder folder(dir);
+  Model m;
+  m.config = read_hf_config(dir);
+  m.seq_len = m.config.max_position_embeddings;
+  m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
+  for (size_t i = 0; i < m.params->specs().size(); ++i) {
+    const ParamSpec& spec = m.params->specs()[i];
+    MMFREE_CHECK(DataError, folder.has(spec.name), dir, ": tensor '", spec.name, "' is missing");
+    MMFREE_CHECK(DataError, folder.shape(spec.name) == spec.shape, dir, ": tensor '", spec.name, "' is ", folder.shape(spec.name), ", expected ",
+                 spec.shape, " by config.json");
+    Tensor to = m.params->view(m.params->values(), i);
+    cast(folder.read(spec.name, DType::f32), to);
+  }
+  m.lm = std::make_unique<LM>(*m.params, m.config);
+  if (const fs::path model = fs::path(dir) / "tokenizer.model"; fs::exists(model)) m.tokenizer = Tokenizer::load(model.string());
+  m.kind = "Hugging Face folder";
+  m.source = dir;
+  return m;
+}
+
+Model from_directory(const std::string& dir) {
+  if (fs::exists(fs::path(dir) / "config.json")) return from_hf_folder(dir);
+  std::vector<std::string> warnings;
+  const auto newest = newest_checkpoint(dir, warnings);
+  for (const std::string& w : warnings) std::fprintf(stderr, "warning: %s\n", w.c_str());
+  MMFREE_CHECK(MissingError, newest, dir, ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
+  return from_checkpoint(*newest);
+}
+
+bool is_mmfree_h5(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  MMFREE_CHECK(MissingError, in, path, ": cannot be opened; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
+  char magic[8] = {};
+  in.read(magic, sizeof magic);
+  return std::string_view(magic, sizeof magic) == "MMFREEH5";
+}
+
+}  // namespace
+
+const Tokenizer& Model::need_tokenizer() const {
+  MMFREE_CHECK(MissingError, tokenizer, source, ": holds no tokenizer; give one with --tokenizer");
+  return *tokenizer;
+}
+
+Model load_model(const std::string& path, const std::string& tokenizer_path) {
+  Model m = fs::is_directory(path) ? from_directory(path) : is_mmfree_h5(path) ? from_checkpoint(path) : read_ternary_file(path);
+  if (!tokenizer_path.empty()) m.tokenizer = Tokenizer::load(tokenizer_path);
+  MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path, ": the tokenizer has ",
+               m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);
+  return m;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,36 @@
+#include "train/signals.h"
+
+#include <csignal>
+#include <unistd.h>
+
+namespace mmfree {
+namespace {
+
+volatile std::sig_atomic_t noted = 0;
+constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
+struct sigaction previous[3];
+
+void note(int signal) {
+  if (signal == SIGINT && noted == SIGINT) _exit(130);
+  noted = signal;
+}
+
+}  // namespace
+
+StopSignals::StopSignals() {
+  noted = 0;
+  struct sigaction action = {};
+  action.sa_handler = note;
+  action.sa_flags = SA_RESTART;
+  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &previous[i]);
+}
+
+StopSignals::~StopSignals() {
+  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &previous[i], nullptr);
+}
+
+int StopSignals::pending() { return noted; }
+
+const char* signal_name(int signal) { return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : "SIGUSR1"; }
+
+}  // namespace mmfree
