@@ -103,8 +103,8 @@ std::string model_card(const std::string& name, const ModelConfig& c, const std:
       "place: quantising twice shrinks their scale.\n");
   if (c.gate_order != GateOrder::reference || c.precision != Precision::ternary || !c.precision_rules.empty())
     card += concat(
-        "\nThis model was trained with settings that only mmfree knows (the `mmfree` object in `config.json`: gate "
-        "order `",
+        "\nThis model was trained with settings that only mmfree knows (the `mmfree` object in "
+        "`config.json`: gate order `",
         name_of(c.gate_order), "`, precision `", name_of(c.precision),
         "`);\nother programs compute different results from the same tensors.\n");
   return card;
