@@ -17,9 +17,9 @@ namespace {
 /// Extents of an output tile. Wide for a few rows, where it only has to be worth a task; else tall, to make the most of
 /// unpacked codes.
 struct TileShape {
-  static constexpr int64_t kElements = 8192;
+  static constexpr int64_t kElements = 16384;
   int64_t rows, outputs;
-  explicit TileShape(int64_t n) : rows(n < 32 ? 32 : 256), outputs(kElements / rows) {}
+  explicit TileShape(int64_t n) : rows(n < 64 ? 64 : 256), outputs(kElements / rows) {}
 };
 
 /// Sum of |w| in f64: eight lanes, so that the compiler vectorises it, added in a fixed order.
