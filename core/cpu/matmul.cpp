@@ -39,10 +39,12 @@ struct TileShape {
 };
 
 /// The tile of a product, by its shape alone: as large as leaves a few tiles to share out, because each tile packs both
-/// of its operands anew (at 512 x 1024 a tiled product is within 7% of a whole one; 256 x 256 costs up to 40%).
-TileShape tile_of(int64_t m, int64_t n) {
+/// of its operands anew (measured: 512 x 1024 is within 7% of a whole product). Below that oneDNN stops packing, which
+/// halves its speed where the rows of B are multiples of 4 KiB apart and evict each other from the cache.
+TileShape tile_of(const MatmulArgs& p) {
   TileShape tile{512, 1024};
-  const auto count = [&] { return ((m + tile.m - 1) / tile.m) * ((n + tile.n - 1) / tile.n); };
+  if (!p.transpose_b && p.ldb % 1024 == 0) return tile;
+  const auto count = [&] { return ((p.m + tile.m - 1) / tile.m) * ((p.n + tile.n - 1) / tile.n); };
   while (count() < 4 && (tile.m > 256 || tile.n > 256)) (tile.n > tile.m ? tile.n : tile.m) /= 2;
   return tile;
 }
@@ -52,7 +54,7 @@ void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
     for (int64_t i = 0; i < p.m * p.n; ++i) c[i] = p.beta != 0 ? float(p.beta) * c[i] : 0;
     return;
   }
-  const TileShape tile = tile_of(p.m, p.n);
+  const TileShape tile = tile_of(p);
   for_tiles(p.m, p.n, tile.m, tile.n, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
     const OneThread guard;
     dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', rows, cols, p.k, float(p.alpha),

@@ -7,6 +7,9 @@
 #include "core/cpu/ternary_kernel.h"
 #include "core/parallel.h"
 #include "core/quantize.h"
+#if MMFREE_X86
+#include <cpuid.h>
+#endif
 
 namespace mmfree::cpu {
 namespace {
@@ -14,9 +17,9 @@ namespace {
 /// Extents of an output tile. Wide for a few rows, where it only has to be worth a task; else tall, to make the most of
 /// unpacked codes.
 struct TileShape {
-  static constexpr int64_t kElements = 8192;
+  static constexpr int64_t kElements = 16384;
   int64_t rows, outputs;
-  explicit TileShape(int64_t n) : rows(n < 32 ? 32 : 256), outputs(kElements / rows) {}
+  explicit TileShape(int64_t n) : rows(n < 64 ? 64 : 256), outputs(kElements / rows) {}
 };
 
 /// Sum of |w| in f64: eight lanes, so that the compiler vectorises it, added in a fixed order.
@@ -69,6 +72,14 @@ void dequantise(const TernaryDequantiseArgs& p) {
       }
   });
 }
+
+#if MMFREE_X86
+/// By CPUID, because not every compiler's __builtin_cpu_supports knows the name.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 TernaryKernel fastest_kernel() {
   for (const NamedTernaryKernel& k : ternary_kernels())
@@ -143,7 +154,7 @@ const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels] {
 #if MMFREE_X86
     {"avx512_vnni", ternary_tile_avx512_vnni,
      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")},
-    {"avx_vnni", ternary_tile_avx_vnni, bool(__builtin_cpu_supports("avxvnni"))},
+    {"avx_vnni", ternary_tile_avx_vnni, has_avx_vnni()},
     {"avx2", ternary_tile_avx2, bool(__builtin_cpu_supports("avx2"))},
 #endif
     {"scalar", ternary_tile_scalar, true}
