@@ -2,6 +2,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace mmfree {
 
@@ -68,6 +69,10 @@ std::string concat(const Parts&... parts) {
   (out << ... << parts);
   return out.str();
 }
+
+/// `text` in single quotes, fit for a one-line message: control bytes as \\xNN, a long text cut. Not called `quoted`:
+/// argument-dependent lookup would find std::quoted.
+std::string quote(std::string_view text);
 
 }  // namespace mmfree
 

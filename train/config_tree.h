@@ -23,9 +23,6 @@ struct ConfigNode {
   std::string describe() const;
 };
 
-/// `text` in single quotes on one line, control characters escaped, cut after 80 bytes.
-std::string quote(std::string_view text);
-
 /// Whether `text` is UTF-8 without control characters other than those in `allowed`.
 bool is_clean_text(std::string_view text, std::string_view allowed = {});
 

@@ -39,13 +39,6 @@ class Guard {
 
 }  // namespace
 
-std::string quote(std::string_view text) {
-  constexpr size_t kMost = 120;
-  std::string out = "'";
-  for (const char c : text.substr(0, kMost)) out += (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) ? '?' : c;
-  return out + (text.size() > kMost ? "...'" : "'");
-}
-
 nlohmann::json parse_json(std::string_view text, const std::string& where) {
   // The parser takes a zero byte for the end of its input and would accept anything behind it.
   const size_t zero = text.find('\0');

@@ -9,7 +9,4 @@ namespace mmfree {
 /// `where` (a path) starts every message. @throws DataError
 nlohmann::json parse_json(std::string_view text, const std::string& where);
 
-/// `text` in quotes, fit for a one-line message: control bytes become '?', a long text is cut.
-std::string quote(std::string_view text);
-
 }  // namespace mmfree
