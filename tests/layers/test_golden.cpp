@@ -1,6 +1,5 @@
 // The model against the float64 oracle's golden sets: loss, logits, hidden states, every gradient, and the AdamW
-// trajectory. In float64 all agree to rounding. In float32 single codes flip, so only the first loss and the norm of
-// the gradients are held to bounds, and the trajectory to the drift that the oracle itself shows.
+// trajectory. In float64 all agree to rounding; in float32 single codes flip, and the bounds say so.
 #include <gtest/gtest.h>
 
 #include "layers/lm.h"
@@ -94,25 +93,42 @@ TEST_P(GoldenTest, Float64TrajectoryAgreesToRounding) {
   }
 }
 
-TEST_P(GoldenTest, Float32StaysWithinCodeFlips) {
+// What float32 may cost. Rounding alone moves the residual stream by about 1e-7. Now and then it carries a value across
+// the border between two int8 codes, in the oracle's own float32 run as here; such a flip shows as a jump in the stream.
+// So the bounds are tight when no code flipped, and else those of a flip: the oracle in float32 on random models moved
+// the loss by up to 6e-5 and the gradient by up to 1e-2 (26 models), here 1e-3 and 5e-2 are allowed. Twenty steps of
+// training drifted by up to 1.5 %; two drifting runs may be twice that apart.
+TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
   const Golden g(GetParam());
   ParamStore params(parameter_specs(g.config), DType::f32);
   load_parameters(g.model, params);
   const LM lm(params, g.config);
   const Example e(g.expected.read("input_ids", DType::i32));
+
+  LM::Trace trace;
+  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  bool flipped = false;
+  for (size_t i = 0; i < trace.size(); ++i) flipped |= norm_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)) > 2e-6;
+
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
-  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, 1e-5 * expected_loss);
+  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, (flipped ? 1e-3 : 1e-5) * expected_loss) << (flipped ? "with" : "without") << " flipped codes";
+  double error = 0, size = 0;
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
-    EXPECT_LT(norm_error(params.view(params.grads(), i), g.expected.read("grad/" + name, DType::f64)), 1e-2) << name;
+    const Tensor expected = g.expected.read("grad/" + name, DType::f64);
+    const double relative = norm_error(params.view(params.grads(), i), expected), norm = sum_of_squares(expected);
+    error += relative * relative * norm;
+    size += norm;
+    if (!flipped) EXPECT_LT(relative, 1e-4) << name;
   }
+  EXPECT_LT(std::sqrt(error / size), flipped ? 5e-2 : 1e-5);
 
+  constexpr int64_t kSteps = 20;
   AdamW optimizer(params, oracle_optimizer(g.expected.read("train/lr", DType::f64).data<double>()[0]));
   const Tensor ids = g.expected.read("train/ids", DType::i32), losses = g.expected.read("train/loss", DType::f64);
-  for (int64_t s = 0; s < ids.dim(0); ++s) {
+  for (int64_t s = 0; s < std::min(kSteps, ids.dim(0)); ++s) {
     const Example step(ids.slice(s, s + 1).reshape({ids.dim(1), ids.dim(2)}));
-    const double loss = run_backward(lm, params, step);
-    EXPECT_NEAR(loss, losses.data<double>()[s], 0.015 * losses.data<double>()[s]) << "step " << s;
+    EXPECT_NEAR(run_backward(lm, params, step), losses.data<double>()[s], 0.03 * losses.data<double>()[s]) << "step " << s;
     optimizer.update(s + 1, ids.dim(0));
     lm.requantise();
   }
