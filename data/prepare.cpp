@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "core/error.h"
+#include "core/hash.h"
 #include "core/parallel.h"
-#include "data/files.h"
 #include "data/text_reader.h"
 #include "data/token_shards.h"
 #include "data/tokenizer.h"

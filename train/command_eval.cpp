@@ -4,7 +4,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "data/files.h"
+#include "data/paths.h"
 #include "data/text_reader.h"
 #include "train/commands.h"
 #include "train/evaluate.h"

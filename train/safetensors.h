@@ -7,7 +7,7 @@
 
 #include "core/dtype.h"
 #include "core/tensor.h"
-#include "train/files.h"
+#include "core/files.h"
 
 namespace mmfree {
 

@@ -10,7 +10,7 @@
 #include "core/ops/elementwise.h"
 #include "core/quantize.h"
 #include "core/rng.h"
-#include "data/files.h"
+#include "core/hash.h"
 #include "train/safetensors.h"
 
 namespace mmfree {

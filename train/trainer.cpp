@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "data/files.h"
+#include "core/files.h"
 #include "optim/schedule.h"
 #include "train/signals.h"
 
@@ -102,9 +102,9 @@ void Trainer::open_run_folder() {
   std::error_code error;
   fs::create_directories(dir / "checkpoints", error);
   MMFREE_CHECK(CreateError, !error, dir.string(), ": cannot create the run folder: ", error.message());
-  if (fs::exists(config_.source)) write_file_atomically((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
-  write_file_atomically((dir / "config.resolved.yaml").string(), to_yaml(config_));
-  if (tokenizer_) write_file_atomically((dir / "tokenizer.model").string(), tokenizer_->serialized());
+  if (fs::is_regular_file(config_.source)) write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
+  write_file((dir / "config.resolved.yaml").string(), to_yaml(config_));
+  if (tokenizer_) write_file((dir / "tokenizer.model").string(), tokenizer_->serialized());
   const nlohmann::ordered_json run = {{"mmfree", MMFREE_VERSION},
                                       {"started", now_utc()},
                                       {"from_step", state_.step},
@@ -113,7 +113,7 @@ void Trainer::open_run_folder() {
                                       {"parameters", config_.model.parameter_count()},
                                       {"train_tokens", train_data_.total_tokens()},
                                       {"train_data", state_.data}};
-  write_file_atomically((dir / "run.json").string(), run.dump(1) + "\n");
+  write_file((dir / "run.json").string(), run.dump(1) + "\n");
 }
 
 void Trainer::banner() const {
