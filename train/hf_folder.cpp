@@ -1,6 +1,5 @@
 #include "train/hf_folder.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <iomanip>
 #include <sstream>
