@@ -43,7 +43,6 @@ class Arena {
   /// Returns a block to the arena; nullptr is ignored.
   void release(void* block);
   ArenaStats stats() const;
-  void reset_peak();
   Device device() const { return source_.device; }
 
  private:

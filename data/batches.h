@@ -1,7 +1,7 @@
 #pragma once
 #include <cstdint>
-#include <vector>
 
+#include "core/ops/head_loss.h"
 #include "data/token_shards.h"
 
 namespace mmfree {
@@ -23,7 +23,7 @@ struct BatchOptions {
 /// window, has inputs 0 and targets kIgnored. So each token but the corpus's first is a target exactly once.
 class Batches {
  public:
-  static constexpr int32_t kIgnored = -100;
+  static constexpr int32_t kIgnored = kIgnoreTarget;
 
   /// Keeps a reference to `shards`.
   /// @throws ConfigError for sizes below 1, DataError if the corpus has fewer tokens than one window

@@ -21,8 +21,8 @@ namespace mmfree::h5 {
 /// Integer types a series may have in the file; those that DType lacks exist on disk only.
 enum class SeriesType : uint8_t { u8, u16, u32, i32, i64 };
 
-/// Writes one file atomically: everything goes to `path + ".tmp-<process>-<number>"`, and commit() renames it over
-/// `path`. Memory use does not grow with the size of the data. The bytes written depend on the calls alone (no times).
+/// Writes one file atomically, as a DurableFile: it gets its name at commit(). Memory use does not grow with the size
+/// of the data. The bytes written depend on the calls alone (no times).
 /// @throws CreateError if the temporary file cannot be created; IoError, naming the file and the failed call, if
 /// anything cannot be written. The destructor then removes the temporary file, and an older file at `path` is
 /// untouched.

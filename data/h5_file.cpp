@@ -1,22 +1,18 @@
 #include "data/h5_file.h"
 
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <mutex>
 #include <vector>
 
-namespace mmfree::h5 {
+#include "core/error.h"
+#include "core/hash.h"
 
-void File::close() {
-  if (fd >= 0) ::close(fd);
-  fd = -1;
-}
+namespace mmfree::h5 {
 
 void File::fail(const char* what) {
   if (error) return;
@@ -186,31 +182,22 @@ namespace {
 constexpr char kMagic[8] = {'M', 'M', 'F', 'R', 'E', 'E', 'H', '5'};
 constexpr uint32_t kVersion = 1;
 constexpr int64_t kKindBytes = 16;
-constexpr int64_t kBlockHashAt = kUserBlockBytes - 8;
+constexpr size_t kBlockHashAt = kUserBlockBytes - 8;
 }  // namespace
 
-std::string UserBlock::hash_hex() const {
-  static constexpr char digits[] = "0123456789abcdef";
-  std::string out;
-  for (int half : {1, 0})
-    for (int shift = 60; shift >= 0; shift -= 4) out += digits[(hash[size_t(half)] >> shift) & 15];
-  return out;
-}
+std::string UserBlock::hash_hex() const { return hex16(hash[1]) + hex16(hash[0]); }
 
 std::array<uint64_t, 2> hash_content(File& file, int64_t file_bytes) {
-  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), XXH3_freeState);
-  if (!state) throw std::bad_alloc();
-  XXH3_128bits_reset(state.get());
+  Hash128 hash;
   std::vector<char> buffer(kChunkBytes);
   for (int64_t at = kUserBlockBytes; at < file_bytes;) {
     const int64_t n = std::min<int64_t>(kChunkBytes, file_bytes - at);
     file.read_at(at, buffer.data(), n);
     file.check();
-    XXH3_128bits_update(state.get(), buffer.data(), size_t(n));
+    hash.update(buffer.data(), size_t(n));
     at += n;
   }
-  const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
-  return {hash.low64, hash.high64};
+  return hash.digest();
 }
 
 void write_user_block(File& file, const UserBlock& block) {
@@ -222,7 +209,7 @@ void write_user_block(File& file, const UserBlock& block) {
   std::memcpy(&bytes[16], block.kind.data(), block.kind.size());
   std::memcpy(&bytes[32], &block.file_bytes, 8);
   std::memcpy(&bytes[40], block.hash.data(), 16);
-  const uint64_t hash = XXH3_64bits(bytes.data(), kBlockHashAt);
+  const uint64_t hash = hash64({bytes.data(), kBlockHashAt});
   std::memcpy(&bytes[kBlockHashAt], &hash, 8);
   file.write_at(0, bytes.data(), kUserBlockBytes);
 }
@@ -235,7 +222,7 @@ UserBlock read_user_block(File& file) {
                ": not an mmfree file (its first bytes are not 'MMFREEH5')");
   uint64_t hash = 0;
   std::memcpy(&hash, &bytes[kBlockHashAt], 8);
-  MMFREE_CHECK(DataError, hash == XXH3_64bits(bytes.data(), kBlockHashAt), file.path,
+  MMFREE_CHECK(DataError, hash == hash64({bytes.data(), kBlockHashAt}), file.path,
                ": damaged header (hash mismatch in the first 4096 bytes); restore the file from a copy");
   uint32_t version = 0;
   std::memcpy(&version, &bytes[8], 4);

@@ -16,7 +16,7 @@ constexpr int64_t kChunkBytes = 1 << 20;
 /// An open file and the first system call on it that failed. HDF5 1.10 may crash when its own I/O fails, so the driver
 /// notes the failure here and reports success; whoever called HDF5 then asks check().
 struct File {
-  int fd = -1;
+  int fd = -1;            ///< open for as long as the File is used; owned by the Reader or Writer
   std::string path;       ///< the name to show in errors
   int64_t end = 0;        ///< size of the file in bytes as HDF5 sees it
   int error = 0;          ///< errno of the first failure, 0 if none
@@ -25,8 +25,6 @@ struct File {
   File() = default;
   File(const File&) = delete;
   File& operator=(const File&) = delete;
-  ~File() { close(); }
-  void close();
   /// Notes errno unless a failure was noted before.
   void fail(const char* what);
   /// @throws IoError if a call has failed

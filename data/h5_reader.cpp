@@ -1,11 +1,7 @@
-#include <fcntl.h>
-#include <sys/stat.h>
-
-#include <cerrno>
-#include <cstring>
 #include <map>
 #include <set>
 
+#include "core/files.h"
 #include "data/h5.h"
 #include "data/h5_file.h"
 
@@ -47,6 +43,7 @@ bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
 
 struct Reader::Impl {
   std::string path, hash;
+  Fd input;
   File file;
   Id hdf5;
   std::map<std::string, Dataset> datasets;
@@ -75,13 +72,9 @@ struct Reader::Impl {
 
 void Reader::Impl::open(const std::string& kind, bool verify) {
   file.path = path;
-  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  MMFREE_CHECK(MissingError, file.fd >= 0, path, ": cannot open: ", std::strerror(errno));
-  struct stat status {};
-  if (::fstat(file.fd, &status) != 0) file.fail("fstat");
-  file.check();
-  MMFREE_CHECK(MissingError, S_ISREG(status.st_mode), path, ": not a regular file");
-  file.end = status.st_size;
+  input = open_input(path);
+  file.fd = input.get();
+  file.end = size_of_file(input, path);
   require(file.end > kUserBlockBytes, "not an mmfree file: only ", file.end, " bytes long");
   const UserBlock block = read_user_block(file);
   require(block.kind == kind, "a '", block.kind, "' file where a '", kind, "' file is expected");

@@ -1,15 +1,8 @@
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 #include <limits>
 #include <map>
 
+#include "core/files.h"
 #include "data/h5.h"
 #include "data/h5_file.h"
 
@@ -74,11 +67,6 @@ Id dataset_list() {
   return list;
 }
 
-std::string directory_of(const std::string& path) {
-  const std::string dir = std::filesystem::path(path).parent_path();
-  return dir.empty() ? "." : dir;
-}
-
 }  // namespace
 
 struct Writer::Impl {
@@ -89,19 +77,18 @@ struct Writer::Impl {
     std::vector<int64_t> pending;  // less than one chunk, so that HDF5 never has to read a chunk back
   };
 
-  std::string path, temporary, kind, hash;
+  std::string path, kind, hash;
+  DurableFile output;
   File file;
   Id hdf5;
   std::map<std::string, Series> series;
 
+  Impl(const std::string& path, const std::string& kind);
   ~Impl() {
     series.clear();
     hdf5.reset();
-    file.close();
-    if (!temporary.empty()) ::unlink(temporary.c_str());
   }
 
-  void open();
   void require(bool ok, const std::string& what) const {
     file.check();
     MMFREE_CHECK(IoError, ok, path, ": hdf5 cannot write ", what);
@@ -112,16 +99,12 @@ struct Writer::Impl {
   template <class T>
   void append(const std::string& name, const T* values, int64_t n);
   void attribute(const std::string& name, hid_t type, hid_t memory, const void* value) const;
-  void sync_and_rename();
 };
 
-void Writer::Impl::open() {
-  static std::atomic<int> number{0};
-  const std::string name = concat(path, ".tmp-", ::getpid(), "-", number++);
+Writer::Impl::Impl(const std::string& path, const std::string& kind) : path(path), kind(kind), output(path) {
+  quiet_hdf5();
   file.path = path;
-  file.fd = ::open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  MMFREE_CHECK(CreateError, file.fd >= 0, name, ": cannot create: ", std::strerror(errno));
-  temporary = name;
+  file.fd = output.fd().get();
 
   const Id access = access_list(&file);
   // A metadata entry once evicted would be read back, possibly from where a write has failed.
@@ -137,7 +120,7 @@ void Writer::Impl::open() {
   const Id creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
   H5Pset_userblock(creation, kUserBlockBytes);
   H5Pset_obj_track_times(creation, false);
-  hdf5 = Id(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose);
+  hdf5 = Id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose);
   require(hdf5 >= 0, "the file");
 }
 
@@ -159,12 +142,7 @@ Id Writer::Impl::create(const std::string& name, hid_t type, hid_t space, hid_t 
   return dataset;
 }
 
-Writer::Writer(const std::string& path, const std::string& kind) : impl_(std::make_unique<Impl>()) {
-  quiet_hdf5();
-  impl_->path = path;
-  impl_->kind = kind;
-  impl_->open();
-}
+Writer::Writer(const std::string& path, const std::string& kind) : impl_(std::make_unique<Impl>(path, kind)) {}
 Writer::~Writer() = default;
 Writer::Writer(Writer&&) noexcept = default;
 
@@ -271,35 +249,18 @@ void Writer::attribute(const std::string& name, double value) {
   impl_->attribute(name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value);
 }
 
-void Writer::Impl::sync_and_rename() {
-  // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
-  if (::fsync(file.fd) != 0) file.fail("fsync");
-  file.check();
-  if (::rename(temporary.c_str(), path.c_str()) != 0) file.fail("rename");
-  file.check();
-  temporary.clear();
-  const std::string directory = directory_of(path);
-  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0 || ::fsync(fd) != 0) file.fail("fsync of the directory");
-  if (fd >= 0) ::close(fd);
-  file.check();
-}
-
 void Writer::commit() {
   quiet_hdf5();
   Impl& w = *impl_;
   for (auto& [name, s] : w.series) w.flush(name, s);
   w.series.clear();
   w.require(w.hdf5.reset() >= 0, "the file's end");
-  UserBlock block{w.kind, 0, {}};
-  struct stat status {};
-  if (::fstat(w.file.fd, &status) != 0) w.file.fail("fstat");
   w.file.check();
-  block.file_bytes = status.st_size;
+  UserBlock block{w.kind, size_of_file(w.output.fd(), w.path), {}};
   block.hash = hash_content(w.file, block.file_bytes);
   write_user_block(w.file, block);
   w.file.check();
-  w.sync_and_rename();
+  w.output.commit();
   w.hash = block.hash_hex();
 }
 

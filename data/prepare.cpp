@@ -1,15 +1,14 @@
 #include "data/prepare.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <memory>
 
 #include "core/error.h"
+#include "core/hash.h"
 #include "core/parallel.h"
-#include "data/files.h"
 #include "data/text_reader.h"
 #include "data/token_shards.h"
 #include "data/tokenizer.h"

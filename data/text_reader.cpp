@@ -10,7 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
-#include "data/files.h"
+#include "core/files.h"
+#include "core/utf8.h"
+#include "data/paths.h"
 
 namespace mmfree {
 

@@ -4,7 +4,8 @@
 #include <limits>
 
 #include "core/error.h"
-#include "data/files.h"
+#include "core/hash.h"
+#include "data/paths.h"
 #include "data/tokenizer.h"
 
 namespace mmfree {

@@ -8,7 +8,9 @@
 #include <unordered_map>
 
 #include "core/error.h"
-#include "data/files.h"
+#include "core/files.h"
+#include "core/hash.h"
+#include "core/utf8.h"
 #include "data/text_reader.h"
 #include "data/tokenizer_model.h"
 
@@ -262,7 +264,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   MMFREE_CHECK(ConfigError, status.ok(), "tokenizer: training failed, usually because the text is too small for ",
                t.vocab_size, " pieces (lower the vocab size or give more text): ", status.message());
   Tokenizer made = from_bytes(std::move(bytes), t.output);
-  write_file_atomically(t.output, made.serialized());
+  write_file(t.output, made.serialized());
   return made;
 }
 

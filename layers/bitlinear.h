@@ -8,11 +8,11 @@
 
 namespace mmfree {
 
-/// A projection with a norm of its own: y = round(RMSNorm(x)) Ŵᵀ (mmfreelm_spec 2). Norm and rounding are done by the
+/// A projection with a norm of its own: y = round(RMSNorm(x)) Ŵᵀ. Norm and rounding are done by the
 /// caller's `norm_quant`, which serves several projections from one read of x; this struct says what it wants
 /// (`branch`) and multiplies. Ŵ is made once per parameter update (`requantise`) and shared by all forward passes.
 struct BitLinear {
-  /// eps inside the projection's own norm, whatever the model's rms_norm_eps (mmfreelm_spec 2.1, gotcha 2).
+  /// eps inside the projection's own norm, whatever the model's rms_norm_eps, as in the published code.
   static constexpr double kEps = 1e-6;
 
   std::string name;  ///< state-dict name without ".weight"

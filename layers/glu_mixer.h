@@ -3,7 +3,7 @@
 
 namespace mmfree {
 
-/// Channel mixer (mmfreelm_spec 1.5): down_proj(SiLU(y[:I]) ⊙ y[I:]) with y = gate_proj(RMSNorm(h; block_norm)).
+/// Channel mixer: down_proj(SiLU(y[:I]) ⊙ y[I:]) with y = gate_proj(RMSNorm(h; block_norm)).
 /// gate_proj is one D → 2I projection: gate rows first, then up rows.
 struct GluMixer {
   BitLinear gate_proj, down_proj;

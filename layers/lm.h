@@ -7,7 +7,7 @@
 
 namespace mmfree {
 
-/// The MatMul-free language model: embedding, blocks, final norm, ternary head (mmfreelm_spec 1.3).
+/// The MatMul-free language model: embedding, blocks, final norm, ternary head (Zhu et al. 2024, arXiv:2406.02528).
 class LM {
  public:
   /// Refers to `params`, which must outlive it. Without latent matrices (see unpacked_specs) the caller fills each

@@ -3,7 +3,7 @@
 
 namespace mmfree {
 
-/// Token mixer of the MatMul-free LM (mmfreelm_spec 1.4): four projections D → D around an elementwise recurrence.
+/// Token mixer of the MatMul-free LM: four projections D → D around an elementwise recurrence.
 ///   a, z, g = i_proj(u), f_proj(u), g_proj(u) with u = RMSNorm(h; block_norm)
 ///   out = o_proj(gate(g, scan(z, a)))
 struct MlGru {

@@ -9,7 +9,7 @@ namespace mmfree {
 /// rounded to bf16 or kept in the compute dtype. The projection's own RMSNorm stays in every case.
 enum class Precision { ternary, bf16, f32 };
 
-/// How the MLGRU's output gate combines the gate projection g with the scan's state h (mmfreelm_spec 1.4):
+/// How the MLGRU's output gate combines the gate projection g with the scan's state h:
 ///   reference  RMS(g)·w ⊙ SiLU(h)   as the published weights were trained
 ///   fixed      RMS(h)·w ⊙ SiLU(g)
 ///   paper      h ⊙ σ(g)             no norm weight

@@ -6,8 +6,8 @@
 
 namespace mmfree {
 
-/// Every parameter of the model with the published state dict's name, its shape and its initialisation
-/// (mmfreelm_spec 4, 5). Only `down_proj` gets the 1/sqrt(2L) rescale: in the published code it never reaches o_proj.
+/// Every parameter of the model with the published state dict's name, its shape and its initialisation.
+/// Only `down_proj` gets the 1/sqrt(2L) rescale: in the published code it never reaches o_proj.
 /// Weight decay applies to projection matrices.
 std::vector<ParamSpec> parameter_specs(const ModelConfig& config);
 

@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/ops/adamw.h"
 #include "core/ops/elementwise.h"
 #include "optim/schedule.h"
 
 namespace mmfree {
 
 AdamW::AdamW(ParamStore& params, const OptimConfig& config)
-    : params_(params), config_(config), m_(Tensor::zeros({params.values().size()}, params.dtype())), v_(Tensor::zeros({params.values().size()}, params.dtype())) {}
+    : params_(params),
+      config_(config),
+      m_(Tensor::zeros({params.values().size()}, params.dtype())),
+      v_(Tensor::zeros({params.values().size()}, params.dtype())) {}
 
 StepReport AdamW::update(int64_t step, int64_t steps) {
   StepReport report;

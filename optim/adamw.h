@@ -1,15 +1,14 @@
 #pragma once
 #include "autograd/parameter.h"
-#include "core/ops/adamw.h"
 #include "optim/optim_config.h"
 
 namespace mmfree {
 
 /// What one optimizer step did.
 struct StepReport {
-  double grad_norm = 0;     ///< L2 norm of all gradients together, before clipping
+  double grad_norm = 0;  ///< L2 norm of all gradients together, before clipping
   double learning_rate = 0;
-  bool skipped = false;     ///< the norm was not finite: parameters and moments stayed as they were
+  bool skipped = false;  ///< the norm was not finite: parameters and moments stayed as they were
 };
 
 /// AdamW over the flat buffers of a ParamStore, with clipping to a global norm and schedules from OptimConfig.

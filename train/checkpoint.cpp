@@ -5,13 +5,14 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "core/files.h"
 #include "layers/parameters.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
 
-void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer, const LoopState& state,
-                     const std::string& tokenizer_model) {
+void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer,
+                     const LoopState& state, const std::string& tokenizer_model) {
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
   writer.attribute("step", state.step);
@@ -26,7 +27,8 @@ void save_checkpoint(const std::string& path, const RunConfig& config, ParamStor
     writer.write("adam_m/" + name, params.view(optimizer->m(), i));
     writer.write("adam_v/" + name, params.view(optimizer->v(), i));
   }
-  if (!tokenizer_model.empty()) writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());
+  if (!tokenizer_model.empty())
+    writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());
   writer.commit();
 }
 
@@ -36,8 +38,8 @@ Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
   } catch (const ConfigError& e) {
     throw DataError(concat(path, ": the configuration inside is not readable: ", e.what()));
   }
-  state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"), reader_.attribute_int("tokens"),
-            reader_.attribute_string("data")};
+  state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
+            reader_.attribute_int("tokens"), reader_.attribute_string("data")};
   specs_ = parameter_specs(config_.model);
 }
 
@@ -49,7 +51,8 @@ std::string Checkpoint::tokenizer_model() const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   MMFREE_CHECK(DataError, reader_.has(name), reader_.path(), ": tensor '", name, "' is missing");
-  MMFREE_CHECK(DataError, reader_.shape(name) == to.shape(), reader_.path(), ": tensor '", name, "' is ", reader_.shape(name), ", expected ", to.shape());
+  MMFREE_CHECK(DataError, reader_.shape(name) == to.shape(), reader_.path(), ": tensor '", name, "' is ",
+               reader_.shape(name), ", expected ", to.shape());
   Tensor target = to;
   if (to.size()) reader_.read(name, 0, to.dim(0), to.dtype(), target.raw_mut());
 }
@@ -76,10 +79,11 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", error)) {
     const std::string name = entry.path().filename().string();
-    if (name.size() < 9 || name.rfind("step-", 0) != 0 || entry.path().extension() != ".h5") continue;
+    if (name.size() < 9 || !name.starts_with("step-") || entry.path().extension() != ".h5") continue;
     int64_t step = -1;
     const char* end = name.data() + name.size() - 3;
-    if (std::from_chars(name.data() + 5, end, step).ptr == end && checkpoint_path(run_dir, step) == entry.path()) steps.push_back(step);
+    if (std::from_chars(name.data() + 5, end, step).ptr == end && checkpoint_path(run_dir, step) == entry.path())
+      steps.push_back(step);
   }
   std::sort(steps.begin(), steps.end());
   return steps;
@@ -105,6 +109,17 @@ void retain_checkpoints(const std::string& run_dir, int64_t keep) {
     std::error_code ignored;
     fs::remove(checkpoint_path(run_dir, steps[i]), ignored);
   }
+}
+
+void remove_unfinished_checkpoints(const std::string& run_dir) {
+  std::vector<fs::path> unfinished;
+  std::error_code ignored;
+  for (const fs::directory_entry& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
+      unfinished.push_back(entry.path());
+  }
+  for (const fs::path& path : unfinished) fs::remove(path, ignored);
 }
 
 }  // namespace mmfree

@@ -11,19 +11,19 @@ namespace mmfree {
 
 /// Where training stands, besides parameters and moments. Everything that the next step depends on.
 struct LoopState {
-  int64_t step = 0;          ///< optimizer steps done; 0 in an imported model
-  int64_t updates = 0;       ///< of these, updates not skipped
+  int64_t step = 0;     ///< optimizer steps done; 0 in an imported model
+  int64_t updates = 0;  ///< of these, updates not skipped
   int64_t skipped_in_row = 0;
-  int64_t tokens = 0;        ///< target tokens trained on
-  std::string data;          ///< fingerprint of the training shards
+  int64_t tokens = 0;  ///< target tokens trained on
+  std::string data;    ///< fingerprint of the training shards
 };
 
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
 /// Without `optimizer` the moments are left out. @throws CreateError, IoError
-void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer, const LoopState& state,
-                     const std::string& tokenizer_model);
+void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer,
+                     const LoopState& state, const std::string& tokenizer_model);
 
 /// A checkpoint opened for reading, verified against its hash.
 class Checkpoint {
@@ -34,7 +34,8 @@ class Checkpoint {
   bool has_moments() const { return reader_.has("adam_m/" + specs_.front().name); }
   /// Bytes of the tokenizer model; empty if the checkpoint has none.
   std::string tokenizer_model() const;
-  /// Fills every parameter, and the optimizer's moments when given. @throws DataError naming a missing or misshapen tensor
+  /// Fills every parameter, and the optimizer's moments when given. @throws DataError naming a missing or misshapen
+  /// tensor
   void load(ParamStore& params, AdamW* optimizer) const;
 
  private:
@@ -56,5 +57,8 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
 
 /// Removes all but the newest `keep` checkpoints; the caller has just verified the newest by writing it.
 void retain_checkpoints(const std::string& run_dir, int64_t keep);
+
+/// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.
+void remove_unfinished_checkpoints(const std::string& run_dir);
 
 }  // namespace mmfree

@@ -1,51 +1,17 @@
-#include "train/commands.h"
-
 #include <CLI/CLI.hpp>
-#include <chrono>
-#include <cstdio>
+#include <algorithm>
 #include <iostream>
 #include <memory>
 
 #include "core/error.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
+#include "train/commands.h"
+#include "train/progress.h"
 
 namespace mmfree {
 
 namespace {
-
-/// "7", "34.2 k", "1.25 M": three or four significant figures, as people read them.
-std::string count(int64_t n) {
-  const double x = double(n);
-  const char* units[] = {"", " k", " M", " G", " T"};
-  double scaled = x;
-  size_t unit = 0;
-  for (; scaled >= 1000 && unit + 1 < std::size(units); ++unit) scaled /= 1000;
-  char text[32];
-  std::snprintf(text, sizeof text, unit == 0 ? "%.0f%s" : "%.2f%s", scaled, units[unit]);
-  return text;
-}
-
-/// Shows progress and the time left on stderr, once two seconds have passed and then about twice a second.
-class Progress {
- public:
-  void show(const PrepareProgress& p) {
-    const double now = seconds();
-    if (now < 2 || now < last_ + 0.5 || p.bytes_read <= 0) return;
-    last_ = now;
-    const double share = double(p.bytes_read) / double(std::max(p.bytes_read, p.total_bytes));
-    std::fprintf(stderr, "\rpreparing: %3.0f%%  %s tokens  %.0f s left   ", 100 * share, count(p.tokens).c_str(),
-                 now / share - now);
-  }
-  ~Progress() {
-    if (last_ > 0) std::fputc('\n', stderr);
-  }
-
- private:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  double last_ = 0;
-};
 
 void print_tokenizer(const Tokenizer& t) {
   const auto special = [&](const char* name, int id) {
@@ -68,8 +34,9 @@ void print_sample(const Tokenizer& t, const std::string& text) {
 }
 
 void print_split(const char* name, const PrepareSummary::Split& s) {
-  std::cout << name << "  " << count(s.documents) << " documents, " << count(s.bytes) << "B of text, "
-            << count(s.tokens) << " tokens in " << s.shards << (s.shards == 1 ? " shard\n" : " shards\n");
+  std::cout << name << "  " << s.documents << " documents, " << format_bytes(uint64_t(s.bytes)) << " of text, "
+            << format_count(double(s.tokens)) << " tokens in " << s.shards
+            << (s.shards == 1 ? " shard\n" : " shards\n");
 }
 
 void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
@@ -143,8 +110,11 @@ void add_prepare_command(CLI::App& app) {
     options->limit_bytes = int64_t(*limit_mb * 1e6);
     PrepareSummary summary;
     {
-      Progress progress;
-      options->on_progress = [&progress](const PrepareProgress& p) { progress.show(p); };
+      ShareProgress progress("preparing");
+      options->on_progress = [&progress](const PrepareProgress& p) {
+        const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));
+        progress.update(share, format_count(double(p.tokens)) + " tokens");
+      };
       summary = prepare(*options);
     }
     print_summary(*options, summary);

@@ -1,10 +1,9 @@
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "data/files.h"
+#include "data/paths.h"
 #include "data/text_reader.h"
 #include "train/commands.h"
 #include "train/evaluate.h"
@@ -21,17 +20,13 @@ struct Options {
   bool json = false;
 };
 
-bool is_shard(const std::string& path) {
-  return path.size() > 3 && path.compare(path.size() - 3, 3, ".h5") == 0;
-}
-
 /// Token shards if the names say so, else text for the model's own tokenizer.
 TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<TokenShards>& shards) {
   const std::vector<std::string> files = expand_paths(o.data, {".h5", ".txt", ".jsonl", ".jsonl.zst"});
-  if (is_shard(files.front())) {
+  if (files.front().ends_with(".h5")) {
     shards = std::make_unique<TokenShards>(files);
-    MMFREE_CHECK(DataError, shards->vocab_size() <= model.config.vocab_size, files.front(), ": has ", shards->vocab_size(),
-                 " token ids, the model only ", model.config.vocab_size);
+    MMFREE_CHECK(DataError, shards->vocab_size() <= model.config.vocab_size, files.front(), ": has ",
+                 shards->vocab_size(), " token ids, the model only ", model.config.vocab_size);
     MMFREE_CHECK(DataError, !model.tokenizer || model.tokenizer->hash() == shards->info().tokenizer_hash, files.front(),
                  ": was prepared with another tokenizer than the model's");
     return TokenSource::shards(*shards);
@@ -47,29 +42,28 @@ void run(const Options& o) {
   std::unique_ptr<TokenShards> shards;
   const TokenSource source = open_source(o, model, shards);
   const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
-  const auto start = std::chrono::steady_clock::now();
-  double shown = 1.5;
-  const auto progress = [&](int64_t done, int64_t total) {
-    const double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (t - shown > 0.5) {
-      shown = t;
-      std::fprintf(stderr, "\revaluating: %3.0f%%  eta %s   ", 100.0 * double(done) / double(total),
-                   format_duration(t * double(total - done) / double(done)).c_str());
-    }
-    return true;
-  };
-  const Evaluation e = evaluate(*model.lm, source, {seq_len, o.limit, progress});
-  if (shown > 1.5) std::fputc('\n', stderr);
+  Evaluation e;
+  {
+    ShareProgress progress("evaluating");
+    const auto show = [&](int64_t done, int64_t total) {
+      progress.update(double(done) / double(total));
+      return true;
+    };
+    e = evaluate(*model.lm, source, {seq_len, o.limit, show});
+  }
   if (o.json) {
-    nlohmann::ordered_json j = {{"model", o.model}, {"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}};
+    nlohmann::ordered_json j = {
+        {"model", o.model}, {"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}};
     j["bpb"] = e.text_bytes ? nlohmann::ordered_json(e.bits_per_byte()) : nlohmann::ordered_json(nullptr);
     std::printf("%s\n", j.dump().c_str());
     return;
   }
   std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
-  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens), static_cast<long long>(seq_len));
+  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
+              static_cast<long long>(seq_len));
   std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
-  if (e.text_bytes) std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+  if (e.text_bytes)
+    std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
 }
 
 }  // namespace
@@ -78,8 +72,10 @@ void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
   c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
-  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")->required();
-  c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")->check(CLI::Range(int64_t(1), int64_t(1) << 24));
+  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")
+      ->required();
+  c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::NonNegativeNumber);
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->add_flag("--json", o->json, "one JSON object on stdout");

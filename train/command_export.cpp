@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "layers/parameters.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"
 #include "train/hf_folder.h"
@@ -23,13 +24,15 @@ struct Options {
 };
 
 void refuse_existing(const Options& o) {
-  MMFREE_CHECK(CreateError, o.overwrite || !fs::exists(o.out), o.out, ": exists already; choose another name or give --overwrite");
+  MMFREE_CHECK(CreateError, o.overwrite || !fs::exists(o.out), o.out,
+               ": exists already; choose another name or give --overwrite");
 }
 
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
 
 void export_to_ternary(const Options& o, Model& model) {
-  static const std::map<std::string, EmbeddingStore> stores = {{"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
+  static const std::map<std::string, EmbeddingStore> stores = {
+      {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
   refuse_existing(o);
   export_ternary(o.out, model, stores.at(o.embedding));
   std::printf("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
@@ -49,7 +52,8 @@ void export_to_hf(const Options& o, const Model& model) {
                  "': a ternary export cannot become a Hugging Face folder; export the checkpoint");
     tensors.emplace_back(spec.name, spec.shape);
   }
-  write_hf_folder(o.out, model.config, tensors, [&](const std::string& name) { return (*model.params)[name].value(); }, options);
+  write_hf_folder(
+      o.out, model.config, tensors, [&](const std::string& name) { return (*model.params)[name].value(); }, options);
   std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
 }
 
@@ -62,15 +66,19 @@ void run_export(const Options& o) {
 }
 
 void run_import(const Options& o) {
-  MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model, ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
+  MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
+               ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
   refuse_existing(o);
   const Model model = load_model(o.model, o.tokenizer);
-  MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model, ": holds no config.json; import reads a Hugging Face folder");
+  MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
+               ": holds no config.json; import reads a Hugging Face folder");
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
-  save_checkpoint(o.out, config, *model.params, nullptr, {}, model.tokenizer ? model.tokenizer->serialized() : std::string());
-  std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(), format_count(double(model.config.parameter_count())).c_str(),
+  save_checkpoint(o.out, config, *model.params, nullptr, {},
+                  model.tokenizer ? model.tokenizer->serialized() : std::string());
+  std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
+              format_count(double(model.config.parameter_count())).c_str(),
               model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
 }
 
@@ -84,9 +92,15 @@ void add_export_command(CLI::App& app) {
   c->add_option("--format", o->format, "ternary: 2-bit codes and scales; hf: latent weights as safetensors")
       ->check(CLI::IsMember({"ternary", "hf"}))
       ->capture_default_str();
-  c->add_option("--embedding", o->embedding, "ternary: how the embedding table is stored")->check(CLI::IsMember({"f32", "bf16", "int8"}))->capture_default_str();
-  c->add_option("--dtype", o->dtype, "hf: type of the weights")->check(CLI::IsMember({"float32", "bfloat16", "float16"}))->capture_default_str();
-  c->add_option("--max-shard-mb", o->max_shard_mb, "hf: megabytes per safetensors file")->check(CLI::Range(int64_t(1), int64_t(1) << 30))->capture_default_str();
+  c->add_option("--embedding", o->embedding, "ternary: how the embedding table is stored")
+      ->check(CLI::IsMember({"f32", "bf16", "int8"}))
+      ->capture_default_str();
+  c->add_option("--dtype", o->dtype, "hf: type of the weights")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
+      ->capture_default_str();
+  c->add_option("--max-shard-mb", o->max_shard_mb, "hf: megabytes per safetensors file")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
+      ->capture_default_str();
   c->add_flag("--overwrite", o->overwrite, "replace an export that is there already");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
@@ -101,7 +115,8 @@ void add_export_command(CLI::App& app) {
 void add_import_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit) into a checkpoint");
-  c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")->required();
+  c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
+      ->required();
   c->add_option("out", o->out, "checkpoint to write")->required();
   c->add_flag("--overwrite", o->overwrite, "replace a checkpoint that is there already");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the folder holds no tokenizer.model");

@@ -35,7 +35,8 @@ void run(Options o) {
   std::cout << decoder.flush() << std::endl;
   if (!o.stats) return;
   const double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::fprintf(stderr, "%zu prompt tokens, %zu new tokens in %.2f s: %.1f tokens/s\n", prompt.size(), text.size(), t, double(text.size()) / t);
+  std::fprintf(stderr, "%zu prompt tokens, %zu new tokens in %.2f s: %.1f tokens/s\n", prompt.size(), text.size(), t,
+               double(text.size()) / t);
 }
 
 }  // namespace
@@ -46,10 +47,18 @@ void add_generate_command(CLI::App& app) {
   CLI::App* c = app.add_subcommand("generate", "Continue a prompt, streaming the text to stdout");
   c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
   c->add_option("-p,--prompt", o->prompt, "text to continue (default: from the beginning of a document)");
-  c->add_option("-n,--max-tokens", g.max_tokens, "new tokens at most")->check(CLI::NonNegativeNumber)->capture_default_str();
-  c->add_option("--temperature,--temp", g.temperature, "0: always the most likely token")->check(CLI::Range(0.0, 100.0))->capture_default_str();
-  c->add_option("--top-k", g.top_k, "choose among the k most likely tokens; 0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
-  c->add_option("--top-p", g.top_p, "choose among the most likely tokens that reach this probability")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  c->add_option("-n,--max-tokens", g.max_tokens, "new tokens at most")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--temperature,--temp", g.temperature, "0: always the most likely token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  c->add_option("--top-k", g.top_k, "choose among the k most likely tokens; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  c->add_option("--top-p", g.top_p, "choose among the most likely tokens that reach this probability")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
   c->add_option("--seed", g.seed, "the same seed gives the same text")->capture_default_str();
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end of a document");
   c->add_flag("--stats", o->stats, "print the speed to stderr");

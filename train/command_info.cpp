@@ -21,19 +21,24 @@ void print_shards(const std::string& path) {
   std::printf("%s: token shard (%s)\n", path.c_str(), info.split.c_str());
   std::printf("tokens      %s (%lld) in %lld documents\n", format_count(double(shards.total_tokens())).c_str(),
               static_cast<long long>(shards.total_tokens()), static_cast<long long>(shards.documents()));
-  std::printf("vocabulary  %d, tokenizer %s, bos %d, eos %d\n", info.vocab_size, info.tokenizer_hash.c_str(), info.bos_id, info.eos_id);
+  std::printf("vocabulary  %d, tokenizer %s, bos %d, eos %d\n", info.vocab_size, info.tokenizer_hash.c_str(),
+              info.bos_id, info.eos_id);
 }
 
 void print_model(const std::string& path) {
   const Model model = load_model(path);
   const ModelConfig& c = model.config;
-  std::printf("%s: %s%s\n", model.source.c_str(), model.kind.c_str(), model.kind == "checkpoint" ? ", hash verified" : "");
-  if (!fs::is_directory(model.source)) std::printf("size        %s\n", format_bytes(fs::file_size(model.source)).c_str());
+  std::printf("%s: %s%s\n", model.source.c_str(), model.kind.c_str(),
+              model.kind == "checkpoint" ? ", hash verified" : "");
+  if (!fs::is_directory(model.source))
+    std::printf("size        %s\n", format_bytes(fs::file_size(model.source)).c_str());
   std::printf("parameters  %lld, of these %lld in projection matrices\n", static_cast<long long>(c.parameter_count()),
               static_cast<long long>(c.matrix_parameter_count()));
-  std::printf("shape       %lld layers x %lld wide, %lld inner, vocabulary %lld\n", static_cast<long long>(c.num_hidden_layers),
-              static_cast<long long>(c.hidden_size), static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
-  std::printf("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order), c.use_lower_bound ? "on" : "off");
+  std::printf("shape       %lld layers x %lld wide, %lld inner, vocabulary %lld\n",
+              static_cast<long long>(c.num_hidden_layers), static_cast<long long>(c.hidden_size),
+              static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
+  std::printf("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order),
+              c.use_lower_bound ? "on" : "off");
   if (model.tokenizer)
     std::printf("tokenizer   %d pieces, hash %s\n", model.tokenizer->vocab_size(), model.tokenizer->hash().c_str());
   else
@@ -41,8 +46,9 @@ void print_model(const std::string& path) {
   if (model.kind != "checkpoint") return;
   const Checkpoint file(model.source);
   const LoopState& s = file.state();
-  std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(s.step), static_cast<long long>(file.config().train.steps),
-              format_count(double(s.tokens)).c_str(), file.has_moments() ? "optimizer state included" : "no optimizer state");
+  std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(s.step),
+              static_cast<long long>(file.config().train.steps), format_count(double(s.tokens)).c_str(),
+              file.has_moments() ? "optimizer state included" : "no optimizer state");
 }
 
 void print_tokenizer(const std::string& path) {

@@ -29,7 +29,8 @@ std::vector<int32_t> with_bos(const Model& model, std::vector<int32_t> ids, bool
 void print_scores(const Model& model, const std::vector<int32_t>& tokens, const std::string& where) {
   MMFREE_CHECK(DataError, !tokens.empty(), where, ": nothing to score: the list of tokens is empty");
   for (int32_t id : tokens)
-    MMFREE_CHECK(DataError, id >= 0 && id < model.config.vocab_size, where, ": token id ", id, " is outside 0..", model.config.vocab_size - 1);
+    MMFREE_CHECK(DataError, id >= 0 && id < model.config.vocab_size, where, ": token id ", id, " is outside 0..",
+                 model.config.vocab_size - 1);
   const TokenScores s = score(*model.lm, tokens);
   Json logprobs = Json::array({nullptr}), greedy = Json::array({nullptr}), pieces = Json::array();
   double sum = 0;
@@ -40,7 +41,8 @@ void print_scores(const Model& model, const std::vector<int32_t>& tokens, const 
   }
   Json line = {{"tokens", tokens}};
   if (model.tokenizer) {
-    for (int32_t id : tokens) pieces.push_back(id < model.tokenizer->vocab_size() ? Json(model.tokenizer->piece(id)) : Json(nullptr));
+    for (int32_t id : tokens)
+      pieces.push_back(id < model.tokenizer->vocab_size() ? Json(model.tokenizer->piece(id)) : Json(nullptr));
     line["pieces"] = pieces;
   }
   line["logprobs"] = logprobs;
@@ -65,12 +67,17 @@ void score_line(const Model& model, const std::string& line, const std::string& 
   nlohmann::json j = parse_json(line, where);
   if (j.is_object() && j.contains("tokens")) j = nlohmann::json(j["tokens"]);
   if (j.is_object() && j.contains("text")) j = nlohmann::json(j["text"]);
-  MMFREE_CHECK(DataError, j.is_string() || j.is_array(), where, ": expected a text, a list of token ids, or an object with \"text\" or \"tokens\"");
-  print_scores(model, j.is_array() ? token_list(j, where) : with_bos(model, model.need_tokenizer().encode(j.get<std::string>()), no_bos), where);
+  MMFREE_CHECK(DataError, j.is_string() || j.is_array(), where,
+               ": expected a text, a list of token ids, or an object with \"text\" or \"tokens\"");
+  print_scores(model,
+               j.is_array() ? token_list(j, where)
+                            : with_bos(model, model.need_tokenizer().encode(j.get<std::string>()), no_bos),
+               where);
 }
 
 void run(const Options& o) {
-  MMFREE_CHECK(UsageError, !o.texts.empty() || !o.input.empty(), "score: give --text, or --input FILE with one JSON value per line (- for standard input)");
+  MMFREE_CHECK(UsageError, !o.texts.empty() || !o.input.empty(),
+               "score: give --text, or --input FILE with one JSON value per line (- for standard input)");
   const Model model = load_model(o.model, o.tokenizer);
   for (size_t i = 0; i < o.texts.size(); ++i)
     print_scores(model, with_bos(model, model.need_tokenizer().encode(o.texts[i]), o.no_bos), concat("--text ", i + 1));
@@ -84,7 +91,8 @@ void run(const Options& o) {
   int64_t number = 0;
   for (std::string line; std::getline(in, line);) {
     ++number;
-    if (line.find_first_not_of(" \t\r") != std::string::npos) score_line(model, line, concat(o.input, ':', number), o.no_bos);
+    if (line.find_first_not_of(" \t\r") != std::string::npos)
+      score_line(model, line, concat(o.input, ':', number), o.no_bos);
   }
 }
 
@@ -99,8 +107,10 @@ void add_score_command(CLI::App& app) {
   c->add_flag("--no-bos", o->no_bos, "do not put the tokenizer's bos before texts");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
-      "Input lines: \"a text\", {\"text\": \"a text\"}, [1, 17, 4] or {\"tokens\": [1, 17, 4]}. Token lists are scored as given.\n"
-      "Output lines: tokens, pieces, logprobs (natural logarithm; null for the first token), greedy, sum_logprob, scored.\n"
+      "Input lines: \"a text\", {\"text\": \"a text\"}, [1, 17, 4] or {\"tokens\": [1, 17, 4]}. Token lists are scored "
+      "as given.\n"
+      "Output lines: tokens, pieces, logprobs (natural logarithm; null for the first token), greedy, sum_logprob, "
+      "scored.\n"
       "Examples:\n"
       "  mmfree score runs/quickstart --text 'It was a dark and stormy night'\n"
       "  echo '{\"tokens\": [1, 42, 7]}' | mmfree score model.mmfree --input -");

@@ -17,11 +17,12 @@ struct Options {
 
 void print_result(const RunConfig& config, const RunResult& r) {
   std::printf("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped", static_cast<long long>(r.step),
-              static_cast<long long>(config.train.steps), r.reason.empty() || r.finished ? "" : ": ", r.finished ? "" : r.reason.c_str());
+              static_cast<long long>(config.train.steps), r.reason.empty() || r.finished ? "" : ": ",
+              r.finished ? "" : r.reason.c_str());
   std::printf("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
   if (r.valid)
-    std::printf("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(), r.valid->perplexity(),
-                r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
+    std::printf("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),
+                r.valid->perplexity(), r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
   std::printf("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
   std::printf("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
   if (!r.finished) std::printf("continue with  mmfree train %s --resume\n", config.source.c_str());
@@ -32,15 +33,19 @@ void run(const Options& o) {
     std::fputs(config_reference().c_str(), stdout);
     return;
   }
-  MMFREE_CHECK(UsageError, !o.config.empty(), "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
+  MMFREE_CHECK(UsageError, !o.config.empty(),
+               "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
   std::vector<std::string> overrides = o.overrides;
   if (!o.resume.empty()) overrides.push_back("train.resume=" + o.resume);
   const RunConfig config = load_config(o.config, overrides);
-  MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config, ": data.train is empty; name token shards made by `mmfree prepare`");
+  MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
+               ": data.train is empty; name token shards made by `mmfree prepare`");
   Trainer trainer(config, o.quiet, o.force);
   const RunResult result = trainer.run();
   print_result(config, result);
-  if (!result.finished) throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"), Exit::stopped);
+  if (!result.finished)
+    throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"),
+                Exit::stopped);
 }
 
 }  // namespace
@@ -50,7 +55,8 @@ void add_train_command(CLI::App& app) {
   CLI::App* c = app.add_subcommand("train", "Train a model as a YAML file describes, or continue a run");
   c->add_option("config", o->config, "YAML file; see configs/ for presets");
   c->add_option("overrides", o->overrides, "key.path=value pairs laid over the file, for example optim.lr=1e-3");
-  c->add_option("--resume", o->resume, "continue: auto (the default value; starts anew if there is nothing), true, or a checkpoint")
+  c->add_option("--resume", o->resume,
+                "continue: auto (the default value; starts anew if there is nothing), true, or a checkpoint")
       ->expected(0, 1)
       ->default_str("")
       ->type_name("WHAT");

@@ -42,7 +42,8 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
   }
 }
 
-std::string read_text(const std::string& path) {
+/// Unlike read_file also from a pipe, as in `mmfree train <(make_config)`.
+std::string read_configuration(const std::string& path) {
   constexpr std::streamsize kMost = (1 << 20) + 1;  // one byte more than parse_config_tree accepts
   MMFREE_CHECK(MissingError, !std::filesystem::is_directory(path), path, ": is a directory, expected a YAML file");
   std::ifstream in(path, std::ios::binary);
@@ -62,7 +63,7 @@ bool dangerous_on_resume(const std::string& key) {
 }  // namespace
 
 RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
-  return load_config_text(read_text(path), path, overrides);
+  return load_config_text(read_configuration(path), path, overrides);
 }
 
 RunConfig load_config_text(const std::string& text, const std::string& source,

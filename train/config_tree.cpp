@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "core/utf8.h"
 
 namespace mmfree {
 namespace {
@@ -149,24 +150,6 @@ std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line,
   return std::nullopt;
 }
 
-/// Length of the UTF-8 sequence at the start of `text`, 0 if there is none.
-size_t utf8_length(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned first = byte(0);
-  const size_t length = first < 0x80   ? 1
-                        : first < 0xC2 ? 0
-                        : first < 0xE0 ? 2
-                        : first < 0xF0 ? 3
-                        : first < 0xF5 ? 4
-                                       : 0;
-  if (length == 0 || length > text.size()) return 0;
-  for (size_t i = 1; i < length; ++i)
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  const bool overlong = (first == 0xE0 && byte(1) < 0xA0) || (first == 0xF0 && byte(1) < 0x90);
-  const bool no_character = (first == 0xED && byte(1) >= 0xA0) || (first == 0xF4 && byte(1) >= 0x90);
-  return overlong || no_character ? 0 : length;
-}
-
 }  // namespace
 
 const ConfigNode* ConfigNode::find(std::string_view name) const {
@@ -190,14 +173,10 @@ std::string ConfigNode::describe() const {
 }
 
 bool is_clean_text(std::string_view text, std::string_view allowed) {
-  while (!text.empty()) {
-    const size_t length = utf8_length(text);
-    if (length == 0) return false;
-    const bool control = text[0] == 0x7F || (text[0] >= 0 && text[0] < 0x20);
-    if (control && allowed.find(text[0]) == std::string_view::npos) return false;
-    text.remove_prefix(length);
-  }
-  return true;
+  const auto forbidden = [&](char c) {
+    return (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) && allowed.find(c) == std::string_view::npos;
+  };
+  return find_invalid_utf8(text) == std::string_view::npos && std::none_of(text.begin(), text.end(), forbidden);
 }
 
 void Problems::add(int line, const std::string& path, const std::string& message) {

@@ -13,7 +13,8 @@ namespace {
 /// Tokens per forward pass: enough to fill the kernels, little enough to keep activations small.
 constexpr int64_t kForwardTokens = 4096;
 
-void add_window(const Tensor& nll, int64_t row, int64_t count, const int32_t* tokens, const TokenSource& source, Evaluation& sum) {
+void add_window(const Tensor& nll, int64_t row, int64_t count, const int32_t* tokens, const TokenSource& source,
+                Evaluation& sum) {
   dispatch_float(nll.dtype(), "evaluate", [&]<class T>() {
     const T* x = nll.data<T>() + row;
     for (int64_t i = 0; i < count; ++i) {
@@ -32,7 +33,8 @@ void add_window(const Tensor& nll, int64_t row, int64_t count, const int32_t* to
 
 TokenSource TokenSource::shards(const TokenShards& shards) {
   const ShardInfo& info = shards.info();
-  return {shards.total_tokens(), [&shards](int64_t offset, int64_t count, int32_t* out) { shards.read(offset, count, out); }, info.piece_bytes,
+  return {shards.total_tokens(),
+          [&shards](int64_t offset, int64_t count, int32_t* out) { shards.read(offset, count, out); }, info.piece_bytes,
           info.bos_id, info.dummy_prefix};
 }
 
@@ -43,18 +45,25 @@ TokenSource TokenSource::texts(const Tokenizer& tokenizer, const std::vector<std
     const std::vector<int32_t> more = tokenizer.encode(text);
     ids->insert(ids->end(), more.begin(), more.end());
   }
-  TokenSource source{int64_t(ids->size()), [ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids->begin() + offset, count, out); }, {},
-                     tokenizer.bos_id(), tokenizer.adds_dummy_prefix()};
+  TokenSource source{
+      int64_t(ids->size()),
+      [ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids->begin() + offset, count, out); },
+      {},
+      tokenizer.bos_id(),
+      tokenizer.adds_dummy_prefix()};
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) source.piece_bytes.push_back(tokenizer.byte_length(id));
   return source;
 }
 
 double Evaluation::loss() const { return nats / double(tokens); }
 double Evaluation::perplexity() const { return std::exp(loss()); }
-double Evaluation::bits_per_byte() const { return text_bytes ? text_nats / (std::log(2.0) * double(text_bytes)) : std::nan(""); }
+double Evaluation::bits_per_byte() const {
+  return text_bytes ? text_nats / (std::log(2.0) * double(text_bytes)) : std::nan("");
+}
 
 Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptions& options) {
-  MMFREE_CHECK(DataError, source.tokens >= 2, "evaluate: ", source.tokens, " tokens are too few to score; at least 2 are needed");
+  MMFREE_CHECK(DataError, source.tokens >= 2, "evaluate: ", source.tokens,
+               " tokens are too few to score; at least 2 are needed");
   const int64_t t = options.seq_len, scorable = source.tokens - 1;
   int64_t windows = (scorable + t - 1) / t;
   if (options.limit > 0) windows = std::min(windows, std::max<int64_t>(1, options.limit / t));

@@ -17,7 +17,8 @@ int32_t sample(const float* logits, int64_t vocab, const GenerateOptions& option
   std::partial_sort(order.begin(), order.begin() + int64_t(kept), order.end(), better);
   std::vector<double> p(kept);
   double total = 0;
-  for (size_t i = 0; i < kept; ++i) total += p[i] = std::exp((double(logits[order[i]]) - double(logits[order[0]])) / options.temperature);
+  for (size_t i = 0; i < kept; ++i)
+    total += p[i] = std::exp((double(logits[order[i]]) - double(logits[order[0]])) / options.temperature);
   if (options.top_p < 1) {
     double reached = 0;
     size_t n = 0;

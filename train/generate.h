@@ -13,7 +13,7 @@ struct GenerateOptions {
   int64_t top_k = 0;         ///< keep the k most likely tokens; 0: all
   double top_p = 0.95;       ///< then keep the most likely ones that together reach this probability; 1: all
   uint64_t seed = 1;
-  std::vector<int32_t> stop; ///< ids that end the text
+  std::vector<int32_t> stop;  ///< ids that end the text
 };
 
 /// Picks the next token from logits [V]; u is uniform in [0, 1). Ties in rank go to the lower id.

@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include "train/files.h"
+#include "core/files.h"
 #include "train/hf_folder.h"
 #include "train/strict_json.h"
 
@@ -123,7 +123,7 @@ nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordere
 
 ModelConfig read_hf_config(const std::string& dir) {
   const std::string path = dir + "/config.json", where = path + ": ";
-  const Json json = parse_json(read_text(path, kMaxConfigBytes), path);
+  const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
   const Fields fields(json, where);
   const std::string type = fields.text("model_type", "");
   MMFREE_CHECK(DataError, type == "hgrn_bit", where, "model_type is ", quote(type),
@@ -182,7 +182,7 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
       {"torch_dtype", torch_dtype},
       {"transformers_version", "4.40.2"},
       {"mmfree", extras_of(config)}};
-  write_text(dir + "/config.json", json.dump(2) + "\n");
+  write_file(dir + "/config.json", json.dump(2) + "\n");
 }
 
 }  // namespace mmfree

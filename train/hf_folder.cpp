@@ -1,11 +1,10 @@
 #include "train/hf_folder.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <iomanip>
 #include <sstream>
 
-#include "train/files.h"
+#include "core/files.h"
 #include "train/strict_json.h"
 
 namespace mmfree {
@@ -80,7 +79,7 @@ void write_tensors(const std::string& dir, const NamedShapes& tensors,
     writer.commit();
   }
   if (shards.size() > 1)
-    write_text(dir + "/" + kIndex,
+    write_file(dir + "/" + kIndex,
                nlohmann::json{{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}}.dump(2) + "\n");
 }
 
@@ -161,7 +160,7 @@ HfFolder::HfFolder(const std::string& dir) : dir_(dir) {
 }
 
 void HfFolder::open_index(const std::string& path) {
-  const nlohmann::json json = parse_json(read_text(path, kMaxIndexBytes), path);
+  const nlohmann::json json = parse_json(read_file(path, kMaxIndexBytes), path);
   MMFREE_CHECK(DataError, json.is_object() && json.contains("weight_map") && json["weight_map"].is_object(), path,
                ": expected an object with an object weight_map");
   std::map<std::string, size_t> shard_of_file;
@@ -208,9 +207,9 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
   try {
     const std::string work = temporary.string();
     write_tensors(work, tensors, get, options);
-    write_text(work + "/generation_config.json", generation_config(config));
-    write_text(work + "/README.md", model_card(target.filename().string(), config, options.torch_dtype));
-    if (!options.tokenizer_model.empty()) write_text(work + "/tokenizer.model", options.tokenizer_model);
+    write_file(work + "/generation_config.json", generation_config(config));
+    write_file(work + "/README.md", model_card(target.filename().string(), config, options.torch_dtype));
+    if (!options.tokenizer_model.empty()) write_file(work + "/tokenizer.model", options.tokenizer_model);
     write_hf_config(work, config, options.torch_dtype);
     replace_directory(temporary, target);
   } catch (const fs::filesystem_error& e) {

@@ -5,6 +5,8 @@
 #include <variant>
 #include <vector>
 
+#include "core/files.h"
+
 namespace mmfree {
 
 /// Keys and values of one line of a metrics file, in the order they are written. Names in use: train/loss
@@ -23,9 +25,6 @@ class MetricsWriter {
   /// replace the file in one rename. Rows of step S must be written before the checkpoint of step S.
   /// Throws CreateError if the file cannot be created and IoError if reading or writing fails.
   explicit MetricsWriter(std::string path, int64_t resume_step = -1);
-  ~MetricsWriter();
-  MetricsWriter(const MetricsWriter&) = delete;
-  MetricsWriter& operator=(const MetricsWriter&) = delete;
 
   /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full.
   void write(const Metrics& metrics);
@@ -36,7 +35,7 @@ class MetricsWriter {
 
  private:
   std::string path_;
-  int file_ = -1;
+  Fd file_;
   int64_t damaged_lines_ = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "core/ops/elementwise.h"
+#include "layers/parameters.h"
 #include "train/checkpoint.h"
 #include "train/hf_folder.h"
 #include "train/ternary_file.h"
@@ -20,7 +21,8 @@ Model from_checkpoint(const std::string& path) {
   m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
   file.load(*m.params, nullptr);
   m.lm = std::make_unique<LM>(*m.params, m.config);
-  if (const std::string bytes = file.tokenizer_model(); !bytes.empty()) m.tokenizer = Tokenizer::from_bytes(bytes, path);
+  if (const std::string bytes = file.tokenizer_model(); !bytes.empty())
+    m.tokenizer = Tokenizer::from_bytes(bytes, path);
   m.kind = "checkpoint";
   m.source = path;
   return m;
@@ -35,13 +37,14 @@ Model from_hf_folder(const std::string& dir) {
   for (size_t i = 0; i < m.params->specs().size(); ++i) {
     const ParamSpec& spec = m.params->specs()[i];
     MMFREE_CHECK(DataError, folder.has(spec.name), dir, ": tensor '", spec.name, "' is missing");
-    MMFREE_CHECK(DataError, folder.shape(spec.name) == spec.shape, dir, ": tensor '", spec.name, "' is ", folder.shape(spec.name), ", expected ",
-                 spec.shape, " by config.json");
+    MMFREE_CHECK(DataError, folder.shape(spec.name) == spec.shape, dir, ": tensor '", spec.name, "' is ",
+                 folder.shape(spec.name), ", expected ", spec.shape, " by config.json");
     Tensor to = m.params->view(m.params->values(), i);
     cast(folder.read(spec.name, DType::f32), to);
   }
   m.lm = std::make_unique<LM>(*m.params, m.config);
-  if (const fs::path model = fs::path(dir) / "tokenizer.model"; fs::exists(model)) m.tokenizer = Tokenizer::load(model.string());
+  if (const fs::path model = fs::path(dir) / "tokenizer.model"; fs::exists(model))
+    m.tokenizer = Tokenizer::load(model.string());
   m.kind = "Hugging Face folder";
   m.source = dir;
   return m;
@@ -52,13 +55,15 @@ Model from_directory(const std::string& dir) {
   std::vector<std::string> warnings;
   const auto newest = newest_checkpoint(dir, warnings);
   for (const std::string& w : warnings) std::fprintf(stderr, "warning: %s\n", w.c_str());
-  MMFREE_CHECK(MissingError, newest, dir, ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
+  MMFREE_CHECK(MissingError, newest, dir,
+               ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
   return from_checkpoint(*newest);
 }
 
 bool is_mmfree_h5(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  MMFREE_CHECK(MissingError, in, path, ": cannot be opened; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
+  MMFREE_CHECK(MissingError, in, path,
+               ": cannot be opened; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
   char magic[8] = {};
   in.read(magic, sizeof magic);
   return std::string_view(magic, sizeof magic) == "MMFREEH5";
@@ -72,10 +77,12 @@ const Tokenizer& Model::need_tokenizer() const {
 }
 
 Model load_model(const std::string& path, const std::string& tokenizer_path) {
-  Model m = fs::is_directory(path) ? from_directory(path) : is_mmfree_h5(path) ? from_checkpoint(path) : read_ternary_file(path);
+  Model m = fs::is_directory(path) ? from_directory(path)
+            : is_mmfree_h5(path)   ? from_checkpoint(path)
+                                   : read_ternary_file(path);
   if (!tokenizer_path.empty()) m.tokenizer = Tokenizer::load(tokenizer_path);
-  MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path, ": the tokenizer has ",
-               m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);
+  MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path,
+               ": the tokenizer has ", m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);
   return m;
 }
 

@@ -5,8 +5,6 @@
 
 #include "data/tokenizer.h"
 #include "layers/lm.h"
-#include "layers/parameters.h"
-#include "train/config.h"
 
 namespace mmfree {
 

@@ -115,4 +115,19 @@ void Progress::finish() {
   shown_.clear();
 }
 
+void ShareProgress::update(double share, const std::string& note) {
+  const bool terminal = updates_in_place(stderr);
+  const double now = std::chrono::duration<double>(Clock::now() - start_).count();
+  if (share <= 0 || now < 2 || (last_ >= 0 && now < last_ + (terminal ? 0.5 : 30))) return;
+  last_ = now;
+  const std::string line = what_ + printed(": %3.0f%%  ", std::floor(100 * share)) + note + (note.empty() ? "" : "  ") +
+                           "eta " + format_duration(now / share - now);
+  std::fprintf(stderr, terminal ? "\r\x1b[K%s" : "%s\n", line.c_str());
+  std::fflush(stderr);
+}
+
+ShareProgress::~ShareProgress() {
+  if (last_ >= 0 && updates_in_place(stderr)) std::fputc('\n', stderr);
+}
+
 }  // namespace mmfree

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -43,6 +44,27 @@ class Progress {
   std::FILE* out_;
   bool quiet_, terminal_, color_;
   std::string shown_;  ///< what stands on the terminal's updating line
+};
+
+/// Shows on stderr what share of some work is done and the time left, once the work has taken two seconds: on a
+/// terminal in one updating line twice a second, elsewhere in a line each half minute.
+class ShareProgress {
+ public:
+  /// `what` is done: "preparing".
+  explicit ShareProgress(std::string what) : what_(std::move(what)) {}
+  /// Ends the updating line.
+  ~ShareProgress();
+  ShareProgress(const ShareProgress&) = delete;
+  ShareProgress& operator=(const ShareProgress&) = delete;
+
+  /// `share` in [0, 1]; `note` is shown behind it.
+  void update(double share, const std::string& note = "");
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string what_;
+  const Clock::time_point start_ = Clock::now();
+  double last_ = -1;  ///< when a line was shown, in seconds since the start
 };
 
 }  // namespace mmfree

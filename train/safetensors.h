@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/files.h"
 #include "core/tensor.h"
-#include "train/files.h"
 
 namespace mmfree {
 

@@ -4,13 +4,15 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <functional>
+#include <map>
 #include <set>
 
+#include "core/hash.h"
 #include "core/ops/elementwise.h"
 #include "core/quantize.h"
 #include "core/rng.h"
-#include "data/files.h"
+#include "layers/parameters.h"
+#include "train/config.h"
 #include "train/safetensors.h"
 
 namespace mmfree {
@@ -41,7 +43,8 @@ std::pair<Tensor, Tensor> quantise_rows(const Tensor& table) {
 
 void dequantise_rows(const Tensor& codes, const Tensor& scale, Tensor& table) {
   const int64_t cols = table.dim(1);
-  for (int64_t i = 0; i < table.size(); ++i) table.mut<float>()[i] = float(codes.data<int8_t>()[i]) * scale.data<float>()[i / cols];
+  for (int64_t i = 0; i < table.size(); ++i)
+    table.mut<float>()[i] = float(codes.data<int8_t>()[i]) * scale.data<float>()[i / cols];
 }
 
 std::vector<Item> items_of(const Model& model, EmbeddingStore embedding) {
@@ -64,12 +67,14 @@ std::vector<Item> items_of(const Model& model, EmbeddingStore embedding) {
       items.push_back({spec.name, "I8", codes});
       items.push_back({spec.name + ".scale", "F32", scale});
     } else {
-      items.push_back({spec.name, spec.name == kEmbedding && embedding == EmbeddingStore::bf16 ? "BF16" : "F32", value});
+      items.push_back(
+          {spec.name, spec.name == kEmbedding && embedding == EmbeddingStore::bf16 ? "BF16" : "F32", value});
     }
   }
   if (model.tokenizer) {
     const std::string& bytes = model.tokenizer->serialized();
-    items.push_back({"tokenizer.model", "U8", Tensor::from({int64_t(bytes.size())}, reinterpret_cast<const uint8_t*>(bytes.data()))});
+    items.push_back({"tokenizer.model", "U8",
+                     Tensor::from({int64_t(bytes.size())}, reinterpret_cast<const uint8_t*>(bytes.data()))});
   }
   return items;
 }
@@ -79,7 +84,8 @@ class ContentHash {
  public:
   explicit ContentHash(const std::string& config) : text_(config) {}
   void add(const std::string& name, const std::string& dtype, const Tensor& stored) {
-    text_ += concat('\n', name, ' ', dtype, ' ', stored.shape(), ' ', hex16(hash64({stored.raw(), size_t(stored.bytes())})));
+    text_ +=
+        concat('\n', name, ' ', dtype, ' ', stored.shape(), ' ', hex16(hash64({stored.raw(), size_t(stored.bytes())})));
   }
   std::string value() const { return hex16(hash64(text_)); }
 
@@ -99,13 +105,11 @@ Tensor as_stored(const Item& item) {
   return stored;
 }
 
-void check_codes(const std::string& where, const Tensor& codes, int64_t rows, int64_t cols) {
-  MMFREE_CHECK(DataError, (codes.shape() == Shape{rows, ternary_row_bytes(cols)}), where, " is ", codes.shape(), ", expected ",
-               (Shape{rows, ternary_row_bytes(cols)}));
+void check_codes(const std::string& where, const Tensor& codes) {
   const uint8_t* c = codes.data<uint8_t>();
   uint8_t bad = 0;
   for (int64_t i = 0; i < codes.size(); ++i) bad |= uint8_t(c[i] & (c[i] >> 1) & 0x55);
-  MMFREE_CHECK(DataError, !bad, where, " holds a code that is not 0, 1 or 2: the file is damaged");
+  MMFREE_CHECK(DataError, !bad, where, " holds a code that is not 0, 1 or 2: the file is damaged; export it again");
 }
 
 }  // namespace
@@ -130,7 +134,8 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
   const std::vector<Item> items = items_of(model, embedding);
   ContentHash hash(yaml);
   for (const Item& item : items) hash.add(item.name, item.dtype, as_stored(item));
-  SafetensorsWriter writer(path, {{"format", "mmfree-ternary"}, {"version", "1"}, {"config", yaml}, {"content_hash", hash.value()}});
+  SafetensorsWriter writer(
+      path, {{"format", "mmfree-ternary"}, {"version", "1"}, {"config", yaml}, {"content_hash", hash.value()}});
   for (const Item& item : items) writer.declare(item.name, item.dtype, item.value.shape());
   for (const Item& item : items) writer.write(item.name, as_stored(item));
   writer.commit();
@@ -140,11 +145,14 @@ Model read_ternary_file(const std::string& path) {
   const SafetensorsReader file(path);
   const auto meta = [&](const std::string& key) {
     const auto it = file.metadata().find(key);
-    MMFREE_CHECK(DataError, it != file.metadata().end(), path, ": is not an mmfree ternary export (no '", key, "' in its metadata)");
+    MMFREE_CHECK(DataError, it != file.metadata().end(), path, ": is not an mmfree ternary export (no '", key,
+                 "' in its metadata)");
     return it->second;
   };
-  MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format '", meta("format"), "', expected mmfree-ternary");
-  MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", meta("version"), " of the ternary format; this program reads version 1");
+  MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format '",
+               meta("format"), "', expected mmfree-ternary");
+  MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", meta("version"),
+               " of the ternary format; this program reads version 1");
   Model model;
   model.kind = "ternary export";
   model.source = path;
@@ -156,12 +164,15 @@ Model read_ternary_file(const std::string& path) {
     throw DataError(concat(path, ": the configuration inside is not readable: ", e.what()));
   }
   ContentHash hash(meta("config"));
-  for (const std::string& name : file.names()) hash.add(name, file.dtype_name(name), file.read(name, stored_dtype(file.dtype_name(name))));
-  MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path, ": content does not match its hash: the file is damaged");
+  for (const std::string& name : file.names())
+    hash.add(name, file.dtype_name(name), file.read(name, stored_dtype(file.dtype_name(name))));
+  MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
+               ": content does not match its hash: the file is damaged; export it again");
 
   const auto read = [&](const std::string& name, const Shape& shape, DType as) {
     MMFREE_CHECK(DataError, file.has(name), path, ": tensor '", name, "' is missing");
-    MMFREE_CHECK(DataError, file.shape(name) == shape, path, ": tensor '", name, "' is ", file.shape(name), ", expected ", shape);
+    MMFREE_CHECK(DataError, file.shape(name) == shape, path, ": tensor '", name, "' is ", file.shape(name),
+                 ", expected ", shape);
     return file.read(name, as);
   };
   model.params = std::make_unique<ParamStore>(unpacked_specs(model.config), DType::f32);
@@ -169,23 +180,23 @@ Model read_ternary_file(const std::string& path) {
     const ParamSpec& spec = model.params->specs()[i];
     Tensor to = model.params->view(model.params->values(), i);
     if (file.has(spec.name) && file.dtype_name(spec.name) == "I8")
-      dequantise_rows(read(spec.name, spec.shape, DType::i8), read(spec.name + ".scale", {spec.shape[0]}, DType::f32), to);
+      dequantise_rows(read(spec.name, spec.shape, DType::i8), read(spec.name + ".scale", {spec.shape[0]}, DType::f32),
+                      to);
     else
       cast(read(spec.name, spec.shape, DType::f32), to);
   }
   model.lm = std::make_unique<LM>(*model.params, model.config);
-  for (const ParamSpec& spec : parameter_specs(model.config)) {
-    if (model.params->has(spec.name)) continue;
-    const std::string name = spec.name.substr(0, spec.name.size() - std::strlen(".weight"));
-    model.lm->for_each_projection([&](const BitLinear& p) {
-      if (p.name != name) return;
-      TernaryTensor& ternary = p.matrix->ternary;
-      ternary.codes = read(name + ".codes", file.has(name + ".codes") ? file.shape(name + ".codes") : Shape{}, DType::u8);
-      ternary.scale = read(name + ".scale", {1}, DType::f32);
-      ternary.cols = spec.shape[1];
-      check_codes(path + ": tensor '" + name + ".codes'", ternary.codes, spec.shape[0], spec.shape[1]);
-    });
-  }
+  std::map<std::string, Shape> shapes;
+  for (const ParamSpec& spec : parameter_specs(model.config)) shapes.emplace(spec.name, spec.shape);
+  model.lm->for_each_projection([&](const BitLinear& p) {
+    if (p.precision != Precision::ternary) return;
+    const Shape& shape = shapes.at(p.name + ".weight");
+    TernaryTensor& ternary = p.matrix->ternary;
+    ternary.codes = read(p.name + ".codes", {shape[0], ternary_row_bytes(shape[1])}, DType::u8);
+    ternary.scale = read(p.name + ".scale", {1}, DType::f32);
+    ternary.cols = shape[1];
+    check_codes(path + ": tensor '" + p.name + ".codes'", ternary.codes);
+  });
   if (file.has("tokenizer.model")) {
     const std::vector<char> bytes = file.bytes("tokenizer.model");
     model.tokenizer = Tokenizer::from_bytes(std::string(bytes.begin(), bytes.end()), path);
@@ -200,7 +211,8 @@ void export_ternary(const std::string& path, Model& model, EmbeddingStore embedd
   constexpr int64_t kRows = 4, kTokens = 256;
   Tensor ids({kTokens}, DType::i32);
   const RandomStream random(1, 0, "export check");
-  for (int64_t i = 0; i < kTokens; ++i) ids.mut<int32_t>()[i] = int32_t(random.uniform(uint64_t(i)) * double(model.config.vocab_size));
+  for (int64_t i = 0; i < kTokens; ++i)
+    ids.mut<int32_t>()[i] = int32_t(random.uniform(uint64_t(i)) * double(model.config.vocab_size));
   const Tensor expected = model.lm->logits(ids, kRows), got = loaded.lm->logits(ids, kRows);
   if (std::memcmp(expected.raw(), got.raw(), size_t(expected.bytes())) == 0) return;
   std::filesystem::remove(path);

@@ -10,8 +10,10 @@ enum class EmbeddingStore { f32, bf16, int8 };
 
 /// The deployment format: a safetensors file that holds codes *and* scales, never latent weights (quantising a
 /// dequantised matrix again would shrink its scale). Tensors:
-///   NAME.codes   U8 [O, ceil(K/128)·32]   four 2-bit codes per byte, weight + 1 in {0, 1, 2}, for each ternary projection:
-///                                         byte j of a 32-byte block holds columns j, j+32, j+64, j+96 of its 128, low bits first
+///   NAME.codes   U8 [O, ceil(K/128)·32]   four 2-bit codes per byte, weight + 1 in {0, 1, 2}, for each ternary
+///   projection:
+///                                         byte j of a 32-byte block holds columns j, j+32, j+64, j+96 of its 128, low
+///                                         bits first
 ///   NAME.scale   F32 [1]                  weight = (code − 1) · scale
 ///   NAME.weight  F32 | BF16               projections that are not ternary, norms, lower bounds
 ///   model.embeddings.weight               F32 | BF16 | I8 [V, D] with model.embeddings.weight.scale F32 [V]

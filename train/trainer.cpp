@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "data/files.h"
-#include "optim/schedule.h"
+#include "core/files.h"
+#include "layers/parameters.h"
 #include "train/signals.h"
 
 namespace mmfree {
@@ -17,8 +17,9 @@ namespace fs = std::filesystem;
 namespace {
 
 const RunConfig& validated(const RunConfig& config, const TokenShards& data) {
-  MMFREE_CHECK(ConfigError, data.vocab_size() <= config.model.vocab_size, config.source, ": model.vocab_size is ", config.model.vocab_size,
-               " but the shards in data.train use ", data.vocab_size(), " token ids; set model.vocab_size=", data.vocab_size(), " or more");
+  MMFREE_CHECK(ConfigError, data.vocab_size() <= config.model.vocab_size, config.source, ": model.vocab_size is ",
+               config.model.vocab_size, " but the shards in data.train use ", data.vocab_size(),
+               " token ids; set model.vocab_size=", data.vocab_size(), " or more");
   return config;
 }
 
@@ -35,7 +36,8 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force)
     : config_(std::move(config)),
       quiet_(quiet),
       train_data_(config_.data.train),
-      batches_(train_data_, {config_.data.seq_len, config_.train.batch_size, uint64_t(config_.train.seed), config_.data.shuffle}),
+      batches_(train_data_,
+               {config_.data.seq_len, config_.train.batch_size, uint64_t(config_.train.seed), config_.data.shuffle}),
       params_(parameter_specs(validated(config_, train_data_).model), DType::f32),
       lm_(params_, config_.model),
       optimizer_(params_, config_.optim),
@@ -59,35 +61,42 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force)
     params_.initialise(uint64_t(config_.train.seed));
   lm_.requantise();
   open_run_folder();
-  metrics_ = std::make_unique<MetricsWriter>((fs::path(config_.train.run_dir) / "metrics.jsonl").string(), from ? state_.step : -1);
+  metrics_ = std::make_unique<MetricsWriter>((fs::path(config_.train.run_dir) / "metrics.jsonl").string(),
+                                             from ? state_.step : -1);
+  if (metrics_->damaged_lines() > 0)
+    progress_.message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
 }
 
 std::optional<std::string> Trainer::checkpoint_to_resume() {
   const std::string& resume = config_.train.resume;
   const bool present = !checkpoint_steps(config_.train.run_dir).empty();
   if (resume == "false") {
-    MMFREE_CHECK(ConfigError, !present, config_.train.run_dir, ": already holds checkpoints; continue with train.resume=auto, or choose another train.run_dir");
+    MMFREE_CHECK(ConfigError, !present, config_.train.run_dir,
+                 ": already holds checkpoints; continue with train.resume=auto, or choose another train.run_dir");
     return std::nullopt;
   }
   if (resume != "true" && resume != "auto") return resume;
   std::vector<std::string> warnings;
   const auto newest = newest_checkpoint(config_.train.run_dir, warnings);
   for (const std::string& w : warnings) progress_.message("warning: " + w);
-  MMFREE_CHECK(MissingError, newest || (resume == "auto" && !present), config_.train.run_dir,
-               ": train.resume=", resume, " found no intact checkpoint to continue from");
+  MMFREE_CHECK(MissingError, newest || (resume == "auto" && !present), config_.train.run_dir, ": train.resume=", resume,
+               " found no intact checkpoint to continue from");
   return newest;
 }
 
 void Trainer::resume_from(const std::string& path, bool force) {
   const Checkpoint file(path);
-  MMFREE_CHECK(DataError, file.has_moments(), path, ": is a model without optimizer state (an import?); training cannot be resumed from it");
+  MMFREE_CHECK(DataError, file.has_moments(), path,
+               ": is a model without optimizer state (an import?); training cannot be resumed from it");
   std::string dangerous;
   for (const ConfigChange& change : compare(file.config(), config_)) {
     progress_.message(concat(change.dangerous ? "changed (dangerous): " : "changed: ", change.text()));
     if (change.dangerous) dangerous += (dangerous.empty() ? "" : ", ") + change.key;
   }
-  if (file.state().data != state_.data) dangerous += (dangerous.empty() ? "" : ", ") + std::string("the content of data.train");
-  MMFREE_CHECK(ConfigError, dangerous.empty() || force, path, ": the run would not continue the same training: ", dangerous,
+  if (file.state().data != state_.data)
+    dangerous += (dangerous.empty() ? "" : ", ") + std::string("the content of data.train");
+  MMFREE_CHECK(ConfigError, dangerous.empty() || force, path,
+               ": the run would not continue the same training: ", dangerous,
                " changed; undo it, start a new train.run_dir, or insist with --force");
   const std::string data = state_.data;
   file.load(params_, &optimizer_);
@@ -102,9 +111,11 @@ void Trainer::open_run_folder() {
   std::error_code error;
   fs::create_directories(dir / "checkpoints", error);
   MMFREE_CHECK(CreateError, !error, dir.string(), ": cannot create the run folder: ", error.message());
-  if (fs::exists(config_.source)) write_file_atomically((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
-  write_file_atomically((dir / "config.resolved.yaml").string(), to_yaml(config_));
-  if (tokenizer_) write_file_atomically((dir / "tokenizer.model").string(), tokenizer_->serialized());
+  remove_unfinished_checkpoints(dir.string());
+  if (fs::is_regular_file(config_.source))
+    write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
+  write_file((dir / "config.resolved.yaml").string(), to_yaml(config_));
+  if (tokenizer_) write_file((dir / "tokenizer.model").string(), tokenizer_->serialized());
   const nlohmann::ordered_json run = {{"mmfree", MMFREE_VERSION},
                                       {"started", now_utc()},
                                       {"from_step", state_.step},
@@ -113,21 +124,25 @@ void Trainer::open_run_folder() {
                                       {"parameters", config_.model.parameter_count()},
                                       {"train_tokens", train_data_.total_tokens()},
                                       {"train_data", state_.data}};
-  write_file_atomically((dir / "run.json").string(), run.dump(1) + "\n");
+  write_file((dir / "run.json").string(), run.dump(1) + "\n");
 }
 
 void Trainer::banner() const {
   if (quiet_) return;
   const ModelConfig& m = config_.model;
-  std::fprintf(stderr, "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s\n",
-               format_count(double(m.parameter_count())).c_str(), format_count(double(m.matrix_parameter_count())).c_str(),
-               static_cast<long long>(m.num_hidden_layers), static_cast<long long>(m.hidden_size), static_cast<long long>(m.intermediate()),
-               static_cast<long long>(m.vocab_size), name_of(m.precision));
-  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld\n", format_count(double(train_data_.total_tokens())).c_str(),
-               static_cast<long long>(train_data_.documents()), static_cast<long long>(batches_.windows()), static_cast<long long>(config_.data.seq_len));
-  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on cpu, %d threads\n", config_.train.run_dir.c_str(),
-               static_cast<long long>(config_.train.steps), static_cast<long long>(config_.train.batch_size),
-               static_cast<long long>(config_.data.seq_len), omp_get_max_threads());
+  std::fprintf(
+      stderr, "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s\n",
+      format_count(double(m.parameter_count())).c_str(), format_count(double(m.matrix_parameter_count())).c_str(),
+      static_cast<long long>(m.num_hidden_layers), static_cast<long long>(m.hidden_size),
+      static_cast<long long>(m.intermediate()), static_cast<long long>(m.vocab_size), name_of(m.precision));
+  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld\n",
+               format_count(double(train_data_.total_tokens())).c_str(),
+               static_cast<long long>(train_data_.documents()), static_cast<long long>(batches_.windows()),
+               static_cast<long long>(config_.data.seq_len));
+  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on cpu, %d threads\n",
+               config_.train.run_dir.c_str(), static_cast<long long>(config_.train.steps),
+               static_cast<long long>(config_.train.batch_size), static_cast<long long>(config_.data.seq_len),
+               omp_get_max_threads());
 }
 
 Trainer::StepResult Trainer::step() {
@@ -158,10 +173,12 @@ void Trainer::check_progress(const StepResult& result) {
   const bool bad = result.report.skipped || !std::isfinite(result.loss);
   state_.skipped_in_row = bad ? state_.skipped_in_row + 1 : 0;
   if (bad)
-    progress_.message(concat("step ", state_.step, ": loss ", result.loss, ", gradient norm ", result.report.grad_norm, ": the update was skipped (",
-                             state_.skipped_in_row, " in a row)"));
-  MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", state_.step, ": ", state_.skipped_in_row,
-               " steps in a row had a non-finite loss or gradient; lower optim.lr or lengthen optim.warmup_steps, and resume from ",
+    progress_.message(concat("step ", state_.step, ": loss ", result.loss, ", gradient norm ", result.report.grad_norm,
+                             ": the update was skipped (", state_.skipped_in_row, " in a row)"));
+  MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", state_.step, ": ",
+               state_.skipped_in_row,
+               " steps in a row had a non-finite loss or gradient; lower optim.lr or lengthen optim.warmup_steps, and "
+               "resume from ",
                saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : std::string("the start"));
 }
 
@@ -170,7 +187,8 @@ void Trainer::log_step(const StepResult& result) {
   const double speed = double(window_tokens_) / window;
   const double steps_per_second = double(run_tokens_) / double(config_.train.batch_size * config_.data.seq_len) / now;
   const double eta = double(config_.train.steps - state_.step) / steps_per_second;
-  progress_.update({state_.step, config_.train.steps, result.loss, result.report.learning_rate, result.report.grad_norm, speed, seconds(), eta});
+  progress_.update({state_.step, config_.train.steps, result.loss, result.report.learning_rate, result.report.grad_norm,
+                    speed, seconds(), eta});
   metrics_->write({{"step", state_.step},
                    {"train/loss", result.loss},
                    {"train/grad_norm", result.report.grad_norm},
@@ -178,7 +196,8 @@ void Trainer::log_step(const StepResult& result) {
                    {"train/epoch", double(state_.step * config_.train.batch_size) / double(batches_.windows())},
                    {"train/tokens", state_.tokens},
                    {"train/tokens_per_sec", speed},
-                   {"train/step_time_ms", 1000 * window * double(config_.train.batch_size * config_.data.seq_len) / double(window_tokens_)},
+                   {"train/step_time_ms",
+                    1000 * window * double(config_.train.batch_size * config_.data.seq_len) / double(window_tokens_)},
                    {"time", double(std::time(nullptr))}});
   window_start_ = now;
   window_tokens_ = 0;
@@ -199,8 +218,8 @@ void Trainer::log_evaluation(const Evaluation& e) {
                    {"train/tokens", state_.tokens},
                    {"time", double(std::time(nullptr))}});
   char line[120];
-  std::snprintf(line, sizeof line, "step %lld  val loss %.4f  perplexity %.2f  bits/byte %.4f", static_cast<long long>(state_.step), e.loss(),
-                e.perplexity(), e.bits_per_byte());
+  std::snprintf(line, sizeof line, "step %lld  val loss %.4f  perplexity %.2f  bits/byte %.4f",
+                static_cast<long long>(state_.step), e.loss(), e.perplexity(), e.bits_per_byte());
   if (!quiet_) progress_.message(line);
 }
 
@@ -240,7 +259,8 @@ RunResult Trainer::run() {
     result.last_loss = s.loss;
     check_progress(s);
     if (state_.step % t.log_every == 0 || state_.step == 1 || state_.step == t.steps) log_step(s);
-    if (valid_data_ && t.eval_every > 0 && state_.step % t.eval_every == 0 && state_.step < t.steps) log_evaluation(evaluate_valid(t.eval_tokens));
+    if (valid_data_ && t.eval_every > 0 && state_.step % t.eval_every == 0 && state_.step < t.steps)
+      log_evaluation(evaluate_valid(t.eval_tokens));
     if ((t.save_every > 0 && state_.step % t.save_every == 0) || consume_file("save")) save();
     result.reason = stop_reason();
     if (!result.reason.empty() && state_.step < t.steps) break;

@@ -5,18 +5,19 @@
 #include <string>
 
 #include "data/batches.h"
+#include "data/tokenizer.h"
+#include "layers/lm.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
 #include "train/metrics.h"
-#include "train/model.h"
 #include "train/progress.h"
 
 namespace mmfree {
 
 /// How a run ended.
 struct RunResult {
-  bool finished = false;       ///< false: stopped early, with a complete checkpoint
-  std::string reason;          ///< why it stopped early
+  bool finished = false;  ///< false: stopped early, with a complete checkpoint
+  std::string reason;     ///< why it stopped early
   int64_t step = 0;
   double first_loss = 0, last_loss = 0;  ///< of the first and last step of this process
   std::optional<Evaluation> valid;       ///< at the end

@@ -38,15 +38,18 @@ struct TileShape {
   int64_t m, n;
 };
 
-/// The tile of a product, by its shape alone: as large as leaves a few tiles to share out, because each tile packs both
-/// of its operands anew (measured: 512 x 1024 is within 7% of a whole product). Below that oneDNN stops packing, which
-/// halves its speed where the rows of B are multiples of 4 KiB apart and evict each other from the cache.
+/// The tile of a product, by its shape alone. At most 512 x 1024 (within 7% of a whole product; each tile packs both of
+/// its operands anew), at least four where that leaves 128 or more to a side, and all of a size, so that no thread waits
+/// for another's last tile. But where the rows that a tile reads are multiples of 4 KiB apart, they evict each other from
+/// the cache in the path without packing that oneDNN takes for smaller tiles, at half the speed: there the tile stays.
 TileShape tile_of(const MatmulArgs& p) {
-  TileShape tile{512, 1024};
-  if (!p.transpose_b && p.ldb % 1024 == 0) return tile;
-  const auto count = [&] { return ((p.m + tile.m - 1) / tile.m) * ((p.n + tile.n - 1) / tile.n); };
-  while (count() < 4 && (tile.m > 256 || tile.n > 256)) (tile.n > tile.m ? tile.n : tile.m) /= 2;
-  return tile;
+  constexpr TileShape kMost{512, 1024};
+  if ((!p.transpose_b && p.ldb % 1024 == 0) || (p.transpose_a && p.lda % 1024 == 0)) return kMost;
+  int64_t down = (p.m + kMost.m - 1) / kMost.m, across = (p.n + kMost.n - 1) / kMost.n;
+  while (down * across < 4 && std::max(p.m / down, p.n / across) >= 256)
+    (p.m / down >= p.n / across ? down : across) *= 2;
+  const auto share = [](int64_t size, int64_t parts) { return ((size + parts - 1) / parts + 15) / 16 * 16; };
+  return {share(p.m, down), share(p.n, across)};
 }
 
 void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {

@@ -1,7 +1,6 @@
 #include "core/ops/mlgru_scan.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "core/cpu/vec.h"
 #include "core/parallel.h"

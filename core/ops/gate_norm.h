@@ -4,7 +4,7 @@
 namespace mmfree {
 
 /// Output gate of the MLGRU. With a norm weight:  y = (a · r ⊙ weight) ⊙ SiLU(b),  r_n = 1 / sqrt(mean_k a_nk² + eps);
-/// without:  y = a ⊙ σ(b).  The three published orders are calls of this op (mmfreelm_spec 1.4, gotcha 1):
+/// without:  y = a ⊙ σ(b).  The three published orders are calls of this op:
 ///   reference: a = gate projection, b = state     fixed: a = state, b = gate projection
 ///   paper: a = state, b = gate projection, no weight
 ///

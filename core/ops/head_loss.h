@@ -25,7 +25,7 @@ struct HeadLossGrads {
 /// @param targets  [N] i32, each kIgnoreTarget or in 0..V−1
 /// @param scale    factor of the summed loss, for example 1 / scored positions
 /// @param nll      [N] T, out: unscaled, nats
-/// @throws ShapeError, DTypeError, DataError for a target outside the vocabulary. Source: mmfreelm_spec 1.6, 3.
+/// @throws ShapeError, DTypeError, DataError for a target outside the vocabulary.
 void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, double scale, Tensor& nll,
                HeadLossGrads* grads);
 

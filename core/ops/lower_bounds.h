@@ -5,7 +5,7 @@ namespace mmfree {
 
 /// Lower bounds of the forget gates: p = softmax of lambda over layers (per channel), gamma_l = Σ_{1<=j<=l} p_j.
 /// So gamma_0 = 0 and gamma_{L−1} = 1 − p_0 < 1.  lambda [L, D] T (f32 | f64); gamma [L, D] T, out.
-/// @throws ShapeError, DTypeError. Source: mmfreelm_spec 1.4.
+/// @throws ShapeError, DTypeError. Source: Qin et al. 2023 (arXiv:2311.04823).
 void lower_bounds(const Tensor& lambda, Tensor& gamma);
 
 /// dp_j = Σ_{l>=j} dgamma_l for j >= 1, dp_0 = 0;  dlambda_j = beta·dlambda_j + p_j (dp_j − Σ_k p_k dp_k).

@@ -13,7 +13,7 @@ namespace mmfree {
 /// @param gamma  [D] T: the layer's lower bound, 0 <= gamma < 1; or undefined
 /// @param h0     [B, D] T: state before the first step; or undefined = zeros
 /// @param h      [B, T, D] T, out
-/// @throws ShapeError, DTypeError. Source: mmfreelm_spec 1.4.
+/// @throws ShapeError, DTypeError. Source: Zhu et al. 2024 (arXiv:2406.02528).
 void mlgru_scan(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, Tensor& h);
 
 /// Backward: exact derivative; h0 gets no gradient. dz, da are overwritten; dgamma = beta·dgamma + Σ_{b,t}, may be

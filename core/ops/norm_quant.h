@@ -29,7 +29,7 @@ struct NormBranch {
 /// @param branches  weights and roundings in, tensors `out` and `step` written
 /// @param r1, r2    [N] T, out: kept for the backward pass (r1 is not written without `outer`)
 /// @throws ShapeError, DTypeError. N == 0 is allowed. Outputs must not alias x.
-/// Source: mmfreelm_spec 1.3, 2.1; Ma et al. 2024 (arXiv:2402.17764).
+/// Source: Ma et al. 2024 (arXiv:2402.17764).
 void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double eps_inner,
                 std::vector<NormBranch>& branches, Tensor& r1, Tensor& r2);
 

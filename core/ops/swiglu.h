@@ -4,7 +4,7 @@
 namespace mmfree {
 
 /// y = SiLU(x[:, :I]) ⊙ x[:, I:].  x [N, 2I] T (f32 | f64): gate and up halves side by side; y [N, I] T, out.
-/// @throws ShapeError, DTypeError. y must not alias x. Source: mmfreelm_spec 1.5.
+/// @throws ShapeError, DTypeError. y must not alias x. Source: Shazeer 2020 (arXiv:2002.05202).
 void swiglu(const Tensor& x, Tensor& y);
 
 /// dx[:, :I] = dy ⊙ up ⊙ SiLU'(gate),  dx[:, I:] = dy ⊙ SiLU(gate); dx is overwritten.

@@ -5,7 +5,6 @@
 
 #include "core/error.h"
 #include "data/batches.h"
-#include "data/files.h"
 #include "tests/data/scratch.h"
 
 namespace mmfree {

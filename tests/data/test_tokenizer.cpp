@@ -1,7 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
-#include "data/files.h"
+#include "core/utf8.h"
 #include "data/tokenizer.h"
 #include "tests/data/corpus.h"
 

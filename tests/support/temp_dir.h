@@ -25,6 +25,8 @@ class TempDir {
   TempDir(const TempDir&) = delete;
   TempDir& operator=(const TempDir&) = delete;
   const std::string& path() const { return path_; }
+  /// How many files and folders it holds.
+  size_t files() const { return size_t(std::distance(std::filesystem::directory_iterator(path_), {})); }
   std::string operator/(const std::string& name) const { return path_ + "/" + name; }
 
  private:

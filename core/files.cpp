@@ -1,10 +1,11 @@
-#include "train/files.h"
+#include "core/files.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -23,6 +24,16 @@ Fd& Fd::operator=(Fd&& other) noexcept {
 
 Fd::~Fd() { close(); }
 
+bool Fd::write(std::string_view bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), std::min<size_t>(bytes.size(), 1 << 30));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    bytes.remove_prefix(size_t(n));
+  }
+  return true;
+}
+
 bool Fd::close() {
   const int fd = std::exchange(fd_, -1);
   return fd < 0 || ::close(fd) == 0;
@@ -33,7 +44,7 @@ Fd open_input(const std::string& path) {
   MMFREE_CHECK(MissingError, file.is_open(), path, ": cannot open: ", std::strerror(errno));
   struct stat info;
   MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
-  MMFREE_CHECK(DataError, S_ISREG(info.st_mode), path, ": not a regular file");
+  MMFREE_CHECK(DataError, S_ISREG(info.st_mode), path, ": not a regular file; give the path of a file");
   return file;
 }
 
@@ -54,25 +65,28 @@ void read_exactly(const Fd& file, const std::string& path, int64_t offset, void*
   }
 }
 
-std::string read_text(const std::string& path, int64_t most) {
+std::string read_file(const std::string& path, int64_t most) {
   const Fd file = open_input(path);
   const int64_t size = size_of_file(file, path);
   MMFREE_CHECK(DataError, size <= most, path, ": has ", size, " bytes, expected at most ", most);
-  std::string text(size_t(size), '\0');
-  read_exactly(file, path, 0, text.data(), size);
-  return text;
+  std::string bytes(size_t(size), '\0');
+  read_exactly(file, path, 0, bytes.data(), size);
+  return bytes;
 }
 
 void sync_directory(const std::string& path) {
-  Fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const Fd directory(::open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   MMFREE_CHECK(IoError, directory.is_open() && ::fsync(directory.get()) == 0, path,
                ": cannot sync the directory: ", std::strerror(errno));
 }
 
-DurableFile::DurableFile(std::string path)
-    : path_(std::move(path)),
-      temporary_(path_ + ".tmp"),
-      file_(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666)) {
+DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
+  static std::atomic<int> number{0};
+  // A killed process of the same id, usual in containers, may have left a file of the same name.
+  do {
+    temporary_ = concat(path_, kTemporaryMark, ::getpid(), "-", number++);
+    file_ = Fd(::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  } while (!file_.is_open() && errno == EEXIST);
   MMFREE_CHECK(CreateError, file_.is_open(), temporary_, ": cannot create: ", std::strerror(errno));
 }
 
@@ -81,28 +95,23 @@ DurableFile::~DurableFile() {
 }
 
 void DurableFile::write(const void* data, size_t size) {
-  const char* from = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t n = ::write(file_.get(), from, std::min<size_t>(size, 1 << 30));
-    if (n < 0 && errno == EINTR) continue;
-    MMFREE_CHECK(IoError, n > 0, temporary_, ": write failed: ", std::strerror(errno));
-    from += n, size -= size_t(n);
-  }
+  MMFREE_CHECK(IoError, file_.write({static_cast<const char*>(data), size}), path_,
+               ": write failed: ", std::strerror(errno));
 }
 
 void DurableFile::commit() {
-  MMFREE_CHECK(IoError, ::fsync(file_.get()) == 0, temporary_, ": sync failed: ", std::strerror(errno));
-  MMFREE_CHECK(IoError, file_.close(), temporary_, ": close failed: ", std::strerror(errno));
+  // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
+  MMFREE_CHECK(IoError, ::fsync(file_.get()) == 0, path_, ": fsync failed: ", std::strerror(errno));
+  MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", std::strerror(errno));
   MMFREE_CHECK(IoError, ::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
                ": cannot rename the finished file: ", std::strerror(errno));
   temporary_.clear();
-  const std::string parent = std::filesystem::path(path_).parent_path().string();
-  sync_directory(parent.empty() ? "." : parent);
+  sync_directory(std::filesystem::path(path_).parent_path().string());
 }
 
-void write_text(const std::string& path, const std::string& text) {
+void write_file(const std::string& path, std::string_view bytes) {
   DurableFile file(path);
-  file.write(text.data(), text.size());
+  file.write(bytes.data(), bytes.size());
   file.commit();
 }
 

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace mmfree {
@@ -15,6 +16,8 @@ class Fd {
   ~Fd();
   int get() const { return fd_; }
   bool is_open() const { return fd_ >= 0; }
+  /// Appends all of `bytes`. Returns false, with errno set, if the kernel reports an error.
+  bool write(std::string_view bytes) const;
   /// Closes now. Returns false, with errno set, if the kernel reports an error.
   bool close();
 
@@ -23,19 +26,23 @@ class Fd {
 };
 
 /// Opens a regular file for reading; pipes and devices are refused without waiting for them.
-/// @throws MissingError if it cannot be opened, DataError if it is not a regular file.
+/// @throws MissingError if it cannot be opened, DataError if it is a directory, a pipe or a device.
 Fd open_input(const std::string& path);
 /// Size in bytes of an open file. @throws IoError
 int64_t size_of_file(const Fd& file, const std::string& path);
 /// Reads exactly `size` bytes at `offset`. @throws IoError, or DataError if the file ends before.
 void read_exactly(const Fd& file, const std::string& path, int64_t offset, void* to, int64_t size);
-/// The whole file. @throws MissingError, IoError, or DataError if it is larger than `most` bytes.
-std::string read_text(const std::string& path, int64_t most);
+/// The whole of a regular file. @throws MissingError, IoError, or DataError if it is larger than `most` bytes.
+std::string read_file(const std::string& path, int64_t most);
 
-/// Makes the names in a directory durable (fsync). @throws IoError
+/// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
 
-/// A file that gets its name only when it is complete: written as `path.tmp`, synced, renamed, directory synced.
+/// The names of a DurableFile's temporary files: `path` and this, then the process and a number.
+inline constexpr std::string_view kTemporaryMark = ".tmp-";
+
+/// A file that gets its name only when it is complete: written under a temporary name beside `path`, synced, renamed,
+/// directory synced. A process killed meanwhile leaves the temporary file behind.
 class DurableFile {
  public:
   /// @throws CreateError
@@ -44,9 +51,12 @@ class DurableFile {
   ~DurableFile();
   DurableFile(const DurableFile&) = delete;
   DurableFile& operator=(const DurableFile&) = delete;
+  /// Open for reading and writing until `commit`.
+  const Fd& fd() const { return file_; }
   /// Appends. @throws IoError
   void write(const void* data, size_t size);
-  /// @throws IoError; up to the rename the old file is untouched.
+  /// @throws IoError; up to the rename the old file is untouched. If only the directory's sync fails, the new file is
+  /// already in place.
   void commit();
 
  private:
@@ -54,7 +64,7 @@ class DurableFile {
   Fd file_;
 };
 
-/// Writes `text` as a DurableFile. @throws CreateError, IoError
-void write_text(const std::string& path, const std::string& text);
+/// Writes `bytes` as a DurableFile. @throws CreateError, IoError
+void write_file(const std::string& path, std::string_view bytes);
 
 }  // namespace mmfree

@@ -1,0 +1,69 @@
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "core/error.h"
+#include "core/files.h"
+#include "tests/support/temp_dir.h"
+
+namespace mmfree {
+namespace {
+
+TEST(Files, read_what_was_written) {
+  const TempDir dir;
+  const std::string bytes("a\0\xff\n", 4);
+  write_file(dir / "x", bytes);
+  EXPECT_EQ(read_file(dir / "x", 4), bytes);
+  EXPECT_THROW(read_file(dir / "x", 3), DataError);
+  write_file(dir / "x", "");
+  EXPECT_EQ(read_file(dir / "x", 0), "");
+  EXPECT_EQ(dir.files(), 1u);
+}
+
+TEST(Files, only_regular_files_are_input) {
+  const TempDir dir;
+  EXPECT_THROW(open_input(dir / "absent"), MissingError);
+  EXPECT_THROW(open_input(dir.path()), DataError);
+  EXPECT_THROW(open_input("/dev/zero"), DataError);
+  ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
+  EXPECT_THROW(open_input(dir / "pipe"), DataError) << "and without waiting for a writer";
+}
+
+TEST(Files, a_short_file_is_noticed) {
+  const TempDir dir;
+  spit(dir / "x", "12345");
+  char to[8];
+  EXPECT_THROW(read_exactly(open_input(dir / "x"), "x", 2, to, 4), DataError);
+  read_exactly(open_input(dir / "x"), "x", 2, to, 3);
+  EXPECT_EQ(std::string(to, 3), "345");
+}
+
+TEST(Files, a_durable_file_appears_when_complete) {
+  const TempDir dir;
+  spit(dir / "x", "old");
+  {
+    DurableFile file(dir / "x");
+    file.write("new", 3);
+    EXPECT_EQ(slurp(dir / "x"), "old");
+    EXPECT_EQ(dir.files(), 2u);
+  }
+  EXPECT_EQ(slurp(dir / "x"), "old");
+  EXPECT_EQ(dir.files(), 1u);
+  EXPECT_THROW(DurableFile(dir / "no/such/folder"), CreateError);
+  std::filesystem::create_directory(dir / "folder");
+  DurableFile file(dir / "folder");
+  EXPECT_THROW(file.commit(), IoError) << "a folder is not replaced";
+}
+
+TEST(Files, leftovers_of_a_killed_process_of_the_same_id_are_no_obstacle) {
+  const TempDir dir;
+  for (int i = 0; i < 1000; ++i) spit(concat(dir / "x", kTemporaryMark, ::getpid(), "-", i), "left over");
+  write_file(dir / "x", "new");
+  EXPECT_EQ(slurp(dir / "x"), "new");
+  EXPECT_EQ(dir.files(), 1001u);
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,197 @@
+"""Checks the rules of the source tree that the compiler does not.
+
+    python3 tests/lint/check_structure.py ROOT     one line per violation; status 1 if there is any
+    python3 tests/lint/check_structure.py          checks this checker against planted violations
+"""
+
+import re
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+# Which rooms a room's files may include. Tests may include all.
+ROOMS = {
+    "core": {"core"},
+    "autograd": {"core", "autograd"},
+    "layers": {"core", "autograd", "layers"},
+    "optim": {"core", "autograd", "optim"},
+    "data": {"core", "data"},
+    "train": {"core", "autograd", "layers", "optim", "data", "train"},
+}
+TOP_LEVEL = {*ROOMS, "configs", "tests", "CMakeLists.txt", "CMakePresets.json"}
+TOP_LEVEL |= {"README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"}
+
+# A third-party header, and the only files that may include it.
+OWNERS = {
+    "hdf5*": ["data/h5*"],
+    "sentencepiece*": ["data/tokenizer*"],
+    "yaml-cpp/*": ["train/config_tree*"],
+    "dnnl*": ["core/cpu/matmul.cpp", "tests/bench/*"],
+    "CLI/*": ["train/main.cpp", "train/command_*.cpp"],
+    "zstd*": ["data/text_reader.cpp", "tests/data/*"],
+    "xxhash*": ["core/hash.cpp"],
+    "nlohmann/*": ["data/text_reader.cpp", "train/*", "tests/*"],
+    "gtest/*": ["tests/*"],
+}
+# Headers of the system and the compiler that are not the C++ library's (those have neither a dot nor a slash).
+SYSTEM = ["sys/*", "fcntl.h", "glob.h", "unistd.h", "omp.h", "immintrin.h", "cpuid.h"]
+
+# Headers in core/ops that need not have each part that an operation has.
+NO_SOURCE = {"check"}
+NO_KERNEL = {"check", "linear"}  # linear chooses between ternary and matmul
+NO_TEST = {"check"}
+
+MAX_LINES = 700
+MAX_BYTES = 2 << 20
+CPP = {".h", ".cpp", ".inc", ".cu", ".cuh"}
+TEXT = CPP | {".py", ".sh", ".md", ".txt", ".yaml", ".json", ".cmake", ".supp"}
+UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")
+INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
+
+
+def suffix(path):
+    return PurePosixPath(path).suffix
+
+
+def matches(name, patterns):
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def includes(text):
+    """Yields (line number, "<" or the quote, name) of each include."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := INCLUDE.match(line):
+            yield number, *found.groups()
+
+
+def check_include(path, kind, name):
+    """What is wrong with `path` including `name`, or None."""
+    room = path.split("/")[0]
+    if kind == '"':
+        to = name.split("/")[0]
+        allowed = ROOMS.get(room, {*ROOMS, "tests"})
+        if to not in {*ROOMS, "tests"}:
+            return f'"{name}" is not relative to the root; write "ROOM/file.h"'
+        return None if to in allowed else f'{room} may not include "{name}"; it may include {", ".join(sorted(allowed))}'
+    for pattern, owners in OWNERS.items():
+        if fnmatchcase(name, pattern):
+            return None if matches(path, owners) else f"<{name}> belongs to {', '.join(owners)}"
+    if ("/" in name or "." in name) and not matches(name, SYSTEM):
+        return f"<{name}> has no owner; name its only users in OWNERS of tests/lint/check_structure.py"
+    return None
+
+
+def check_operations(files):
+    """Every operation has a source, a kernel and a test."""
+    tested = set()
+    for path, content in files.items():
+        if fnmatchcase(path, "tests/ops/test_*.cpp"):
+            tested |= {name for _, _, name in includes(content.decode())}
+    for header in sorted(files):
+        if not fnmatchcase(header, "core/ops/*.h"):
+            continue
+        op = PurePosixPath(header).stem
+        if op not in NO_SOURCE and f"core/ops/{op}.cpp" not in files:
+            yield f"{header}: core/ops/{op}.cpp is missing"
+        if op not in NO_KERNEL and f"core/cpu/{op}.cpp" not in files:
+            yield f"{header}: its kernel core/cpu/{op}.cpp is missing"
+        if op not in NO_TEST and header not in tested:
+            yield f"{header}: no tests/ops/test_*.cpp includes it; write tests/ops/test_{op}.cpp"
+
+
+def violations(files):
+    """Lines that say what breaks a rule. `files`: path with slashes -> content in bytes."""
+    for path, content in sorted(files.items()):
+        top = path.split("/")[0]
+        if top not in TOP_LEVEL and not top.startswith("."):
+            yield f"{path}: {top} may not stand at the top level; put it into one of {', '.join(sorted(ROOMS))}, tests"
+        if len(content) > MAX_BYTES:
+            yield f"{path}: has {len(content)} bytes, at most {MAX_BYTES} are allowed; make it when it is needed"
+        if suffix(path) not in TEXT:
+            continue
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            yield f"{path}: not UTF-8 at byte {error.start}"
+            continue
+        lines = text.splitlines()
+        if len(lines) > MAX_LINES:
+            yield f"{path}: has {len(lines)} lines, at most {MAX_LINES} are allowed; split it"
+        for number, line in enumerate(lines, 1):
+            if found := UNFINISHED.search(line):
+                yield f"{path}:{number}: {found[0]}; finish it, or leave it out"
+        if suffix(path) in CPP:
+            for number, kind, name in includes(text):
+                if problem := check_include(path, kind, name):
+                    yield f"{path}:{number}: {problem}"
+    yield from check_operations(files)
+
+
+def read_tree(root):
+    """The files that git tracks; without git, all but builds and hidden folders."""
+    listed = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True, check=False)
+    if listed.returncode == 0:
+        names = [name for name in listed.stdout.decode().split("\0") if name]
+    else:
+        paths = (p.relative_to(root) for p in Path(root).rglob("*") if p.is_file())
+        names = [p.as_posix() for p in paths if not re.match(r"build|runs|\.", p.parts[0])]
+    return {name: (Path(root) / name).read_bytes() for name in names if (Path(root) / name).is_file()}
+
+
+CLEAN = {
+    "CMakeLists.txt": "project(x)\n",
+    ".clang-format": "",
+    "core/ops/add.h": "#pragma once\n#include <vector>\n",
+    "core/ops/add.cpp": '#include "core/ops/add.h"\n#include <sys/stat.h>\n',
+    "core/cpu/add.cpp": '#include "core/ops/add.h"\n',
+    "core/ops/check.h": "",
+    "data/h5_file.h": "#include <hdf5.h>\n",
+    "train/run.cpp": '#include "data/h5_file.h"\n#include "layers/lm.h"\n  char name[] = "run-XXXXXX";\n',
+    "tests/ops/test_add.cpp": '#include <gtest/gtest.h>\n#include "core/ops/add.h"\n#include "tests/support/compare.h"\n',
+}
+# What is planted into CLEAN (None: removed), and a part of the one line that must come of it.
+PLANTED = [
+    ({"core/x.cpp": '#include "autograd/tape.h"\n'}, "core/x.cpp:1: core may not include"),
+    ({"layers/x.h": '#include "optim/adamw.h"\n'}, "layers/x.h:1: layers may not include"),
+    ({"data/x.h": '\n#include "train/config.h"\n'}, "data/x.h:2: data may not include"),
+    ({"train/x.h": '#include "tests/support/compare.h"\n'}, "train/x.h:1: train may not include"),
+    ({"train/x.h": '#include "config.h"\n'}, 'train/x.h:1: "config.h" is not relative'),
+    ({"train/x.cpp": "#include <hdf5.h>\n"}, "train/x.cpp:1: <hdf5.h> belongs to data/h5*"),
+    ({"data/x.cpp": "#  include <xxhash.h>\n"}, "data/x.cpp:1: <xxhash.h> belongs to core/hash.cpp"),
+    ({"train/x.cpp": "#include <CLI/CLI.hpp>\n"}, "train/x.cpp:1: <CLI/CLI.hpp> belongs to"),
+    ({"data/x.cpp": "#include <boost/any.hpp>\n"}, "data/x.cpp:1: <boost/any.hpp> has no owner"),
+    ({"tools/x.py": ""}, "tools/x.py: tools may not stand"),
+    ({"notes.txt": ""}, "notes.txt: notes.txt may not stand"),
+    ({"core/x.cpp": "\n" * (MAX_LINES + 1)}, "core/x.cpp: has 701 lines"),
+    ({"tests/x.bin": "x" * (MAX_BYTES + 1)}, "tests/x.bin: has 2097153 bytes"),
+    ({"core/x.cpp": "int x;  // TO" "DO: y\n"}, "core/x.cpp:1: TO" "DO; finish"),
+    ({"core/x.cpp": "\udcff"}, "core/x.cpp: not UTF-8 at byte 0"),
+    ({"core/ops/add.cpp": None}, "core/ops/add.h: core/ops/add.cpp is missing"),
+    ({"core/cpu/add.cpp": None}, "core/ops/add.h: its kernel core/cpu/add.cpp is missing"),
+    ({"tests/ops/test_add.cpp": None}, "core/ops/add.h: no tests/ops/test_*.cpp includes it"),
+]
+
+
+def check_self():
+    """Mistakes of this checker: what it finds in a clean tree, and what it overlooks in others."""
+
+    def found_in(changes):
+        files = {path: text for path, text in {**CLEAN, **changes}.items() if text is not None}
+        return list(violations({path: text.encode(errors="surrogateescape") for path, text in files.items()}))
+
+    yield from (f"a clean tree is refused: {line}" for line in found_in({}))
+    for changes, expected in PLANTED:
+        found = found_in(changes)
+        if len(found) != 1 or not found[0].startswith(expected):
+            yield f"planted {[*changes]}: expected one line '{expected}...', found {found}"
+
+
+def main(arguments):
+    problems = list(violations(read_tree(arguments[0])) if arguments else check_self())
+    print("\n".join(problems) if problems else "no violations")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
