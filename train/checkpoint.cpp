@@ -99,8 +99,9 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
   return std::nullopt;
 }
 
-void retain_checkpoints(const std::string& run_dir, int64_t keep) {
+void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
   std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
   for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
     std::error_code ignored;
     fs::remove(checkpoint_path(run_dir, steps[i]), ignored);

@@ -54,7 +54,8 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 /// The newest intact checkpoint of a run folder; one line per damaged one goes to `warnings`. Empty if there is none.
 std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
 
-/// Removes all but the newest `keep` checkpoints; the caller has just verified the newest by writing it.
-void retain_checkpoints(const std::string& run_dir, int64_t keep);
+/// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`. Later ones (damaged,
+/// if the run went back) stay and do not count.
+void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
 }  // namespace mmfree

@@ -85,8 +85,9 @@ TEST_P(LmTest, LaterTokensAndOtherRowsChangeNothing) {
     token = (token + 1) % int32_t(lm_.config().vocab_size);
     const Tensor after = lm_.logits(changed, kBatch);
     for (int64_t i = 0; i < kBatch * kSteps; ++i)
-      if (i < kSteps + t || i >= 2 * kSteps)
+      if (i < kSteps + t || i >= 2 * kSteps) {
         ASSERT_TRUE(same_row(before, i, after, i)) << "token " << t << " of row 1 changed position " << i;
+      }
     EXPECT_FALSE(same_row(before, kSteps + t, after, kSteps + t));
     EXPECT_FALSE(same_row(before, 2 * kSteps - 1, after, 2 * kSteps - 1)) << "token " << t << " is forgotten at the end";
   }
@@ -137,7 +138,9 @@ TEST_P(LmTest, TrainingSeesTheSameBitsAsInference) {
   Tape tape;
   const Var recorded = lm_.hidden(ids_, kBatch);
   EXPECT_TRUE(same_bits(plain.value(), recorded.value()));
-  if (plain.quant().quantised()) EXPECT_TRUE(same_bits(plain.quant().scale, recorded.quant().scale));
+  if (plain.quant().quantised()) {
+    EXPECT_TRUE(same_bits(plain.quant().scale, recorded.quant().scale));
+  }
   const double loss = as_f64(lm_.loss(ids_, targets_, kBatch, 0.25).value()).data<double>()[0];
   double sum = 0;
   const double tolerance = GetParam().dtype == DType::f64 ? 1e-13 : 2e-6;
@@ -171,7 +174,6 @@ TEST_P(LmTest, EveryParameterGetsAGradient) {
 }
 
 TEST_P(LmTest, GradientsOfMicroBatchesAddUp) {
-  if (GetParam().dtype != DType::f64) GTEST_SKIP() << "sums are compared to rounding, in f64 only";
   backward(model_, ids_, targets_, kBatch);
   const Tensor together = model_.params.grads().clone();
   model_.params.begin_gradients();
@@ -181,7 +183,7 @@ TEST_P(LmTest, GradientsOfMicroBatchesAddUp) {
                            1.0 / double(ids_.size())));
   }
   model_.params.finish_gradients();
-  EXPECT_LT(relative_error(model_.params.grads(), together), 1e-13);
+  EXPECT_LT(relative_error(model_.params.grads(), together), GetParam().dtype == DType::f64 ? 1e-13 : 1e-5);
 }
 
 TEST_P(LmTest, TernaryMatricesHoldThreeLevelsAndOthersTheirLatents) {
@@ -192,7 +194,7 @@ TEST_P(LmTest, TernaryMatricesHoldThreeLevelsAndOthersTheirLatents) {
       ASSERT_FALSE(p.matrix->is_ternary());
       const double error = relative_error(p.matrix->plain, latent);
       EXPECT_LE(error, p.precision == Precision::bf16 ? 0x1p-8 : 0.0);
-      if (p.precision == Precision::bf16) EXPECT_GT(error, 0);
+      EXPECT_EQ(error > 0, p.precision == Precision::bf16);
       return;
     }
     Tensor dense(latent.shape(), GetParam().dtype);
@@ -204,7 +206,8 @@ TEST_P(LmTest, TernaryMatricesHoldThreeLevelsAndOthersTheirLatents) {
     for (int64_t k = 0; k < latent.size(); ++k) {
       const double v = latent.data<double>()[k] / mean, got = levels.data<double>()[k];
       seen.insert(got);
-      if (std::abs(std::abs(v) - 0.5) > 1e-5) ASSERT_NEAR(got, std::clamp(std::nearbyint(v), -1.0, 1.0) * mean, 1e-6 * mean);
+      if (std::abs(std::abs(v) - 0.5) < 1e-5) continue;
+      ASSERT_NEAR(got, std::clamp(std::nearbyint(v), -1.0, 1.0) * mean, 1e-6 * mean);
     }
     ASSERT_EQ(seen.size(), 3u);
     EXPECT_EQ(*seen.begin(), -*seen.rbegin());
@@ -265,7 +268,7 @@ TEST(Lm, RefusesIdsOutsideTheVocabularyAndUnevenBatches) {
     Tensor ids = random_ids(4, 61, 1);
     ids.mut<int32_t>()[2] = bad;
     EXPECT_THROW(m.lm.logits(ids, 1), DataError) << bad;
-    if (bad >= 0) EXPECT_THROW(m.lm.nll(random_ids(4, 61, 1), ids, 1), DataError) << bad;
+    EXPECT_THROW(m.lm.nll(random_ids(4, 61, 1), ids, 1), DataError) << bad;
   }
   EXPECT_THROW(m.lm.logits(random_ids(4, 61, 1), 3), ShapeError);
   EXPECT_THROW(m.lm.logits(random_ids(4, 61, 1), 0), ShapeError);
@@ -348,11 +351,12 @@ TEST(Parameters, InitialValuesHaveThePublishedDistributions) {
     const ParamSpec& spec = params.specs()[i];
     SCOPED_TRACE(spec.name);
     const Tensor x = as_f64(params.view(params.values(), i));
-    double mean = 0, square = 0, most = 0;
+    double sum = 0, squares = 0, most = 0;
     for (int64_t k = 0; k < x.size(); ++k) {
       const double v = x.data<double>()[k];
-      mean += v / double(x.size()), square += v * v / double(x.size()), most = std::max(most, std::abs(v));
+      sum += v, squares += v * v, most = std::max(most, std::abs(v));
     }
+    const double mean = sum / double(x.size()), square = squares / double(x.size());
     if (spec.shape.rank() == 1 || spec.name == "model.lower_bounds") {
       const double value = spec.shape.rank() == 1 ? 1 : 0;
       EXPECT_EQ(mean, value);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@ class Program {
     const std::string in = dir_ / "in", out = dir_ / "out", err = dir_ / "err";
     process_ = fork();
     if (process_ == 0) {
+      setenv("OMP_WAIT_POLICY", "passive", 0);
       dup2(open(in.c_str(), O_RDONLY), 0);
       dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
       dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);

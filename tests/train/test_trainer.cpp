@@ -81,7 +81,8 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
                                                    : std::vector<std::string>{"val/loss", "val/ppl", "val/bpb"};
     for (const std::string& key : keys) EXPECT_TRUE(row[key].is_number()) << key;
     EXPECT_EQ(row["train/tokens"], row["step"].get<int64_t>() * 4 * 17);
-    if (!training) EXPECT_DOUBLE_EQ(row["val/ppl"], std::exp(row["val/loss"].get<double>()));
+    if (training) continue;
+    EXPECT_DOUBLE_EQ(row["val/ppl"], std::exp(row["val/loss"].get<double>()));
   }
   EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{{0, false}, {1, true}, {20, true}, {30, false}, {40, true}, {60, true}, {60, false}}));
 }
@@ -141,7 +142,7 @@ TEST(Trainer, MicroBatchesAndThreadsChangeNothingThatMatters) {
     rows.push_back(timeless_metrics(dir / "run"));
     const auto bits = learned(checkpoint_path(dir / "run", 12));
     if (first.empty()) first = bits;
-    if (!micro) EXPECT_EQ(first, bits) << threads;
+    EXPECT_TRUE(micro || first == bits) << threads;
   }
   EXPECT_EQ(rows[0], rows[1]);
   for (size_t i : {2, 3}) {
@@ -301,7 +302,8 @@ TEST(Trainer, NonFiniteParametersSkipUpdatesUntilTheRunGivesUp) {
     file.load(params, &optimizer);
     state = file.state();
   }
-  params["model.layers.1.mlp.down_proj.weight"].value().reshape({53 * 37}).slice(5, 6).mut<float>()[0] = std::numeric_limits<float>::quiet_NaN();
+  Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
+  weight.mut<float>()[5] = std::numeric_limits<float>::quiet_NaN();
   save_checkpoint(checkpoint_path(dir / "run", 3), c, params, &optimizer, state, "");
   const auto before = learned(checkpoint_path(dir / "run", 3));
   c.train.steps = 30;
@@ -350,8 +352,8 @@ int interrupted(const std::vector<std::string>& arguments, const std::string& ru
 TEST(TrainProgram, CutBySigtermAndResumedEqualsARunNeverCut) {
   const TempDir dir;
   RunConfig c = tiny_run("");
-  c.train.steps = 400;
-  c.train.save_every = 150;
+  c.train.steps = 200;
+  c.train.save_every = 60;
   c.train.run_dir = dir / "whole";
   spit(dir / "run.yaml", to_yaml(c));
   Program whole({"train", dir / "run.yaml", "--quiet"});
@@ -364,11 +366,11 @@ TEST(TrainProgram, CutBySigtermAndResumedEqualsARunNeverCut) {
   EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet", "train.threads=3"}, cut, 15, SIGUSR1), 75);
   EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume=true", "--quiet"}, cut, 15, SIGINT), 75);
   // A kill that nobody can catch loses the steps since the last checkpoint and nothing else.
-  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet"}, cut, 130, SIGKILL), 1000 + SIGKILL);
+  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet"}, cut, 60, SIGKILL), 1000 + SIGKILL);
   Program rest({"train", dir / "run.yaml", to, "--resume", "--quiet"});
   EXPECT_EQ(rest.wait(), 0) << rest.err();
   EXPECT_EQ(whole.wait(), 0) << whole.err();
-  EXPECT_EQ(learned(checkpoint_path(cut, 400)), learned(checkpoint_path(dir / "whole", 400)));
+  EXPECT_EQ(learned(checkpoint_path(cut, 200)), learned(checkpoint_path(dir / "whole", 200)));
   EXPECT_EQ(timeless_metrics(cut), timeless_metrics(dir / "whole"));
 }
 
@@ -377,7 +379,8 @@ TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
   RunConfig c = tiny_run(dir / "run");
   ParamStore params(parameter_specs(c.model), DType::f32);
   params.initialise(1);
-  params.values().mut<float>()[3] = std::numeric_limits<float>::infinity();
+  Tensor norm = params["model.norm.weight"].value();
+  norm.mut<float>()[3] = std::numeric_limits<float>::infinity();
   AdamW optimizer(params, c.optim);
   LoopState state;
   state.data = TokenShards({TinyCorpus::get().train()}).fingerprint();
