@@ -39,6 +39,7 @@ Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"), reader_.attribute_int("tokens"),
             reader_.attribute_string("data")};
   specs_ = parameter_specs(config_.model);
+  for (const ParamSpec& spec : specs_) require("param/" + spec.name, spec.shape);
 }
 
 std::string Checkpoint::tokenizer_model() const {
@@ -47,9 +48,13 @@ std::string Checkpoint::tokenizer_model() const {
   return std::string(bytes.raw(), size_t(bytes.bytes()));
 }
 
-void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
+void Checkpoint::require(const std::string& name, const Shape& shape) const {
   MMFREE_CHECK(DataError, reader_.has(name), reader_.path(), ": tensor '", name, "' is missing");
-  MMFREE_CHECK(DataError, reader_.shape(name) == to.shape(), reader_.path(), ": tensor '", name, "' is ", reader_.shape(name), ", expected ", to.shape());
+  MMFREE_CHECK(DataError, reader_.shape(name) == shape, reader_.path(), ": tensor '", name, "' is ", reader_.shape(name), ", expected ", shape);
+}
+
+void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
+  require(name, to.shape());
   Tensor target = to;
   if (to.size()) reader_.read(name, 0, to.dim(0), to.dtype(), target.raw_mut());
 }

@@ -25,7 +25,8 @@ struct LoopState {
 void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer, const LoopState& state,
                      const std::string& tokenizer_model);
 
-/// A checkpoint opened for reading, verified against its hash.
+/// A checkpoint opened for reading, verified against its hash; its parameters have the shapes its configuration gives,
+/// so that a model of that size may be allocated. @throws MissingError, DataError, IoError
 class Checkpoint {
  public:
   explicit Checkpoint(const std::string& path);
@@ -38,6 +39,7 @@ class Checkpoint {
   void load(ParamStore& params, AdamW* optimizer) const;
 
  private:
+  void require(const std::string& name, const Shape& shape) const;
   void read_into(const std::string& name, const Tensor& to) const;
   h5::Reader reader_;
   RunConfig config_;

@@ -26,6 +26,13 @@ void refuse_existing(const Options& o) {
   MMFREE_CHECK(CreateError, o.overwrite || !fs::exists(o.out), o.out, ": exists already; choose another name or give --overwrite");
 }
 
+/// --overwrite replaces an old export, never the model that is being exported: its latent weights would be lost.
+void refuse_source(const Options& o, const Model& model) {
+  std::error_code ignored;
+  for (const std::string& source : {o.model, model.source})
+    MMFREE_CHECK(UsageError, !fs::equivalent(source, o.out, ignored), o.out, ": is the model to be exported; choose another name");
+}
+
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
 
 void export_to_ternary(const Options& o, Model& model) {
@@ -55,6 +62,7 @@ void export_to_hf(const Options& o, const Model& model) {
 
 void run_export(const Options& o) {
   Model model = load_model(o.model, o.tokenizer);
+  refuse_source(o, model);
   if (o.format == "ternary")
     export_to_ternary(o, model);
   else
