@@ -84,7 +84,7 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
     if (name.size() < 9 || name.rfind("step-", 0) != 0 || entry.path().extension() != ".h5") continue;
     int64_t step = -1;
     const char* end = name.data() + name.size() - 3;
-    if (std::from_chars(name.data() + 5, end, step).ptr == end && checkpoint_path(run_dir, step) == entry.path()) steps.push_back(step);
+    if (std::from_chars(name.data() + 5, end, step).ptr == end && step >= 0 && checkpoint_path(run_dir, step) == entry.path()) steps.push_back(step);
   }
   std::sort(steps.begin(), steps.end());
   return steps;

@@ -70,6 +70,7 @@ void run_export(const Options& o) {
 }
 
 void run_import(const Options& o) {
+  MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model, ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
   refuse_existing(o);
   const Model model = load_model(o.model, o.tokenizer);

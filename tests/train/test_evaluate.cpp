@@ -76,7 +76,11 @@ TEST(Evaluate, ProgressIsToldAndMayStop) {
   const Model m = tiny_model(tiny_model_config(), false);
   const std::vector<int32_t> ids = some_ids(10000);
   std::vector<int64_t> told;
-  evaluate(*m.lm, memory(ids), {100, 0, [&](int64_t done, int64_t total) { return EXPECT_EQ(total, 9999), told.push_back(done), true; }});
+  evaluate(*m.lm, memory(ids), {100, 0, [&](int64_t done, int64_t total) {
+                                  EXPECT_EQ(total, 9999);
+                                  told.push_back(done);
+                                  return true;
+                                }});
   ASSERT_GT(told.size(), 1u);
   EXPECT_EQ(told.back(), 9999);
   const Evaluation e = evaluate(*m.lm, memory(ids), {100, 0, [](int64_t, int64_t) { return false; }});

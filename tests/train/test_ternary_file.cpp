@@ -101,7 +101,7 @@ TEST(TernaryFile, HasThePromisedSize) {
   }
 }
 
-TEST(TernaryFile, EveryFlippedBitAndTruncationIsRefusedOrHarmless) {
+TEST(TernaryFile, EveryFlippedByteAndTruncationIsRefusedOrHarmless) {
   const TempDir dir;
   ModelConfig c = tiny_model_config();
   c.vocab_size = 5, c.hidden_size = 3, c.intermediate_size = 2, c.num_hidden_layers = 1, c.bos_token_id = c.eos_token_id = -1;
