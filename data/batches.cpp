@@ -42,11 +42,10 @@ Batches::Batches(const TokenShards& shards, const BatchOptions& options) : shard
   MMFREE_CHECK(ConfigError, options.seq_len > 0, "batches: sequence length ", options.seq_len, ", expected 1 or more");
   MMFREE_CHECK(ConfigError, options.batch_size > 0, "batches: batch size ", options.batch_size, ", expected 1 or more");
   const int64_t targets = shards.total_tokens() - 1;
-  const int64_t need = options.shuffle ? options.seq_len : 1;
-  MMFREE_CHECK(DataError, targets >= need, "the corpus has ", shards.total_tokens(),
-               " tokens, fewer than one window of ", need + 1, "; give more data or a shorter sequence length");
+  MMFREE_CHECK(DataError, targets >= options.seq_len, "the corpus has ", shards.total_tokens(),
+               " tokens, fewer than one window of ", options.seq_len + 1,
+               "; give more data or a shorter sequence length");
   windows_ = targets / options.seq_len;
-  if (!options.shuffle && targets % options.seq_len != 0) ++windows_;
 }
 
 int64_t Batches::sample(int64_t step, int64_t row) const {
@@ -56,7 +55,7 @@ int64_t Batches::sample(int64_t step, int64_t row) const {
 }
 
 int64_t Batches::window_of(int64_t sample) const {
-  if (!options_.shuffle) return sample;
+  if (!options_.shuffle) return sample % windows_;
   const uint64_t key = mix(mix(options_.seed) ^ uint64_t(sample / windows_));
   return int64_t(permute(uint64_t(sample % windows_), uint64_t(windows_), key));
 }
@@ -67,14 +66,9 @@ void Batches::read(int64_t step, int64_t row_begin, int64_t row_end, int32_t* in
   const int64_t length = options_.seq_len;
   std::vector<int32_t> window(static_cast<size_t>(length + 1));
   for (int64_t row = row_begin; row < row_end; ++row, inputs += length, targets += length) {
-    const int64_t w = window_of(sample(step, row));
-    std::fill_n(inputs, length, 0);
-    std::fill_n(targets, length, kIgnored);
-    if (w >= windows_) continue;
-    const int64_t n = std::min(length, shards_.total_tokens() - 1 - w * length);
-    shards_.read(w * length, n + 1, window.data());
-    std::copy_n(window.data(), n, inputs);
-    std::copy_n(window.data() + 1, n, targets);
+    shards_.read(window_of(sample(step, row)) * length, length + 1, window.data());
+    std::copy_n(window.data(), length, inputs);
+    std::copy_n(window.data() + 1, length, targets);
   }
 }
 

@@ -10,21 +10,17 @@ struct BatchOptions {
   int64_t seq_len = 0;     ///< tokens per row
   int64_t batch_size = 0;  ///< rows per step
   uint64_t seed = 0;
-  bool shuffle = true;  ///< true: training; false: one pass in order, for evaluation
+  bool shuffle = true;
 };
 
 /// Cuts a corpus into windows of seq_len + 1 tokens at stride seq_len (row: inputs are the first seq_len, targets the
 /// last) and deals them out. Which window a row gets is a pure function of (seed, step, row), computed in O(1): there
 /// is no state to save, and the sequence of samples does not depend on the batch size.
 ///
-/// Shuffled: sample s = step * batch_size + row belongs to epoch s / windows(); each epoch is a new permutation of all
-/// whole windows (a keyed Feistel network with cycle walking).
-/// In order: sample s is window s; the last window may be short, and what is missing, as every row beyond the last
-/// window, has inputs 0 and targets kIgnored. So each token but the corpus's first is a target exactly once.
+/// Sample s = step * batch_size + row belongs to epoch s / windows(); each epoch visits all whole windows once: in
+/// order, or shuffled by a permutation of its own (a keyed Feistel network with cycle walking).
 class Batches {
  public:
-  static constexpr int32_t kIgnored = kIgnoreTarget;
-
   /// Keeps a reference to `shards`.
   /// @throws ConfigError for sizes below 1, DataError if the corpus has fewer tokens than one window
   Batches(const TokenShards& shards, const BatchOptions& options);

@@ -41,6 +41,7 @@ Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
             reader_.attribute_int("tokens"), reader_.attribute_string("data")};
   specs_ = parameter_specs(config_.model);
+  for (const ParamSpec& spec : specs_) require("param/" + spec.name, spec.shape);
 }
 
 std::string Checkpoint::tokenizer_model() const {
@@ -49,10 +50,14 @@ std::string Checkpoint::tokenizer_model() const {
   return std::string(bytes.raw(), size_t(bytes.bytes()));
 }
 
-void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
+void Checkpoint::require(const std::string& name, const Shape& shape) const {
   MMFREE_CHECK(DataError, reader_.has(name), reader_.path(), ": tensor '", name, "' is missing");
-  MMFREE_CHECK(DataError, reader_.shape(name) == to.shape(), reader_.path(), ": tensor '", name, "' is ",
-               reader_.shape(name), ", expected ", to.shape());
+  MMFREE_CHECK(DataError, reader_.shape(name) == shape, reader_.path(), ": tensor '", name, "' is ",
+               reader_.shape(name), ", expected ", shape);
+}
+
+void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
+  require(name, to.shape());
   Tensor target = to;
   if (to.size()) reader_.read(name, 0, to.dim(0), to.dtype(), target.raw_mut());
 }
@@ -82,7 +87,8 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
     if (name.size() < 9 || !name.starts_with("step-") || entry.path().extension() != ".h5") continue;
     int64_t step = -1;
     const char* end = name.data() + name.size() - 3;
-    if (std::from_chars(name.data() + 5, end, step).ptr == end && checkpoint_path(run_dir, step) == entry.path())
+    if (std::from_chars(name.data() + 5, end, step).ptr == end && step >= 0 &&
+        checkpoint_path(run_dir, step) == entry.path())
       steps.push_back(step);
   }
   std::sort(steps.begin(), steps.end());
@@ -103,8 +109,9 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
   return std::nullopt;
 }
 
-void retain_checkpoints(const std::string& run_dir, int64_t keep) {
+void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
   std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
   for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
     std::error_code ignored;
     fs::remove(checkpoint_path(run_dir, steps[i]), ignored);

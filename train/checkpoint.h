@@ -25,7 +25,8 @@ struct LoopState {
 void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer,
                      const LoopState& state, const std::string& tokenizer_model);
 
-/// A checkpoint opened for reading, verified against its hash.
+/// A checkpoint opened for reading, verified against its hash; its parameters have the shapes its configuration gives,
+/// so that a model of that size may be allocated. @throws MissingError, DataError, IoError
 class Checkpoint {
  public:
   explicit Checkpoint(const std::string& path);
@@ -39,6 +40,7 @@ class Checkpoint {
   void load(ParamStore& params, AdamW* optimizer) const;
 
  private:
+  void require(const std::string& name, const Shape& shape) const;
   void read_into(const std::string& name, const Tensor& to) const;
   h5::Reader reader_;
   RunConfig config_;
@@ -55,8 +57,9 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 /// The newest intact checkpoint of a run folder; one line per damaged one goes to `warnings`. Empty if there is none.
 std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
 
-/// Removes all but the newest `keep` checkpoints; the caller has just verified the newest by writing it.
-void retain_checkpoints(const std::string& run_dir, int64_t keep);
+/// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`. Later ones
+/// (damaged, if the run went back) stay and do not count.
+void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
 /// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.
 void remove_unfinished_checkpoints(const std::string& run_dir);

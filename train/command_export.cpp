@@ -28,6 +28,14 @@ void refuse_existing(const Options& o) {
                ": exists already; choose another name or give --overwrite");
 }
 
+/// --overwrite replaces an old export, never the model that is being exported: its latent weights would be lost.
+void refuse_source(const Options& o, const Model& model) {
+  std::error_code ignored;
+  for (const std::string& source : {o.model, model.source})
+    MMFREE_CHECK(UsageError, !fs::equivalent(source, o.out, ignored), o.out,
+                 ": is the model to be exported; choose another name");
+}
+
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
 
 void export_to_ternary(const Options& o, Model& model) {
@@ -59,6 +67,7 @@ void export_to_hf(const Options& o, const Model& model) {
 
 void run_export(const Options& o) {
   Model model = load_model(o.model, o.tokenizer);
+  refuse_source(o, model);
   if (o.format == "ternary")
     export_to_ternary(o, model);
   else
@@ -66,6 +75,7 @@ void run_export(const Options& o) {
 }
 
 void run_import(const Options& o) {
+  MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
                ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
   refuse_existing(o);

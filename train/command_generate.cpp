@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -18,6 +19,9 @@ struct Options {
 };
 
 void run(Options o) {
+  // The parser's range checks let NaN pass.
+  MMFREE_CHECK(UsageError, !std::isnan(o.generate.temperature) && !std::isnan(o.generate.top_p),
+               "generate: --temperature and --top-p must be numbers");
   const Model model = load_model(o.model, o.tokenizer);
   const Tokenizer& tokenizer = model.need_tokenizer();
   std::vector<int32_t> prompt = tokenizer.encode(o.prompt);

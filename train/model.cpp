@@ -33,14 +33,16 @@ Model from_hf_folder(const std::string& dir) {
   Model m;
   m.config = read_hf_config(dir);
   m.seq_len = m.config.max_position_embeddings;
-  m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
-  for (size_t i = 0; i < m.params->specs().size(); ++i) {
-    const ParamSpec& spec = m.params->specs()[i];
+  // Before anything is allocated: config.json alone may claim any size.
+  for (const ParamSpec& spec : parameter_specs(m.config)) {
     MMFREE_CHECK(DataError, folder.has(spec.name), dir, ": tensor '", spec.name, "' is missing");
     MMFREE_CHECK(DataError, folder.shape(spec.name) == spec.shape, dir, ": tensor '", spec.name, "' is ",
                  folder.shape(spec.name), ", expected ", spec.shape, " by config.json");
+  }
+  m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
+  for (size_t i = 0; i < m.params->specs().size(); ++i) {
     Tensor to = m.params->view(m.params->values(), i);
-    cast(folder.read(spec.name, DType::f32), to);
+    cast(folder.read(m.params->specs()[i].name, DType::f32), to);
   }
   m.lm = std::make_unique<LM>(*m.params, m.config);
   if (const fs::path model = fs::path(dir) / "tokenizer.model"; fs::exists(model))

@@ -97,6 +97,8 @@ DType stored_dtype(const std::string& name) {
   return name == "U8" ? DType::u8 : name == "I8" ? DType::i8 : name == "BF16" ? DType::bf16 : DType::f32;
 }
 
+bool is_code_dtype(DType t) { return t == DType::u8 || t == DType::i8; }
+
 Tensor as_stored(const Item& item) {
   const DType t = stored_dtype(item.dtype);
   if (item.value.dtype() == t) return item.value;
@@ -164,39 +166,54 @@ Model read_ternary_file(const std::string& path) {
     throw DataError(concat(path, ": the configuration inside is not readable: ", e.what()));
   }
   ContentHash hash(meta("config"));
-  for (const std::string& name : file.names())
-    hash.add(name, file.dtype_name(name), file.read(name, stored_dtype(file.dtype_name(name))));
+  for (const std::string& name : file.names()) {
+    const std::string& dtype = file.dtype_name(name);
+    MMFREE_CHECK(DataError, dtype == "U8" || dtype == "I8" || dtype == "BF16" || dtype == "F32", path, ": tensor '",
+                 name, "' has dtype ", dtype, ", expected U8, I8, BF16 or F32");
+    hash.add(name, dtype, file.read(name, stored_dtype(dtype)));
+  }
   MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
-               ": content does not match its hash: the file is damaged; export it again");
+               ": content does not match its hash: the file is damaged");
 
-  const auto read = [&](const std::string& name, const Shape& shape, DType as) {
+  const auto require = [&](const std::string& name, const Shape& shape, bool integers) {
     MMFREE_CHECK(DataError, file.has(name), path, ": tensor '", name, "' is missing");
     MMFREE_CHECK(DataError, file.shape(name) == shape, path, ": tensor '", name, "' is ", file.shape(name),
                  ", expected ", shape);
+    MMFREE_CHECK(DataError, is_code_dtype(stored_dtype(file.dtype_name(name))) == integers, path, ": tensor '", name,
+                 "' has dtype ", file.dtype_name(name));
+  };
+  const auto read = [&](const std::string& name, const Shape& shape, DType as) {
+    require(name, shape, is_code_dtype(as));
     return file.read(name, as);
   };
+  const auto in_codes = [&](const std::string& name) {
+    return name == kEmbedding && file.has(name) && file.dtype_name(name) == "I8";
+  };
+  // Before anything is allocated: the configuration alone may claim any size.
+  for (const ParamSpec& spec : unpacked_specs(model.config)) require(spec.name, spec.shape, in_codes(spec.name));
   model.params = std::make_unique<ParamStore>(unpacked_specs(model.config), DType::f32);
   for (size_t i = 0; i < model.params->specs().size(); ++i) {
     const ParamSpec& spec = model.params->specs()[i];
     Tensor to = model.params->view(model.params->values(), i);
-    if (file.has(spec.name) && file.dtype_name(spec.name) == "I8")
+    if (in_codes(spec.name))
       dequantise_rows(read(spec.name, spec.shape, DType::i8), read(spec.name + ".scale", {spec.shape[0]}, DType::f32),
                       to);
     else
       cast(read(spec.name, spec.shape, DType::f32), to);
   }
   model.lm = std::make_unique<LM>(*model.params, model.config);
-  std::map<std::string, Shape> shapes;
-  for (const ParamSpec& spec : parameter_specs(model.config)) shapes.emplace(spec.name, spec.shape);
-  model.lm->for_each_projection([&](const BitLinear& p) {
-    if (p.precision != Precision::ternary) return;
-    const Shape& shape = shapes.at(p.name + ".weight");
-    TernaryTensor& ternary = p.matrix->ternary;
-    ternary.codes = read(p.name + ".codes", {shape[0], ternary_row_bytes(shape[1])}, DType::u8);
-    ternary.scale = read(p.name + ".scale", {1}, DType::f32);
-    ternary.cols = shape[1];
-    check_codes(path + ": tensor '" + p.name + ".codes'", ternary.codes);
-  });
+  for (const ParamSpec& spec : parameter_specs(model.config)) {
+    if (model.params->has(spec.name)) continue;
+    const std::string name = spec.name.substr(0, spec.name.size() - std::strlen(".weight"));
+    model.lm->for_each_projection([&](const BitLinear& p) {
+      if (p.name != name) return;
+      TernaryTensor& ternary = p.matrix->ternary;
+      ternary.codes = read(name + ".codes", {spec.shape[0], ternary_row_bytes(spec.shape[1])}, DType::u8);
+      ternary.scale = read(name + ".scale", {1}, DType::f32);
+      ternary.cols = spec.shape[1];
+      check_codes(path + ": tensor '" + name + ".codes'", ternary.codes);
+    });
+  }
   if (file.has("tokenizer.model")) {
     const std::vector<char> bytes = file.bytes("tokenizer.model");
     model.tokenizer = Tokenizer::from_bytes(std::string(bytes.begin(), bytes.end()), path);

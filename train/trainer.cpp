@@ -98,6 +98,10 @@ void Trainer::resume_from(const std::string& path, bool force) {
   MMFREE_CHECK(ConfigError, dangerous.empty() || force, path,
                ": the run would not continue the same training: ", dangerous,
                " changed; undo it, start a new train.run_dir, or insist with --force");
+  const std::vector<int64_t> present = checkpoint_steps(config_.train.run_dir);
+  MMFREE_CHECK(ConfigError, config_.train.resume != path || present.empty() || present.back() <= file.state().step,
+               config_.train.run_dir, ": holds later checkpoints than ", path,
+               ", which a later --resume would continue; remove them or choose another train.run_dir");
   const std::string data = state_.data;
   file.load(params_, &optimizer_);
   state_ = file.state();
@@ -230,7 +234,7 @@ void Trainer::save() {
   save_checkpoint(checkpoint_path(config_.train.run_dir, state_.step), config_, params_, &optimizer_, state_,
                   tokenizer_ ? tokenizer_->serialized() : std::string());
   saved_step_ = state_.step;
-  retain_checkpoints(config_.train.run_dir, config_.train.keep_last);
+  retain_checkpoints(config_.train.run_dir, state_.step, config_.train.keep_last);
   idle_ += seconds() - begin;
 }
 
@@ -261,7 +265,8 @@ RunResult Trainer::run() {
     if (state_.step % t.log_every == 0 || state_.step == 1 || state_.step == t.steps) log_step(s);
     if (valid_data_ && t.eval_every > 0 && state_.step % t.eval_every == 0 && state_.step < t.steps)
       log_evaluation(evaluate_valid(t.eval_tokens));
-    if ((t.save_every > 0 && state_.step % t.save_every == 0) || consume_file("save")) save();
+    if (state_.step < t.steps && ((t.save_every > 0 && state_.step % t.save_every == 0) || consume_file("save")))
+      save();
     result.reason = stop_reason();
     if (!result.reason.empty() && state_.step < t.steps) break;
   }
@@ -270,7 +275,7 @@ RunResult Trainer::run() {
   result.tokens_per_second = double(run_tokens_) / (seconds() - idle_);
   if (result.finished && valid_data_) {
     result.valid = evaluate_valid(0);
-    log_evaluation(*result.valid);
+    if (run_tokens_ > 0) log_evaluation(*result.valid);
   }
   save();
   progress_.finish();

@@ -24,10 +24,12 @@ void load_parameters(const SafetensorsReader& file, ParamStore& params) {
 struct Example {
   Tensor ids, targets;
   int64_t batch, scored;
-  explicit Example(const Tensor& table) : ids(table.reshape({table.size()})), targets({table.size()}, DType::i32), batch(table.dim(0)) {
+  explicit Example(const Tensor& table)
+      : ids(table.reshape({table.size()})), targets({table.size()}, DType::i32), batch(table.dim(0)) {
     const int64_t steps = table.dim(1);
     scored = batch * (steps - 1);
-    for (int64_t i = 0; i < ids.size(); ++i) targets.mut<int32_t>()[i] = (i + 1) % steps ? ids.data<int32_t>()[i + 1] : kIgnoreTarget;
+    for (int64_t i = 0; i < ids.size(); ++i)
+      targets.mut<int32_t>()[i] = (i + 1) % steps ? ids.data<int32_t>()[i + 1] : kIgnoreTarget;
   }
 };
 
@@ -59,14 +61,16 @@ TEST_P(GoldenTest, Float64AgreesToRounding) {
   LM::Trace trace;
   lm.hidden(e.ids, e.batch, nullptr, &trace);
   for (size_t i = 0; i < trace.size(); ++i)
-    EXPECT_LT(relative_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)), 1e-9) << "hidden " << i;
+    EXPECT_LT(relative_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)), 1e-9)
+        << "hidden " << i;
   EXPECT_LT(relative_error(lm.logits(e.ids, e.batch), g.expected.read("logits", DType::f64)), 1e-9);
 
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
   EXPECT_NEAR(run_backward(lm, params, e), expected_loss, 1e-9 * expected_loss);
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
-    EXPECT_LT(relative_error(params.view(params.grads(), i), g.expected.read("grad/" + name, DType::f64)), 1e-9) << name;
+    EXPECT_LT(relative_error(params.view(params.grads(), i), g.expected.read("grad/" + name, DType::f64)), 1e-9)
+        << name;
     EXPECT_GT(sum_of_squares(params.view(params.grads(), i)), 0) << name << " gets no gradient";
   }
 }
@@ -84,20 +88,22 @@ TEST_P(GoldenTest, Float64TrajectoryAgreesToRounding) {
     const Example e(ids.slice(s, s + 1).reshape({ids.dim(1), ids.dim(2)}));
     const double loss = run_backward(lm, params, e);
     EXPECT_NEAR(loss, losses.data<double>()[s], 1e-9 * losses.data<double>()[s]) << "step " << s;
-    EXPECT_NEAR(optimizer.update(s + 1, steps).grad_norm, norms.data<double>()[s], 1e-9 * norms.data<double>()[s]) << "step " << s;
+    EXPECT_NEAR(optimizer.update(s + 1, steps).grad_norm, norms.data<double>()[s], 1e-9 * norms.data<double>()[s])
+        << "step " << s;
     lm.requantise();
   }
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
-    EXPECT_LT(relative_error(params.view(params.values(), i), g.expected.read("final/" + name, DType::f64)), 1e-9) << name;
+    EXPECT_LT(relative_error(params.view(params.values(), i), g.expected.read("final/" + name, DType::f64)), 1e-9)
+        << name;
   }
 }
 
 // What float32 may cost. Rounding alone moves the residual stream by about 1e-7. Now and then it carries a value across
-// the border between two int8 codes, in the oracle's own float32 run as here; such a flip shows as a jump in the stream.
-// So the bounds are tight when no code flipped, and else those of a flip: the oracle in float32 on random models moved
-// the loss by up to 6e-5 and the gradient by up to 1e-2 (26 models), here 1e-3 and 5e-2 are allowed. Twenty steps of
-// training drifted by up to 1.5 %; two drifting runs may be twice that apart.
+// the border between two int8 codes, in the oracle's own float32 run as here; such a flip shows as a jump in the
+// stream. So the bounds are tight when no code flipped, and else those of a flip: the oracle in float32 on random
+// models moved the loss by up to 6e-5 and the gradient by up to 1e-2 (26 models), here 1e-3 and 5e-2 are allowed.
+// Twenty steps of training drifted by up to 1.5 %; two drifting runs may be twice that apart.
 TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
   const Golden g(GetParam());
   ParamStore params(parameter_specs(g.config), DType::f32);
@@ -108,10 +114,12 @@ TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
   LM::Trace trace;
   lm.hidden(e.ids, e.batch, nullptr, &trace);
   bool flipped = false;
-  for (size_t i = 0; i < trace.size(); ++i) flipped |= norm_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)) > 2e-6;
+  for (size_t i = 0; i < trace.size(); ++i)
+    flipped |= norm_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)) > 2e-6;
 
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
-  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, (flipped ? 1e-3 : 1e-5) * expected_loss) << (flipped ? "with" : "without") << " flipped codes";
+  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, (flipped ? 1e-3 : 1e-5) * expected_loss)
+      << (flipped ? "with" : "without") << " flipped codes";
   double error = 0, size = 0;
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
@@ -128,7 +136,8 @@ TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
   const Tensor ids = g.expected.read("train/ids", DType::i32), losses = g.expected.read("train/loss", DType::f64);
   for (int64_t s = 0; s < std::min(kSteps, ids.dim(0)); ++s) {
     const Example step(ids.slice(s, s + 1).reshape({ids.dim(1), ids.dim(2)}));
-    EXPECT_NEAR(run_backward(lm, params, step), losses.data<double>()[s], 0.03 * losses.data<double>()[s]) << "step " << s;
+    EXPECT_NEAR(run_backward(lm, params, step), losses.data<double>()[s], 0.03 * losses.data<double>()[s])
+        << "step " << s;
     optimizer.update(s + 1, ids.dim(0));
     lm.requantise();
   }

@@ -1,0 +1,138 @@
+// Checkpoints: what is saved comes back to the bit, and what is damaged or does not fit is refused.
+#include <gtest/gtest.h>
+
+#include "tests/support/compare.h"
+#include "tests/support/tiny_run.h"
+#include "train/checkpoint.h"
+
+namespace mmfree {
+namespace {
+namespace fs = std::filesystem;
+
+struct Saved {
+  TempDir dir;
+  RunConfig config = tiny_run("run");
+  ParamStore params{parameter_specs(config.model), DType::f32};
+  AdamW optimizer{params, config.optim};
+  LoopState state{17, 15, 2, 12345, "fingerprint"};
+  std::string path = dir / "a.h5";
+
+  Saved() {
+    randomise(params, 1);
+    // Only the parameters' own elements are saved, so the padding stays zero.
+    for (size_t i = 0; i < params.specs().size(); ++i)
+      for (auto [flat, factor] : {std::pair{optimizer.m(), -2.0f}, {optimizer.v(), 0.5f}}) {
+        Tensor to = params.view(flat, i), from = params.view(params.values(), i);
+        for (int64_t k = 0; k < to.size(); ++k) to.mut<float>()[k] = factor * from.data<float>()[k];
+      }
+    optimizer.set_updates(15);
+  }
+  void save(bool with_moments = true) {
+    save_checkpoint(path, config, params, with_moments ? &optimizer : nullptr, state, "some tokenizer bytes");
+  }
+};
+
+TEST(Checkpoint, EverythingComesBack) {
+  Saved s;
+  s.save();
+  const Checkpoint file(s.path);
+  EXPECT_TRUE(compare(file.config(), s.config).empty());
+  EXPECT_EQ(file.tokenizer_model(), "some tokenizer bytes");
+  EXPECT_EQ(file.state().step, 17);
+  EXPECT_EQ(file.state().updates, 15);
+  EXPECT_EQ(file.state().skipped_in_row, 2);
+  EXPECT_EQ(file.state().tokens, 12345);
+  EXPECT_EQ(file.state().data, "fingerprint");
+  EXPECT_TRUE(file.has_moments());
+  ParamStore params(parameter_specs(s.config.model), DType::f32);
+  AdamW optimizer(params, s.config.optim);
+  file.load(params, &optimizer);
+  EXPECT_TRUE(same_bits(params.values(), s.params.values()));
+  EXPECT_TRUE(same_bits(optimizer.m(), s.optimizer.m()));
+  EXPECT_TRUE(same_bits(optimizer.v(), s.optimizer.v()));
+  EXPECT_EQ(optimizer.updates(), 15);
+}
+
+TEST(Checkpoint, WithoutMomentsIsAModelOnly) {
+  Saved s;
+  s.save(false);
+  const Checkpoint file(s.path);
+  EXPECT_FALSE(file.has_moments());
+  file.load(s.params, nullptr);
+  EXPECT_THROW(file.load(s.params, &s.optimizer), DataError);
+}
+
+TEST(Checkpoint, EveryFlippedByteAndEveryTruncationIsFound) {
+  Saved s;
+  s.save();
+  const std::string bytes = slurp(s.path);
+  for (size_t i = 0; i < bytes.size(); i += 1 + bytes.size() / 97) {
+    std::string bad = bytes;
+    bad[i] = char(bad[i] ^ 0x10);
+    spit(s.path, bad);
+    EXPECT_THROW(Checkpoint{s.path}, DataError) << "byte " << i;
+    spit(s.path, bytes.substr(0, i));
+    EXPECT_THROW(Checkpoint{s.path}, DataError) << "cut at " << i;
+  }
+  spit(s.path, bytes + '\0');
+  EXPECT_THROW(Checkpoint{s.path}, DataError);
+  EXPECT_THROW(Checkpoint{s.dir / "none.h5"}, MissingError);
+  EXPECT_THROW(Checkpoint{s.dir.path()}, Error);
+}
+
+TEST(Checkpoint, AConfigurationThatDoesNotFitTheTensorsIsRefused) {
+  for (const auto& change : std::vector<std::function<void(ModelConfig&)>>{
+           [](ModelConfig& m) { m.hidden_size = 38; }, [](ModelConfig& m) { m.num_hidden_layers = 3; },
+           [](ModelConfig& m) { m.vocab_size = 324; },
+           // Terabytes, by the configuration's word alone.
+           [](ModelConfig& m) { m.vocab_size = 1 << 24, m.hidden_size = 1 << 17, m.num_hidden_layers = 4096; }}) {
+    Saved s;
+    change(s.config.model);
+    s.save();
+    EXPECT_THROW(load_model(s.path), DataError);
+  }
+}
+
+TEST(Checkpoint, AnUnwritablePathLeavesNothing) {
+  Saved s;
+  s.path = s.dir / "no/such/folder/a.h5";
+  EXPECT_THROW(s.save(), CreateError);
+  s.path = s.dir / "folder";
+  fs::create_directories(s.dir / "folder/inside");
+  EXPECT_THROW(s.save(), Error);
+  EXPECT_TRUE(fs::is_directory(s.dir / "folder/inside"));
+  EXPECT_EQ(std::distance(fs::directory_iterator(s.dir.path()), {}), 1) << "a temporary file was left behind";
+}
+
+TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
+  Saved s;
+  const std::string run = s.dir / "run";
+  std::vector<std::string> warnings;
+  EXPECT_TRUE(checkpoint_steps(run).empty());
+  EXPECT_FALSE(newest_checkpoint(run, warnings));
+  fs::create_directories(run + "/checkpoints");
+  for (int64_t step : {5, 100, 20}) s.path = checkpoint_path(run, step), s.save();
+  EXPECT_EQ(checkpoint_path("r", 1000), "r/checkpoints/step-00001000.h5");
+  for (const char* name :
+       {"step-7.h5", "step-00000009.h5.tmp-1-1", "step-.h5", "best.h5", "step--0000001.h5", "step-0000000x.h5"})
+    spit(run + "/checkpoints/" + name, "");
+  EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{5, 20, 100}));
+  EXPECT_EQ(newest_checkpoint(run, warnings), checkpoint_path(run, 100));
+  EXPECT_TRUE(warnings.empty());
+
+  spit(checkpoint_path(run, 100), "");
+  EXPECT_EQ(newest_checkpoint(run, warnings), checkpoint_path(run, 20));
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("step-00000100.h5"), std::string::npos);
+
+  s.path = checkpoint_path(run, 30), s.save();
+  retain_checkpoints(run, 30, 2);
+  EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
+  retain_checkpoints(run, 100, 1);
+  EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{100}));
+  EXPECT_FALSE(newest_checkpoint(run, warnings));
+  EXPECT_TRUE(fs::exists(run + "/checkpoints/best.h5"));
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,341 @@
+// The program as a user meets it: what each subcommand prints, and how each mistake ends.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/program.h"
+#include "tests/support/tiny_run.h"
+#include "train/checkpoint.h"
+#include "train/generate.h"
+#include "train/safetensors.h"
+#include "train/score.h"
+
+namespace mmfree {
+namespace {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// Runs the program, which must succeed, and returns its standard output.
+std::string output(const std::vector<std::string>& arguments, const std::string& input = "") {
+  Program p(arguments, input);
+  EXPECT_EQ(p.wait(), 0) << p.err();
+  return p.out();
+}
+
+/// A folder with one checkpoint, and copies of it in every form, made once.
+struct Files {
+  TempDir dir;
+  std::string checkpoint = dir / "m.h5", bare = dir / "bare.h5", damaged = dir / "damaged.h5", text = dir / "text.txt",
+              config = dir / "run.yaml";
+  Files() {
+    const auto save = [](const std::string& path, const Model& m) {
+      RunConfig c;
+      c.model = m.config;
+      c.data.seq_len = m.seq_len;
+      save_checkpoint(path, c, *m.params, nullptr, {}, m.tokenizer ? m.tokenizer->serialized() : "");
+    };
+    ModelConfig model = tiny_model_config();
+    mix_precisions(model);
+    save(checkpoint, tiny_model(model));
+    model.vocab_size = 320;
+    save(bare, tiny_model(model, false));
+    std::string bytes = slurp(checkpoint);
+    bytes[bytes.size() / 2] ^= 1;
+    spit(damaged, bytes);
+    spit(text, tiny_text(200, 5) + " é水🦉");
+    spit(config, to_yaml(tiny_run(dir / "run")));
+  }
+  static const Files& get() {
+    static const Files files;
+    return files;
+  }
+};
+
+const std::vector<std::vector<std::string>> kCommands = {{"prepare"},
+                                                         {"tokenizer", "train"},
+                                                         {"tokenizer", "info"},
+                                                         {"train"},
+                                                         {"eval"},
+                                                         {"score"},
+                                                         {"generate"},
+                                                         {"export"},
+                                                         {"import"},
+                                                         {"info"}};
+
+TEST(Commands, EachExplainsItselfWithAnExample) {
+  for (std::vector<std::string> command : kCommands) {
+    const std::string name = command.back();
+    command.push_back("--help");
+    const std::string help = output(command);
+    EXPECT_TRUE(contains(help, "Example")) << name;
+    EXPECT_TRUE(contains(help, "mmfree " + command[0])) << name;
+    EXPECT_TRUE(contains(output({"--help"}), command[0])) << name;
+  }
+  EXPECT_TRUE(contains(output({"--version"}), "mmfree "));
+  EXPECT_TRUE(contains(output({"train", "--help-config"}), "weight_decay_until"));
+}
+
+TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
+  const Files& f = Files::get();
+  const std::string folder = f.dir.path(), none = f.dir / "none", ok = f.checkpoint,
+                    unwritable = f.dir / "no/folder/out", tok = TinyCorpus::get().tokenizer_path();
+  spit(f.dir / "bad.yaml", "model: {hidden: 3}\n");
+  spit(f.dir / "bad.jsonl", "{\"text\": 3}\n");
+  spit(f.dir / "bad.h5", "MMFREEH5");
+  spit(f.dir / "latin1.txt", "caf\xE9");
+  struct Case {
+    int status;
+    std::vector<std::string> arguments;
+    std::string part;
+  };
+  const std::vector<Case> cases = {
+      {2, {}, "subcommand"},
+      {2, {"frobnicate"}, ""},
+      {2, {"eval"}, "model"},
+      {2, {"eval", ok, f.text, "--nonsense"}, "nonsense"},
+      {2, {"eval", ok, f.text, "--seq-len", "0"}, "seq-len"},
+      {2, {"generate", ok, "--temperature", "-1"}, "temperature"},
+      {2, {"generate", ok, "--top-p", "1.5"}, "top-p"},
+      {2, {"generate", ok, "--temperature", "nan"}, "temperature"},
+      {2, {"export", ok, f.dir / "x", "--format", "gguf"}, "format"},
+      {2, {"train"}, "no configuration"},
+      {2, {"score", ok}, "--text"},
+      {2, {"import", ok, f.dir / "x"}, "not a folder"},
+      {2, {"export", ok, ok, "--overwrite"}, "is the model"},
+      {66, {"train", none}, none},
+      {66, {"train", f.config, "data.train=" + none}, none},
+      {66, {"train", f.config, "--resume=" + none}, none},
+      {66, {"train", f.config, "--resume=true"}, "no intact checkpoint"},
+      {66, {"eval", none, f.text}, none},
+      {66, {"eval", ok, none}, none},
+      {66, {"eval", f.bare, f.text}, "--tokenizer"},
+      {66, {"score", none, "--text", "a"}, none},
+      {66, {"score", ok, "--input", none}, none},
+      {66, {"generate", none}, none},
+      {66, {"generate", ok, "--tokenizer", none}, none},
+      {66, {"generate", f.bare}, "--tokenizer"},
+      {66, {"export", none, f.dir / "x"}, none},
+      {66, {"import", none, f.dir / "x"}, none},
+      {66, {"info", none}, none},
+      {66, {"tokenizer", "info", none}, none},
+      {66, {"tokenizer", "train", none, "-o", f.dir / "x"}, none},
+      {66, {"prepare", none, "-t", tok, "-o", f.dir / "x"}, none},
+      {66, {"prepare", f.text, "-t", none, "-o", f.dir / "x"}, none},
+      {65, {"eval", f.damaged, f.text}, f.damaged},
+      {65, {"eval", ok, f.damaged}, f.damaged},
+      {65, {"eval", ok, f.dir / "latin1.txt"}, "latin1.txt"},
+      {65, {"score", f.damaged, "--text", "a"}, f.damaged},
+      {65, {"score", ok, "--input", f.text}, "text.txt:1"},
+      {65, {"score", ok, "--input", f.dir / "bad.jsonl"}, "bad.jsonl:1"},
+      {65, {"generate", f.damaged}, f.damaged},
+      {65, {"export", f.damaged, f.dir / "x"}, f.damaged},
+      {65, {"info", f.damaged}, f.damaged},
+      {65, {"info", f.dir / "bad.h5"}, "bad.h5"},
+      {65, {"info", f.text}, "text.txt"},
+      {65, {"tokenizer", "info", f.text}, "text.txt"},
+      {65, {"prepare", f.dir / "bad.jsonl", "-t", tok, "-o", f.dir / "x"}, "bad.jsonl"},
+      {65, {"prepare", f.text, "-t", f.text, "-o", f.dir / "x"}, "text.txt"},
+      {65, {"train", f.config, "data.train=" + ok}, ok},
+      {65, {"train", f.config, "data.tokenizer=" + f.text}, "text.txt"},
+      {65, {"train", f.config, "--resume=" + f.damaged}, f.damaged},
+      {65, {"train", f.config, "--resume=" + ok}, "without optimizer state"},
+      {73, {"export", ok, unwritable}, unwritable},
+      {73, {"export", ok, f.text}, "--overwrite"},
+      {73, {"export", ok, folder, "--format", "hf"}, folder},
+      {73, {"export", ok, f.dir / "text.txt/hf", "--format", "hf"}, "text.txt"},
+      {73, {"tokenizer", "train", f.text, "-o", unwritable, "--vocab-size", "300"}, unwritable},
+      {73, {"prepare", f.text, "-t", tok, "-o", f.dir / "text.txt/x"}, "text.txt"},
+      {73, {"train", f.config, "train.run_dir=" + (f.dir / "text.txt/x")}, "text.txt"},
+      {78, {"train", f.dir / "bad.yaml"}, "hidden"},
+      {78, {"train", f.config, "optim.lr=fast"}, "optim.lr"},
+      {78, {"train", f.config, "train.micro_batch_size=3"}, "micro_batch_size"},
+      {78, {"train", f.config, "data.train=[]"}, "data.train"},
+  };
+  for (const Case& c : cases) {
+    std::string line;
+    for (const std::string& a : c.arguments) line += a + " ";
+    SCOPED_TRACE(line);
+    Program p(c.arguments);
+    EXPECT_EQ(p.wait(), c.status) << p.err();
+    EXPECT_EQ(p.out(), "");
+    EXPECT_TRUE(contains(p.err(), c.part)) << p.err();
+    if (c.status == 2 && !contains(p.err(), "mmfree:")) continue;  // the parser's own words may take more lines
+    const std::string err = p.err();
+    EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
+    EXPECT_EQ(err.rfind("mmfree: ", 0), 0u) << err;
+  }
+  EXPECT_TRUE(!fs::exists(f.dir / "x") || fs::is_empty(f.dir / "x"));
+  EXPECT_FALSE(fs::exists(f.dir / "run"));
+}
+
+TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
+  const Files& f = Files::get();
+  const std::string before = slurp(f.checkpoint);
+  const TempDir dir;
+  EXPECT_TRUE(contains(output({"export", f.checkpoint, dir / "m.mmfree"}), "equal the checkpoint's to the bit"));
+  output({"export", f.checkpoint, dir / "hf", "--format", "hf"});
+  output({"import", dir / "hf", dir / "back.h5"});
+  output({"export", dir / "back.h5", dir / "hf2", "--format", "hf", "--max-shard-mb", "1"});
+  output({"export", dir / "hf", dir / "from_hf.mmfree"});
+  EXPECT_EQ(slurp(dir / "hf/model.safetensors"), slurp(dir / "hf2/model.safetensors"));
+  EXPECT_EQ(slurp(dir / "hf/tokenizer.model"), slurp(dir / "hf2/tokenizer.model"));
+  for (const auto& [name, bytes] : learned(f.checkpoint)) EXPECT_EQ(learned(dir / "back.h5").at(name), bytes) << name;
+  const SafetensorsReader a(dir / "m.mmfree"), b(dir / "from_hf.mmfree");
+  ASSERT_EQ(a.names(), b.names());
+  for (const std::string& name : a.names()) EXPECT_EQ(a.bytes(name), b.bytes(name)) << name;
+
+  // All forms score the same, exactly.
+  std::vector<json> results;
+  for (const std::string& model :
+       {f.checkpoint, dir / "m.mmfree", dir / "hf", dir / "back.h5", dir / "from_hf.mmfree"}) {
+    json j = json::parse(output({"eval", model, f.text, "--json", "--seq-len", "33"}));
+    EXPECT_EQ(j["model"], model);
+    j.erase("model");
+    results.push_back(j);
+    EXPECT_EQ(j, results.front());
+    EXPECT_EQ(output({"generate", model, "-p", "ka", "-n", "30", "--seed", "5"}),
+              output({"generate", f.checkpoint, "-p", "ka", "-n", "30", "--seed", "5"}));
+  }
+  EXPECT_EQ(results[0]["seq_len"], 33);
+  EXPECT_DOUBLE_EQ(results[0]["ppl"], std::exp(results[0]["loss"].get<double>()));
+  EXPECT_EQ(slurp(f.checkpoint), before);
+
+  Program refused({"export", dir / "m.mmfree", dir / "hf3", "--format", "hf"});
+  EXPECT_EQ(refused.wait(), 2);
+  EXPECT_TRUE(contains(refused.err(), "holds no latent weights"));
+  output({"export", f.checkpoint, dir / "m.mmfree", "--embedding", "int8", "--overwrite"});
+  output({"generate", dir / "m.mmfree", "-n", "3"});
+}
+
+TEST(Commands, EvalCountsTheTextsBytes) {
+  const Files& f = Files::get();
+  const std::string text = output({"eval", f.checkpoint, f.text});
+  EXPECT_TRUE(contains(text, concat("over ", slurp(f.text).size(), " bytes of text"))) << text;
+  EXPECT_TRUE(contains(text, "windows of 17")) << text;
+  EXPECT_GT(json::parse(output({"eval", f.checkpoint, TinyCorpus::get().valid(), "--json"}))["tokens"], 100);
+  EXPECT_EQ(json::parse(output({"eval", f.checkpoint, TinyCorpus::get().valid(), "--json", "--limit", "40"}))["tokens"],
+            34);
+}
+
+TEST(Commands, ScorePrintsOneJsonObjectPerText) {
+  const Files& f = Files::get();
+  const Model m = load_model(f.checkpoint);
+  const std::string lines =
+      "\"ka lo é\"\n\n{\"text\": \"ka lo é\"}\n[1, 17, 4]\n{\"tokens\": [1, 17, 4]}\n{\"text\": \"\"}\n";
+  std::istringstream out(output({"score", f.checkpoint, "--text", "ka lo é", "--input", "-"}, lines));
+  std::vector<json> rows;
+  for (std::string line; std::getline(out, line);) rows.push_back(json::parse(line));
+  ASSERT_EQ(rows.size(), 6u);
+  EXPECT_EQ(rows[0], rows[1]);
+  EXPECT_EQ(rows[0], rows[2]);
+  EXPECT_EQ(rows[3], rows[4]);
+  EXPECT_EQ(rows[5]["scored"], 0);
+  std::vector<int32_t> ids = m.tokenizer->encode("ka lo é");
+  ids.insert(ids.begin(), m.tokenizer->bos_id());
+  for (const auto& [row, tokens] : {std::pair{rows[0], ids}, {rows[3], {1, 17, 4}}}) {
+    EXPECT_EQ(row["tokens"], tokens);
+    const TokenScores s = score(*m.lm, tokens);
+    ASSERT_EQ(row["logprobs"].size(), tokens.size());
+    EXPECT_TRUE(row["logprobs"][0].is_null());
+    EXPECT_TRUE(row["greedy"][0].is_null());
+    double sum = 0;
+    for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+      EXPECT_EQ(row["logprobs"][i + 1], s.logprobs[i]);
+      EXPECT_EQ(row["greedy"][i + 1], bool(s.greedy[i]));
+      EXPECT_EQ(row["pieces"][i + 1], m.tokenizer->piece(tokens[i + 1]));
+      sum += s.logprobs[i];
+    }
+    EXPECT_EQ(row["sum_logprob"], sum);
+    EXPECT_EQ(row["scored"], tokens.size() - 1);
+  }
+  EXPECT_EQ(json::parse(output({"score", f.checkpoint, "--no-bos", "--text", "ka lo é"}))["tokens"].size(),
+            ids.size() - 1);
+  for (const std::string bad : {"[]", "[1, 2.5]", "[-1]", "[1, 323]", "[99999999999999999999]", "null", "7",
+                                "{\"other\": 1}", "[1, \"a\"]", "{", "\"\xff\""}) {
+    Program p({"score", f.checkpoint, "--input", "-"}, bad + "\n");
+    EXPECT_EQ(p.wait(), 65) << bad << p.err();
+    EXPECT_TRUE(contains(p.err(), "-:1")) << p.err();
+  }
+}
+
+TEST(Commands, GenerateContinuesThePrompt) {
+  const Files& f = Files::get();
+  const Model m = load_model(f.checkpoint);
+  GenerateOptions o;
+  o.max_tokens = 20, o.temperature = 1.1, o.top_k = 50, o.top_p = 0.9, o.seed = 3;
+  std::vector<int32_t> prompt = m.tokenizer->encode("ka é"), all = prompt;
+  prompt.insert(prompt.begin(), m.tokenizer->bos_id());
+  for (int32_t id : generate(*m.lm, prompt, o))
+    if (id < m.tokenizer->vocab_size()) all.push_back(id);
+  const std::vector<std::string> arguments = {"generate", f.checkpoint, "-p",           "ka é",    "-n",
+                                              "20",       "--temp",     "1.1",          "--top-k", "50",
+                                              "--top-p",  "0.9",        "--ignore-eos", "--seed"};
+  const auto with_seed = [&](const std::string& seed) {
+    std::vector<std::string> a = arguments;
+    a.push_back(seed);
+    return output(a);
+  };
+  EXPECT_EQ(with_seed("3"), m.tokenizer->decode(all) + "\n");
+  EXPECT_EQ(with_seed("3"), with_seed("3"));
+  EXPECT_NE(with_seed("3"), with_seed("4"));
+  Program stats({"generate", f.checkpoint, "-n", "2", "--stats"});
+  EXPECT_EQ(stats.wait(), 0);
+  EXPECT_TRUE(contains(stats.err(), "tokens/s"));
+}
+
+TEST(Commands, InfoNamesEveryKindOfFile) {
+  const Files& f = Files::get();
+  const TempDir dir;
+  output({"export", f.checkpoint, dir / "m.mmfree"});
+  output({"export", f.checkpoint, dir / "hf", "--format", "hf"});
+  const std::string parameters = concat("parameters  ", load_model(f.checkpoint).config.parameter_count());
+  for (const auto& [path, kind] :
+       std::vector<std::pair<std::string, std::string>>{{f.checkpoint, "checkpoint, hash verified"},
+                                                        {dir / "m.mmfree", "ternary export"},
+                                                        {dir / "hf", "Hugging Face folder"}}) {
+    const std::string text = output({"info", path});
+    EXPECT_TRUE(contains(text, kind)) << text;
+    EXPECT_TRUE(contains(text, parameters)) << text;
+    EXPECT_TRUE(contains(text, "tokenizer   320 pieces")) << text;
+  }
+  const std::string shard = fs::path(TinyCorpus::get().train()).parent_path() / "train-00000.h5";
+  EXPECT_TRUE(contains(output({"info", shard}), "token shard (train)"));
+  EXPECT_TRUE(contains(output({"info", TinyCorpus::get().tokenizer_path()}), "320 pieces"));
+}
+
+TEST(Commands, FromTextToAModelThatGenerates) {
+  const TempDir dir;
+  spit(dir / "book.txt", tiny_text(3000, 1));
+  output({"tokenizer", "train", dir / "book.txt", "-o", dir / "tok.model", "--vocab-size", "300"});
+  EXPECT_TRUE(contains(output({"tokenizer", "info", dir / "tok.model", "--text", "ka é"}), "the same text"));
+  output({"prepare", dir / "book.txt", "-t", dir / "tok.model", "-o", dir / "shards", "--valid-fraction", "0.1"});
+  spit(dir / "c.yaml",
+       "model: {vocab_size: 300, hidden_size: 32, num_hidden_layers: 1, intermediate_size: 40}\n"
+       "train: {steps: 30, batch_size: 4, threads: 1, run_dir: " +
+           (dir / "run") +
+           "}\n"
+           "data: {seq_len: 32, train: " +
+           (dir / "shards/train-*.h5") + ", valid: " + (dir / "shards/valid-*.h5") +
+           ", tokenizer: " + (dir / "tok.model") + "}\n");
+  const std::string said = output({"train", dir / "c.yaml", "--quiet", "optim.lr=0.01"});
+  EXPECT_TRUE(contains(said, "finished at step 30 of 30")) << said;
+  EXPECT_EQ(slurp(dir / "c.yaml"), slurp(dir / "run/config.yaml"));
+  EXPECT_TRUE(contains(slurp(dir / "run/config.resolved.yaml"), "lr: 0.01"));
+  const std::string eval = output({"eval", dir / "run", dir / "shards/valid-*.h5"});
+  const auto last = timeless_metrics(dir / "run").back();
+  char loss[40];
+  std::snprintf(loss, sizeof loss, "%.6f nats", last["val/loss"].get<double>());
+  EXPECT_TRUE(contains(eval, loss)) << eval << last;
+  output({"export", dir / "run", dir / "m.mmfree"});
+  EXPECT_EQ(output({"generate", dir / "m.mmfree", "--prompt", "ka"}),
+            output({"generate", dir / "run", "--prompt", "ka"}));
+  EXPECT_TRUE(contains(output({"info", dir / "run"}), "step 30 of 30"));
+  Program again({"train", dir / "c.yaml"});
+  EXPECT_EQ(again.wait(), 78);
+  EXPECT_TRUE(contains(again.err(), "already holds checkpoints")) << again.err();
+}
+
+}  // namespace
+}  // namespace mmfree

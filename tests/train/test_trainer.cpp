@@ -1,0 +1,404 @@
+// Whole training runs: what they learn and leave behind, and that stopping, resuming and faults change nothing else.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <limits>
+#include <thread>
+
+#include "tests/support/program.h"
+#include "tests/support/tiny_run.h"
+#include "train/trainer.h"
+
+namespace mmfree {
+namespace {
+namespace fs = std::filesystem;
+
+RunResult train(const RunConfig& config, bool force = false) { return Trainer(config, true, force).run(); }
+
+std::string text_of(const std::function<void()>& action) {
+  testing::internal::CaptureStderr();
+  try {
+    action();
+  } catch (...) {
+    testing::internal::GetCapturedStderr();
+    throw;
+  }
+  return testing::internal::GetCapturedStderr();
+}
+
+/// The message of the error that `action` throws, which must be of type E.
+template <class E>
+std::string error_of(const std::function<void()>& action) {
+  try {
+    text_of(action);
+  } catch (const E& e) {
+    return e.what();
+  } catch (const std::exception& e) {
+    ADD_FAILURE() << "another error: " << e.what();
+    return {};
+  }
+  ADD_FAILURE() << "no error";
+  return {};
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// Flips one bit in the middle of a file.
+void damage(const std::string& path) {
+  std::string bytes = slurp(path);
+  bytes[bytes.size() / 2] ^= 4;
+  spit(path, bytes);
+}
+
+TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 60;
+  c.train.log_every = 20;
+  c.train.eval_every = 30;
+  c.train.save_every = 25;
+  c.train.keep_last = 2;
+  const RunResult r = train(c);
+  EXPECT_TRUE(r.finished);
+  EXPECT_EQ(r.step, 60);
+  EXPECT_NEAR(r.first_loss, std::log(323.0), 0.3);
+  EXPECT_LT(r.last_loss, r.first_loss - 1);
+  ASSERT_TRUE(r.valid);
+  EXPECT_LT(r.valid->loss(), r.first_loss - 1);
+
+  for (const char* name : {"config.resolved.yaml", "run.json", "tokenizer.model", "metrics.jsonl"})
+    EXPECT_TRUE(fs::exists(dir / "run/" + name)) << name;
+  EXPECT_EQ(slurp(dir / "run/tokenizer.model"), slurp(TinyCorpus::get().tokenizer_path()));
+  EXPECT_TRUE(compare(load_config(dir / "run/config.resolved.yaml"), c).empty());
+  EXPECT_EQ(nlohmann::json::parse(slurp(dir / "run/run.json"))["parameters"], c.model.parameter_count());
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{50, 60}));
+
+  std::vector<std::pair<int64_t, bool>> rows;
+  for (const auto& row : timeless_metrics(dir / "run")) {
+    const bool training = row.contains("train/loss");
+    rows.emplace_back(row["step"], training);
+    const std::vector<std::string> keys =
+        training ? std::vector<std::string>{"train/loss", "train/grad_norm", "train/learning_rate", "train/epoch"}
+                 : std::vector<std::string>{"val/loss", "val/ppl", "val/bpb"};
+    for (const std::string& key : keys) EXPECT_TRUE(row[key].is_number()) << key;
+    EXPECT_EQ(row["train/tokens"], row["step"].get<int64_t>() * 4 * 17);
+    if (training) continue;
+    EXPECT_DOUBLE_EQ(row["val/ppl"], std::exp(row["val/loss"].get<double>()));
+  }
+  EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{
+                      {0, false}, {1, true}, {20, true}, {30, false}, {40, true}, {60, true}, {60, false}}));
+}
+
+/// A corpus of `windows` whole windows of random tokens.
+std::string random_shard(const TempDir& dir, int64_t windows, int64_t seq_len) {
+  const std::string path = dir / "train-00000.h5";
+  ShardWriter shard(path, shard_info(TinyCorpus::get().tokenizer(), "train"), "test");
+  const Tensor ids = random_ids(windows * seq_len + 1, 320, 77);
+  shard.add(std::vector<int32_t>(ids.data<int32_t>(), ids.data<int32_t>() + ids.size()));
+  shard.commit();
+  return path;
+}
+
+TEST(Trainer, OverfitsOneBatch) {
+  for (bool shuffle : {true, false}) {
+    const TempDir dir;
+    RunConfig c = tiny_run(dir / "run");
+    c.data.train = {random_shard(dir, 4, 17)};
+    c.data.valid.clear();
+    c.data.shuffle = shuffle;
+    c.train.steps = 250;
+    c.train.log_every = 250;
+    c.optim.lr = 2e-2;
+    const RunResult r = train(c);
+    EXPECT_NEAR(r.first_loss, std::log(323.0), 0.3);
+    EXPECT_LT(r.last_loss, 0.05) << shuffle;
+    EXPECT_GT(r.last_loss, 0) << shuffle;
+  }
+}
+
+TEST(Trainer, WithoutShufflingTheDataRepeatsInOrder) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.data.train = {random_shard(dir, 6, 17)};
+  c.data.valid.clear();
+  c.data.shuffle = false;
+  c.optim.lr = 0;
+  train(c);
+  std::vector<double> losses;
+  for (const auto& row : timeless_metrics(dir / "run")) losses.push_back(row["train/loss"]);
+  ASSERT_EQ(losses.size(), 12u);
+  for (size_t i = 3; i < losses.size(); ++i) EXPECT_EQ(losses[i], losses[i - 3]) << i;
+  EXPECT_NE(losses[0], losses[1]);
+}
+
+TEST(Trainer, MicroBatchesAndThreadsChangeNothingThatMatters) {
+  std::vector<std::vector<nlohmann::json>> rows;
+  std::map<std::string, std::string> first;
+  for (const auto& [micro, threads] : {std::pair{0, 1}, {0, 3}, {2, 2}, {1, 1}}) {
+    const TempDir dir;
+    const Threads scope(1);
+    RunConfig c = tiny_run(dir / "run");
+    c.train.micro_batch_size = micro;
+    c.train.threads = threads;
+    train(c);
+    rows.push_back(timeless_metrics(dir / "run"));
+    const auto bits = learned(checkpoint_path(dir / "run", 12));
+    if (first.empty()) first = bits;
+    EXPECT_TRUE(micro || first == bits) << threads;
+  }
+  EXPECT_EQ(rows[0], rows[1]);
+  for (size_t i : {2, 3}) {
+    ASSERT_EQ(rows[i].size(), rows[0].size());
+    EXPECT_NEAR(rows[i][0]["train/loss"].get<double>(), rows[0][0]["train/loss"].get<double>(), 1e-5);
+    for (size_t k = 0; k < 12; ++k) {
+      EXPECT_EQ(rows[i][k]["train/tokens"], rows[0][k]["train/tokens"]);
+      EXPECT_NEAR(rows[i][k]["train/loss"].get<double>(), rows[0][k]["train/loss"].get<double>(), 0.02);
+    }
+  }
+}
+
+TEST(Trainer, AResumedRunEqualsOneNeverCut) {
+  const TempDir dir;
+  RunConfig whole = tiny_run(dir / "whole");
+  whole.train.eval_every = 5;
+  train(whole);
+  RunConfig cut = whole;
+  cut.train.run_dir = dir / "cut";
+  for (int64_t stop : {1, 5, 7}) {
+    RunConfig part = cut;
+    part.train.resume = "auto";
+    part.train.threads = stop % 3 + 1;
+    part.train.max_time = 1e-9;
+    // Each call does one step: max_time is over at once.
+    const Threads scope(1);
+    RunResult r;
+    text_of([&] {
+      while ((r = train(part)).step < stop) EXPECT_FALSE(r.finished);
+    });
+    EXPECT_EQ(r.step, stop);
+    EXPECT_EQ(r.reason, "train.max_time reached");
+  }
+  cut.train.resume = "true";
+  const std::string said = text_of([&] { EXPECT_TRUE(train(cut).finished); });
+  EXPECT_TRUE(contains(said, "resuming from")) << said;
+  EXPECT_EQ(learned(checkpoint_path(dir / "whole", 12)), learned(checkpoint_path(dir / "cut", 12)));
+  EXPECT_EQ(timeless_metrics(dir / "whole"), timeless_metrics(dir / "cut"));
+  const Checkpoint a(checkpoint_path(dir / "whole", 12)), b(checkpoint_path(dir / "cut", 12));
+  EXPECT_EQ(a.state().updates, b.state().updates);
+  EXPECT_EQ(a.state().tokens, b.state().tokens);
+}
+
+TEST(Trainer, ResumingAFinishedRunChangesNothing) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  train(c);
+  const auto rows = timeless_metrics(dir / "run");
+  const std::string bytes = slurp(checkpoint_path(dir / "run", 12));
+  c.train.resume = "auto";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(slurp(checkpoint_path(dir / "run", 12)), bytes);
+  EXPECT_EQ(timeless_metrics(dir / "run"), rows);
+}
+
+TEST(Trainer, StopAndSaveFilesAreObeyedOnce) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  fs::create_directories(dir / "run");
+  spit(dir / "run/stop", "");
+  spit(dir / "run/save", "");
+  const RunResult r = train(c);
+  EXPECT_FALSE(r.finished);
+  EXPECT_EQ(r.step, 1);
+  EXPECT_TRUE(contains(r.reason, "stop"));
+  EXPECT_FALSE(fs::exists(dir / "run/stop"));
+  EXPECT_FALSE(fs::exists(dir / "run/save"));
+  spit(dir / "run/save", "");
+  c.train.resume = "true";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{1, 2, 12}));
+}
+
+TEST(Trainer, RefusesToOverwriteARunOrToContinueNone) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = "true";
+  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
+  EXPECT_FALSE(fs::exists(dir / "run"));
+  c.train.resume = "false";
+  train(c);
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "already holds checkpoints"));
+}
+
+TEST(Trainer, ADangerousChangeNeedsForce) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 6;
+  train(c);
+  c.train.resume = "auto";
+  c.train.steps = 7;
+  c.optim.lr *= 0.5;
+  text_of([&] { train(c); });  // harmless: another length and learning rate
+  c.train.steps = 8;
+  for (const auto& [change, key] : std::vector<std::pair<std::function<void(RunConfig&)>, std::string>>{
+           {[](RunConfig& x) { x.model.gate_order = GateOrder::fixed; }, "model.gate_order"},
+           {[](RunConfig& x) { x.model.hidden_size = 40; }, "model.hidden_size"},
+           {[](RunConfig& x) { x.data.seq_len = 16; }, "data.seq_len"},
+           {[](RunConfig& x) { x.data.shuffle = false; }, "data.shuffle"},
+           {[](RunConfig& x) { x.train.batch_size = 8; }, "train.batch_size"},
+           {[](RunConfig& x) { x.train.seed = 2; }, "train.seed"},
+           {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "data.train"}}) {
+    RunConfig changed = c;
+    change(changed);
+    EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(changed); }), key)) << key;
+    if (key == "model.hidden_size") continue;
+    const TempDir copy;
+    fs::copy(dir / "run", copy / "run", fs::copy_options::recursive);
+    changed.train.run_dir = copy / "run";
+    text_of([&] { EXPECT_EQ(train(changed, true).step, 8) << key; });
+  }
+}
+
+TEST(Trainer, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  c.train.keep_last = 2;
+  train(c);
+  const auto good = learned(checkpoint_path(dir / "run", 12));
+  ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
+  damage(checkpoint_path(dir / "run", 12));
+  c.train.resume = "auto";
+  c.train.keep_last = 1;
+  RunConfig part = c;
+  part.train.max_time = 1e-9;
+  const std::string said = text_of([&] { EXPECT_EQ(train(part).step, 9); });
+  EXPECT_TRUE(contains(said, "warning: passing over a damaged checkpoint")) << said;
+  EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 9))) << "the only intact checkpoint is gone";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), good);
+
+  damage(checkpoint_path(dir / "run", 12));
+  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
+}
+
+TEST(Trainer, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  train(c);
+  c.train.resume = checkpoint_path(dir / "run", 4);
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "later checkpoints"));
+  c.train.run_dir = dir / "other";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
+}
+
+TEST(Trainer, NonFiniteParametersSkipUpdatesUntilTheRunGivesUp) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 3;
+  train(c);
+  ParamStore params(parameter_specs(c.model), DType::f32);
+  AdamW optimizer(params, c.optim);
+  LoopState state;
+  {
+    const Checkpoint file(checkpoint_path(dir / "run", 3));
+    file.load(params, &optimizer);
+    state = file.state();
+  }
+  Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
+  weight.mut<float>()[5] = std::numeric_limits<float>::quiet_NaN();
+  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, &optimizer, state, "");
+  const auto before = learned(checkpoint_path(dir / "run", 3));
+  c.train.steps = 30;
+  c.train.resume = "auto";
+  c.train.skip_limit = 4;
+  c.train.save_every = 1;
+  const std::string message = error_of<DivergedError>([&] { train(c); });
+  EXPECT_TRUE(contains(message, "step 7: 4 steps in a row")) << message;
+  EXPECT_TRUE(contains(message, checkpoint_path(dir / "run", 6))) << message;
+  // The last checkpoint before giving up: steps counted, nothing learned.
+  const Checkpoint last(checkpoint_path(dir / "run", 6));
+  EXPECT_EQ(last.state().step, 6);
+  EXPECT_EQ(last.state().updates, 3);
+  EXPECT_EQ(last.state().skipped_in_row, 3);
+  auto after = learned(checkpoint_path(dir / "run", 6));
+  after.erase("tokenizer");
+  EXPECT_EQ(after, before);
+}
+
+TEST(Trainer, RefusesDataThatDoNotFit) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.model.vocab_size = 319;
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "vocab_size"));
+  c = tiny_run(dir / "run");
+  c.data.train = {dir / "nothing-*.h5"};
+  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "nothing-*.h5"));
+  c = tiny_run(dir / "run");
+  c.data.seq_len = 1 << 19;
+  EXPECT_TRUE(contains(error_of<DataError>([&] { train(c); }), "fewer than one window"));
+  c = tiny_run(TinyCorpus::get().tokenizer_path() + "/run");
+  EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "cannot create the run folder"));
+}
+
+/// Runs the real program for `steps` steps and a few more, then sends it a signal.
+int interrupted(const std::vector<std::string>& arguments, const std::string& run_dir, int64_t steps, int signal) {
+  if (const auto saved = checkpoint_steps(run_dir); !saved.empty()) steps += saved.back();
+  Program program(arguments);
+  while (program.running() && int64_t(timeless_metrics(run_dir).size()) < steps)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  program.signal(signal);
+  const int status = program.wait();
+  EXPECT_TRUE(contains(program.err(), "stopped early") || status != 75) << program.err();
+  return status;
+}
+
+TEST(TrainProgram, CutBySigtermAndResumedEqualsARunNeverCut) {
+  const TempDir dir;
+  RunConfig c = tiny_run("");
+  c.train.steps = 200;
+  c.train.save_every = 60;
+  c.train.run_dir = dir / "whole";
+  spit(dir / "run.yaml", to_yaml(c));
+  Program whole({"train", dir / "run.yaml", "--quiet"});
+  const std::string cut = dir / "cut", to = "train.run_dir=" + cut;
+  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--quiet", "train.threads=1"}, cut, 5, SIGTERM), 75);
+  const auto steps = checkpoint_steps(cut);
+  ASSERT_EQ(steps.size(), 1u);
+  EXPECT_GE(steps[0], 5);
+  EXPECT_EQ(Checkpoint(checkpoint_path(cut, steps[0])).state().step, steps[0]);
+  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet", "train.threads=3"}, cut, 15, SIGUSR1),
+            75);
+  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume=true", "--quiet"}, cut, 15, SIGINT), 75);
+  // A kill that nobody can catch loses the steps since the last checkpoint and nothing else.
+  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet"}, cut, 60, SIGKILL), 1000 + SIGKILL);
+  Program rest({"train", dir / "run.yaml", to, "--resume", "--quiet"});
+  EXPECT_EQ(rest.wait(), 0) << rest.err();
+  EXPECT_EQ(whole.wait(), 0) << whole.err();
+  EXPECT_EQ(learned(checkpoint_path(cut, 200)), learned(checkpoint_path(dir / "whole", 200)));
+  EXPECT_EQ(timeless_metrics(cut), timeless_metrics(dir / "whole"));
+}
+
+TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  ParamStore params(parameter_specs(c.model), DType::f32);
+  params.initialise(1);
+  Tensor norm = params["model.norm.weight"].value();
+  norm.mut<float>()[3] = std::numeric_limits<float>::infinity();
+  AdamW optimizer(params, c.optim);
+  LoopState state;
+  state.data = TokenShards({TinyCorpus::get().train()}).fingerprint();
+  fs::create_directories(dir / "run/checkpoints");
+  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, &optimizer, state, "");
+  c.train.skip_limit = 2;
+  c.train.steps = 200;
+  spit(dir / "run.yaml", to_yaml(c));
+  Program program({"train", dir / "run.yaml", "--resume"});
+  EXPECT_EQ(program.wait(), 70) << program.err();
+  EXPECT_TRUE(contains(program.err(), "the update was skipped (1 in a row)")) << program.err();
+}
+
+}  // namespace
+}  // namespace mmfree
