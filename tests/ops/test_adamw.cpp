@@ -1,7 +1,6 @@
-#include "core/ops/adamw.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/adamw.h"
 #include "tests/support/composed.h"
 
 using namespace mmfree;

@@ -1,7 +1,6 @@
-#include "core/ops/embedding.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/embedding.h"
 #include "tests/support/tensors.h"
 
 using namespace mmfree;
@@ -49,8 +48,7 @@ TEST(Embedding, BackwardSumsRepeatedIdsInOrder) {
 TEST(Embedding, BackwardHonoursBeta) {
   for (DType t : {DType::f64, DType::f32}) {
     const Tensor ids = random_ids(50, 9, 3), dy = random_tensor({50, 31}, t, 4);
-    expect_beta_semantics({11, 31}, t,
-                          [&](Tensor& dtable, double beta) { embedding_backward(ids, dy, dtable, beta); });
+    expect_beta_semantics({11, 31}, t, [&](Tensor& dtable, double beta) { embedding_backward(ids, dy, dtable, beta); });
   }
 }
 
@@ -72,8 +70,9 @@ TEST(Embedding, CarriesNaN) {
 
 TEST(Embedding, NamesTheFirstIdOutsideTheVocabulary) {
   const Tensor table = random_tensor({7, 3}, DType::f32, 1);
-  expect_error<DataError>({"embedding", "token id 7 ", "position 2", "0..6"},
-                          [&] { forward(table, ids_of({0, 6, 7, -1})); });
+  expect_error<DataError>({"embedding", "token id 7 ", "position 2", "0..6"}, [&] {
+    forward(table, ids_of({0, 6, 7, -1}));
+  });
   expect_error<DataError>({"embedding", "token id -1", "position 0"}, [&] { forward(table, ids_of({-1})); });
 }
 

@@ -1,7 +1,6 @@
-#include "core/ops/gate_norm.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/gate_norm.h"
 #include "tests/support/composed.h"
 
 using namespace mmfree;
@@ -135,10 +134,8 @@ TEST(GateNorm, RejectsWrongArguments) {
   expect_error<DTypeError>({"gate_norm", "b", "f64"}, [&] { forward(p.a, other, p.weight); });
   expect_error<ShapeError>({"gate_norm", "weight"}, [&] { forward(p.a, p.b, Tensor({32}, DType::f32)); });
   expect_error<ShapeError>({"gate_norm", "y"}, [&] { gate_norm(p.a, p.b, p.weight, kEps, wrong, o.r); });
-  expect_error<ShapeError>({"gate_norm_backward", "da"}, [&] {
-    gate_norm_backward(p.a, p.b, p.weight, o.r, p.dy, wrong, 0, none, 0, none, 0);
-  });
-  expect_error<ShapeError>({"gate_norm_backward", "dy"}, [&] {
-    gate_norm_backward(p.a, p.b, p.weight, o.r, narrow, none, 0, none, 0, none, 0);
-  });
+  expect_error<ShapeError>({"gate_norm_backward", "da"},
+                           [&] { gate_norm_backward(p.a, p.b, p.weight, o.r, p.dy, wrong, 0, none, 0, none, 0); });
+  expect_error<ShapeError>({"gate_norm_backward", "dy"},
+                           [&] { gate_norm_backward(p.a, p.b, p.weight, o.r, narrow, none, 0, none, 0, none, 0); });
 }

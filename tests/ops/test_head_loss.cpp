@@ -1,7 +1,6 @@
-#include "core/ops/head_loss.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/head_loss.h"
 #include "tests/support/composed.h"
 
 using namespace mmfree;

@@ -1,7 +1,6 @@
-#include "core/ops/lower_bounds.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/lower_bounds.h"
 #include "tests/support/composed.h"
 
 using namespace mmfree;
@@ -54,9 +53,8 @@ TEST(LowerBounds, GradientsInSinglePrecisionFollowThoseInDouble) {
 TEST(LowerBounds, BackwardHonoursBeta) {
   for (DType t : {DType::f64, DType::f32}) {
     const Tensor lambda = random_tensor({5, 33}, t, 1), dgamma = random_tensor({5, 33}, t, 2);
-    expect_beta_semantics(lambda.shape(), t, [&](Tensor& dlambda, double beta) {
-      lower_bounds_backward(lambda, dgamma, dlambda, beta);
-    });
+    expect_beta_semantics(lambda.shape(), t,
+                          [&](Tensor& dlambda, double beta) { lower_bounds_backward(lambda, dgamma, dlambda, beta); });
   }
 }
 

@@ -1,7 +1,6 @@
-#include "core/ops/mlgru_scan.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/mlgru_scan.h"
 #include "tests/support/composed.h"
 
 using namespace mmfree;
@@ -13,7 +12,10 @@ struct Problem {
 };
 
 Problem make_problem(int64_t b, int64_t t, int64_t d, DType type, bool gamma, bool h0) {
-  Problem p{random_tensor({b, t, d}, type, 1, 2), random_tensor({b, t, d}, type, 2, 2), {}, {},
+  Problem p{random_tensor({b, t, d}, type, 1, 2),
+            random_tensor({b, t, d}, type, 2, 2),
+            {},
+            {},
             random_tensor({b, t, d}, type, 5)};
   if (gamma) {
     p.gamma = Tensor({d}, type);
@@ -109,8 +111,8 @@ TEST(MlgruScan, SequencesOfABatchDoNotMix) {
   const Problem p = make_problem(4, 6, 127, DType::f32, true, true);
   const Tensor whole = forward(p.z, p.a, p.gamma, p.h0);
   for (int64_t b = 0; b < 4; ++b)
-    EXPECT_TRUE(same_bits(whole.slice(b, b + 1), forward(p.z.slice(b, b + 1), p.a.slice(b, b + 1).clone(), p.gamma,
-                                                         p.h0.slice(b, b + 1))));
+    EXPECT_TRUE(same_bits(whole.slice(b, b + 1),
+                          forward(p.z.slice(b, b + 1), p.a.slice(b, b + 1).clone(), p.gamma, p.h0.slice(b, b + 1))));
 }
 
 TEST(MlgruScan, NaNStaysInTheState) {
@@ -132,7 +134,6 @@ TEST(MlgruScan, RejectsWrongArguments) {
   expect_error<ShapeError>({"mlgru_scan", "gamma"}, [&] { forward(p.z, p.a, p.h0, {}); });
   expect_error<ShapeError>({"mlgru_scan", "h0"}, [&] { forward(p.z, p.a, {}, p.gamma); });
   expect_error<DTypeError>({"mlgru_scan", "a", "f64"}, [&] { forward(p.z, as_f64(p.a), {}, {}); });
-  expect_error<ShapeError>({"mlgru_scan_backward", "da"}, [&] {
-    mlgru_scan_backward(p.z, p.a, p.gamma, p.h0, h, p.dh, dz, da, none, 0);
-  });
+  expect_error<ShapeError>({"mlgru_scan_backward", "da"},
+                           [&] { mlgru_scan_backward(p.z, p.a, p.gamma, p.h0, h, p.dh, dz, da, none, 0); });
 }

@@ -1,10 +1,9 @@
-#include "core/quantize.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <random>
 
+#include "core/quantize.h"
 #include "tests/support/tensors.h"
 
 using namespace mmfree;
@@ -60,7 +59,8 @@ TYPED_TEST(Quantize, ActivationCodesSpanTheFullRangeAndNeverWrap) {
 
 TYPED_TEST(Quantize, WeightCodesRoundHalvesToEvenAndClamp) {
   using T = TypeParam;
-  for (auto [v, code] : {std::pair<double, int>{0, 0}, {0.5, 0}, {-0.5, 0}, {0.75, 1}, {-0.75, -1}, {1.5, 1}, {-40, -1}})
+  for (auto [v, code] :
+       {std::pair<double, int>{0, 0}, {0.5, 0}, {-0.5, 0}, {0.75, 1}, {-0.75, -1}, {1.5, 1}, {-40, -1}})
     EXPECT_EQ(code, weight_code(T(v), T(1))) << v;
   EXPECT_EQ(1, weight_code(std::nextafter(T(0.5), T(1)), T(1)));
   EXPECT_EQ(-1, weight_code(std::nextafter(T(-0.5), T(-1)), T(1)));

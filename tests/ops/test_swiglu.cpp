@@ -1,7 +1,6 @@
-#include "core/ops/swiglu.h"
-
 #include <gtest/gtest.h>
 
+#include "core/ops/swiglu.h"
 #include "tests/support/composed.h"
 
 using namespace mmfree;
