@@ -52,7 +52,7 @@ GradTarget GradSlot::target() {
 void BackwardCtx::pass(size_t i, const Tensor& contribution) const {
   if (!needs(i)) return;
   GradSlot& slot = *node_.inputs[i];
-  if (!slot.written && !slot.grad.defined()) {
+  if (!slot.parameter && !slot.written && !slot.grad.defined()) {
     slot.grad = contribution.reshape(slot.shape);
     slot.written = true;
     return;

@@ -42,7 +42,7 @@ class BackwardCtx {
   GradTarget grad(size_t i) const { return node_.inputs[i]->target(); }
   /// As grad(i), or an undefined tensor if input i wants none.
   GradTarget grad_if_needed(size_t i) const { return needs(i) ? grad(i) : GradTarget{}; }
-  /// Adds `contribution` to input i's gradient; the first contribution is shared, not copied.
+  /// Adds `contribution` to input i's gradient; the first contribution is shared, not copied, except by a leaf.
   void pass(size_t i, const Tensor& contribution) const;
 
  private:

@@ -1,5 +1,7 @@
 #pragma once
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "core/ops/elementwise.h"
@@ -14,13 +16,14 @@ inline Tensor as_f64(const Tensor& t) {
   return out;
 }
 
-/// max |a − b| / max |b|: the largest error relative to the largest expected value.
+/// max |a − b| / max |b|: the largest error relative to the largest expected value; NaN if any difference is.
 inline double relative_error(const Tensor& a, const Tensor& b) {
   const Tensor x = as_f64(a), y = as_f64(b);
   double error = 0, size = 0;
   for (int64_t i = 0; i < y.size(); ++i) {
     const double e = std::abs(x.data<double>()[i] - y.data<double>()[i]);
-    error = e <= error ? error : e;  // keeps a NaN
+    if (std::isnan(e)) return e;
+    error = std::max(error, e);
     size = std::max(size, std::abs(y.data<double>()[i]));
   }
   return error / (size + 1e-300);

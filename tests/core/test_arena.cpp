@@ -1,0 +1,188 @@
+#include <gtest/gtest.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "core/arena.h"
+#include "core/error.h"
+#include "core/tensor.h"
+
+using namespace mmfree;
+
+namespace {
+
+int obtained = 0, given_back = 0;
+
+Arena::Source counting_source() {
+  obtained = given_back = 0;
+  return {Device::cpu,
+          [](size_t bytes) {
+            ++obtained;
+            return std::aligned_alloc(256, bytes);
+          },
+          [](void* p) {
+            ++given_back;
+            std::free(p);
+          }};
+}
+
+/// A step of a model: temporaries of many sizes, dying in another order.
+std::vector<void*> one_step(Arena& arena) {
+  std::mt19937 rng(1);
+  std::vector<void*> addresses, live;
+  for (int i = 0; i < 300; ++i) {
+    if (live.size() > 20 || (!live.empty() && rng() % 3 == 0)) {
+      const size_t which = rng() % live.size();
+      arena.release(live[which]);
+      live.erase(live.begin() + long(which));
+    }
+    live.push_back(arena.allocate(rng() % 5000));
+    addresses.push_back(live.back());
+  }
+  for (void* p : live) arena.release(p);
+  return addresses;
+}
+
+}  // namespace
+
+TEST(Arena, RepeatsAddressesAndAsksForNothingNew) {
+  Arena arena(counting_source(), 1 << 14);
+  const std::vector<void*> first = one_step(arena);
+  const ArenaStats after = arena.stats();
+  EXPECT_GT(after.slabs, 1u);
+  std::vector<void*> previous = one_step(arena);  // slabs that came late are there from the start now
+  for (int step = 0; step < 5; ++step) {
+    const std::vector<void*> now = one_step(arena);
+    EXPECT_EQ(previous, now);
+    previous = now;
+  }
+  EXPECT_EQ(after.slabs, arena.stats().slabs);
+  EXPECT_EQ(after.slabs, size_t(obtained));
+  EXPECT_EQ(after.reserved, arena.stats().reserved);
+  EXPECT_EQ(0u, arena.stats().live);
+}
+
+TEST(Arena, AlignsAndNeverOverlaps) {
+  Arena arena(counting_source(), 1 << 16);
+  std::vector<std::pair<char*, size_t>> blocks;
+  for (size_t bytes : {0, 1, 255, 256, 257, 4096, 100000, 3}) {
+    char* p = static_cast<char*>(arena.allocate(bytes));
+    EXPECT_EQ(0u, reinterpret_cast<uintptr_t>(p) % 256);
+    std::memset(p, int(blocks.size()), bytes);
+    blocks.emplace_back(p, bytes);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i)
+    for (size_t k = 0; k < blocks[i].second; ++k) ASSERT_EQ(int(i), blocks[i].first[k]);
+}
+
+TEST(Arena, CoalescesNeighboursInAnyOrder) {
+  for (const auto& order : {std::array{0, 1, 2, 3}, {3, 2, 1, 0}, {0, 2, 1, 3}, {1, 3, 0, 2}}) {
+    Arena arena(counting_source(), 1024);
+    std::vector<void*> blocks;
+    for (int i = 0; i < 4; ++i) blocks.push_back(arena.allocate(256));
+    for (int i : order) arena.release(blocks[size_t(i)]);
+    EXPECT_EQ(blocks[0], arena.allocate(1024));
+    EXPECT_EQ(1, obtained);
+  }
+}
+
+TEST(Arena, TakesTheBestFit) {
+  Arena arena(counting_source(), 4096);
+  void* large = arena.allocate(1024);
+  void* fence = arena.allocate(256);
+  void* small = arena.allocate(512);
+  void* second_fence = arena.allocate(256);
+  arena.release(large);
+  arena.release(small);
+  EXPECT_EQ(small, arena.allocate(500));
+  EXPECT_EQ(large, arena.allocate(1000));
+  EXPECT_NE(fence, second_fence);
+}
+
+TEST(Arena, CountsLivePeakAndReserved) {
+  Arena arena(counting_source(), 4096);
+  void* a = arena.allocate(1);
+  void* b = arena.allocate(300);
+  EXPECT_EQ(256u + 512u, arena.stats().live);
+  arena.release(a);
+  EXPECT_EQ(512u, arena.stats().live);
+  EXPECT_EQ(768u, arena.stats().peak);
+  arena.reset_peak();
+  EXPECT_EQ(512u, arena.stats().peak);
+  void* big = arena.allocate(10000);
+  EXPECT_EQ(4096u + 10240u, arena.stats().reserved);
+  EXPECT_EQ(2u, arena.stats().slabs);
+  arena.release(b);
+  arena.release(big);
+  arena.release(nullptr);
+  EXPECT_EQ(0u, arena.stats().live);
+}
+
+TEST(Arena, GivesEverySlabBackAtTheEnd) {
+  {
+    Arena arena(counting_source(), 4096);
+    arena.allocate(5000);
+    arena.allocate(100);
+    EXPECT_EQ(0, given_back);
+  }
+  EXPECT_EQ(obtained, given_back);
+  EXPECT_EQ(2, given_back);
+}
+
+TEST(Arena, SaysHowMuchWasMissing) {
+  Arena arena({Device::cpu, [](size_t) -> void* { return nullptr; }, [](void*) {}}, 1 << 20);
+  try {
+    arena.allocate(size_t(5) << 20);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string::npos, std::string(e.what()).find("5 MiB")) << e.what();
+  }
+  EXPECT_THROW(arena.allocate(~size_t(0) - 10), Error);
+  EXPECT_EQ(0u, arena.stats().live);
+}
+
+TEST(Arena, ServesThreadsAtOnce) {
+  Arena arena(counting_source(), 1 << 14);
+  std::vector<std::thread> threads;
+  std::atomic<int> damaged{0};
+  for (int id = 0; id < 4; ++id)
+    threads.emplace_back([&, id] {
+      std::mt19937 rng{uint32_t(id)};
+      for (int i = 0; i < 2000; ++i) {
+        const size_t bytes = 1 + rng() % 3000;
+        auto* p = static_cast<unsigned char*>(arena.allocate(bytes));
+        std::memset(p, id + 1, bytes);
+        for (size_t k = 0; k < bytes; k += 97) damaged += p[k] != id + 1;
+        arena.release(p);
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(0, damaged);
+  EXPECT_EQ(0u, arena.stats().live);
+}
+
+TEST(ArenaScope, RedirectsTensorsOfThisThreadAndNests) {
+  const auto outer = Arena::host(), inner = Arena::host();
+  EXPECT_EQ(Arena::current(Device::cpu), Arena::current(Device::cpu));
+  Tensor kept;
+  {
+    ArenaScope a(outer);
+    {
+      ArenaScope b(inner);
+      EXPECT_EQ(inner, Arena::current(Device::cpu));
+      kept = Tensor({100}, DType::f32);
+      std::thread([&] { EXPECT_NE(inner, Arena::current(Device::cpu)); }).join();
+    }
+    EXPECT_EQ(outer, Arena::current(Device::cpu));
+  }
+  EXPECT_NE(outer, Arena::current(Device::cpu));
+  EXPECT_EQ(512u, inner->stats().live);
+  EXPECT_EQ(0u, outer->stats().live);
+  kept = Tensor();
+  EXPECT_EQ(0u, inner->stats().live);
+}

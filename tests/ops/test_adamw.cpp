@@ -1,0 +1,112 @@
+#include <gtest/gtest.h>
+
+#include "core/ops/adamw.h"
+#include "tests/support/composed.h"
+
+using namespace mmfree;
+
+namespace {
+
+constexpr int64_t kBlocks = 37, kSize = kBlocks * kParamBlock;
+
+struct State {
+  Tensor p, m, v, decays;
+};
+
+State make_state(DType t) {
+  State s{random_tensor({kSize}, t, 1, 0.1), Tensor::zeros({kSize}, t), Tensor::zeros({kSize}, t),
+          Tensor({kBlocks}, DType::u8)};
+  for (int64_t b = 0; b < kBlocks; ++b) s.decays.mut<uint8_t>()[b] = b % 3 == 0;
+  return s;
+}
+
+StepParams step_params(int update) {
+  StepParams s;
+  s.lr = 4e-3 / update;
+  s.weight_decay = 0.1;
+  s.bias1 = 1 - std::pow(s.beta1, update);
+  s.bias2 = 1 - std::pow(s.beta2, update);
+  s.grad_scale = 0.25 * update;
+  return s;
+}
+
+Tensor grads(DType t, int update) { return random_tensor({kSize}, t, 10 + uint32_t(update), 1e-2); }
+
+}  // namespace
+
+TEST(Adamw, FollowsItsComposedTwinOverManySteps) {
+  for (DType t : {DType::f64, DType::f32}) {
+    State s = make_state(t);
+    std::vector<composed::AdamwElement> expected;
+    for (int64_t i = 0; i < kSize; i += 97) expected.push_back({at(s.p, i), 0, 0});
+    for (int update = 1; update <= 5; ++update) {
+      const Tensor g = grads(t, update);
+      adamw(s.p, g, s.m, s.v, s.decays, step_params(update));
+      for (int64_t i = 0; i < kSize; i += 97)
+        expected[size_t(i / 97)].update(at(g, i), i / kParamBlock % 3 == 0, step_params(update));
+    }
+    // Five updates of a few roundings each; beta, bias and lr are rounded to T as well.
+    const double bound = 64 * epsilon_of(t);
+    for (int64_t i = 0; i < kSize; i += 97) {
+      const composed::AdamwElement& e = expected[size_t(i / 97)];
+      ASSERT_NEAR(e.p, at(s.p, i), bound * (std::abs(e.p) + 4e-3)) << i;
+      ASSERT_NEAR(e.m, at(s.m, i), bound * 1e-2) << i;
+      ASSERT_NEAR(e.v, at(s.v, i), bound * (e.v + 1e-6)) << i;
+    }
+  }
+}
+
+TEST(Adamw, FirstStepMovesByTheLearningRate) {
+  State s = make_state(DType::f64);
+  const Tensor before = s.p.clone(), g = grads(DType::f64, 1);
+  StepParams step = step_params(1);
+  step.weight_decay = 0, step.eps = 0;
+  adamw(s.p, g, s.m, s.v, s.decays, step);
+  for (int64_t i = 0; i < kSize; i += 53)
+    ASSERT_NEAR(at(before, i) - std::copysign(step.lr, at(g, i)), at(s.p, i), 1e-15);
+}
+
+TEST(Adamw, PaddingStaysZeroAndSkipChangesNothing) {
+  for (DType t : {DType::f64, DType::f32}) {
+    State s = make_state(t);
+    Tensor g = grads(t, 1);
+    for (int64_t i = kSize - 100; i < kSize; ++i) set(s.p, i, 0), set(g, i, 0);
+    StepParams step = step_params(1);
+    step.skip = true;
+    const Tensor p = s.p.clone(), m = s.m.clone(), v = s.v.clone();
+    adamw(s.p, full({kSize}, t, kNaN), s.m, s.v, s.decays, step);
+    EXPECT_TRUE(same_bits(p, s.p) && same_bits(m, s.m) && same_bits(v, s.v));
+    adamw(s.p, g, s.m, s.v, s.decays, step_params(1));
+    for (int64_t i = kSize - 100; i < kSize; ++i) EXPECT_EQ(0, at(s.p, i));
+  }
+}
+
+TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
+  const Tensor g = grads(DType::f32, 1);
+  expect_same_bits_for_any_threads([&] {
+    State s = make_state(DType::f32);
+    adamw(s.p, g, s.m, s.v, s.decays, step_params(1));
+    return std::vector<Tensor>{s.p, s.m, s.v};
+  });
+}
+
+TEST(Adamw, NaNGradientReachesTheParameter) {
+  State s = make_state(DType::f32);
+  Tensor g = grads(DType::f32, 1);
+  set(g, 5, kNaN);
+  adamw(s.p, g, s.m, s.v, s.decays, step_params(1));
+  EXPECT_TRUE(std::isnan(at(s.p, 5)));
+  EXPECT_EQ(1, count_non_finite(s.p));
+}
+
+TEST(Adamw, RejectsWrongArguments) {
+  State s = make_state(DType::f32);
+  const Tensor g = grads(DType::f32, 1);
+  Tensor odd({5}, DType::f32), wide({kSize + kParamBlock}, DType::f32), m64({kSize}, DType::f64);
+  const StepParams step = step_params(1);
+  expect_error<ShapeError>({"adamw", "padded", "4096"}, [&] { adamw(odd, odd, odd, odd, s.decays, step); });
+  expect_error<ShapeError>({"adamw", "grads"}, [&] { adamw(s.p, wide, s.m, s.v, s.decays, step); });
+  expect_error<DTypeError>({"adamw", "m ", "f64"}, [&] { adamw(s.p, g, m64, s.v, s.decays, step); });
+  expect_error<ShapeError>({"adamw", "v "}, [&] { adamw(s.p, g, s.m, odd, s.decays, step); });
+  expect_error<ShapeError>({"adamw", "decays"}, [&] { adamw(s.p, g, s.m, s.v, Tensor({3}, DType::u8), step); });
+}

@@ -1,0 +1,83 @@
+#include <gtest/gtest.h>
+
+#include "core/ops/elementwise.h"
+#include "tests/support/tensors.h"
+
+using namespace mmfree;
+
+TEST(Elementwise, AddsAlsoInPlace) {
+  for (DType t : {DType::f64, DType::f32})
+    for (int64_t n : {0, 1, 33, 70001}) {
+      const Tensor a = random_tensor({n}, t, 1), b = random_tensor({n}, t, 2);
+      Tensor y({n}, t), left = a.clone(), right = b.clone(), expected({n}, t);
+      for (int64_t i = 0; i < n; ++i) set(expected, i, at(a, i) + at(b, i));
+      add(a, b, y);
+      add(left, b, left);
+      add(a, right, right);
+      for (const Tensor& got : {y, left, right}) EXPECT_TRUE(same_bits(expected, got)) << n;
+    }
+}
+
+TEST(Elementwise, CastsToTheNearest) {
+  const Tensor x = random_tensor({70001}, DType::f64, 1, 1e3);
+  const Tensor f = as_type(x, DType::f32), b = as_type(f, DType::bf16);
+  const Tensor back = as_type(b, DType::f32);
+  for (int64_t i = 0; i < x.size(); ++i) {
+    ASSERT_EQ(float(at(x, i)), f.data<float>()[i]);
+    ASSERT_NEAR(at(f, i), at(back, i), std::abs(at(f, i)) * 0x1p-8);  // half of the last of 8 bits
+  }
+  EXPECT_TRUE(same_bits(f, as_type(as_type(f, DType::f64), DType::f32)));
+}
+
+TEST(Elementwise, Bfloat16RoundsHalvesToEvenAndKeepsSpecials) {
+  const auto round = [](float x) { return float(bf16(x)); };
+  EXPECT_EQ(1.0f, round(1 + 0x1p-8f));             // half way between 1 and 1 + 2^-7: even is 1
+  EXPECT_EQ(1 + 0x1p-6f, round(1 + 3 * 0x1p-8f));  // half way between odd and even mantissas
+  EXPECT_EQ(1 + 0x1p-7f, round(1 + 0x1.02p-8f));   // just above a half
+  EXPECT_EQ(0x1p-133f, round(0x1p-133f));          // smallest subnormal
+  EXPECT_TRUE(std::isinf(round(3.4e38f)));         // rounds past the largest
+  EXPECT_EQ(float(-kInfinity), round(float(-kInfinity)));
+  EXPECT_TRUE(std::isnan(round(float(kNaN))));
+  EXPECT_TRUE(std::isnan(round(std::bit_cast<float>(0x7f800001u))));  // a NaN with nothing in the upper half
+}
+
+TEST(Elementwise, SumsSquares) {
+  for (DType t : {DType::f64, DType::f32})
+    for (int64_t n : {0, 1, 3, 4095, 4096, 4097, 70001}) {
+      const Tensor x = random_tensor({n}, t, 1, 3);
+      long double sum = 0;
+      for (int64_t i = 0; i < n; ++i) sum += (long double)(at(x, i)) * at(x, i);
+      // 16 lanes of up to 256 squares each.
+      EXPECT_NEAR(double(sum), sum_of_squares(x), double(sum) * 256 * epsilon_of(t)) << n;
+    }
+}
+
+TEST(Elementwise, SumOfSquaresShowsAnyNonFiniteElement) {
+  for (double bad : {kNaN, kInfinity, -kInfinity})
+    for (int64_t i : {0, 4096, 5000}) {
+      Tensor x = random_tensor({5001}, DType::f32, 1);
+      set(x, i, bad);
+      EXPECT_FALSE(std::isfinite(sum_of_squares(x)));
+    }
+}
+
+TEST(Elementwise, GivesTheSameBitsForAnyNumberOfThreads) {
+  const Tensor a = random_tensor({200001}, DType::f32, 1), b = random_tensor({200001}, DType::f32, 2);
+  expect_same_bits_for_any_threads([&] {
+    Tensor y(a.shape(), DType::f32);
+    add(a, b, y);
+    return std::vector<Tensor>{y, as_type(a, DType::bf16), full({1}, DType::f64, sum_of_squares(a))};
+  });
+}
+
+TEST(Elementwise, RejectsWrongArguments) {
+  const Tensor a({2, 3}, DType::f32), codes({2, 3}, DType::i8);
+  Tensor y({2, 3}, DType::f32), flat({6}, DType::f32), codes_out({2, 3}, DType::i8);
+  expect_error<ShapeError>({"add", "b", "[6]"}, [&] { add(a, flat, y); });
+  expect_error<ShapeError>({"add", "y"}, [&] { add(a, a, flat); });
+  expect_error<DTypeError>({"add", "b", "i8"}, [&] { add(a, codes, y); });
+  expect_error<DTypeError>({"add", "i8"}, [&] { add(codes, codes, codes_out); });
+  expect_error<ShapeError>({"cast", "to"}, [&] { cast(a, flat); });
+  expect_error<DTypeError>({"cast", "i8"}, [&] { cast(codes, y); });
+  expect_error<DTypeError>({"cast", "i8"}, [&] { cast(a, codes_out); });
+}
