@@ -97,6 +97,11 @@ ArenaStats Arena::stats() const {
   return stats_;
 }
 
+void Arena::reset_peak() {
+  std::lock_guard lock(mutex_);
+  stats_.peak = stats_.live;
+}
+
 ArenaScope::ArenaScope(std::shared_ptr<Arena> arena) { scopes().push_back(std::move(arena)); }
 ArenaScope::~ArenaScope() { scopes().pop_back(); }
 

@@ -43,6 +43,8 @@ class Arena {
   /// Returns a block to the arena; nullptr is ignored.
   void release(void* block);
   ArenaStats stats() const;
+  /// Starts a new measurement of `peak`.
+  void reset_peak();
   Device device() const { return source_.device; }
 
  private:

@@ -127,7 +127,9 @@ TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
     const double relative = norm_error(params.view(params.grads(), i), expected), norm = sum_of_squares(expected);
     error += relative * relative * norm;
     size += norm;
-    if (!flipped) EXPECT_LT(relative, 1e-4) << name;
+    if (!flipped) {
+      EXPECT_LT(relative, 1e-4) << name;
+    }
   }
   EXPECT_LT(std::sqrt(error / size), flipped ? 5e-2 : 1e-5);
 
