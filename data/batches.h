@@ -17,8 +17,8 @@ struct BatchOptions {
 /// last) and deals them out. Which window a row gets is a pure function of (seed, step, row), computed in O(1): there
 /// is no state to save, and the sequence of samples does not depend on the batch size.
 ///
-/// Sample s = step * batch_size + row belongs to epoch s / windows(); each epoch visits all whole windows once: in order,
-/// or shuffled by a permutation of its own (a keyed Feistel network with cycle walking).
+/// Sample s = step * batch_size + row belongs to epoch s / windows(); each epoch visits all whole windows once: in
+/// order, or shuffled by a permutation of its own (a keyed Feistel network with cycle walking).
 class Batches {
  public:
   /// Keeps a reference to `shards`.

@@ -89,7 +89,8 @@ TEST_P(LmTest, LaterTokensAndOtherRowsChangeNothing) {
         ASSERT_TRUE(same_row(before, i, after, i)) << "token " << t << " of row 1 changed position " << i;
       }
     EXPECT_FALSE(same_row(before, kSteps + t, after, kSteps + t));
-    EXPECT_FALSE(same_row(before, 2 * kSteps - 1, after, 2 * kSteps - 1)) << "token " << t << " is forgotten at the end";
+    EXPECT_FALSE(same_row(before, 2 * kSteps - 1, after, 2 * kSteps - 1))
+        << "token " << t << " is forgotten at the end";
   }
 }
 
@@ -299,40 +300,42 @@ TEST(Parameters, PublishedSizes) {
 }
 
 TEST(Parameters, CountsAgreeForEveryVariant) {
-  for (const Variant& v : variants()) EXPECT_EQ(elements(parameter_specs(v.config)), v.config.parameter_count()) << v.name;
+  for (const Variant& v : variants())
+    EXPECT_EQ(elements(parameter_specs(v.config)), v.config.parameter_count()) << v.name;
 }
 
 TEST(Parameters, NamesShapesAndDecayOfThePublishedStateDict) {
   ModelConfig c = tiny_model_config();
   c.num_hidden_layers = 1;
-  const std::vector<std::pair<std::string, Shape>> expected = {
-      {"model.embeddings.weight", {61, 37}},
-      {"model.lower_bounds", {1, 37}},
-      {"model.layers.0.attn_norm.weight", {37}},
-      {"model.layers.0.attn.i_proj.weight", {37, 37}},
-      {"model.layers.0.attn.i_proj.norm.weight", {37}},
-      {"model.layers.0.attn.f_proj.weight", {37, 37}},
-      {"model.layers.0.attn.f_proj.norm.weight", {37}},
-      {"model.layers.0.attn.g_proj.weight", {37, 37}},
-      {"model.layers.0.attn.g_proj.norm.weight", {37}},
-      {"model.layers.0.attn.g_norm.weight", {37}},
-      {"model.layers.0.attn.o_proj.weight", {37, 37}},
-      {"model.layers.0.attn.o_proj.norm.weight", {37}},
-      {"model.layers.0.mlp_norm.weight", {37}},
-      {"model.layers.0.mlp.gate_proj.weight", {106, 37}},
-      {"model.layers.0.mlp.gate_proj.norm.weight", {37}},
-      {"model.layers.0.mlp.down_proj.weight", {37, 53}},
-      {"model.layers.0.mlp.down_proj.norm.weight", {53}},
-      {"model.norm.weight", {37}},
-      {"lm_head.weight", {61, 37}},
-      {"lm_head.norm.weight", {37}}};
+  const std::vector<std::pair<std::string, Shape>> expected = {{"model.embeddings.weight", {61, 37}},
+                                                               {"model.lower_bounds", {1, 37}},
+                                                               {"model.layers.0.attn_norm.weight", {37}},
+                                                               {"model.layers.0.attn.i_proj.weight", {37, 37}},
+                                                               {"model.layers.0.attn.i_proj.norm.weight", {37}},
+                                                               {"model.layers.0.attn.f_proj.weight", {37, 37}},
+                                                               {"model.layers.0.attn.f_proj.norm.weight", {37}},
+                                                               {"model.layers.0.attn.g_proj.weight", {37, 37}},
+                                                               {"model.layers.0.attn.g_proj.norm.weight", {37}},
+                                                               {"model.layers.0.attn.g_norm.weight", {37}},
+                                                               {"model.layers.0.attn.o_proj.weight", {37, 37}},
+                                                               {"model.layers.0.attn.o_proj.norm.weight", {37}},
+                                                               {"model.layers.0.mlp_norm.weight", {37}},
+                                                               {"model.layers.0.mlp.gate_proj.weight", {106, 37}},
+                                                               {"model.layers.0.mlp.gate_proj.norm.weight", {37}},
+                                                               {"model.layers.0.mlp.down_proj.weight", {37, 53}},
+                                                               {"model.layers.0.mlp.down_proj.norm.weight", {53}},
+                                                               {"model.norm.weight", {37}},
+                                                               {"lm_head.weight", {61, 37}},
+                                                               {"lm_head.norm.weight", {37}}};
   const auto specs = parameter_specs(c);
   ASSERT_EQ(specs.size(), expected.size());
   for (const auto& [name, shape] : expected) {
     const auto it = std::find_if(specs.begin(), specs.end(), [&, n = name](const ParamSpec& s) { return s.name == n; });
     ASSERT_NE(it, specs.end()) << name;
     EXPECT_EQ(it->shape, shape) << name;
-    EXPECT_EQ(it->decay, shape.rank() == 2 && name.find("embeddings") == std::string::npos && name != "model.lower_bounds") << name;
+    EXPECT_EQ(it->decay,
+              shape.rank() == 2 && name.find("embeddings") == std::string::npos && name != "model.lower_bounds")
+        << name;
   }
 }
 
@@ -343,7 +346,8 @@ TEST(Parameters, InitialValuesHaveThePublishedDistributions) {
   c.intermediate_size = 200;
   c.vocab_size = 400;
   c.initializer_range = 0.02;
-  ParamStore params(parameter_specs(c), DType::f32), same(parameter_specs(c), DType::f32), other(parameter_specs(c), DType::f32);
+  ParamStore params(parameter_specs(c), DType::f32), same(parameter_specs(c), DType::f32),
+      other(parameter_specs(c), DType::f32);
   params.initialise(3), same.initialise(3), other.initialise(4);
   EXPECT_TRUE(same_bits(params.values(), same.values()));
   const double bound = std::pow(2, -2.5) * std::sqrt(6.0 / 192);
@@ -364,7 +368,8 @@ TEST(Parameters, InitialValuesHaveThePublishedDistributions) {
       continue;
     }
     EXPECT_FALSE(same_bits(params.view(params.values(), i), other.view(other.values(), i)));
-    const bool uniform = spec.name.find("attn.") != std::string::npos, down = spec.name.find("down_proj") != std::string::npos;
+    const bool uniform = spec.name.find("attn.") != std::string::npos,
+               down = spec.name.find("down_proj") != std::string::npos;
     const double deviation = uniform ? bound / std::sqrt(3.0) : down ? 0.02 / 2 : 0.02;
     EXPECT_NEAR(std::sqrt(square), deviation, 0.03 * deviation);
     EXPECT_NEAR(mean, 0, 5 * deviation / std::sqrt(double(x.size())));
@@ -375,8 +380,10 @@ TEST(Parameters, InitialValuesHaveThePublishedDistributions) {
       EXPECT_GT(most, 3 * deviation);
     }
   }
-  EXPECT_FALSE(same_bits(params["model.layers.0.attn.i_proj.weight"].value(), params["model.layers.0.attn.f_proj.weight"].value()));
-  EXPECT_FALSE(same_bits(params["model.layers.0.attn.i_proj.weight"].value(), params["model.layers.1.attn.i_proj.weight"].value()));
+  EXPECT_FALSE(same_bits(params["model.layers.0.attn.i_proj.weight"].value(),
+                         params["model.layers.0.attn.f_proj.weight"].value()));
+  EXPECT_FALSE(same_bits(params["model.layers.0.attn.i_proj.weight"].value(),
+                         params["model.layers.1.attn.i_proj.weight"].value()));
 }
 
 }  // namespace

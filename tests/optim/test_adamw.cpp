@@ -48,7 +48,8 @@ struct Reference {
       const Tensor g = as_f64(params.view(params.grads(), i));
       for (int64_t k = 0; k < g.size(); ++k) square += g.data<double>()[k] * g.data<double>()[k];
     }
-    const double norm = std::sqrt(square), clip = config.clip_grad > 0 ? std::min(1.0, config.clip_grad / (norm + 1e-6)) : 1;
+    const double norm = std::sqrt(square),
+                 clip = config.clip_grad > 0 ? std::min(1.0, config.clip_grad / (norm + 1e-6)) : 1;
     ++updates;
     for (size_t i = 0; i < p.size(); ++i) {
       const Tensor g = as_f64(params.view(params.grads(), i));
@@ -56,7 +57,8 @@ struct Reference {
         const double x = g.data<double>()[k] * clip, b1 = config.betas[0], b2 = config.betas[1];
         m[i][k] = b1 * m[i][k] + (1 - b1) * x;
         v[i][k] = b2 * v[i][k] + (1 - b2) * x * x;
-        const double mh = m[i][k] / (1 - std::pow(b1, double(updates))), vh = v[i][k] / (1 - std::pow(b2, double(updates)));
+        const double mh = m[i][k] / (1 - std::pow(b1, double(updates))),
+                     vh = v[i][k] / (1 - std::pow(b2, double(updates)));
         p[i][k] -= lr * (params.specs()[i].decay ? decay : 0) * p[i][k] + lr * mh / (std::sqrt(vh) + config.eps);
       }
     }
@@ -64,11 +66,13 @@ struct Reference {
   }
 };
 
-void expect_near(ParamStore& params, const Tensor& flat, const std::vector<std::vector<double>>& expected, double tolerance) {
+void expect_near(ParamStore& params, const Tensor& flat, const std::vector<std::vector<double>>& expected,
+                 double tolerance) {
   for (size_t i = 0; i < expected.size(); ++i) {
     const Tensor got = as_f64(params.view(flat, i));
     for (size_t k = 0; k < expected[i].size(); ++k)
-      ASSERT_NEAR(got.data<double>()[k], expected[i][k], tolerance * (1 + std::abs(expected[i][k]))) << params.specs()[i].name << ' ' << k;
+      ASSERT_NEAR(got.data<double>()[k], expected[i][k], tolerance * (1 + std::abs(expected[i][k])))
+          << params.specs()[i].name << ' ' << k;
   }
 }
 
@@ -116,7 +120,8 @@ TEST(AdamW, PaddingStaysZero) {
 }
 
 TEST(AdamW, ANonFiniteGradientChangesNothing) {
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                          -std::numeric_limits<float>::infinity()}) {
     ParamStore params(specs(), DType::f32);
     params.initialise(1);
     AdamW optimizer(params, OptimConfig{});

@@ -1,10 +1,9 @@
 // Checkpoints: what is saved comes back to the bit, and what is damaged or does not fit is refused.
-#include "train/checkpoint.h"
-
 #include <gtest/gtest.h>
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
+#include "train/checkpoint.h"
 
 namespace mmfree {
 namespace {
@@ -114,7 +113,8 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   fs::create_directories(run + "/checkpoints");
   for (int64_t step : {5, 100, 20}) s.path = checkpoint_path(run, step), s.save();
   EXPECT_EQ(checkpoint_path("r", 1000), "r/checkpoints/step-00001000.h5");
-  for (const char* name : {"step-7.h5", "step-00000009.h5.tmp-1-1", "step-.h5", "best.h5", "step--0000001.h5", "step-0000000x.h5"})
+  for (const char* name :
+       {"step-7.h5", "step-00000009.h5.tmp-1-1", "step-.h5", "best.h5", "step--0000001.h5", "step-0000000x.h5"})
     spit(run + "/checkpoints/" + name, "");
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{5, 20, 100}));
   EXPECT_EQ(newest_checkpoint(run, warnings), checkpoint_path(run, 100));

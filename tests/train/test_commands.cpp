@@ -27,7 +27,8 @@ std::string output(const std::vector<std::string>& arguments, const std::string&
 /// A folder with one checkpoint, and copies of it in every form, made once.
 struct Files {
   TempDir dir;
-  std::string checkpoint = dir / "m.h5", bare = dir / "bare.h5", damaged = dir / "damaged.h5", text = dir / "text.txt", config = dir / "run.yaml";
+  std::string checkpoint = dir / "m.h5", bare = dir / "bare.h5", damaged = dir / "damaged.h5", text = dir / "text.txt",
+              config = dir / "run.yaml";
   Files() {
     const auto save = [](const std::string& path, const Model& m) {
       RunConfig c;
@@ -52,8 +53,16 @@ struct Files {
   }
 };
 
-const std::vector<std::vector<std::string>> kCommands = {{"prepare"}, {"tokenizer", "train"}, {"tokenizer", "info"}, {"train"}, {"eval"},
-                                                         {"score"},   {"generate"},           {"export"},            {"import"}, {"info"}};
+const std::vector<std::vector<std::string>> kCommands = {{"prepare"},
+                                                         {"tokenizer", "train"},
+                                                         {"tokenizer", "info"},
+                                                         {"train"},
+                                                         {"eval"},
+                                                         {"score"},
+                                                         {"generate"},
+                                                         {"export"},
+                                                         {"import"},
+                                                         {"info"}};
 
 TEST(Commands, EachExplainsItselfWithAnExample) {
   for (std::vector<std::string> command : kCommands) {
@@ -70,7 +79,8 @@ TEST(Commands, EachExplainsItselfWithAnExample) {
 
 TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
   const Files& f = Files::get();
-  const std::string folder = f.dir.path(), none = f.dir / "none", ok = f.checkpoint, unwritable = f.dir / "no/folder/out", tok = TinyCorpus::get().tokenizer_path();
+  const std::string folder = f.dir.path(), none = f.dir / "none", ok = f.checkpoint,
+                    unwritable = f.dir / "no/folder/out", tok = TinyCorpus::get().tokenizer_path();
   spit(f.dir / "bad.yaml", "model: {hidden: 3}\n");
   spit(f.dir / "bad.jsonl", "{\"text\": 3}\n");
   spit(f.dir / "bad.h5", "MMFREEH5");
@@ -178,13 +188,15 @@ TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
 
   // All forms score the same, exactly.
   std::vector<json> results;
-  for (const std::string& model : {f.checkpoint, dir / "m.mmfree", dir / "hf", dir / "back.h5", dir / "from_hf.mmfree"}) {
+  for (const std::string& model :
+       {f.checkpoint, dir / "m.mmfree", dir / "hf", dir / "back.h5", dir / "from_hf.mmfree"}) {
     json j = json::parse(output({"eval", model, f.text, "--json", "--seq-len", "33"}));
     EXPECT_EQ(j["model"], model);
     j.erase("model");
     results.push_back(j);
     EXPECT_EQ(j, results.front());
-    EXPECT_EQ(output({"generate", model, "-p", "ka", "-n", "30", "--seed", "5"}), output({"generate", f.checkpoint, "-p", "ka", "-n", "30", "--seed", "5"}));
+    EXPECT_EQ(output({"generate", model, "-p", "ka", "-n", "30", "--seed", "5"}),
+              output({"generate", f.checkpoint, "-p", "ka", "-n", "30", "--seed", "5"}));
   }
   EXPECT_EQ(results[0]["seq_len"], 33);
   EXPECT_DOUBLE_EQ(results[0]["ppl"], std::exp(results[0]["loss"].get<double>()));
@@ -203,13 +215,15 @@ TEST(Commands, EvalCountsTheTextsBytes) {
   EXPECT_TRUE(contains(text, concat("over ", slurp(f.text).size(), " bytes of text"))) << text;
   EXPECT_TRUE(contains(text, "windows of 17")) << text;
   EXPECT_GT(json::parse(output({"eval", f.checkpoint, TinyCorpus::get().valid(), "--json"}))["tokens"], 100);
-  EXPECT_EQ(json::parse(output({"eval", f.checkpoint, TinyCorpus::get().valid(), "--json", "--limit", "40"}))["tokens"], 34);
+  EXPECT_EQ(json::parse(output({"eval", f.checkpoint, TinyCorpus::get().valid(), "--json", "--limit", "40"}))["tokens"],
+            34);
 }
 
 TEST(Commands, ScorePrintsOneJsonObjectPerText) {
   const Files& f = Files::get();
   const Model m = load_model(f.checkpoint);
-  const std::string lines = "\"ka lo é\"\n\n{\"text\": \"ka lo é\"}\n[1, 17, 4]\n{\"tokens\": [1, 17, 4]}\n{\"text\": \"\"}\n";
+  const std::string lines =
+      "\"ka lo é\"\n\n{\"text\": \"ka lo é\"}\n[1, 17, 4]\n{\"tokens\": [1, 17, 4]}\n{\"text\": \"\"}\n";
   std::istringstream out(output({"score", f.checkpoint, "--text", "ka lo é", "--input", "-"}, lines));
   std::vector<json> rows;
   for (std::string line; std::getline(out, line);) rows.push_back(json::parse(line));
@@ -236,8 +250,10 @@ TEST(Commands, ScorePrintsOneJsonObjectPerText) {
     EXPECT_EQ(row["sum_logprob"], sum);
     EXPECT_EQ(row["scored"], tokens.size() - 1);
   }
-  EXPECT_EQ(json::parse(output({"score", f.checkpoint, "--no-bos", "--text", "ka lo é"}))["tokens"].size(), ids.size() - 1);
-  for (const std::string bad : {"[]", "[1, 2.5]", "[-1]", "[1, 323]", "[99999999999999999999]", "null", "7", "{\"other\": 1}", "[1, \"a\"]", "{", "\"\xff\""}) {
+  EXPECT_EQ(json::parse(output({"score", f.checkpoint, "--no-bos", "--text", "ka lo é"}))["tokens"].size(),
+            ids.size() - 1);
+  for (const std::string bad : {"[]", "[1, 2.5]", "[-1]", "[1, 323]", "[99999999999999999999]", "null", "7",
+                                "{\"other\": 1}", "[1, \"a\"]", "{", "\"\xff\""}) {
     Program p({"score", f.checkpoint, "--input", "-"}, bad + "\n");
     EXPECT_EQ(p.wait(), 65) << bad << p.err();
     EXPECT_TRUE(contains(p.err(), "-:1")) << p.err();
@@ -253,7 +269,9 @@ TEST(Commands, GenerateContinuesThePrompt) {
   prompt.insert(prompt.begin(), m.tokenizer->bos_id());
   for (int32_t id : generate(*m.lm, prompt, o))
     if (id < m.tokenizer->vocab_size()) all.push_back(id);
-  const std::vector<std::string> arguments = {"generate", f.checkpoint, "-p", "ka é", "-n", "20", "--temp", "1.1", "--top-k", "50", "--top-p", "0.9", "--ignore-eos", "--seed"};
+  const std::vector<std::string> arguments = {"generate", f.checkpoint, "-p",           "ka é",    "-n",
+                                              "20",       "--temp",     "1.1",          "--top-k", "50",
+                                              "--top-p",  "0.9",        "--ignore-eos", "--seed"};
   const auto with_seed = [&](const std::string& seed) {
     std::vector<std::string> a = arguments;
     a.push_back(seed);
@@ -273,9 +291,10 @@ TEST(Commands, InfoNamesEveryKindOfFile) {
   output({"export", f.checkpoint, dir / "m.mmfree"});
   output({"export", f.checkpoint, dir / "hf", "--format", "hf"});
   const std::string parameters = concat("parameters  ", load_model(f.checkpoint).config.parameter_count());
-  for (const auto& [path, kind] : std::vector<std::pair<std::string, std::string>>{{f.checkpoint, "checkpoint, hash verified"},
-                                                                                  {dir / "m.mmfree", "ternary export"},
-                                                                                  {dir / "hf", "Hugging Face folder"}}) {
+  for (const auto& [path, kind] :
+       std::vector<std::pair<std::string, std::string>>{{f.checkpoint, "checkpoint, hash verified"},
+                                                        {dir / "m.mmfree", "ternary export"},
+                                                        {dir / "hf", "Hugging Face folder"}}) {
     const std::string text = output({"info", path});
     EXPECT_TRUE(contains(text, kind)) << text;
     EXPECT_TRUE(contains(text, parameters)) << text;
@@ -292,9 +311,14 @@ TEST(Commands, FromTextToAModelThatGenerates) {
   output({"tokenizer", "train", dir / "book.txt", "-o", dir / "tok.model", "--vocab-size", "300"});
   EXPECT_TRUE(contains(output({"tokenizer", "info", dir / "tok.model", "--text", "ka é"}), "the same text"));
   output({"prepare", dir / "book.txt", "-t", dir / "tok.model", "-o", dir / "shards", "--valid-fraction", "0.1"});
-  spit(dir / "c.yaml", "model: {vocab_size: 300, hidden_size: 32, num_hidden_layers: 1, intermediate_size: 40}\n"
-                       "train: {steps: 30, batch_size: 4, threads: 1, run_dir: " + (dir / "run") + "}\n"
-                       "data: {seq_len: 32, train: " + (dir / "shards/train-*.h5") + ", valid: " + (dir / "shards/valid-*.h5") + ", tokenizer: " + (dir / "tok.model") + "}\n");
+  spit(dir / "c.yaml",
+       "model: {vocab_size: 300, hidden_size: 32, num_hidden_layers: 1, intermediate_size: 40}\n"
+       "train: {steps: 30, batch_size: 4, threads: 1, run_dir: " +
+           (dir / "run") +
+           "}\n"
+           "data: {seq_len: 32, train: " +
+           (dir / "shards/train-*.h5") + ", valid: " + (dir / "shards/valid-*.h5") +
+           ", tokenizer: " + (dir / "tok.model") + "}\n");
   const std::string said = output({"train", dir / "c.yaml", "--quiet", "optim.lr=0.01"});
   EXPECT_TRUE(contains(said, "finished at step 30 of 30")) << said;
   EXPECT_EQ(slurp(dir / "c.yaml"), slurp(dir / "run/config.yaml"));
@@ -305,7 +329,8 @@ TEST(Commands, FromTextToAModelThatGenerates) {
   std::snprintf(loss, sizeof loss, "%.6f nats", last["val/loss"].get<double>());
   EXPECT_TRUE(contains(eval, loss)) << eval << last;
   output({"export", dir / "run", dir / "m.mmfree"});
-  EXPECT_EQ(output({"generate", dir / "m.mmfree", "--prompt", "ka"}), output({"generate", dir / "run", "--prompt", "ka"}));
+  EXPECT_EQ(output({"generate", dir / "m.mmfree", "--prompt", "ka"}),
+            output({"generate", dir / "run", "--prompt", "ka"}));
   EXPECT_TRUE(contains(output({"info", dir / "run"}), "step 30 of 30"));
   Program again({"train", dir / "c.yaml"});
   EXPECT_EQ(again.wait(), 78);

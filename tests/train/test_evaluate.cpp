@@ -1,12 +1,11 @@
 // Evaluation against a plain computation from logits in double, and the counting of tokens and bytes.
-#include "train/evaluate.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
+#include "train/evaluate.h"
 
 namespace mmfree {
 namespace {
@@ -30,7 +29,11 @@ std::vector<double> plain_nll(const LM& lm, const std::vector<int32_t>& ids, int
 }
 
 TokenSource memory(const std::vector<int32_t>& ids) {
-  return {int64_t(ids.size()), [&ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids.begin() + offset, count, out); }, {}, -1, false};
+  return {int64_t(ids.size()),
+          [&ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids.begin() + offset, count, out); },
+          {},
+          -1,
+          false};
 }
 
 std::vector<int32_t> some_ids(int64_t n) {
@@ -63,7 +66,8 @@ TEST(Evaluate, TheLimitTakesWholeWindowsFromTheStart) {
   const Model m = tiny_model(tiny_model_config(), false);
   const std::vector<int32_t> ids = some_ids(1000);
   const std::vector<double> nll = plain_nll(*m.lm, ids, 10);
-  for (const auto& [limit, scored] : std::vector<std::pair<int64_t, int64_t>>{{1, 10}, {10, 10}, {19, 10}, {20, 20}, {995, 990}, {999, 990}, {5000, 999}, {0, 999}}) {
+  for (const auto& [limit, scored] : std::vector<std::pair<int64_t, int64_t>>{
+           {1, 10}, {10, 10}, {19, 10}, {20, 20}, {995, 990}, {999, 990}, {5000, 999}, {0, 999}}) {
     double sum = 0;
     for (int64_t i = 0; i < scored; ++i) sum += nll[size_t(i)];
     const Evaluation e = evaluate(*m.lm, memory(ids), {10, limit, {}});
@@ -89,7 +93,8 @@ TEST(Evaluate, ProgressIsToldAndMayStop) {
 
 TEST(Evaluate, BytesAreThoseOfTheText) {
   const Model m = tiny_model(tiny_model_config());
-  std::vector<std::string> documents = {tiny_text(50, 900), "é水🦉 plain, and \xE2\x80\xA2 never seen: Ж\n\ttab", "x", "  two spaces"};
+  std::vector<std::string> documents = {tiny_text(50, 900), "é水🦉 plain, and \xE2\x80\xA2 never seen: Ж\n\ttab",
+                                        "x", "  two spaces"};
   int64_t bytes = 0;
   std::vector<int32_t> ids;
   const Tokenizer& tokenizer = *m.tokenizer;

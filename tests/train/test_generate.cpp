@@ -1,11 +1,10 @@
 // Sampling against the softmax, and generation with its constant state.
-#include "train/generate.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "tests/support/tiny_run.h"
+#include "train/generate.h"
 
 namespace mmfree {
 namespace {
@@ -22,7 +21,8 @@ GenerateOptions options(double temperature, int64_t top_k = 0, double top_p = 1)
 std::vector<double> frequencies(const GenerateOptions& o) {
   constexpr int kGrid = 200000;
   std::vector<double> f(kLogits.size());
-  for (int i = 0; i < kGrid; ++i) f[size_t(sample(kLogits.data(), int64_t(kLogits.size()), o, (i + 0.5) / kGrid))] += 1.0 / kGrid;
+  for (int i = 0; i < kGrid; ++i)
+    f[size_t(sample(kLogits.data(), int64_t(kLogits.size()), o, (i + 0.5) / kGrid))] += 1.0 / kGrid;
   return f;
 }
 
@@ -59,7 +59,8 @@ TEST(Sample, TopKAndTopPKeepTheMostLikely) {
 }
 
 TEST(Sample, ColdNarrowOrTinyMeansTheMostLikelyAndTiesGoToTheLowerId) {
-  for (const GenerateOptions& o : {options(0), options(1, 1), options(1, 0, 1e-9), options(1, 0, 0), options(1e-4, 0, 0.5), options(0, 5, 0.5)})
+  for (const GenerateOptions& o :
+       {options(0), options(1, 1), options(1, 0, 1e-9), options(1, 0, 0), options(1e-4, 0, 0.5), options(0, 5, 0.5)})
     for (double u : {0.0, 0.3, 0.999999999}) EXPECT_EQ(sample(kLogits.data(), int64_t(kLogits.size()), o, u), 2);
 }
 
@@ -115,7 +116,8 @@ TEST(Generate, StopsWhereItIsTold) {
   const auto first = std::find(text.begin(), text.end(), text[10]);
   EXPECT_EQ(generate(*m.lm, {1, 2}, o), std::vector<int32_t>(text.begin(), first));
   o.stop.clear();
-  EXPECT_EQ(generate(*m.lm, {1, 2}, o, [n = 0](int32_t) mutable { return ++n < 5; }), std::vector<int32_t>(text.begin(), text.begin() + 5));
+  EXPECT_EQ(generate(*m.lm, {1, 2}, o, [n = 0](int32_t) mutable { return ++n < 5; }),
+            std::vector<int32_t>(text.begin(), text.begin() + 5));
   o.max_tokens = 0;
   EXPECT_TRUE(generate(*m.lm, {1, 2}, o).empty());
   EXPECT_THROW(generate(*m.lm, {}, o), UsageError);

@@ -1,12 +1,11 @@
 // Loading a model from whatever a user names.
-#include "train/model.h"
-
 #include <gtest/gtest.h>
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
 #include "train/checkpoint.h"
 #include "train/hf_folder.h"
+#include "train/model.h"
 #include "train/ternary_file.h"
 
 namespace mmfree {
@@ -20,14 +19,16 @@ void save(const std::string& path, const Model& m) {
   save_checkpoint(path, c, *m.params, nullptr, {}, m.tokenizer ? m.tokenizer->serialized() : "");
 }
 
-void save_hf(const std::string& dir, const Model& m, const std::string& dtype = "float32", int64_t shard_bytes = 1 << 30) {
+void save_hf(const std::string& dir, const Model& m, const std::string& dtype = "float32",
+             int64_t shard_bytes = 1 << 30) {
   std::vector<std::pair<std::string, Shape>> tensors;
   for (const ParamSpec& spec : parameter_specs(m.config)) tensors.emplace_back(spec.name, spec.shape);
   HfWriteOptions options;
   options.torch_dtype = dtype;
   options.max_shard_bytes = shard_bytes;
   if (m.tokenizer) options.tokenizer_model = m.tokenizer->serialized();
-  write_hf_folder(dir, m.config, tensors, [&](const std::string& name) { return (*m.params)[name].value(); }, options);
+  write_hf_folder(
+      dir, m.config, tensors, [&](const std::string& name) { return (*m.params)[name].value(); }, options);
 }
 
 Tensor logits(const Model& m) { return m.lm->logits(random_ids(34, m.config.vocab_size, 3), 2); }
@@ -45,11 +46,12 @@ TEST(Model, EveryFormGivesTheSameModel) {
   save_hf(dir / "sharded", m, "float32", 30000);
   EXPECT_TRUE(fs::exists(dir / "sharded/model.safetensors.index.json"));
   write_ternary_file(dir / "m.mmfree", m, EmbeddingStore::f32);
-  for (const auto& [path, kind] : std::vector<std::pair<std::string, std::string>>{{dir / "run", "checkpoint"},
-                                                                                  {checkpoint_path(dir / "run", 3), "checkpoint"},
-                                                                                  {dir / "hf", "Hugging Face folder"},
-                                                                                  {dir / "sharded", "Hugging Face folder"},
-                                                                                  {dir / "m.mmfree", "ternary export"}}) {
+  for (const auto& [path, kind] :
+       std::vector<std::pair<std::string, std::string>>{{dir / "run", "checkpoint"},
+                                                        {checkpoint_path(dir / "run", 3), "checkpoint"},
+                                                        {dir / "hf", "Hugging Face folder"},
+                                                        {dir / "sharded", "Hugging Face folder"},
+                                                        {dir / "m.mmfree", "ternary export"}}) {
     SCOPED_TRACE(path);
     const Model loaded = load_model(path);
     EXPECT_EQ(loaded.kind, kind);
@@ -83,7 +85,8 @@ TEST(Model, WhatIsNoModelIsRefused) {
   const TempDir dir;
   EXPECT_THROW(load_model(dir / "nothing"), MissingError);
   EXPECT_THROW(load_model(dir.path()), MissingError);
-  for (const std::string& text : {std::string(), std::string("MMFREEH5"), std::string("hello"), std::string(5000, '\0')}) {
+  for (const std::string& text :
+       {std::string(), std::string("MMFREEH5"), std::string("hello"), std::string(5000, '\0')}) {
     spit(dir / "file", text);
     EXPECT_THROW(load_model(dir / "file"), DataError) << text.substr(0, 10);
   }
@@ -116,7 +119,8 @@ TEST(Model, ADamagedNewestCheckpointIsPassedOverWithAWarning) {
   spit(checkpoint_path(dir / "run", 4), "MMFREEH5");
   testing::internal::CaptureStderr();
   EXPECT_EQ(load_model(dir / "run").source, checkpoint_path(dir / "run", 3));
-  EXPECT_NE(testing::internal::GetCapturedStderr().find("warning: passing over a damaged checkpoint"), std::string::npos);
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("warning: passing over a damaged checkpoint"),
+            std::string::npos);
 }
 
 }  // namespace

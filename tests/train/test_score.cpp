@@ -1,12 +1,11 @@
 // Per-token scores against the logits of the whole sequence.
-#include "train/score.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
+#include "train/score.h"
 
 namespace mmfree {
 namespace {
@@ -31,7 +30,9 @@ TEST(Score, IsTheLogSoftmaxOfTheWholeSequence) {
       const double* x = logits.data<double>() + i * 61;
       double sum = 0;
       for (int v = 0; v < 61; ++v) sum += std::exp(x[v]);
-      ASSERT_NEAR(s.logprobs[size_t(i)], x[tokens[size_t(i + 1)]] - std::log(sum), 1e-12 * (1 + std::abs(s.logprobs[size_t(i)]))) << i;
+      ASSERT_NEAR(s.logprobs[size_t(i)], x[tokens[size_t(i + 1)]] - std::log(sum),
+                  1e-12 * (1 + std::abs(s.logprobs[size_t(i)])))
+          << i;
       ASSERT_EQ(s.greedy[size_t(i)], std::max_element(x, x + 61) - x == tokens[size_t(i + 1)]) << i;
     }
     if (n == 30) {

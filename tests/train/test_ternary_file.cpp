@@ -1,6 +1,4 @@
 // The deployment format: bit-equal logits, nothing latent inside, its promised size, and no damage that goes unseen.
-#include "train/ternary_file.h"
-
 #include <gtest/gtest.h>
 
 #include "core/ops/elementwise.h"
@@ -8,6 +6,7 @@
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
 #include "train/safetensors.h"
+#include "train/ternary_file.h"
 
 namespace mmfree {
 namespace {
@@ -72,7 +71,8 @@ TEST(TernaryFile, HoldsCodesAndScalesAndNothingLatent) {
     const int64_t rows = latent.dim(0), cols = latent.dim(1), row_bytes = (cols + 127) / 128 * 32;
     ASSERT_EQ(codes.shape(), (Shape{rows, row_bytes}));
     double mean = 0;
-    for (int64_t i = 0; i < latent.size(); ++i) mean += std::abs(double(latent.data<float>()[i])) / double(latent.size());
+    for (int64_t i = 0; i < latent.size(); ++i)
+      mean += std::abs(double(latent.data<float>()[i])) / double(latent.size());
     EXPECT_NEAR(*scale.data<float>(), mean, 1e-6 * mean);
     for (int64_t o = 0; o < rows; ++o)
       for (int64_t k = 0; k < cols; ++k) {
@@ -92,7 +92,8 @@ TEST(TernaryFile, HasThePromisedSize) {
   c.hidden_size = 128, c.intermediate_size = 256, c.vocab_size = 1000, c.num_hidden_layers = 2;
   const Model m = tiny_model(c, false);
   const int64_t matrices = c.matrix_parameter_count(), others = c.parameter_count() - matrices;
-  for (const auto& [store, bytes] : {std::pair{EmbeddingStore::f32, 4 * 128}, {EmbeddingStore::bf16, 2 * 128}, {EmbeddingStore::int8, 128 + 4}}) {
+  for (const auto& [store, bytes] :
+       {std::pair{EmbeddingStore::f32, 4 * 128}, {EmbeddingStore::bf16, 2 * 128}, {EmbeddingStore::int8, 128 + 4}}) {
     write_ternary_file(dir / "m", m, store);
     const int64_t tensors = matrices / 4 + 13 * 4 + 4 * (others - 1000 * 128) + 1000 * bytes;
     const int64_t header = int64_t(fs::file_size(dir / "m")) - tensors;
@@ -104,7 +105,8 @@ TEST(TernaryFile, HasThePromisedSize) {
 TEST(TernaryFile, EveryFlippedByteAndTruncationIsRefusedOrHarmless) {
   const TempDir dir;
   ModelConfig c = tiny_model_config();
-  c.vocab_size = 5, c.hidden_size = 3, c.intermediate_size = 2, c.num_hidden_layers = 1, c.bos_token_id = c.eos_token_id = -1;
+  c.vocab_size = 5, c.hidden_size = 3, c.intermediate_size = 2, c.num_hidden_layers = 1,
+  c.bos_token_id = c.eos_token_id = -1;
   const Model m = tiny_model(c, false);
   write_ternary_file(dir / "m", m, EmbeddingStore::int8);
   const std::string bytes = slurp(dir / "m");
@@ -129,7 +131,8 @@ TEST(TernaryFile, EveryFlippedByteAndTruncationIsRefusedOrHarmless) {
 }
 
 /// The file at `from` with tensors and configuration changed, and a hash that fits them again.
-void forge(const std::string& from, const std::string& to, const std::function<void(std::string& config)>& change_config,
+void forge(const std::string& from, const std::string& to,
+           const std::function<void(std::string& config)>& change_config,
            const std::function<bool(const std::string& name, std::string& dtype, Tensor& value)>& keep) {
   const SafetensorsReader file(from);
   std::map<std::string, std::string> meta = file.metadata();
@@ -137,12 +140,14 @@ void forge(const std::string& from, const std::string& to, const std::function<v
   std::string text = meta["config"];
   std::vector<std::pair<std::string, std::string>> names;
   std::vector<Tensor> values;
-  const std::map<std::string, DType> types = {{"U8", DType::u8}, {"I8", DType::i8}, {"BF16", DType::bf16}, {"F32", DType::f32}};
+  const std::map<std::string, DType> types = {
+      {"U8", DType::u8}, {"I8", DType::i8}, {"BF16", DType::bf16}, {"F32", DType::f32}};
   for (const std::string& name : file.names()) {
     std::string dtype = file.dtype_name(name);
     Tensor value = file.read(name, types.at(dtype));
     if (!keep(name, dtype, value)) continue;
-    text += concat('\n', name, ' ', dtype, ' ', value.shape(), ' ', hex16(hash64({value.raw(), size_t(value.bytes())})));
+    text +=
+        concat('\n', name, ' ', dtype, ' ', value.shape(), ' ', hex16(hash64({value.raw(), size_t(value.bytes())})));
     names.emplace_back(name, dtype);
     values.push_back(value);
   }
@@ -164,41 +169,49 @@ TEST(TernaryFile, ForgedContentIsRefused) {
 
   const std::string codes = "model.layers.1.mlp.down_proj.codes";
   for (const auto& change : std::vector<std::function<bool(const std::string&, std::string&, Tensor&)>>{
-           [&](const std::string& name, std::string&, Tensor& t) {
+           [&](const std::string&name, std::string&, Tensor&t) {
              if (name == codes) t.mut<uint8_t>()[5] |= 0x30;
              return true;
            },
-           [&](const std::string& name, std::string&, Tensor&) { return name != codes; },
-           [&](const std::string& name, std::string&, Tensor&) { return name != "lm_head.scale"; },
-           [&](const std::string& name, std::string&, Tensor&) { return name != "model.embeddings.weight.scale"; },
-           [&](const std::string& name, std::string&, Tensor&) { return name != "model.norm.weight"; },
-           [&](const std::string& name, std::string&, Tensor& t) { return t = name == codes ? t.slice(0, 36) : t, true; },
-           [&](const std::string& name, std::string&, Tensor& t) { return t = name == codes ? t.reshape({t.size()}) : t, true; },
-           [&](const std::string& name, std::string&, Tensor& t) { return t = name == "lm_head.norm.weight" ? t.slice(0, 1) : t, true; },
-           [&](const std::string& name, std::string& dtype, Tensor& t) {
+           [&](const std::string&name, std::string&, Tensor&) { return name != codes; },
+           [&](const std::string&name, std::string&, Tensor&) { return name != "lm_head.scale"; },
+           [&](const std::string&name, std::string&, Tensor&) { return name != "model.embeddings.weight.scale"; },
+           [&](const std::string&name, std::string&, Tensor&) { return name != "model.norm.weight"; },
+           [&](const std::string&name, std::string&, Tensor&t) { return t = name == codes ? t.slice(0, 36) : t, true; },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             return t = name == codes ? t.reshape({t.size()}) : t, true;
+           },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             return t = name == "lm_head.norm.weight" ? t.slice(0, 1) : t, true;
+           },
+           [&](const std::string&name, std::string&dtype, Tensor&t) {
              if (name == "model.norm.weight") dtype = "I8", t = Tensor::zeros(t.shape(), DType::i8);
              return true;
            },
-           [&](const std::string& name, std::string& dtype, Tensor& t) {
+           [&](const std::string&name, std::string&dtype, Tensor&t) {
              if (name == "model.norm.weight") dtype = "I64", t = Tensor::zeros(t.shape(), DType::i64);
              return true;
            },
-           [&](const std::string& name, std::string& dtype, Tensor& t) {
+           [&](const std::string&name, std::string&dtype, Tensor&t) {
              if (name == codes) dtype = "F32", t = Tensor::zeros(t.shape(), DType::f32);
              return true;
            }}) {
     forge(dir / "m", dir / "bad", same, change);
     EXPECT_THROW(read_ternary_file(dir / "bad"), DataError);
   }
-  for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{{"num_hidden_layers: 3", "num_hidden_layers: 4096"},
-                                                                                {"hidden_size: 37", "hidden_size: 131072"},
-                                                                                {"vocab_size: 61", "vocab_size: 16777216"},
-                                                                                {"gate_order: reference", "gate_order: unknown"},
-                                                                                {"precision: ternary", "precision: f32"}}) {
-    forge(dir / "m", dir / "bad", [&, a = from, b = to](std::string& text) {
-      ASSERT_NE(text.find(a), std::string::npos) << a;
-      text.replace(text.find(a), a.size(), b);
-    }, all);
+  for (const auto& [from, to] :
+       std::vector<std::pair<std::string, std::string>>{{"num_hidden_layers: 3", "num_hidden_layers: 4096"},
+                                                        {"hidden_size: 37", "hidden_size: 131072"},
+                                                        {"vocab_size: 61", "vocab_size: 16777216"},
+                                                        {"gate_order: reference", "gate_order: unknown"},
+                                                        {"precision: ternary", "precision: f32"}}) {
+    forge(
+        dir / "m", dir / "bad",
+        [&, a = from, b = to](std::string& text) {
+          ASSERT_NE(text.find(a), std::string::npos) << a;
+          text.replace(text.find(a), a.size(), b);
+        },
+        all);
     EXPECT_THROW(read_ternary_file(dir / "bad"), DataError) << to;
   }
 }

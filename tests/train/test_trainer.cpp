@@ -1,6 +1,4 @@
 // Whole training runs: what they learn and leave behind, and that stopping, resuming and faults change nothing else.
-#include "train/trainer.h"
-
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -9,6 +7,7 @@
 
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
+#include "train/trainer.h"
 
 namespace mmfree {
 namespace {
@@ -67,7 +66,8 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
   ASSERT_TRUE(r.valid);
   EXPECT_LT(r.valid->loss(), r.first_loss - 1);
 
-  for (const char* name : {"config.resolved.yaml", "run.json", "tokenizer.model", "metrics.jsonl"}) EXPECT_TRUE(fs::exists(dir / "run/" + name)) << name;
+  for (const char* name : {"config.resolved.yaml", "run.json", "tokenizer.model", "metrics.jsonl"})
+    EXPECT_TRUE(fs::exists(dir / "run/" + name)) << name;
   EXPECT_EQ(slurp(dir / "run/tokenizer.model"), slurp(TinyCorpus::get().tokenizer_path()));
   EXPECT_TRUE(compare(load_config(dir / "run/config.resolved.yaml"), c).empty());
   EXPECT_EQ(nlohmann::json::parse(slurp(dir / "run/run.json"))["parameters"], c.model.parameter_count());
@@ -77,14 +77,16 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
   for (const auto& row : timeless_metrics(dir / "run")) {
     const bool training = row.contains("train/loss");
     rows.emplace_back(row["step"], training);
-    const std::vector<std::string> keys = training ? std::vector<std::string>{"train/loss", "train/grad_norm", "train/learning_rate", "train/epoch"}
-                                                   : std::vector<std::string>{"val/loss", "val/ppl", "val/bpb"};
+    const std::vector<std::string> keys =
+        training ? std::vector<std::string>{"train/loss", "train/grad_norm", "train/learning_rate", "train/epoch"}
+                 : std::vector<std::string>{"val/loss", "val/ppl", "val/bpb"};
     for (const std::string& key : keys) EXPECT_TRUE(row[key].is_number()) << key;
     EXPECT_EQ(row["train/tokens"], row["step"].get<int64_t>() * 4 * 17);
     if (training) continue;
     EXPECT_DOUBLE_EQ(row["val/ppl"], std::exp(row["val/loss"].get<double>()));
   }
-  EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{{0, false}, {1, true}, {20, true}, {30, false}, {40, true}, {60, true}, {60, false}}));
+  EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{
+                      {0, false}, {1, true}, {20, true}, {30, false}, {40, true}, {60, true}, {60, false}}));
 }
 
 /// A corpus of `windows` whole windows of random tokens.
@@ -170,7 +172,9 @@ TEST(Trainer, AResumedRunEqualsOneNeverCut) {
     // Each call does one step: max_time is over at once.
     const Threads scope(1);
     RunResult r;
-    text_of([&] { while ((r = train(part)).step < stop) EXPECT_FALSE(r.finished); });
+    text_of([&] {
+      while ((r = train(part)).step < stop) EXPECT_FALSE(r.finished);
+    });
     EXPECT_EQ(r.step, stop);
     EXPECT_EQ(r.reason, "train.max_time reached");
   }
@@ -342,7 +346,8 @@ TEST(Trainer, RefusesDataThatDoNotFit) {
 int interrupted(const std::vector<std::string>& arguments, const std::string& run_dir, int64_t steps, int signal) {
   if (const auto saved = checkpoint_steps(run_dir); !saved.empty()) steps += saved.back();
   Program program(arguments);
-  while (program.running() && int64_t(timeless_metrics(run_dir).size()) < steps) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  while (program.running() && int64_t(timeless_metrics(run_dir).size()) < steps)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   program.signal(signal);
   const int status = program.wait();
   EXPECT_TRUE(contains(program.err(), "stopped early") || status != 75) << program.err();
@@ -363,7 +368,8 @@ TEST(TrainProgram, CutBySigtermAndResumedEqualsARunNeverCut) {
   ASSERT_EQ(steps.size(), 1u);
   EXPECT_GE(steps[0], 5);
   EXPECT_EQ(Checkpoint(checkpoint_path(cut, steps[0])).state().step, steps[0]);
-  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet", "train.threads=3"}, cut, 15, SIGUSR1), 75);
+  EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet", "train.threads=3"}, cut, 15, SIGUSR1),
+            75);
   EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume=true", "--quiet"}, cut, 15, SIGINT), 75);
   // A kill that nobody can catch loses the steps since the last checkpoint and nothing else.
   EXPECT_EQ(interrupted({"train", dir / "run.yaml", to, "--resume", "--quiet"}, cut, 60, SIGKILL), 1000 + SIGKILL);
