@@ -39,9 +39,10 @@ struct TileShape {
 };
 
 /// The tile of a product, by its shape alone. At most 512 x 1024 (within 7% of a whole product; each tile packs both of
-/// its operands anew), at least four where that leaves 128 or more to a side, and all of a size, so that no thread waits
-/// for another's last tile. But where the rows that a tile reads are multiples of 4 KiB apart, they evict each other from
-/// the cache in the path without packing that oneDNN takes for smaller tiles, at half the speed: there the tile stays.
+/// its operands anew), at least four where that leaves 128 or more to a side, and all of a size, so that no thread
+/// waits for another's last tile. But where the rows that a tile reads are multiples of 4 KiB apart, they evict each
+/// other from the cache in the path without packing that oneDNN takes for smaller tiles, at half the speed: there the
+/// tile stays.
 TileShape tile_of(const MatmulArgs& p) {
   constexpr TileShape kMost{512, 1024};
   if ((!p.transpose_b && p.ldb % 1024 == 0) || (p.transpose_a && p.lda % 1024 == 0)) return kMost;
