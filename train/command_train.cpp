@@ -11,8 +11,7 @@ namespace {
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
-  std::string resume;
-  bool quiet = false, force = false, help_config = false;
+  bool resume = false, quiet = false, force = false, help_config = false;
 };
 
 void print_result(const RunConfig& config, const RunResult& r) {
@@ -36,7 +35,7 @@ void run(const Options& o) {
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
   std::vector<std::string> overrides = o.overrides;
-  if (!o.resume.empty()) overrides.push_back("train.resume=" + o.resume);
+  if (o.resume) overrides.push_back("train.resume=auto");
   const RunConfig config = load_config(o.config, overrides);
   MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
@@ -55,11 +54,8 @@ void add_train_command(CLI::App& app) {
   CLI::App* c = app.add_subcommand("train", "Train a model as a YAML file describes, or continue a run");
   c->add_option("config", o->config, "YAML file; see configs/ for presets");
   c->add_option("overrides", o->overrides, "key.path=value pairs laid over the file, for example optim.lr=1e-3");
-  c->add_option("--resume", o->resume,
-                "continue: auto (the default value; starts anew if there is nothing), true, or a checkpoint")
-      ->expected(0, 1)
-      ->default_str("")
-      ->type_name("WHAT");
+  c->add_flag("--resume", o->resume,
+              "continue from the newest intact checkpoint of the run folder, or start if there is none");
   c->add_flag("-q,--quiet", o->quiet, "no progress");
   c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
   c->add_flag("--help-config", o->help_config, "list every configuration key with type, default and meaning");
@@ -68,12 +64,10 @@ void add_train_command(CLI::App& app) {
       "  mmfree train configs/quickstart.yaml\n"
       "  mmfree train configs/8m.yaml data.train=shards/train-*.h5 data.valid=shards/valid-*.h5 optim.lr=2e-3\n"
       "  mmfree train configs/8m.yaml --resume            continue where the run stopped\n"
+      "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
       "  mmfree train --help-config\n"
       "SIGTERM, SIGUSR1 or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at once.");
-  c->callback([o, c] {
-    if (c->count("--resume") && o->resume.empty()) o->resume = "auto";
-    run(*o);
-  });
+  c->callback([o] { run(*o); });
 }
 
 }  // namespace mmfree

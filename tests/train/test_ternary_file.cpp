@@ -1,8 +1,8 @@
 // The deployment format: bit-equal logits, nothing latent inside, its promised size, and no damage that goes unseen.
 #include <gtest/gtest.h>
 
+#include "core/hash.h"
 #include "core/ops/elementwise.h"
-#include "data/files.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
 #include "train/safetensors.h"
