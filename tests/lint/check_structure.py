@@ -45,7 +45,7 @@ NO_TEST = {"check"}
 MAX_LINES = 700
 MAX_BYTES = 2 << 20
 CPP = {".h", ".cpp", ".inc", ".cu", ".cuh"}
-TEXT = CPP | {".py", ".sh", ".md", ".txt", ".yaml", ".json", ".cmake", ".supp"}
+SOURCE = CPP | {".py", ".sh", ".md", ".yaml", ".json", ".cmake", ".supp"}  # prose (.txt) is data
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 
@@ -108,7 +108,7 @@ def violations(files):
             yield f"{path}: {top} may not stand at the top level; put it into one of {', '.join(sorted(ROOMS))}, tests"
         if len(content) > MAX_BYTES:
             yield f"{path}: has {len(content)} bytes, at most {MAX_BYTES} are allowed; make it when it is needed"
-        if suffix(path) not in TEXT:
+        if suffix(path) not in SOURCE and PurePosixPath(path).name != "CMakeLists.txt":
             continue
         try:
             text = content.decode()
@@ -141,6 +141,7 @@ def read_tree(root):
 
 CLEAN = {
     "CMakeLists.txt": "project(x)\n",
+    "data/books/novel.txt": "CHAPTER X" "XX\n" + "\n" * MAX_LINES,
     ".clang-format": "",
     "core/ops/add.h": "#pragma once\n#include <vector>\n",
     "core/ops/add.cpp": '#include "core/ops/add.h"\n#include <sys/stat.h>\n',
