@@ -90,6 +90,7 @@ void Trainer::resume_from(const std::string& path, bool force) {
                ": is a model without optimizer state (an import?); training cannot be resumed from it");
   std::string dangerous;
   for (const ConfigChange& change : compare(file.config(), config_)) {
+    if (change.key == "train.resume") continue;
     progress_.message(concat(change.dangerous ? "changed (dangerous): " : "changed: ", change.text()));
     if (change.dangerous) dangerous += (dangerous.empty() ? "" : ", ") + change.key;
   }
