@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 
@@ -12,6 +13,14 @@
 namespace mmfree {
 
 namespace {
+
+/// Training takes a while: a folder that cannot be made is better known before.
+void create_parent(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  std::error_code error;
+  if (!folder.empty()) std::filesystem::create_directories(folder, error);
+  MMFREE_CHECK(CreateError, !error, folder.string(), ": cannot create the folder: ", error.message());
+}
 
 void print_tokenizer(const Tokenizer& t) {
   const auto special = [&](const char* name, int id) {
@@ -68,6 +77,7 @@ void add_tokenizer_command(CLI::App& app) {
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
   train->callback([training, limit_mb] {
     training->limit_bytes = int64_t(*limit_mb * 1e6);
+    create_parent(training->output);
     print_tokenizer(Tokenizer::train(*training));
     std::cout << "Written to " << training->output << '\n';
   });

@@ -18,13 +18,13 @@ void print_result(const RunConfig& config, const RunResult& r) {
   std::printf("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped", static_cast<long long>(r.step),
               static_cast<long long>(config.train.steps), r.reason.empty() || r.finished ? "" : ": ",
               r.finished ? "" : r.reason.c_str());
-  std::printf("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
+  if (r.tokens_per_second > 0) std::printf("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
   if (r.valid)
     std::printf("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),
                 r.valid->perplexity(), r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
-  std::printf("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
+  if (r.tokens_per_second > 0) std::printf("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
   std::printf("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
-  if (!r.finished) std::printf("continue with  mmfree train %s --resume\n", config.source.c_str());
+  if (!r.finished) std::printf("continue with  the same command and --resume\n");
 }
 
 void run(const Options& o) {

@@ -19,9 +19,9 @@ struct RunResult {
   bool finished = false;  ///< false: stopped early, with a complete checkpoint
   std::string reason;     ///< why it stopped early
   int64_t step = 0;
-  double first_loss = 0, last_loss = 0;  ///< of the first and last step of this process
+  double first_loss = 0, last_loss = 0;  ///< of the first and last step of this process; 0 without any
   std::optional<Evaluation> valid;       ///< at the end
-  double tokens_per_second = 0;          ///< over this process, evaluation and saving excluded
+  double tokens_per_second = 0;          ///< over this process, evaluation and saving excluded; 0 without any step
 };
 
 /// One training run in one folder: config.yaml and config.resolved.yaml, run.json, tokenizer.model, metrics.jsonl and
