@@ -19,7 +19,7 @@ void create_parent(const std::string& path) {
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   std::error_code error;
   if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  MMFREE_CHECK(CreateError, !error, folder.string(), ": cannot create the folder: ", error.message());
+  MMFREE_CHECK(CreateError, !error, path, ": cannot create its folder: ", error.message());
 }
 
 void print_tokenizer(const Tokenizer& t) {

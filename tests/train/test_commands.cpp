@@ -80,7 +80,7 @@ TEST(Commands, EachExplainsItselfWithAnExample) {
 TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
   const Files& f = Files::get();
   const std::string folder = f.dir.path(), none = f.dir / "none", ok = f.checkpoint,
-                    unwritable = f.dir / "no/folder/out", tok = TinyCorpus::get().tokenizer_path();
+                    unwritable = f.dir / "text.txt/folder/out", tok = TinyCorpus::get().tokenizer_path();
   spit(f.dir / "bad.yaml", "model: {hidden: 3}\n");
   spit(f.dir / "bad.jsonl", "{\"text\": 3}\n");
   spit(f.dir / "bad.h5", "MMFREEH5");
