@@ -3,7 +3,7 @@
 #include <string>
 
 #include "data/tokenizer.h"
-#include "tests/data/scratch.h"
+#include "tests/support/temp_dir.h"
 
 namespace mmfree::testing_data {
 
@@ -20,10 +20,10 @@ inline std::string babble(int words, unsigned seed) {
 }
 
 /// A byte-fallback tokenizer of 400 pieces trained on babble.
-inline Tokenizer small_tokenizer(const Scratch& dir, const std::string& type = "bpe") {
+inline Tokenizer small_tokenizer(const TempDir& dir, const std::string& type = "bpe") {
   TokenizerTraining training;
-  training.inputs = {spill(dir("babble.txt"), babble(20000, 7))};
-  training.output = dir(type + ".model");
+  training.inputs = {spit(dir / "babble.txt", babble(20000, 7))};
+  training.output = dir / (type + ".model");
   training.vocab_size = 400;
   training.type = type;
   return Tokenizer::train(training);

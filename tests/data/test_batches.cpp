@@ -5,14 +5,10 @@
 
 #include "core/error.h"
 #include "data/batches.h"
-#include "tests/data/scratch.h"
+#include "tests/support/temp_dir.h"
 
 namespace mmfree {
 namespace {
-
-using testing_data::Scratch;
-using testing_data::slurp;
-using testing_data::spill;
 
 ShardInfo info_of(int vocab, const std::string& hash = "0123", const std::string& split = "train") {
   ShardInfo info{split, vocab, hash, 1, 2, true, std::vector<int32_t>(size_t(vocab))};
@@ -33,16 +29,16 @@ void write_shard(const std::string& path, const ShardInfo& info, int first, cons
 }
 
 /// Tokens 0, 1, 2, ... over three shards.
-std::vector<std::string> counting_corpus(const Scratch& dir, int vocab = 1000) {
-  write_shard(dir("train-0.h5"), info_of(vocab), 0, {3, 4});
-  write_shard(dir("train-1.h5"), info_of(vocab), 7, {1});
-  write_shard(dir("train-2.h5"), info_of(vocab), 8, {40, 0, 45});
-  return {dir("train-*.h5")};
+std::vector<std::string> counting_corpus(const TempDir& dir, int vocab = 1000) {
+  write_shard(dir / "train-0.h5", info_of(vocab), 0, {3, 4});
+  write_shard(dir / "train-1.h5", info_of(vocab), 7, {1});
+  write_shard(dir / "train-2.h5", info_of(vocab), 8, {40, 0, 45});
+  return {dir / "train-*.h5"};
 }
 
 TEST(TokenShards, ReadAcrossShards) {
   for (int vocab : {1000, 70000}) {
-    Scratch dir;
+    TempDir dir;
     const TokenShards shards(counting_corpus(dir, vocab));
     EXPECT_EQ(shards.total_tokens(), 93);
     EXPECT_EQ(shards.documents(), 6);
@@ -61,28 +57,28 @@ TEST(TokenShards, ReadAcrossShards) {
 }
 
 TEST(TokenShards, DisagreementAndDamageAreErrors) {
-  Scratch dir;
+  TempDir dir;
   counting_corpus(dir);
-  const std::string first = dir("train-0.h5");
-  write_shard(dir("other.h5"), info_of(1000, "4567"), 0, {5});
-  EXPECT_THROW(TokenShards({first, dir("other.h5")}), DataError);
-  write_shard(dir("valid-0.h5"), info_of(1000, "0123", "valid"), 0, {5});
+  const std::string first = dir / "train-0.h5";
+  write_shard(dir / "other.h5", info_of(1000, "4567"), 0, {5});
+  EXPECT_THROW(TokenShards({first, dir / "other.h5"}), DataError);
+  write_shard(dir / "valid-0.h5", info_of(1000, "0123", "valid"), 0, {5});
   EXPECT_THROW(TokenShards({dir.path()}), DataError);
-  EXPECT_THROW(TokenShards({dir("nothing-*.h5")}), MissingError);
-  write_shard(dir("big.h5"), info_of(50), 30, {40});
+  EXPECT_THROW(TokenShards({dir / "nothing-*.h5"}), MissingError);
+  write_shard(dir / "big.h5", info_of(50), 30, {40});
   std::vector<int32_t> out(40);
-  EXPECT_NO_THROW(TokenShards({dir("big.h5")}).read(0, 20, out.data()));
-  EXPECT_THROW(TokenShards({dir("big.h5")}).read(0, 21, out.data()), DataError);
+  EXPECT_NO_THROW(TokenShards({dir / "big.h5"}).read(0, 20, out.data()));
+  EXPECT_THROW(TokenShards({dir / "big.h5"}).read(0, 21, out.data()), DataError);
   std::string bytes = slurp(first);
   bytes[bytes.size() / 2] ^= 1;
-  spill(first, bytes);
+  spit(first, bytes);
   EXPECT_THROW(TokenShards({first}), DataError);
 }
 
 TEST(TokenShards, FingerprintFollowsTokensAndOrder) {
-  Scratch dir;
+  TempDir dir;
   counting_corpus(dir);
-  const std::string a = dir("train-0.h5"), b = dir("train-1.h5");
+  const std::string a = dir / "train-0.h5", b = dir / "train-1.h5";
   const std::string ab = TokenShards({a, b}).fingerprint();
   EXPECT_EQ(ab, TokenShards({a, b}).fingerprint());
   EXPECT_NE(ab, TokenShards({b, a}).fingerprint());
@@ -91,7 +87,7 @@ TEST(TokenShards, FingerprintFollowsTokensAndOrder) {
 }
 
 TEST(Batches, AnEpochIsAPermutationAndTheNextAnother) {
-  Scratch dir;
+  TempDir dir;
   const TokenShards shards(counting_corpus(dir));
   for (int64_t length : {1, 2, 5, 7, 30, 46, 92}) {
     const Batches batches(shards, {length, 3, 11, true});
@@ -113,7 +109,7 @@ TEST(Batches, AnEpochIsAPermutationAndTheNextAnother) {
 }
 
 TEST(Batches, ShuffleIsUniformEnough) {
-  Scratch dir;
+  TempDir dir;
   const TokenShards shards(counting_corpus(dir));
   const int64_t n = Batches(shards, {4, 1, 0, true}).windows();  // 23
   std::vector<std::vector<int>> seen(static_cast<size_t>(n), std::vector<int>(static_cast<size_t>(n)));
@@ -125,7 +121,7 @@ TEST(Batches, ShuffleIsUniformEnough) {
 }
 
 TEST(Batches, SamplesDoNotDependOnBatchSizeAndRowsOnTheRange) {
-  Scratch dir;
+  TempDir dir;
   const TokenShards shards(counting_corpus(dir));
   const int64_t length = 5, samples = 60;
   const auto sequence = [&](int64_t batch_size, int64_t rows_at_once) {
@@ -149,7 +145,7 @@ TEST(Batches, SamplesDoNotDependOnBatchSizeAndRowsOnTheRange) {
 }
 
 TEST(Batches, InOrderTheWindowsFollowOneAnotherAndBeginAgain) {
-  Scratch dir;
+  TempDir dir;
   const TokenShards shards(counting_corpus(dir));
   for (int64_t length : {1, 4, 23, 50, 91, 92})
     for (int64_t batch_size : {1, 3}) {
@@ -169,7 +165,7 @@ TEST(Batches, InOrderTheWindowsFollowOneAnotherAndBeginAgain) {
 }
 
 TEST(Batches, EpochsAndMisuse) {
-  Scratch dir;
+  TempDir dir;
   const TokenShards shards(counting_corpus(dir));
   const Batches batches(shards, {9, 4, 0, true});  // 10 windows
   EXPECT_EQ(batches.epoch_of(0), 0);

@@ -5,14 +5,10 @@
 #include <numeric>
 
 #include "data/h5.h"
-#include "tests/data/scratch.h"
+#include "tests/support/temp_dir.h"
 
 namespace mmfree {
 namespace {
-
-using testing_data::Scratch;
-using testing_data::slurp;
-using testing_data::spill;
 
 template <class T>
 std::vector<T> ramp(int64_t n) {
@@ -24,12 +20,12 @@ std::vector<T> ramp(int64_t n) {
 template <class T>
 void expect_round_trip(const Shape& shape) {
   SCOPED_TRACE(concat(name_of(dtype_of<T>()), " ", shape));
-  Scratch dir;
+  TempDir dir;
   const std::vector<T> values = ramp<T>(shape.size());
-  h5::Writer writer(dir("a.h5"), "checkpoint");
+  h5::Writer writer(dir / "a.h5", "checkpoint");
   writer.write("param/layers.0/x", dtype_of<T>(), shape, values.data());
   writer.commit();
-  const h5::Reader reader(dir("a.h5"), "checkpoint");
+  const h5::Reader reader(dir / "a.h5", "checkpoint");
   EXPECT_EQ(reader.dtype("param/layers.0/x"), dtype_of<T>());
   const Tensor back = reader.read_tensor("param/layers.0/x", dtype_of<T>());
   ASSERT_EQ(back.shape(), shape);
@@ -54,8 +50,8 @@ TEST(H5, EveryTypeAndShapeComesBack) {
 }
 
 TEST(H5, SeriesGrowAndRowsReadAnywhere) {
-  Scratch dir;
-  h5::Writer writer(dir("a.h5"), "tokens");
+  TempDir dir;
+  h5::Writer writer(dir / "a.h5", "tokens");
   writer.create_series("tokens", h5::SeriesType::u16);
   writer.create_series("starts", h5::SeriesType::i64);
   writer.create_series("empty", h5::SeriesType::u32);
@@ -69,7 +65,7 @@ TEST(H5, SeriesGrowAndRowsReadAnywhere) {
   EXPECT_THROW(writer.append("missing", &start, 1), Error);
   writer.commit();
 
-  const h5::Reader reader(dir("a.h5"), "tokens");
+  const h5::Reader reader(dir / "a.h5", "tokens");
   EXPECT_EQ(reader.shape("tokens"), Shape({100003}));
   EXPECT_EQ(reader.shape("empty"), Shape({0}));
   EXPECT_EQ(reader.dtype("tokens"), DType::i32);
@@ -87,23 +83,23 @@ TEST(H5, SeriesGrowAndRowsReadAnywhere) {
 }
 
 TEST(H5, SeriesRefuseValuesTheyCannotHold) {
-  Scratch dir;
-  h5::Writer writer(dir("a.h5"), "tokens");
+  TempDir dir;
+  h5::Writer writer(dir / "a.h5", "tokens");
   writer.create_series("tokens", h5::SeriesType::u16);
   for (int32_t bad : {-1, 65536}) EXPECT_THROW(writer.append("tokens", &bad, 1), Error);
 }
 
 TEST(H5, AttributesAndNames) {
-  Scratch dir;
+  TempDir dir;
   const std::string large(500000, 'x');
-  h5::Writer writer(dir("a.h5"), "checkpoint");
+  h5::Writer writer(dir / "a.h5", "checkpoint");
   writer.attribute("config", large);
   writer.attribute("empty", "");
   writer.attribute("step", int64_t(-7));
   writer.attribute("loss", 0.1);
   for (const char* name : {"param/b", "param/a", "optim/m/a", "x"}) writer.write(name, DType::i8, {1}, "q");
   writer.commit();
-  const h5::Reader reader(dir("a.h5"), "checkpoint");
+  const h5::Reader reader(dir / "a.h5", "checkpoint");
   EXPECT_EQ(reader.attribute_string("config"), large);
   EXPECT_EQ(reader.attribute_string("empty"), "");
   EXPECT_EQ(reader.attribute_int("step"), -7);
@@ -117,8 +113,8 @@ TEST(H5, AttributesAndNames) {
   EXPECT_FALSE(reader.has("optim"));
 }
 
-std::string small_file(const Scratch& dir, const std::string& name, double value) {
-  h5::Writer writer(dir(name), "checkpoint");
+std::string small_file(const TempDir& dir, const std::string& name, double value) {
+  h5::Writer writer(dir / name, "checkpoint");
   writer.attribute("config", "depth: 2");
   const std::vector<double> values(300, value);
   writer.write("param/w", DType::f64, {20, 15}, values.data());
@@ -127,11 +123,11 @@ std::string small_file(const Scratch& dir, const std::string& name, double value
   writer.append("tokens", tokens.data(), int64_t(tokens.size()));
   writer.commit();
   EXPECT_EQ(writer.hash().size(), 32u);
-  return dir(name);
+  return dir / name;
 }
 
 TEST(H5, SameCallsSameBytes) {
-  Scratch dir;
+  TempDir dir;
   EXPECT_EQ(slurp(small_file(dir, "a.h5", 1)), slurp(small_file(dir, "b.h5", 1)));
 }
 
@@ -153,22 +149,22 @@ class FlippedBit {
 };
 
 TEST(H5, EveryFlippedByteIsFound) {
-  Scratch dir;
-  h5::Writer writer(dir("a.h5"), "checkpoint");
+  TempDir dir;
+  h5::Writer writer(dir / "a.h5", "checkpoint");
   const std::vector<float> values(30, 1.5f);
   writer.write("param/w", DType::f32, {5, 6}, values.data());
   writer.attribute("step", int64_t(3));
   writer.commit();
-  const std::string good = slurp(dir("a.h5"));
+  const std::string good = slurp(dir / "a.h5");
   for (size_t i = 0; i < good.size(); ++i) {
-    const FlippedBit flipped(dir("a.h5"), i, good[i]);
-    EXPECT_THROW(h5::Reader(dir("a.h5"), "checkpoint"), DataError) << "byte " << i;
+    const FlippedBit flipped(dir / "a.h5", i, good[i]);
+    EXPECT_THROW(h5::Reader(dir / "a.h5", "checkpoint"), DataError) << "byte " << i;
   }
   // Without the hash, HDF5's own checksums and our checks stand alone: nothing may crash.
   for (size_t i = 4096; i < good.size(); ++i) {
-    const FlippedBit flipped(dir("a.h5"), i, good[i]);
+    const FlippedBit flipped(dir / "a.h5", i, good[i]);
     try {
-      const h5::Reader reader(dir("a.h5"), "checkpoint", false);
+      const h5::Reader reader(dir / "a.h5", "checkpoint", false);
       const Tensor back = reader.read_tensor("param/w", DType::f32);
       for (int64_t k = 0; k < back.size(); ++k) EXPECT_EQ(back.data<float>()[k], 1.5f) << "byte " << i;
     } catch (const Error&) {
@@ -177,31 +173,31 @@ TEST(H5, EveryFlippedByteIsFound) {
 }
 
 TEST(H5, TruncatedExtendedForeignAndMissingFiles) {
-  Scratch dir;
+  TempDir dir;
   const std::string good = slurp(small_file(dir, "a.h5", 1));
   for (size_t n : {size_t(0), size_t(1), size_t(4095), size_t(4096), size_t(4097), good.size() / 2, good.size() - 1}) {
-    spill(dir("bad.h5"), good.substr(0, n));
-    EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError) << n;
-    EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint", false), DataError) << n;
+    spit(dir / "bad.h5", good.substr(0, n));
+    EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint"), DataError) << n;
+    EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint", false), DataError) << n;
   }
-  spill(dir("bad.h5"), good + "x");
-  EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError);
-  spill(dir("bad.h5"), std::string(9000, 'z'));
-  EXPECT_THROW(h5::Reader(dir("bad.h5"), "checkpoint"), DataError);
-  EXPECT_THROW(h5::Reader(dir("a.h5"), "tokens"), DataError);
-  EXPECT_THROW(h5::Reader(dir("absent.h5"), "tokens"), MissingError);
+  spit(dir / "bad.h5", good + "x");
+  EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint"), DataError);
+  spit(dir / "bad.h5", std::string(9000, 'z'));
+  EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint"), DataError);
+  EXPECT_THROW(h5::Reader(dir / "a.h5", "tokens"), DataError);
+  EXPECT_THROW(h5::Reader(dir / "absent.h5", "tokens"), MissingError);
   EXPECT_THROW(h5::Reader(dir.path(), "tokens"), DataError);
 }
 
 TEST(H5, WithoutCommitNothingRemains) {
-  Scratch dir;
+  TempDir dir;
   {
-    h5::Writer writer(dir("a.h5"), "checkpoint");
+    h5::Writer writer(dir / "a.h5", "checkpoint");
     writer.write("x", DType::i8, {1}, "q");
     EXPECT_EQ(dir.files(), 1u);
   }
   EXPECT_EQ(dir.files(), 0u);
-  EXPECT_THROW(h5::Writer(dir("no/such/directory.h5"), "checkpoint"), CreateError);
+  EXPECT_THROW(h5::Writer(dir / "no/such/directory.h5", "checkpoint"), CreateError);
 }
 
 /// Caps the size of files this process may write: beyond it, write fails with EFBIG.
@@ -225,19 +221,19 @@ class FileSizeLimit {
 };
 
 TEST(H5, FailedWritesLeaveTheOldFile) {
-  Scratch dir;
+  TempDir dir;
   const std::string old = slurp(small_file(dir, "a.h5", 1));
   for (size_t limit = 0; limit < old.size(); limit += 509) {
     {
       const FileSizeLimit cap(limit);
       EXPECT_THROW(small_file(dir, "a.h5", 2), IoError) << limit;
     }
-    ASSERT_EQ(slurp(dir("a.h5")), old) << limit;
+    ASSERT_EQ(slurp(dir / "a.h5"), old) << limit;
     ASSERT_EQ(dir.files(), 1u) << limit;
   }
   const FileSizeLimit cap(old.size());
   small_file(dir, "a.h5", 2);
-  EXPECT_NE(slurp(dir("a.h5")), old);
+  EXPECT_NE(slurp(dir / "a.h5"), old);
 }
 
 }  // namespace

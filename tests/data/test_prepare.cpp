@@ -13,10 +13,7 @@ namespace mmfree {
 namespace {
 
 using testing_data::babble;
-using testing_data::Scratch;
-using testing_data::slurp;
 using testing_data::small_tokenizer;
-using testing_data::spill;
 
 std::string compress(const std::string& bytes) {
   std::string out(ZSTD_compressBound(bytes.size()), '\0');
@@ -38,12 +35,12 @@ std::vector<std::string> read_all(TextReader& reader) {
 }
 
 TEST(TextReader, AllFormsInOrder) {
-  Scratch dir;
+  TempDir dir;
   const std::vector<std::string> texts = {"one\n\"two\" \\ é😀", "", babble(100000, 1), "last"};
-  spill(dir("a.txt"), "a book\n");
-  spill(dir("b.jsonl"), jsonl(texts) + "\n  \r\n" + R"({"text":"no final line break"})");
-  spill(dir("c.jsonl.zst"), compress(jsonl(texts)) + compress(jsonl({"second frame"})));
-  spill(dir("ignored.md"), "x");
+  spit(dir / "a.txt", "a book\n");
+  spit(dir / "b.jsonl", jsonl(texts) + "\n  \r\n" + R"({"text":"no final line break"})");
+  spit(dir / "c.jsonl.zst", compress(jsonl(texts)) + compress(jsonl({"second frame"})));
+  spit(dir / "ignored.md", "x");
   TextReader reader({dir.path()});
   std::vector<std::string> expected = {"a book\n"};
   expected.insert(expected.end(), texts.begin(), texts.end());
@@ -55,15 +52,15 @@ TEST(TextReader, AllFormsInOrder) {
 }
 
 TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
-  Scratch dir;
+  TempDir dir;
   const std::string deep = R"({"text":"deep","a":)" + std::string(100000, '[') + std::string(100000, ']') + "}";
   for (const std::string& bad :
        {std::string("{"), std::string("[1]"), std::string(R"({"text":3})"), std::string(R"({"txt":"a"})"),
         std::string("{\"text\":\"\xFF\"}"), deep, std::string(R"({"a":{"text":"inner"}})"), std::string("\"text\"")}) {
-    spill(dir("a.jsonl"), R"({"text":"good"})"
+    spit(dir / "a.jsonl", R"({"text":"good"})"
                           "\n" +
                               bad + "\n" + R"({"text":"more"})");
-    TextReader strict({dir("a.jsonl")}), lenient({dir("a.jsonl")}, true);
+    TextReader strict({dir / "a.jsonl"}), lenient({dir / "a.jsonl"}, true);
     try {
       read_all(strict);
       ADD_FAILURE() << bad.substr(0, 40);
@@ -76,22 +73,22 @@ TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
 }
 
 TEST(TextReader, DamagedFilesAreErrors) {
-  Scratch dir;
+  TempDir dir;
   const std::string whole = compress(jsonl({babble(50000, 2)}));
   for (size_t n : {size_t(1), whole.size() / 2, whole.size() - 1}) {
-    spill(dir("a.jsonl.zst"), whole.substr(0, n));
-    TextReader reader({dir("a.jsonl.zst")}, true);
+    spit(dir / "a.jsonl.zst", whole.substr(0, n));
+    TextReader reader({dir / "a.jsonl.zst"}, true);
     EXPECT_THROW(read_all(reader), DataError) << n;
   }
-  spill(dir("bomb.jsonl.zst"), compress(std::string(size_t(200) << 20, 'x')));
-  TextReader bomb({dir("bomb.jsonl.zst")}, true);
+  spit(dir / "bomb.jsonl.zst", compress(std::string(size_t(200) << 20, 'x')));
+  TextReader bomb({dir / "bomb.jsonl.zst"}, true);
   EXPECT_THROW(read_all(bomb), DataError);
-  spill(dir("latin.txt"), "caf\xE9");
-  TextReader latin({dir("latin.txt")});
+  spit(dir / "latin.txt", "caf\xE9");
+  TextReader latin({dir / "latin.txt"});
   EXPECT_THROW(read_all(latin), DataError);
-  spill(dir("a.csv"), "x");
-  EXPECT_THROW(TextReader({dir("a.csv")}), UsageError);
-  EXPECT_THROW(TextReader({dir("absent.txt")}), MissingError);
+  spit(dir / "a.csv", "x");
+  EXPECT_THROW(TextReader({dir / "a.csv"}), UsageError);
+  EXPECT_THROW(TextReader({dir / "absent.txt"}), MissingError);
 }
 
 /// Texts of the documents in the shards of one split, bos and eos checked and removed.
@@ -117,12 +114,12 @@ std::vector<std::string> documents_of(const Tokenizer& t, const std::string& dir
 }
 
 struct Corpus {
-  Scratch dir;
+  TempDir dir;
   Tokenizer tokenizer = small_tokenizer(dir);
   PrepareOptions options;
   Corpus() {
-    options.tokenizer = dir("bpe.model");
-    options.output = dir("out/deep");
+    options.tokenizer = dir / "bpe.model";
+    options.output = dir / "out/deep";
   }
 };
 
@@ -131,9 +128,9 @@ TEST(Prepare, EveryDocumentIsInOneSplitInOrder) {
   std::vector<std::string> texts;
   for (unsigned i = 0; i < 200; ++i) texts.push_back(babble(int(i % 50) + 1, i));
   const std::vector<std::string> first(texts.begin(), texts.begin() + 120), rest(texts.begin() + 120, texts.end());
-  spill(s.dir("in-1.jsonl"), jsonl(first));
-  spill(s.dir("in-2.jsonl.zst"), compress(jsonl(rest) + "{broken\n" + jsonl({""})));
-  s.options.inputs = {s.dir("in-*")};
+  spit(s.dir / "in-1.jsonl", jsonl(first));
+  spit(s.dir / "in-2.jsonl.zst", compress(jsonl(rest) + "{broken\n" + jsonl({""})));
+  s.options.inputs = {s.dir / "in-*"};
   s.options.valid_fraction = 0.2;
   s.options.shard_tokens = 500;
   s.options.skip_malformed = true;
@@ -163,7 +160,7 @@ TEST(Prepare, EveryDocumentIsInOneSplitInOrder) {
 TEST(Prepare, FewDocumentsLoseTheirTails) {
   Corpus s;
   const std::string book = babble(5000, 3), no_lines = std::string(2999, 'k') + "é" + std::string(1000, 'k');
-  s.options.inputs = {spill(s.dir("b1.txt"), book), spill(s.dir("b2.txt"), no_lines)};
+  s.options.inputs = {spit(s.dir / "b1.txt", book), spit(s.dir / "b2.txt", no_lines)};
   s.options.valid_fraction = 0.25;
   const PrepareSummary summary = prepare(s.options);
   EXPECT_TRUE(summary.held_out_tails);
@@ -181,7 +178,7 @@ TEST(Prepare, FewDocumentsLoseTheirTails) {
 
 TEST(Prepare, OptionsBosEosLimitAndNoSplit) {
   Corpus s;
-  s.options.inputs = {spill(s.dir("a.jsonl"), jsonl(std::vector<std::string>(30, "kalo mi")))};
+  s.options.inputs = {spit(s.dir / "a.jsonl", jsonl(std::vector<std::string>(30, "kalo mi")))};
   s.options.valid_fraction = 0;
   s.options.bos = s.options.eos = false;
   s.options.limit_bytes = 20;
@@ -193,27 +190,27 @@ TEST(Prepare, OptionsBosEosLimitAndNoSplit) {
 
 TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {
   Corpus s;
-  s.options.inputs = {spill(s.dir("a.txt"), babble(1000, 1))};
+  s.options.inputs = {spit(s.dir / "a.txt", babble(1000, 1))};
   s.options.shard_tokens = 100;
   s.options.valid_fraction = 0;
   prepare(s.options);
   const std::string first = s.options.output + "/train-00000.h5", old = slurp(first);
-  spill(s.dir("a.txt"), babble(1000, 2));
+  spit(s.dir / "a.txt", babble(1000, 2));
   s.options.shard_tokens = 1 << 20;
   EXPECT_THROW(prepare(s.options), CreateError);
   s.options.overwrite = true;
   auto failing = s.options;
-  failing.inputs.push_back(spill(s.dir("b.jsonl"), "{broken"));
+  failing.inputs.push_back(spit(s.dir / "b.jsonl", "{broken"));
   EXPECT_THROW(prepare(failing), DataError);
   EXPECT_EQ(slurp(first), old);
   EXPECT_EQ(prepare(s.options).train.shards, 1);
   EXPECT_NE(slurp(first), old);
   EXPECT_FALSE(std::filesystem::exists(s.options.output + "/train-00001.h5"));  // none of the old shards stays
 
-  s.options.output = s.dir("empty");
-  s.options.inputs = {spill(s.dir("e.txt"), "")};
+  s.options.output = s.dir / "empty";
+  s.options.inputs = {spit(s.dir / "e.txt", "")};
   EXPECT_THROW(prepare(s.options), DataError);
-  s.options.inputs = {spill(s.dir("many.jsonl"), jsonl(std::vector<std::string>(30, "the same text")))};
+  s.options.inputs = {spit(s.dir / "many.jsonl", jsonl(std::vector<std::string>(30, "the same text")))};
   for (double fraction : {1e-12, 1 - 1e-12}) {
     s.options.valid_fraction = fraction;
     EXPECT_THROW(prepare(s.options), DataError);

@@ -9,10 +9,7 @@ namespace mmfree {
 namespace {
 
 using testing_data::babble;
-using testing_data::Scratch;
-using testing_data::slurp;
 using testing_data::small_tokenizer;
-using testing_data::spill;
 
 std::string random_text(unsigned seed) {
   static const std::string parts[] = {"a",
@@ -62,7 +59,7 @@ void expect_exact(const Tokenizer& t, const std::string& text) {
 class TokenizerTypes : public testing::TestWithParam<const char*> {};
 
 TEST_P(TokenizerTypes, RoundTripIsExact) {
-  Scratch dir;
+  TempDir dir;
   const Tokenizer t = small_tokenizer(dir, GetParam());
   EXPECT_EQ(t.vocab_size(), 400);
   EXPECT_EQ(t.unk_id(), 0);
@@ -76,7 +73,7 @@ TEST_P(TokenizerTypes, RoundTripIsExact) {
 INSTANTIATE_TEST_SUITE_P(All, TokenizerTypes, testing::Values("bpe", "unigram"));
 
 TEST(Tokenizer, LongTextsAreEncodedInPartsWithoutSeams) {
-  Scratch dir;
+  TempDir dir;
   const Tokenizer t = small_tokenizer(dir);
   const std::string text = babble(120000, 9);
   ASSERT_GT(text.size(), size_t(600000));
@@ -92,7 +89,7 @@ TEST(Tokenizer, LongTextsAreEncodedInPartsWithoutSeams) {
 }
 
 TEST(Tokenizer, StreamEqualsDecodeForAnyIds) {
-  Scratch dir;
+  TempDir dir;
   const Tokenizer t = small_tokenizer(dir);
   std::mt19937 random(3);
   for (int round = 0; round < 2000; ++round) {
@@ -107,10 +104,10 @@ TEST(Tokenizer, StreamEqualsDecodeForAnyIds) {
 }
 
 TEST(Tokenizer, TrainingIsDeterministicAndLoads) {
-  Scratch dir;
+  TempDir dir;
   const Tokenizer a = small_tokenizer(dir), b = small_tokenizer(dir);
   EXPECT_EQ(a.serialized(), b.serialized());
-  const Tokenizer c = Tokenizer::load(dir("bpe.model"));
+  const Tokenizer c = Tokenizer::load(dir / "bpe.model");
   EXPECT_EQ(c.hash(), a.hash());
   EXPECT_EQ(c.hash().size(), 16u);
   EXPECT_EQ(c.encode("kalo mi"), a.encode("kalo mi"));
@@ -119,13 +116,13 @@ TEST(Tokenizer, TrainingIsDeterministicAndLoads) {
 }
 
 TEST(Tokenizer, TrainingUsesLongLinesAndLimits) {
-  Scratch dir;
+  TempDir dir;
   std::string line = babble(30000, 7);
   for (char& c : line)
     if (c == '\n') c = ' ';
   TokenizerTraining training;
-  training.inputs = {spill(dir("line.txt"), line + std::string(10000, 'w'))};
-  training.output = dir("a.model");
+  training.inputs = {spit(dir / "line.txt", line + std::string(10000, 'w'))};
+  training.output = dir / "a.model";
   training.vocab_size = 400;
   const Tokenizer t = Tokenizer::train(training);
   EXPECT_LT(t.encode(line).size(), line.size() / 2);
@@ -133,14 +130,14 @@ TEST(Tokenizer, TrainingUsesLongLinesAndLimits) {
 
   training.limit_bytes = 100;
   EXPECT_THROW(Tokenizer::train(training), ConfigError);
-  training.inputs = {spill(dir("empty.txt"), "")};
+  training.inputs = {spit(dir / "empty.txt", "")};
   EXPECT_THROW(Tokenizer::train(training), DataError);
-  training.inputs = {dir("absent.txt")};
+  training.inputs = {dir / "absent.txt"};
   EXPECT_THROW(Tokenizer::train(training), MissingError);
 }
 
 TEST(Tokenizer, IdsOutsideTheVocabularyAreErrors) {
-  Scratch dir;
+  TempDir dir;
   const Tokenizer t = small_tokenizer(dir);
   for (int32_t id : {-1, 400, INT32_MAX}) {
     EXPECT_THROW(t.piece(id), DataError);
@@ -159,7 +156,7 @@ std::string field(int number, const std::string& bytes) {
 }
 
 TEST(Tokenizer, HostileModelsAreRefused) {
-  Scratch dir;
+  TempDir dir;
   const std::string good = small_tokenizer(dir).serialized();
   for (size_t n = 0; n < good.size(); n += 37) {  // truncated inside a piece or before the normaliser
     try {
@@ -177,7 +174,7 @@ TEST(Tokenizer, HostileModelsAreRefused) {
   EXPECT_THROW(Tokenizer::from_bytes(good + std::string("\x1a\x02\x20\x01", 4)), DataError);  // spaces removed
   EXPECT_THROW(Tokenizer::from_bytes(std::string(33 << 20, '\0')), DataError);
   EXPECT_NO_THROW(Tokenizer::from_bytes(good + field(1, field(1, std::string(512, 'q')))));
-  EXPECT_THROW(Tokenizer::load(dir("absent.model")), MissingError);
+  EXPECT_THROW(Tokenizer::load(dir / "absent.model"), MissingError);
 }
 
 TEST(Utf8, CharactersAndDamage) {

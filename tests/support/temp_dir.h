@@ -38,10 +38,12 @@ inline std::string slurp(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-/// Writes a new file; removing the old one first avoids the flush that some file systems do on truncation.
-inline void spit(const std::string& path, const std::string& bytes) {
+/// Writes a new file and returns its path; removing the old one first avoids the flush that some file systems do on
+/// truncation.
+inline std::string spit(const std::string& path, const std::string& bytes) {
   std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
+  return path;
 }
 
 }  // namespace mmfree
