@@ -1,11 +1,30 @@
 #pragma once
+#include <cstddef>
+
 #include "core/error.h"
 
 namespace mmfree {
 
-/// Where a tensor's memory lives and which backend computes on it.
+/// Where a tensor's memory lives and which backend computes on it. One process drives at most one GPU.
 enum class Device : unsigned char { cpu, cuda };
 
 constexpr const char* name_of(Device d) { return d == Device::cpu ? "cpu" : "cuda"; }
+
+/// Copies bytes between any two devices, in the order of the kernels on the compute stream. On return host memory may
+/// be used: what was copied to it is there, what was copied from it may be overwritten.
+/// @throws DeviceError, also inside a captured step when either end is on the host
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+/// Sets bytes to zero, in the order of the kernels on the compute stream.
+void zero_bytes(void* to, Device device, size_t bytes);
+
+/// While alive, on this thread: memory of a GPU is counted but not obtained, kernels and copies for it do not run. What
+/// a computation would need can so be measured exactly, on any machine.
+class DryRun {
+ public:
+  DryRun();
+  ~DryRun();
+  DryRun(const DryRun&) = delete;
+  static bool active();
+};
 
 }  // namespace mmfree

@@ -8,17 +8,19 @@ enum class ScaleAxis { none, row };
 
 /// A tensor that may be quantised: value ≈ values ⊙ scale. Plain values have no scale and axis `none`.
 struct QuantTensor {
-  Tensor values;  ///< [N, K] i8 codes, or plain f32 | f64
+  Tensor values;  ///< [N, K] i8 codes, or plain f32 | f64 | bf16
   Tensor scale;   ///< row: [N] f32 | f64; none: undefined
   ScaleAxis axis = ScaleAxis::none;
+  /// What is computed from this tensor, and its gradient, have this dtype: that of the activations. It differs from the
+  /// values' own where those are codes, or the residual stream that stays f32 under bf16 activations.
+  DType compute = DType::f32;
 
   QuantTensor() = default;
-  QuantTensor(Tensor plain) : values(std::move(plain)) {}  // NOLINT: a plain tensor is a QuantTensor without scale
-  QuantTensor(Tensor codes, Tensor row_scale)
-      : values(std::move(codes)), scale(std::move(row_scale)), axis(ScaleAxis::row) {}
+  QuantTensor(Tensor plain) : values(std::move(plain)), compute(values.dtype()) {}  // NOLINT: a plain tensor fits
+  QuantTensor(Tensor plain, DType compute) : values(std::move(plain)), compute(compute) {}
+  QuantTensor(Tensor codes, Tensor row_scale, DType compute)
+      : values(std::move(codes)), scale(std::move(row_scale)), axis(ScaleAxis::row), compute(compute) {}
   bool quantised() const { return axis != ScaleAxis::none; }
-  /// The dtype that products of this tensor are computed in.
-  DType compute_dtype() const { return quantised() ? scale.dtype() : values.dtype(); }
 };
 
 }  // namespace mmfree

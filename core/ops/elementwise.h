@@ -3,31 +3,57 @@
 
 namespace mmfree {
 
-/// y = a + b.  a, b, y: same shape and dtype (f32 | f64). y may be a or b. @throws ShapeError, DTypeError
+/// y = a + b.  a, y: P or A; b: a's dtype or A; same shape. y may be a or b. @throws ShapeError, DTypeError,
+/// DeviceError
 void add(const Tensor& a, const Tensor& b, Tensor& y);
 
-/// Converts between f64, f32 and bf16, rounding to nearest even; same shape. @throws ShapeError, DTypeError
+/// Converts between f64, f32 and bf16, rounding to nearest even; same shape. @throws ShapeError, DTypeError,
+/// DeviceError
 void cast(const Tensor& from, Tensor& to);
 
-/// Σ x² over a flat f32 | f64 buffer, as f64 sums of fixed 4,096-element partials added in index order.
-double sum_of_squares(const Tensor& x);
+/// Every element of y (f32, f64 or bf16) becomes `value`.
+void fill(Tensor& y, double value);
+
+/// out [1] f64 = beta·out + scale·Σ x, x any shape f32 | f64: sums of fixed 4,096-element partials in f64, added in
+/// index order. The same bits for any number of threads.
+void sum(const Tensor& x, double scale, Tensor& out, double beta = 0);
+
+/// out [1] f64 = Σ x², x f32 | f64, or bf16 on a GPU: sums of fixed 4,096-element partials added in index order.
+void sum_of_squares(const Tensor& x, Tensor& out);
 
 struct ElementwiseArgs {
   const void *a, *b;
   void* y;
   int64_t n;
-  DType dtype, to;
+  DType type_a, type_b, type_y;
+};
+struct FillArgs {
+  void* y;
+  int64_t n;
+  double value;
+  DType dtype;
+};
+struct SumArgs {
+  const void* x;
+  double* out;
+  int64_t n;
+  double scale, beta;
+  DType dtype;
 };
 
 namespace cpu {
 void add(const ElementwiseArgs&);
 void cast(const ElementwiseArgs&);
-double sum_of_squares(const ElementwiseArgs&);
+void fill(const FillArgs&);
+void sum(const SumArgs&);
+void sum_of_squares(const SumArgs&);
 }  // namespace cpu
 namespace cuda {
 void add(const ElementwiseArgs&);
 void cast(const ElementwiseArgs&);
-double sum_of_squares(const ElementwiseArgs&);
+void fill(const FillArgs&);
+void sum(const SumArgs&);
+void sum_of_squares(const SumArgs&);
 }  // namespace cuda
 
 }  // namespace mmfree

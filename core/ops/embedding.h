@@ -3,20 +3,22 @@
 
 namespace mmfree {
 
-/// y_n = table[ids_n].  table [V, D] T (f32 | f64), ids [N] i32, y [N, D] T, out.
-/// @throws ShapeError, DTypeError; DataError naming the first id outside 0..V-1.
+/// y_n = table[ids_n].  table [V, D] P, ids [N] i32, y [N, D] P, out.
+/// @throws ShapeError, DTypeError, DeviceError. An id outside 0..V-1 is on the CPU a DataError that names it and on a
+/// GPU a row of NaN.
 void embedding(const Tensor& table, const Tensor& ids, Tensor& y);
 
-/// dtable[v] = beta·dtable[v] + Σ_{n: ids_n = v} dy_n, summed in the order of n. Deterministic.
+/// dtable[v] = beta·dtable[v] + Σ_{n: ids_n = v} dy_n.  dy [N, D] A, dtable [V, D] P. The order of the sum is fixed:
+/// that of n on the CPU, segments of 32 occurrences in that order on a GPU. Ids outside 0..V-1 are left out.
 void embedding_backward(const Tensor& ids, const Tensor& dy, Tensor& dtable, double beta);
 
 struct EmbeddingArgs {
-  const void* in;  ///< table forward, dy backward
+  const void* in;  ///< table (P) forward, dy (A) backward
   const int32_t* ids;
-  void* out;  ///< y forward, dtable backward
+  void* out;  ///< y (P) forward, dtable (P) backward
   int64_t n, v, d;
   double beta;
-  DType dtype;
+  DType dtype;  ///< of `in`
 };
 
 namespace cpu {

@@ -8,10 +8,10 @@ namespace mmfree {
 ///   reference: a = gate projection, b = state     fixed: a = state, b = gate projection
 ///   paper: a = state, b = gate projection, no weight
 ///
-/// @param a, b    [N, D] T (f32 | f64)
-/// @param weight  [D] T, or undefined
-/// @param y       [N, D] T, out
-/// @param r       [N] T, out: kept for the backward pass; not written without a weight
+/// @param a, b    [N, D] A
+/// @param weight  [D] P, or undefined
+/// @param y       [N, D] A, out
+/// @param r       [N] P, out: kept for the backward pass; not written without a weight
 /// @throws ShapeError, DTypeError. y must not alias a or b.
 void gate_norm(const Tensor& a, const Tensor& b, const Tensor& weight, double eps, Tensor& y, Tensor& r);
 

@@ -6,17 +6,17 @@ namespace mmfree {
 /// Targets with this value are not scored.
 inline constexpr int32_t kIgnoreTarget = -100;
 
-/// Rows of logits that exist at a time.
-inline constexpr int64_t kHeadRows = 512;
+/// Rows of logits that exist at a time: 512 on the CPU; on a GPU as many as make 256 MiB of bf16 logits, but no fewer.
+int64_t head_rows(int64_t vocab, Device device);
 
 /// Where the gradients of `head_loss` go; an undefined tensor is not wanted.
 struct HeadLossGrads {
-  Tensor dq;  ///< [N, K] T, overwritten
-  Tensor dw;  ///< [V, K] T, = beta·dw + …
+  Tensor dq;  ///< [N, K] A, overwritten
+  Tensor dw;  ///< [V, K] P, = beta·dw + …
   double beta_w = 0;
 };
 
-/// Cross entropy of a head, in blocks of kHeadRows rows, so that all logits never exist at once:
+/// Cross entropy of a head, in blocks of head_rows rows, so that all logits never exist at once:
 ///   logits = q Wᵀ,  nll_n = log Σ_v exp(logits_nv) − logits_n,target_n   (0 where the target is kIgnoreTarget)
 ///   dlogits = (softmax − onehot)·scale,  dq = dlogits W,  dw = beta·dw + dlogitsᵀ q
 ///
@@ -24,15 +24,16 @@ struct HeadLossGrads {
 /// @param w        [V, K]
 /// @param targets  [N] i32, each kIgnoreTarget or in 0..V−1
 /// @param scale    factor of the summed loss, for example 1 / scored positions
-/// @param nll      [N] T, out: unscaled, nats
-/// @throws ShapeError, DTypeError, DataError for a target outside the vocabulary.
+/// @param nll      [N] P, out: unscaled, nats
+/// @throws ShapeError, DTypeError, DeviceError. A target outside the vocabulary is on the CPU a DataError that names it
+/// and on a GPU a NaN.
 void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, double scale, Tensor& nll,
                HeadLossGrads* grads);
 
 struct SoftmaxNllArgs {
-  void* logits;  ///< [N, V]; replaced by (softmax − onehot)·scale when `gradient`
+  void* logits;  ///< [N, V] A; replaced by (softmax − onehot)·scale when `gradient`
   const int32_t* targets;
-  void* nll;
+  void* nll;  ///< [N] P
   int64_t n, v;
   double scale;
   bool gradient;

@@ -4,7 +4,7 @@
 namespace mmfree {
 
 /// Lower bounds of the forget gates: p = softmax of lambda over layers (per channel), gamma_l = Σ_{1<=j<=l} p_j.
-/// So gamma_0 = 0 and gamma_{L−1} = 1 − p_0 < 1.  lambda [L, D] T (f32 | f64); gamma [L, D] T, out.
+/// So gamma_0 = 0 and gamma_{L−1} = 1 − p_0 < 1.  lambda [L, D] P; gamma [L, D] P, out.
 /// @throws ShapeError, DTypeError. Source: Qin et al. 2023 (arXiv:2311.04823).
 void lower_bounds(const Tensor& lambda, Tensor& gamma);
 

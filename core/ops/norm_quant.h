@@ -5,64 +5,114 @@
 
 namespace mmfree {
 
-/// What a normalised branch is rounded to before its product.
+/// What a branch is rounded to after its norm, before its product.
 enum class Rounding { int8, bf16, none };
+
+/// Where the rows x [N, D] to be normalised come from; the work is fused into the norm's one read.
+struct RowSource {
+  enum Kind {
+    rows,  ///< x = a
+    sum,   ///< x = a + b, the residual connection; also written to `x`
+    gate,  ///< x = (a · r0 ⊙ weight) ⊙ SiLU(b), r0_n = 1 / sqrt(mean_k a_nk² + eps); without weight x = a ⊙ σ(b)
+    swiglu,  ///< x = SiLU(a[:, :D]) ⊙ a[:, D:]
+  };
+  Kind kind = rows;
+  Tensor a;        ///< rows, sum: [N, D] A or P; gate: [N, D] A; swiglu: [N, 2D] A
+  Tensor b;        ///< sum, gate: [N, D] A
+  Tensor weight;   ///< gate: [D] P, or undefined
+  double eps = 0;  ///< gate
+
+  int64_t rows_count() const { return a.dim(0); }
+  int64_t width() const { return kind == swiglu ? a.dim(1) / 2 : a.dim(1); }
+};
 
 /// One output of `norm_quant`: the row normalised with a weight of its own, then rounded.
 struct NormBranch {
-  Tensor weight;  ///< [D] T
+  Tensor weight;  ///< [D] P
   Rounding rounding = Rounding::int8;
-  Tensor out;   ///< out: [N, D] i8 codes (int8), else [N, D] T
-  Tensor step;  ///< out: [N] T, value ≈ code * step; undefined unless int8
+  Tensor out;   ///< out [N, D]: i8 codes; or A: the rounded value, for int8 that is code · step
+  Tensor step;  ///< out [N] P, value ≈ code · step; undefined unless `out` holds codes
 };
 
-/// RMSNorm, or block norm and one RMSNorm per branch, then rounding; x is read once.
+/// Reciprocal root mean squares, kept for the backward pass: [N] P each, undefined where the source or the norm has
+/// none.
+struct NormStats {
+  Tensor r0;  ///< of the gate's a
+  Tensor r1;  ///< of x, with `outer`
+  Tensor r2;  ///< of u
+};
+
+/// The stats that a call of norm_quant fills, allocated.
+NormStats make_norm_stats(const RowSource& source, const Tensor& outer);
+
+/// RMSNorm, or block norm and one RMSNorm per branch, then rounding; the source is read once.
 ///
 ///   u      = x                                              without `outer`
 ///   u_nk   = x_nk · r1_n · outer_k,   r1_n = 1 / sqrt(mean_k x_nk² + eps_outer)
 ///   v_nk   = u_nk · r2_n · weight_k,  r2_n = 1 / sqrt(mean_k u_nk² + eps_inner)    for each branch
 ///   int8:  m_n = max(max_k |v_nk|, 1e-5), code = round_half_away(v · (127 / m_n)), step_n = m_n / 127
 ///
-/// @param x         [N, D] T (f32 | f64)
-/// @param outer     [D] T, or undefined
+/// @param source    what x is
+/// @param outer     [D] P, or undefined
 /// @param eps_outer, eps_inner  added to the mean squares; dimensionless, > 0
 /// @param branches  weights and roundings in, tensors `out` and `step` written
-/// @param r1, r2    [N] T, out: kept for the backward pass (r1 is not written without `outer`)
-/// @throws ShapeError, DTypeError. N == 0 is allowed. Outputs must not alias x.
+/// @param stats     out
+/// @param x         out, source `sum` only: [N, D] in a's dtype; may be undefined: not wanted
+/// @throws ShapeError, DTypeError, DeviceError. N == 0 is allowed. Outputs must not alias inputs.
 /// Source: Ma et al. 2024 (arXiv:2402.17764).
-void norm_quant(const Tensor& x, const Tensor& outer, double eps_outer, double eps_inner,
-                std::vector<NormBranch>& branches, Tensor& r1, Tensor& r2);
+void norm_quant(const RowSource& source, const Tensor& outer, double eps_outer, double eps_inner,
+                std::vector<NormBranch>& branches, NormStats& stats, Tensor& x);
 
 /// One branch in the backward pass of `norm_quant`.
 struct NormBranchGrad {
-  Tensor weight;   ///< [D] T
-  Tensor dout;     ///< [N, D] T: gradient of the branch, straight through the rounding
-  Tensor dweight;  ///< [D] T, out; undefined: not wanted
+  Tensor weight;   ///< [D] P
+  Tensor dout;     ///< [N, D] A: gradient of the branch, straight through the rounding
+  Tensor dweight;  ///< [D] P, out; undefined: not wanted
+  double beta_weight = 0;
+};
+
+/// Gradients of a RowSource; undefined: not wanted.
+struct RowSourceGrad {
+  Tensor incoming;  ///< rows, sum: [N, D] A, added to the result; may be `a` itself or undefined
+  Tensor a;         ///< out, A: gradient of a (rows, sum: of x, and so of a and of b); shape of the source's a
+  Tensor b;         ///< out, gate: [N, D] A
+  Tensor weight;    ///< out, gate: [D] P, = beta_weight · weight + …
   double beta_weight = 0;
 };
 
 /// Backward of `norm_quant`, rounding taken as identity (straight-through), scales not differentiated:
 ///   û = u r2,  s = Σ_b weight_b ⊙ dout_b,  du = r2 (s − û mean_k(û s)),  dweight_b = beta·dweight_b + Σ_n dout_b ⊙ û
-///   x̂ = x r1,  g = du ⊙ outer,  dx = beta·dx + r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
-/// Sums over rows are sums of fixed 64-row blocks in index order. `dx`, `douter` may be undefined: not wanted.
-/// @throws ShapeError, DTypeError.
-void norm_quant_backward(const Tensor& x, const Tensor& outer, const Tensor& r1, const Tensor& r2,
-                         std::vector<NormBranchGrad>& branches, Tensor& dx, double beta_x, Tensor& douter,
-                         double beta_outer);
+///   x̂ = x r1,  g = du ⊙ outer,  dx = r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
+/// and from dx the exact derivative of the source. Sums over rows are taken in a fixed order.
+///
+/// @param source  as in the forward call; for `sum` its b is not read and its a must be the stored x
+/// @param douter  [D] P, out; may be undefined: not wanted
+/// @throws ShapeError, DTypeError, DeviceError
+void norm_quant_backward(const RowSource& source, const Tensor& outer, double eps_inner, const NormStats& stats,
+                         std::vector<NormBranchGrad>& branches, RowSourceGrad& grad, Tensor& douter, double beta_outer);
+
+struct RowSourceArgs {
+  RowSource::Kind kind;
+  const void *a, *b, *weight;
+  double eps;
+  DType type_a;  ///< dtype of a; b has the call's A
+};
 
 struct NormQuantArgs {
   struct Branch {
     const void* weight;
     Rounding rounding;
     void* out;
-    void* step;
+    void* step;  ///< null: `out` holds values in A, else i8 codes
   };
-  const void *x, *outer;
-  void *r1, *r2;
+  RowSourceArgs source;
+  void* x;
+  const void* outer;
+  void *r0, *r1, *r2;
   int64_t n, d;
   double eps_outer, eps_inner;
   std::vector<Branch> branches;
-  DType dtype;
+  DType dtype;  ///< A
 };
 
 struct NormQuantBackwardArgs {
@@ -71,12 +121,15 @@ struct NormQuantBackwardArgs {
     void* dweight;
     double beta;
   };
-  const void *x, *outer, *r1, *r2;
-  void *dx, *douter;
-  double beta_x, beta_outer;
+  RowSourceArgs source;
+  const void* outer;
+  double eps_inner;
+  const void *r0, *r1, *r2, *incoming;
+  void *da, *db, *dweight, *douter;
+  double beta_weight, beta_outer;
   int64_t n, d;
   std::vector<Branch> branches;
-  DType dtype;
+  DType dtype;  ///< A
 };
 
 namespace cpu {

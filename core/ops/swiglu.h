@@ -3,7 +3,7 @@
 
 namespace mmfree {
 
-/// y = SiLU(x[:, :I]) ⊙ x[:, I:].  x [N, 2I] T (f32 | f64): gate and up halves side by side; y [N, I] T, out.
+/// y = SiLU(x[:, :I]) ⊙ x[:, I:].  x [N, 2I] A: gate and up halves side by side; y [N, I] A, out.
 /// @throws ShapeError, DTypeError. y must not alias x. Source: Shazeer 2020 (arXiv:2002.05202).
 void swiglu(const Tensor& x, Tensor& y);
 

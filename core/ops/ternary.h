@@ -1,4 +1,6 @@
 #pragma once
+#include <vector>
+
 #include "core/tensor.h"
 
 namespace mmfree {
@@ -11,75 +13,110 @@ inline constexpr int64_t kTernaryBlockBytes = 32;
 /// Bytes of one packed row: ceil(cols / 128) * 32.
 int64_t ternary_row_bytes(int64_t cols);
 
-/// A ternary matrix [rows(), cols] ready to multiply: value = (code - 1) * scale.
+/// A ternary matrix [rows(), cols] ready to multiply: value = weight * scale, weight in {-1, 0, 1}. On the CPU the
+/// codes are packed as above; on a GPU they are the weights themselves, as the tensor cores take them.
 struct TernaryTensor {
-  Tensor codes;  ///< u8 [rows, ternary_row_bytes(cols)]
-  Tensor scale;  ///< [1] f32 or f64
+  Tensor codes;  ///< CPU: u8 [rows, ternary_row_bytes(cols)]; GPU: i8 [rows, cols]
+  Tensor scale;  ///< [1] P
   int64_t cols = 0;
   int64_t rows() const { return codes.rows(); }
 };
 
 /// An uninitialised matrix. @throws DTypeError unless scale_dtype is f32 or f64.
-TernaryTensor make_ternary(int64_t rows, int64_t cols, DType scale_dtype);
+TernaryTensor make_ternary(int64_t rows, int64_t cols, DType scale_dtype, Device device = Device::cpu);
+
+/// `w` on another device, in that device's layout of the codes.
+TernaryTensor to_device(const TernaryTensor& w, Device device);
 
 /// Quantises w [O, K] (dtype of out.scale) into codes and scale (absmean, see core/quantize.h). mean |W| is the sum of
 /// fixed 4096-element partials of the contiguous matrix, in f64 and index order. @throws ShapeError, DTypeError
 void ternary_quantise(const Tensor& w, TernaryTensor& out);
 
-/// out [O, K] (f32 or f64) = (code - 1) * scale. @throws ShapeError, DTypeError
-void ternary_dequantise(const TernaryTensor& w, Tensor& out);
+/// One matrix inside a flat parameter buffer: it starts at element `offset`, a multiple of kParamBlock.
+struct TernaryJob {
+  int64_t offset;
+  TernaryTensor out;
+};
 
-/// y[n, o] = float(sum_k q[n, k] * (code[o, k] - 1)) * (step[n] * scale), the sum exact in int32 (K <= 2^23).
-///   q i8 [N, K], step [N], y [N, O]; step, scale and y share f32 or f64.
+/// `ternary_quantise` of many matrices of the flat buffer `values` [P] at once. `abs_sums` [P / kParamBlock] f64 as
+/// `adamw` leaves them saves reading the weights twice; undefined: they are computed. The same codes and scales either
+/// way on one device. @throws ShapeError, DTypeError
+void ternary_quantise_flat(const Tensor& values, const Tensor& abs_sums, std::vector<TernaryJob>& jobs);
+
+/// out [O, K] A = weight * scale, or the bare weight. @throws ShapeError, DTypeError
+void ternary_dequantise(const TernaryTensor& w, Tensor& out, bool scaled = true);
+
+/// y[n, o] = A(P(sum_k q[n, k] * weight[o, k]) * (step[n] * scale)), the sum exact in int32 (K <= 2^23).
+///   q i8 [N, K], step [N] P, y [N, O] A.
 /// The bits depend neither on N, the number of threads nor the instruction set. @throws ShapeError, DTypeError
 void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w, Tensor& y);
 
-/// Gradient of `ternary_linear` by its input q * step: dx [N, K] = dy [N, O] * W + beta * dx, W = (code - 1) * scale.
+/// Gradient of `ternary_linear` by its input q * step: dx [N, K] A = dy [N, O] A * W + beta * dx, W = weight * scale.
 /// @throws ShapeError, DTypeError
 void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta);
 
-/// Gradient by the weight (straight through): dw [O, K] = dy [N, O]^T * (q [N, K] * step [N]) + beta * dw.
+/// Gradient by the weight (straight through): dw [O, K] P = dy [N, O]^T * A(q [N, K] * step [N]) + beta * dw.
 /// @throws ShapeError, DTypeError
 void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta);
 
 /// Dense weights [rows, cols] -> codes and scale.
 struct TernaryQuantiseArgs {
   const void* weights;
-  uint8_t* codes;
+  void* codes;
   void* scale;
   DType type;
   int64_t rows, cols;
 };
 /// Codes and scale -> dense weights [rows, cols].
 struct TernaryDequantiseArgs {
-  const uint8_t* codes;
-  const void* scale;
+  const void* codes;
+  const void* scale;  ///< null: bare weights
   void* weights;
   DType type;
   int64_t rows, cols;
 };
+struct TernaryQuantiseFlatArgs {
+  struct Job {
+    int64_t offset, rows, cols;
+    void* codes;
+    void* scale;
+  };
+  const void* values;
+  const double* abs_sums;  ///< or null
+  int64_t blocks;
+  std::vector<Job> jobs;
+  DType type;
+};
 struct TernaryLinearArgs {
   const int8_t* q;
   const void* step;
-  const uint8_t* codes;
+  const void* codes;
   const void* scale;
   void* y;
-  DType type;
+  DType type;  ///< A
   int64_t n, o, k;
 };
-/// u[n, k] = q[n, k] * step[n].
+/// u[n, k] = A(q[n, k] * step[n]).
 struct ScaleCodesArgs {
   const int8_t* q;
   const void* step;
   void* u;
-  DType type;
+  DType type;  ///< A
   int64_t n, k;
 };
 namespace cpu {
 void ternary_quantise(const TernaryQuantiseArgs& args);
+void ternary_quantise_flat(const TernaryQuantiseFlatArgs& args);
 void ternary_dequantise(const TernaryDequantiseArgs& args);
 void ternary_linear(const TernaryLinearArgs& args);
 void scale_codes(const ScaleCodesArgs& args);
 }  // namespace cpu
+namespace cuda {
+void ternary_quantise(const TernaryQuantiseArgs& args);
+void ternary_quantise_flat(const TernaryQuantiseFlatArgs& args);
+void ternary_dequantise(const TernaryDequantiseArgs& args);
+void ternary_linear(const TernaryLinearArgs& args);
+void scale_codes(const ScaleCodesArgs& args);
+}  // namespace cuda
 
 }  // namespace mmfree

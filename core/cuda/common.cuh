@@ -1,0 +1,91 @@
+#pragma once
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/cuda/context.h"
+#include "core/dtype.h"
+
+/// Building blocks of the CUDA kernels. Activations A are float or __nv_bfloat16; sums, norms and gates are computed in
+/// float. Reductions combine lanes and warps in a fixed order.
+namespace mmfree::cuda {
+
+using Bf16 = __nv_bfloat16;  // the bits of mmfree::bf16
+
+constexpr int kWarp = 32;
+
+/// Calls `body.operator()<A>()` with A = float or Bf16; any other dtype is a DTypeError naming `op`.
+template <class Body>
+void dispatch_activation(DType t, const char* op, Body&& body) {
+  if (t == DType::f32) return body.template operator()<float>();
+  if (t == DType::bf16) return body.template operator()<Bf16>();
+  throw DTypeError(concat(op, ": expected f32 or bf16 on a GPU, got ", name_of(t)));
+}
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(Bf16 x) { return __bfloat162float(x); }
+template <class A>
+__device__ inline A from_float(float x) {
+  if constexpr (std::is_same_v<A, Bf16>)
+    return __float2bfloat16_rn(x);
+  else
+    return x;
+}
+
+/// N elements that are loaded and stored as one access of up to 16 bytes.
+template <class T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
+  T at[N];
+};
+
+/// N consecutive elements from `from`, which must be aligned to N elements (16 bytes at most), as floats.
+template <int N, class T>
+__device__ inline void load(float (&to)[N], const T* from) {
+  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
+#pragma unroll
+  for (int i = 0; i < N; ++i) to[i] = to_float(pack.at[i]);
+}
+template <int N, class T>
+__device__ inline void store(T* to, const float (&from)[N]) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.at[i] = from_float<T>(from[i]);
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+/// σ(x); with bf16 activations by the fast exponential, whose error is far below their rounding.
+template <class A>
+__device__ inline float sigmoid(float x) {
+  if constexpr (std::is_same_v<A, Bf16>)
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+  else
+    return 1.0f / (1.0f + expf(-x));
+}
+/// SiLU(x) = x σ(x) and its slope σ(x) (1 + x (1 − σ(x))), given s = σ(x).
+__device__ inline float silu(float x, float s) { return x * s; }
+__device__ inline float silu_slope(float x, float s) { return s * (1.0f + x * (1.0f - s)); }
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int width = kWarp / 2; width; width /= 2) x += __shfl_xor_sync(0xffffffffu, x, width);
+  return x;
+}
+__device__ inline double warp_sum(double x) {
+#pragma unroll
+  for (int width = kWarp / 2; width; width /= 2) x += __shfl_xor_sync(0xffffffffu, x, width);
+  return x;
+}
+
+/// |x| as bits: for non-negative numbers they order as the numbers do, with NaN above infinity, so that the largest of
+/// them never loses a NaN.
+__device__ inline uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+__device__ inline uint32_t warp_max(uint32_t x) {
+#pragma unroll
+  for (int width = kWarp / 2; width; width /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, width));
+  return x;
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace mmfree::cuda

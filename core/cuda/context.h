@@ -1,0 +1,30 @@
+#pragma once
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include "core/error.h"
+
+/// What the kernels of core/cuda share: the stream they run on and how errors become exceptions.
+namespace mmfree::cuda {
+
+/// The stream of all kernels.
+cudaStream_t stream();
+cublasLtHandle_t blas();
+/// Scratch memory of the products of cuBLASLt, kWorkspaceBytes long; part of no arena.
+void* workspace();
+inline constexpr size_t kWorkspaceBytes = size_t(32) << 20;
+
+/// Streaming multiprocessors of the GPU in use: persistent grids are sized by it.
+int multiprocessors();
+/// True on Hopper (compute capability 9.0), whose own instructions some kernels are written in.
+bool is_hopper();
+
+/// Throws DeviceError "WHAT: cuda says ..." unless `status` is success.
+void check(cudaError_t status, const char* what);
+/// Call after every launch. With MMFREE_SYNC=1 in the environment it waits for the kernel, so that a fault is reported
+/// by the op that caused it.
+void check_launch(const char* op);
+
+}  // namespace mmfree::cuda
+
+#define MMFREE_CUDA_CHECK(call) ::mmfree::cuda::check((call), #call)
