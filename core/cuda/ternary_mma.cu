@@ -69,19 +69,20 @@ __device__ void barrier_arrive(uint32_t barrier, int block) {
   asm volatile(
       "{ .reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(barrier),
       "r"(block)
       : "memory");
 }
 __device__ void barrier_wait(uint32_t barrier, int parity) {
   asm volatile(
       "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again; }" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }
 __device__ void cluster_sync() {
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
@@ -254,10 +255,11 @@ __device__ void multiply_tiles(const CUtensorMap& y_map, const float* step, floa
   const auto release = [&](int stage) {
     if (lane < Cluster) barrier_arrive(shared.empty(stage), lane);
   };
-  for (int index = blockIdx.x / Cluster; index < plan.rows * plan.cols; index += gridDim.x / Cluster) {
-    const Tile tile = tile_at(plan, index);
+  int index = blockIdx.x / Cluster;
+  Tile tile = tile_at(plan, index);
+  for (; index < plan.rows * plan.cols; index += gridDim.x / Cluster) {
     const int row = (tile.row * Cluster + block) * kRows + group * 64 + warp * 16;
-    const int upper = row + lane / 4, lower = upper + 8;
+    const int upper = row + lane / 4, lower = upper + 8, col = tile.col * kCols;
     const float upper_step = upper < plan.n ? step[upper] : 0.0f, lower_step = lower < plan.n ? step[lower] : 0.0f;
     if (staggered && group == 1) asm volatile("bar.sync 1, %0;" ::"n"(kGroup * kGroups) : "memory");
     int before = 0;
@@ -274,10 +276,11 @@ __device__ void multiply_tiles(const CUtensorMap& y_map, const float* step, floa
       ring.next();
       if (staggered && group == 0 && l == Lag - 1) asm volatile("bar.arrive 1, %0;" ::"n"(kGroup * kGroups) : "memory");
     }
+    tile = tile_at(plan, index + gridDim.x / Cluster);
     multiply_wait_all(sums);
     release(before);
-    store_sums<Stream>(sums, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale), y_map, row, tile.col * kCols,
-                       plan.o, shared.pieces(group * 4 + warp));
+    store_sums<Stream>(sums, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale), y_map, row, col, plan.o,
+                       shared.pieces(group * 4 + warp));
   }
   if (lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
