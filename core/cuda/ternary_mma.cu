@@ -94,29 +94,30 @@ __device__ void load_box(uint32_t to, const CUtensorMap& map, int x, int y, uint
       "l"(&map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
-/// The same to the same place of every block in `blocks`, counted at the barrier of each.
-__device__ void load_box(uint32_t to, const CUtensorMap& map, int x, int y, uint32_t barrier, uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(&map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
-      : "memory");
-}
-template <bool Stream>
-__device__ void store_box(const CUtensorMap& map, int x, int y, uint32_t from) {
-  if constexpr (Stream) {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+/// Rows of w from `row` on, to the same place of every block of the cluster, counted at the barrier of each.
+template <int Cluster, bool Direct>
+__device__ void load_cols(uint32_t to, const CUtensorMap& map, int x, int row, uint32_t barrier) {
+  const uint16_t blocks = (1 << Cluster) - 1;
+  if constexpr (Direct && Cluster > 1)
     asm volatile(
-        "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group.L2::cache_hint [%0, {%1, %2}], [%3], %4;" ::"l"(
-            &map),
-        "r"(x), "r"(y), "r"(from), "l"(policy)
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3, %3, %3, %4}], [%5], %6;" ::"r"(to),
+        "l"(&map), "r"(x), "r"(0), "r"(row / 32), "r"(barrier), "h"(blocks)
         : "memory");
-  } else {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x),
-                 "r"(y), "r"(from)
-                 : "memory");
-  }
+  else if constexpr (Direct)
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3, %3, %3, %4}], [%5];" ::"r"(to),
+        "l"(&map), "r"(x), "r"(0), "r"(row / 32), "r"(barrier)
+        : "memory");
+  else if constexpr (Cluster > 1)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+        "l"(&map), "r"(x), "r"(row), "r"(barrier), "h"(blocks)
+        : "memory");
+  else
+    load_box(to, map, x, row, barrier);
 }
 
 /// Describes to wgmma a tile of rows of 128 bytes, depth along the row, in the 128-byte swizzle.
@@ -183,7 +184,7 @@ struct Ring {
 };
 
 /// The thread that loads: all tiles of the cluster, stage after stage.
-template <int Cluster>
+template <int Cluster, bool Direct>
 __device__ void load_tiles(const CUtensorMap& q_map, const CUtensorMap& w_map, const Plan& plan, Shared shared,
                            int block) {
   constexpr int kShare = kCols / Cluster;
@@ -197,10 +198,7 @@ __device__ void load_tiles(const CUtensorMap& q_map, const CUtensorMap& w_map, c
       barrier_expect(full, kRowBytes + kColBytes);
       load_box(shared.rows(ring.stage), q_map, l * kDepth, row, full);
       const uint32_t to = shared.cols(ring.stage) + block * kShare * kDepth;
-      if constexpr (Cluster > 1)
-        load_box(to, w_map, l * kDepth, col, full, (1 << Cluster) - 1);
-      else
-        load_box(to, w_map, l * kDepth, col, full);
+      load_cols<Cluster, Direct>(to, w_map, l * kDepth, col, full);
     }
   }
 }
@@ -212,42 +210,81 @@ __device__ uint32_t scaled_pair(int a, int b, float scale) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-/// Scales, rounds and stores a warp's 16 rows, 64 columns at a time through its buffers in shared memory. A thread
-/// holds of rows lane / 4 and lane / 4 + 8 the columns 8 j + lane % 4 * 2 + {0, 1}.
+/// Where a warp's 16 x kCols sums go: its first row and column in y, and this thread's two factors. A thread holds of
+/// rows lane / 4 and lane / 4 + 8 the columns 8 j + lane % 4 * 2 + {0, 1} of the tile in shared memory.
+struct Place {
+  __nv_bfloat16* y;
+  int n, o, row, col;
+  float upper, lower;
+};
+
 template <bool Stream>
-__device__ void store_sums(const int (&sums)[kSums], float upper, float lower, const CUtensorMap& y_map, int row,
-                           int col, int o, uint32_t pieces) {
+__device__ void store(__nv_bfloat16* to, uint4 x) {
+  if constexpr (Stream)
+    __stcs(reinterpret_cast<uint4*>(to), x);
+  else
+    *reinterpret_cast<uint4*>(to) = x;
+}
+
+template <bool Stream>
+__device__ void store_direct(const int (&sums)[kSums], const Place& at) {
+  const int lane = threadIdx.x % 32, row = at.row + lane / 4, col = at.col + lane % 4 * 8;
+  __nv_bfloat16* to = at.y + int64_t(row) * at.o + col;
+#pragma unroll
+  for (int b = 0; b < kCols / 32; ++b) {
+    const int* s = sums + 16 * b;
+    const bool inside = col + 32 * b < at.o;
+    const uint4 upper{scaled_pair(s[0], s[1], at.upper), scaled_pair(s[4], s[5], at.upper),
+                      scaled_pair(s[8], s[9], at.upper), scaled_pair(s[12], s[13], at.upper)};
+    const uint4 lower{scaled_pair(s[2], s[3], at.lower), scaled_pair(s[6], s[7], at.lower),
+                      scaled_pair(s[10], s[11], at.lower), scaled_pair(s[14], s[15], at.lower)};
+    if (inside && row < at.n) store<Stream>(to + 32 * b, upper);
+    if (inside && row + 8 < at.n) store<Stream>(to + 32 * b + 8 * int64_t(at.o), lower);
+  }
+}
+
+/// The same through shared memory, 64 columns at a time: whole lines of 128 bytes leave.
+template <bool Stream>
+__device__ void store_staged(const int (&sums)[kSums], const Place& at, uint32_t pieces) {
   const int lane = threadIdx.x % 32;
   const uint32_t line = (lane % 16) * 128, swizzle = lane % 8, half = lane / 16;
+  const int row = at.row + lane / 8, col = at.col + lane % 8 * 8;
+  __nv_bfloat16* to = at.y + int64_t(row) * at.o + col;
 #pragma unroll
   for (int p = 0; p < kCols / kPieceCols; ++p) {
     const uint32_t piece = pieces + p % kPieces * kPieceBytes;
-    if (lane == 0) asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPieces - 1) : "memory");
-    __syncwarp();
 #pragma unroll
     for (int j = 0; j < kPieceCols / 16; ++j) {
       const int* s = sums + (p * kPieceCols + j * 16) / 2;
       asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                        piece + line + (((2 * j + half) ^ swizzle) << 4)),
-                   "r"(scaled_pair(s[0], s[1], upper)), "r"(scaled_pair(s[2], s[3], lower)),
-                   "r"(scaled_pair(s[4], s[5], upper)), "r"(scaled_pair(s[6], s[7], lower))
+                   "r"(scaled_pair(s[0], s[1], at.upper)), "r"(scaled_pair(s[2], s[3], at.lower)),
+                   "r"(scaled_pair(s[4], s[5], at.upper)), "r"(scaled_pair(s[6], s[7], at.lower))
                    : "memory");
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncwarp();
-    if (lane == 0) {
-      if (col + p * kPieceCols < o) store_box<Stream>(y_map, col + p * kPieceCols, row, piece);
-      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    uint4 lines[kPieceRows / 4];
+#pragma unroll
+    for (int i = 0; i < kPieceRows / 4; ++i) {
+      const int r = 4 * i + lane / 8;
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(lines[i].x), "=r"(lines[i].y), "=r"(lines[i].z), "=r"(lines[i].w)
+                   : "r"(piece + r * 128 + ((lane % 8 ^ r % 8) << 4))
+                   : "memory");
     }
+#pragma unroll
+    for (int i = 0; i < kPieceRows / 4; ++i)
+      if (row + 4 * i < at.n && col + p * kPieceCols < at.o)
+        store<Stream>(to + p * kPieceCols + 4 * i * int64_t(at.o), lines[i]);
   }
 }
 
 /// A warpgroup that multiplies: its 64 rows of all tiles of the block. `group` 1 starts a tile when `group` 0 has begun
 /// `Lag` stages of it. Tiles of fewer stages than the ring has go without: a group could then be a whole tile ahead,
 /// and the named barrier could not tell one tile from the next.
-template <int Cluster, int Lag, bool Stream>
-__device__ void multiply_tiles(const CUtensorMap& y_map, const float* step, float scale, const Plan& plan,
-                               Shared shared, int block, int group) {
+template <int Cluster, int Lag, bool Direct, bool Stream>
+__device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale, const Plan& plan, Shared shared,
+                               int block, int group) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const bool staggered = Lag > 0 && plan.depth >= kStages;
   Ring ring;
@@ -279,18 +316,20 @@ __device__ void multiply_tiles(const CUtensorMap& y_map, const float* step, floa
     tile = tile_at(plan, index + gridDim.x / Cluster);
     multiply_wait_all(sums);
     release(before);
-    store_sums<Stream>(sums, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale), y_map, row, col, plan.o,
-                       shared.pieces(group * 4 + warp));
+    const Place at{y, plan.n, plan.o, row, col, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale)};
+    if constexpr (Direct)
+      store_direct<Stream>(sums, at);
+    else
+      store_staged<Stream>(sums, at, shared.pieces(group * 4 + warp));
   }
-  if (lane == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 #endif
 
-template <int Cluster, int Lag, bool Stream>
+template <int Cluster, int Lag, bool Direct, bool Stream>
 __global__ void __launch_bounds__(kThreads, 1)
     ternary_mma_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap w_map,
-                       const __grid_constant__ CUtensorMap y_map, const float* step, const float* scale, Plan plan) {
+                       __nv_bfloat16* y, const float* step, const float* scale, Plan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const Shared shared{address(memory)};
@@ -306,10 +345,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = threadIdx.x / kGroup;
   if (group == kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == kGroup * kGroups) load_tiles<Cluster>(q_map, w_map, plan, shared, block);
+    if (threadIdx.x == kGroup * kGroups) load_tiles<Cluster, Direct>(q_map, w_map, plan, shared, block);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    multiply_tiles<Cluster, Lag, Stream>(y_map, step, *scale, plan, shared, block, group);
+    multiply_tiles<Cluster, Lag, Direct, Stream>(y, step, *scale, plan, shared, block, group);
   }
   // No block may leave while the other can still write to it.
   cluster_sync();
@@ -327,32 +366,47 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
-/// A matrix [rows, cols], row-major, that is moved in boxes [box_rows, 128 bytes] in the 128-byte swizzle. What a box
-/// has outside the matrix loads as zero and is not stored.
-CUtensorMap tensor_map(CUtensorMapDataType type, int bytes, const void* data, int64_t rows, int64_t cols,
-                       int box_rows) {
+/// Bytes at `data` as the copy engine sees them: of `rank` dimensions, the first contiguous and each other one `stride`
+/// bytes apart, moved in boxes of `box` in the 128-byte swizzle. What a box has outside loads as zero.
+CUtensorMap tensor_map(const void* data, int rank, const cuuint64_t* shape, const cuuint64_t* stride,
+                       const cuuint32_t* box) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
-  const cuuint64_t shape[] = {cuuint64_t(cols), cuuint64_t(rows)}, stride[] = {cuuint64_t(cols) * bytes};
-  const cuuint32_t box[] = {cuuint32_t(128 / bytes), cuuint32_t(box_rows)}, every[] = {1, 1};
+  const cuuint32_t every[] = {1, 1, 1, 1, 1};
   CUtensorMap map;
-  const CUresult status =
-      encode(&map, type, 2, const_cast<void*>(data), shape, stride, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  MMFREE_CHECK(DeviceError, status == CUDA_SUCCESS, "ternary_mma: no tensor map of [", rows, ", ", cols,
-               "]: the driver says error ", int(status));
+  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, rank, const_cast<void*>(data), shape, stride, box,
+                                 every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  MMFREE_CHECK(DeviceError, status == CUDA_SUCCESS, "ternary_mma: no tensor map of ", shape[0], " x ", shape[1],
+               " bytes: the driver says error ", int(status));
   return map;
 }
 
-template <int Cluster, int Lag, bool Stream>
+/// A row-major matrix in boxes of `box_rows` rows.
+CUtensorMap rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
+  const cuuint64_t shape[] = {cuuint64_t(cols), cuuint64_t(rows)}, stride[] = {cuuint64_t(cols)};
+  const cuuint32_t box[] = {kDepth, cuuint32_t(box_rows)};
+  return tensor_map(data, 2, shape, stride, box);
+}
+
+/// The same for rows % 32 == 0, with each 32 rows in another order: place 8 j + 2 t + e of shared memory gets row
+/// 8 t + 2 j + e. The tensor cores give thread t of four the columns 8 j + 2 t + e of a product; so it holds eight
+/// columns of y side by side, and stores them at once.
+CUtensorMap shuffled_rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
+  const cuuint64_t line = cols, shape[] = {line, 2, 4, 4, cuuint64_t(rows / 32)};
+  const cuuint64_t stride[] = {line, 8 * line, 2 * line, 32 * line};
+  const cuuint32_t box[] = {kDepth, 2, 4, 4, cuuint32_t(box_rows / 32)};
+  return tensor_map(data, 5, shape, stride, box);
+}
+
+template <int Cluster, int Lag, bool Direct, bool Stream>
 void launch(const int8_t* q, const float* step, const int8_t* w, const float* scale, __nv_bfloat16* y, int64_t n,
             int64_t o, int64_t k, int band_rows, cudaStream_t stream) {
   const auto tiles = [](int64_t size, int tile) { return int((size + tile - 1) / tile); };
-  const CUtensorMap q_map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, q, n, k, kRows);
-  const CUtensorMap w_map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, w, o, k, kCols / Cluster);
-  const CUtensorMap y_map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, y, n, o, kPieceRows);
+  const CUtensorMap q_map = rows_map(q, n, k, kRows);
+  const CUtensorMap w_map = (Direct ? shuffled_rows_map : rows_map)(w, o, k, kCols / Cluster);
   const Plan plan{tiles(n, kRows * Cluster), tiles(o, kCols), band_rows / (kRows * Cluster),
                   tiles(k, kDepth),          int(n),          int(o)};
-  const auto kernel = ternary_mma_kernel<Cluster, Lag, Stream>;
+  const auto kernel = ternary_mma_kernel<Cluster, Lag, Direct, Stream>;
   MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -364,7 +418,7 @@ void launch(const int8_t* q, const float* step, const int8_t* w, const float* sc
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  MMFREE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, q_map, w_map, y_map, step, scale, plan));
+  MMFREE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, q_map, w_map, y, step, scale, plan));
   check_launch("ternary_mma");
 }
 
@@ -383,7 +437,16 @@ void ternary_mma(const int8_t* q, const float* step, const int8_t* w, const floa
   for (const void* p : {static_cast<const void*>(q), static_cast<const void*>(w), static_cast<const void*>(y)})
     MMFREE_CHECK(ShapeError, reinterpret_cast<uintptr_t>(p) % 16 == 0,
                  "ternary_mma: q, w and y must start at multiples of 16 bytes");
-  launch<2, 2, true>(q, step, w, scale, y, n, o, k, k <= 2048 ? 4096 : 2048, stream);
+#ifndef LAG
+#define LAG 1
+#define DIRECT true
+#define CL 2
+#define BAND 2048
+#endif
+  if (o % 32 == 0)
+    launch<CL, LAG, DIRECT, true>(q, step, w, scale, y, n, o, k, BAND, stream);
+  else
+    launch<CL, LAG, false, true>(q, step, w, scale, y, n, o, k, BAND, stream);
 }
 
 }  // namespace mmfree::cuda
