@@ -9,17 +9,18 @@
 /// A persistent grid of clusters of two blocks, one block a multiprocessor. A cluster works on 256 x 256 tiles of y:
 /// each block has 128 rows, loads them and one half of the 256 rows of w, which the copy engine writes to both blocks.
 /// A ring of stages of 128 bytes of depth lies between the one thread that loads and the two warpgroups that multiply,
-/// 64 rows each. The second warpgroup starts each tile a little behind the first, so that while one of them converts
-/// and stores its sums the other has the tensor cores to itself.
+/// 64 rows each.
 namespace mmfree::cuda {
 namespace {
 
 constexpr int kRows = 128, kCols = 256, kDepth = 128;  // of a block's tile; depth in elements = bytes
+constexpr int kCluster = 2;                            // blocks, one above the other in y
 constexpr int kStages = 4;
 constexpr int kGroup = 128;  // threads of a warpgroup
 constexpr int kGroups = 2;   // that multiply
 constexpr int kThreads = kGroup * (1 + kGroups);
 constexpr int kRowBytes = kRows * kDepth, kColBytes = kCols * kDepth;
+constexpr int kBandRows = 2048;                  // see Plan
 constexpr int kPieceRows = 16, kPieceCols = 64;  // what a warp stores at once: 128 bytes of each of its rows
 constexpr int kPieceBytes = kPieceRows * kPieceCols * 2;
 constexpr int kPieces = 2;  // buffers of a warp
@@ -51,7 +52,7 @@ struct Tile {
 __device__ Tile tile_at(const Plan& plan, int index) {
   const int in_band = plan.band * plan.cols;
   const int first = index / in_band * plan.band;
-  const int height = min(plan.band, plan.rows - first);
+  const int height = max(1, min(plan.band, plan.rows - first));  // 1 behind the last tile, which nobody works on
   const int rest = index % in_band;
   return {first + rest % height, rest / height};
 }
@@ -95,29 +96,21 @@ __device__ void load_box(uint32_t to, const CUtensorMap& map, int x, int y, uint
       : "memory");
 }
 /// Rows of w from `row` on, to the same place of every block of the cluster, counted at the barrier of each.
-template <int Cluster, bool Direct>
+template <bool Direct>
 __device__ void load_cols(uint32_t to, const CUtensorMap& map, int x, int row, uint32_t barrier) {
-  const uint16_t blocks = (1 << Cluster) - 1;
-  if constexpr (Direct && Cluster > 1)
+  const uint16_t blocks = (1 << kCluster) - 1;
+  if constexpr (Direct)
     asm volatile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%2, %3, %3, %3, %4}], [%5], %6;" ::"r"(to),
         "l"(&map), "r"(x), "r"(0), "r"(row / 32), "r"(barrier), "h"(blocks)
         : "memory");
-  else if constexpr (Direct)
-    asm volatile(
-        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%2, %3, %3, %3, %4}], [%5];" ::"r"(to),
-        "l"(&map), "r"(x), "r"(0), "r"(row / 32), "r"(barrier)
-        : "memory");
-  else if constexpr (Cluster > 1)
+  else
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
         "l"(&map), "r"(x), "r"(row), "r"(barrier), "h"(blocks)
         : "memory");
-  else
-    load_box(to, map, x, row, barrier);
 }
 
 /// Describes to wgmma a tile of rows of 128 bytes, depth along the row, in the 128-byte swizzle.
@@ -184,21 +177,21 @@ struct Ring {
 };
 
 /// The thread that loads: all tiles of the cluster, stage after stage.
-template <int Cluster, bool Direct>
+template <bool Direct>
 __device__ void load_tiles(const CUtensorMap& q_map, const CUtensorMap& w_map, const Plan& plan, Shared shared,
                            int block) {
-  constexpr int kShare = kCols / Cluster;
+  constexpr int kShare = kCols / kCluster;
   Ring ring;
-  for (int index = blockIdx.x / Cluster; index < plan.rows * plan.cols; index += gridDim.x / Cluster) {
+  for (int index = blockIdx.x / kCluster; index < plan.rows * plan.cols; index += gridDim.x / kCluster) {
     const Tile tile = tile_at(plan, index);
-    const int row = (tile.row * Cluster + block) * kRows, col = tile.col * kCols + block * kShare;
+    const int row = (tile.row * kCluster + block) * kRows, col = tile.col * kCols + block * kShare;
     for (int l = 0; l < plan.depth; ++l, ring.next()) {
       barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
       const uint32_t full = shared.full(ring.stage);
       barrier_expect(full, kRowBytes + kColBytes);
       load_box(shared.rows(ring.stage), q_map, l * kDepth, row, full);
       const uint32_t to = shared.cols(ring.stage) + block * kShare * kDepth;
-      load_cols<Cluster, Direct>(to, w_map, l * kDepth, col, full);
+      load_cols<Direct>(to, w_map, l * kDepth, col, full);
     }
   }
 }
@@ -218,15 +211,7 @@ struct Place {
   float upper, lower;
 };
 
-template <bool Stream>
-__device__ void store(__nv_bfloat16* to, uint4 x) {
-  if constexpr (Stream)
-    __stcs(reinterpret_cast<uint4*>(to), x);
-  else
-    *reinterpret_cast<uint4*>(to) = x;
-}
-
-template <bool Stream>
+/// Columns that shuffled_rows_map brought side by side: straight from registers.
 __device__ void store_direct(const int (&sums)[kSums], const Place& at) {
   const int lane = threadIdx.x % 32, row = at.row + lane / 4, col = at.col + lane % 4 * 8;
   __nv_bfloat16* to = at.y + int64_t(row) * at.o + col;
@@ -238,13 +223,12 @@ __device__ void store_direct(const int (&sums)[kSums], const Place& at) {
                       scaled_pair(s[8], s[9], at.upper), scaled_pair(s[12], s[13], at.upper)};
     const uint4 lower{scaled_pair(s[2], s[3], at.lower), scaled_pair(s[6], s[7], at.lower),
                       scaled_pair(s[10], s[11], at.lower), scaled_pair(s[14], s[15], at.lower)};
-    if (inside && row < at.n) store<Stream>(to + 32 * b, upper);
-    if (inside && row + 8 < at.n) store<Stream>(to + 32 * b + 8 * int64_t(at.o), lower);
+    if (inside && row < at.n) *reinterpret_cast<uint4*>(to + 32 * b) = upper;
+    if (inside && row + 8 < at.n) *reinterpret_cast<uint4*>(to + 32 * b + 8 * int64_t(at.o)) = lower;
   }
 }
 
-/// The same through shared memory, 64 columns at a time: whole lines of 128 bytes leave.
-template <bool Stream>
+/// Columns in their own order: through shared memory, 64 at a time, to whole lines of 128 bytes.
 __device__ void store_staged(const int (&sums)[kSums], const Place& at, uint32_t pieces) {
   const int lane = threadIdx.x % 32;
   const uint32_t line = (lane % 16) * 128, swizzle = lane % 8, half = lane / 16;
@@ -275,30 +259,26 @@ __device__ void store_staged(const int (&sums)[kSums], const Place& at, uint32_t
 #pragma unroll
     for (int i = 0; i < kPieceRows / 4; ++i)
       if (row + 4 * i < at.n && col + p * kPieceCols < at.o)
-        store<Stream>(to + p * kPieceCols + 4 * i * int64_t(at.o), lines[i]);
+        *reinterpret_cast<uint4*>(to + p * kPieceCols + 4 * i * int64_t(at.o)) = lines[i];
   }
 }
 
-/// A warpgroup that multiplies: its 64 rows of all tiles of the block. `group` 1 starts a tile when `group` 0 has begun
-/// `Lag` stages of it. Tiles of fewer stages than the ring has go without: a group could then be a whole tile ahead,
-/// and the named barrier could not tell one tile from the next.
-template <int Cluster, int Lag, bool Direct, bool Stream>
+/// A warpgroup that multiplies: its 64 rows of all tiles of the block.
+template <bool Direct>
 __device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale, const Plan& plan, Shared shared,
                                int block, int group) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const bool staggered = Lag > 0 && plan.depth >= kStages;
   Ring ring;
   int sums[kSums];
   const auto release = [&](int stage) {
-    if (lane < Cluster) barrier_arrive(shared.empty(stage), lane);
+    if (lane < kCluster) barrier_arrive(shared.empty(stage), lane);
   };
-  int index = blockIdx.x / Cluster;
+  int index = blockIdx.x / kCluster;
   Tile tile = tile_at(plan, index);
-  for (; index < plan.rows * plan.cols; index += gridDim.x / Cluster) {
-    const int row = (tile.row * Cluster + block) * kRows + group * 64 + warp * 16;
+  for (; index < plan.rows * plan.cols; index += gridDim.x / kCluster) {
+    const int row = (tile.row * kCluster + block) * kRows + group * 64 + warp * 16;
     const int upper = row + lane / 4, lower = upper + 8, col = tile.col * kCols;
     const float upper_step = upper < plan.n ? step[upper] : 0.0f, lower_step = lower < plan.n ? step[lower] : 0.0f;
-    if (staggered && group == 1) asm volatile("bar.sync 1, %0;" ::"n"(kGroup * kGroups) : "memory");
     int before = 0;
     for (int l = 0; l < plan.depth; ++l) {
       barrier_wait(shared.full(ring.stage), ring.parity);
@@ -311,33 +291,32 @@ __device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale,
       if (l > 0) release(before);
       before = ring.stage;
       ring.next();
-      if (staggered && group == 0 && l == Lag - 1) asm volatile("bar.arrive 1, %0;" ::"n"(kGroup * kGroups) : "memory");
     }
-    tile = tile_at(plan, index + gridDim.x / Cluster);
+    tile = tile_at(plan, index + gridDim.x / kCluster);
     multiply_wait_all(sums);
     release(before);
     const Place at{y, plan.n, plan.o, row, col, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale)};
     if constexpr (Direct)
-      store_direct<Stream>(sums, at);
+      store_direct(sums, at);
     else
-      store_staged<Stream>(sums, at, shared.pieces(group * 4 + warp));
+      store_staged(sums, at, shared.pieces(group * 4 + warp));
   }
 }
 
 #endif
 
-template <int Cluster, int Lag, bool Direct, bool Stream>
+template <bool Direct>
 __global__ void __launch_bounds__(kThreads, 1)
     ternary_mma_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap w_map,
                        __nv_bfloat16* y, const float* step, const float* scale, Plan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) uint8_t memory[];
   const Shared shared{address(memory)};
-  const int block = blockIdx.x % Cluster;
+  const int block = blockIdx.x % kCluster;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(shared.full(i), 1);
-      barrier_init(shared.empty(i), kGroups * 4 * Cluster);
+      barrier_init(shared.empty(i), kGroups * 4 * kCluster);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -345,10 +324,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = threadIdx.x / kGroup;
   if (group == kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == kGroup * kGroups) load_tiles<Cluster, Direct>(q_map, w_map, plan, shared, block);
+    if (threadIdx.x == kGroup * kGroups) load_tiles<Direct>(q_map, w_map, plan, shared, block);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    multiply_tiles<Cluster, Lag, Direct, Stream>(y, step, *scale, plan, shared, block, group);
+    multiply_tiles<Direct>(y, step, *scale, plan, shared, block, group);
   }
   // No block may leave while the other can still write to it.
   cluster_sync();
@@ -398,21 +377,21 @@ CUtensorMap shuffled_rows_map(const int8_t* data, int64_t rows, int64_t cols, in
   return tensor_map(data, 5, shape, stride, box);
 }
 
-template <int Cluster, int Lag, bool Direct, bool Stream>
+template <bool Direct>
 void launch(const int8_t* q, const float* step, const int8_t* w, const float* scale, __nv_bfloat16* y, int64_t n,
-            int64_t o, int64_t k, int band_rows, cudaStream_t stream) {
+            int64_t o, int64_t k, cudaStream_t stream) {
   const auto tiles = [](int64_t size, int tile) { return int((size + tile - 1) / tile); };
   const CUtensorMap q_map = rows_map(q, n, k, kRows);
-  const CUtensorMap w_map = (Direct ? shuffled_rows_map : rows_map)(w, o, k, kCols / Cluster);
-  const Plan plan{tiles(n, kRows * Cluster), tiles(o, kCols), band_rows / (kRows * Cluster),
-                  tiles(k, kDepth),          int(n),          int(o)};
-  const auto kernel = ternary_mma_kernel<Cluster, Lag, Direct, Stream>;
+  const CUtensorMap w_map = (Direct ? shuffled_rows_map : rows_map)(w, o, k, kCols / kCluster);
+  const Plan plan{tiles(n, kRows * kCluster), tiles(o, kCols), kBandRows / (kRows * kCluster),
+                  tiles(k, kDepth),           int(n),          int(o)};
+  const auto kernel = ternary_mma_kernel<Direct>;
   MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {Cluster, 1, 1};
+  cluster.val.clusterDim = {kCluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = Cluster * unsigned(std::min(plan.rows * plan.cols, multiprocessors() / Cluster));
+  config.gridDim = kCluster * unsigned(std::min(plan.rows * plan.cols, multiprocessors() / kCluster));
   config.blockDim = kThreads;
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
@@ -437,16 +416,7 @@ void ternary_mma(const int8_t* q, const float* step, const int8_t* w, const floa
   for (const void* p : {static_cast<const void*>(q), static_cast<const void*>(w), static_cast<const void*>(y)})
     MMFREE_CHECK(ShapeError, reinterpret_cast<uintptr_t>(p) % 16 == 0,
                  "ternary_mma: q, w and y must start at multiples of 16 bytes");
-#ifndef LAG
-#define LAG 1
-#define DIRECT true
-#define CL 2
-#define BAND 2048
-#endif
-  if (o % 32 == 0)
-    launch<CL, LAG, DIRECT, true>(q, step, w, scale, y, n, o, k, BAND, stream);
-  else
-    launch<CL, LAG, false, true>(q, step, w, scale, y, n, o, k, BAND, stream);
+  (o % 32 == 0 ? launch<true> : launch<false>)(q, step, w, scale, y, n, o, k, stream);
 }
 
 }  // namespace mmfree::cuda

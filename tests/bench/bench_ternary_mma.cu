@@ -299,8 +299,12 @@ bool check_all(const Product& product) {
     for (int64_t o : {8, 24, 136, 264, 1000})
       for (int64_t k : {16, 48, 112, 144, 400, 1040}) right &= check({n, o, k}, ++shapes, true, product);
   for (const Sizes& s : kShapes) right &= check(s, ++shapes, false, product);
+  for (int64_t n : {5, 300})
+    for (int64_t o : {32, 96, 288, 1056})
+      for (int64_t k : {16, 400, 1040}) right &= check({n, o, k}, ++shapes, true, product);
   // Several tiles a block of every depth around the number of stages, so that the ring wraps and warpgroups drift.
-  for (int64_t k = 128; k <= 1152; k += 128) right &= check({20000, 1000, k}, ++shapes, true, product);
+  for (int64_t k = 128; k <= 1152; k += 128)
+    for (int64_t o : {1000, 1024}) right &= check({20000, o, k}, ++shapes, true, product);
   std::printf("%s: %d shapes, bit by bit\n", right ? "right" : "WRONG", shapes);
   return right;
 }
