@@ -8,7 +8,8 @@ namespace mmfree::cuda {
 
 /// Whether ternary_mma can compute an [n, o] output over depth k on the current device: compute capability 9.0 (the
 /// code uses Hopper's wgmma and bulk tensor copies), n, o, k >= 1, k % 16 == 0 and o % 8 == 0 (rows of q, w and y start
-/// at multiples of 16 bytes), k <= 2^24 - 16 (no sum leaves int32). Throws DeviceError if the device cannot be asked.
+/// at multiples of 16 bytes), all at most 2^24 and k below it (no sum leaves int32). Throws DeviceError if the device
+/// cannot be asked.
 bool ternary_mma_fits(std::int64_t n, std::int64_t o, std::int64_t k);
 
 /// Product of int8 activations with ternary weights on the tensor cores:
