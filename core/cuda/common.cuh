@@ -57,10 +57,14 @@ __device__ inline void store(T* to, const float (&from)[N]) {
 /// σ(x); with bf16 activations by the fast exponential, whose error is far below their rounding.
 template <class A>
 __device__ inline float sigmoid(float x) {
-  if constexpr (std::is_same_v<A, Bf16>)
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  else
+  if constexpr (std::is_same_v<A, Bf16>) {
+    float power, inverse;  // without the steps that save subnormal numbers
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.44269504f * x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return inverse;
+  } else {
     return 1.0f / (1.0f + expf(-x));
+  }
 }
 /// SiLU(x) = x σ(x) and its slope σ(x) (1 + x (1 − σ(x))), given s = σ(x).
 __device__ inline float silu(float x, float s) { return x * s; }
