@@ -6,30 +6,31 @@
 namespace mmfree {
 
 Var add(const Var& a, const Var& b) {
-  Tensor y(a.shape(), a.value().dtype(), a.value().device());
+  Tensor y(a.shape(), a.value().dtype(), a.device());
   add(a.value(), b.value(), y);
-  return record("add", {a, b}, {y}, {}, [](const BackwardCtx& c) {
+  return record("add", {a, b}, {QuantTensor(y, a.compute())}, {}, [](const BackwardCtx& c) {
     const Tensor dy = c.out_grad();
     c.pass(0, dy);
     c.pass(1, dy);
   })[0];
 }
 
-Var embedding(const Var& table, const Tensor& ids) {
-  Tensor y({ids.size(), table.dim(1)}, table.value().dtype(), table.value().device());
+Var embedding(const Var& table, const Tensor& ids, DType compute) {
+  Tensor y({ids.size(), table.dim(1)}, table.value().dtype(), table.device());
   embedding(table.value(), ids, y);
-  return record("embedding", {table}, {y}, {ids}, [](const BackwardCtx& c) {
+  return record("embedding", {table}, {QuantTensor(y, compute)}, {ids}, [](const BackwardCtx& c) {
     auto [dtable, beta] = c.grad(0);
     embedding_backward(c.saved(0), c.out_grad(), dtable, beta);
   })[0];
 }
 
 Var swiglu(const Var& x) {
-  Tensor y({x.dim(0), x.dim(1) / 2}, x.value().dtype(), x.value().device());
+  Tensor y({x.dim(0), x.dim(1) / 2}, x.value().dtype(), x.device());
   swiglu(x.value(), y);
-  return record("swiglu", {x}, {y}, {x.value()}, [](const BackwardCtx& c) {
-    Tensor dx(c.saved(0).shape(), c.saved(0).dtype(), c.saved(0).device());
-    swiglu_backward(c.saved(0), c.out_grad(), dx);
+  return record("swiglu", {x}, {y}, {x}, [](const BackwardCtx& c) {
+    const Tensor x = c.saved(0);
+    Tensor dx(x.shape(), x.dtype(), x.device());
+    swiglu_backward(x, c.out_grad(), dx);
     c.pass(0, dx);
   })[0];
 }

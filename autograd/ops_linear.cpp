@@ -1,29 +1,102 @@
 #include "autograd/ops.h"
-#include "core/parallel.h"
+#include "autograd/saved_norm.h"
+#include "core/ops/elementwise.h"
 
 namespace mmfree {
 namespace {
 
-/// A weight matrix as a list of saved tensors, and back.
-std::vector<Tensor> pack(const WeightMatrix& w) { return {w.ternary.codes, w.ternary.scale, w.plain}; }
+constexpr size_t kMatrixTensors = 3, kMostProjections = 4;
 
-WeightMatrix unpack(const BackwardCtx& c, size_t first, int64_t cols) {
+/// A weight matrix as saved tensors, and back.
+void pack(const WeightMatrix& w, std::vector<SavedTensor>& saved) {
+  saved.insert(saved.end(), {w.ternary.codes, w.ternary.scale, w.plain});
+}
+
+template <class From>
+WeightMatrix unpack(const From& from, size_t first, int64_t cols) {
   WeightMatrix w;
-  w.ternary.codes = c.saved(first);
-  w.ternary.scale = c.saved(first + 1);
+  w.ternary.codes = from.saved(first);
+  w.ternary.scale = from.saved(first + 1);
   w.ternary.cols = cols;
-  w.plain = c.saved(first + 2);
+  w.plain = from.saved(first + 2);
   return w;
 }
+
+QuantTensor activations(const Tensor& values, const Tensor& scale, DType compute) {
+  return scale.defined() ? QuantTensor(values, scale, compute) : QuantTensor(values);
+}
+
+/// norm_linear as its node remembers it. Saved behind the norm's tensors, for each projection: its norm weight, its
+/// matrix, and the rounded activations with their scale, if kept.
+struct SavedProjections {
+  static constexpr size_t kEach = 1 + kMatrixTensors + 2, kEachInput = 2;
+  SavedNorm norm;
+  Rounding roundings[kMostProjections];
+  size_t count;
+
+  static size_t at(size_t p) { return SavedNorm::kSaved + p * kEach; }
+  static size_t input(size_t p) { return SavedNorm::kInputs + p * kEachInput; }
+
+  /// The rounded activations of the projections that want a weight gradient, in the compute dtype.
+  std::vector<QuantTensor> inputs_again(const BackwardCtx& c, const RowSource& source) const {
+    std::vector<QuantTensor> all(count);
+    std::vector<NormBranch> branches;
+    std::vector<size_t> of;
+    for (size_t p = 0; p < count; ++p) {
+      if (!c.has(p) || !c.needs(input(p) + 1)) continue;
+      const DType t = c.out_grad(p).dtype();
+      if (c.kept(at(p) + 4)) {
+        all[p] = activations(c.saved(at(p) + 4), c.saved(at(p) + 5), t);
+        continue;
+      }
+      branches.push_back({c.saved(at(p)), roundings[p],
+                          Tensor({source.rows_count(), source.width()}, t, source.a.device()), Tensor()});
+      of.push_back(p);
+    }
+    if (branches.empty()) return all;
+    norm.again(source, c.saved(3), branches);
+    for (size_t b = 0; b < of.size(); ++b) all[of[b]] = QuantTensor(branches[b].out);
+    return all;
+  }
+
+  void backward(const BackwardCtx& c) const {
+    const RowSource source = norm.source(c);
+    {
+      const std::vector<QuantTensor> u = inputs_again(c, source);
+      for (size_t p = 0; p < count; ++p)
+        if (u[p].values.defined()) {
+          auto [dw, beta] = c.grad(input(p) + 1);
+          linear_dw(c.out_grad(p), u[p], dw, beta);
+        }
+    }
+    std::vector<NormBranchGrad> grads;
+    for (size_t p = 0; p < count; ++p) {
+      if (!c.has(p)) continue;
+      const Tensor dy = c.out_grad(p);
+      Tensor dq({dy.dim(0), source.width()}, dy.dtype(), dy.device());
+      linear_dx(dy, unpack(c, at(p) + 1, source.width()), dq, 0);
+      auto [dweight, beta] = c.grad_if_needed(input(p));
+      grads.push_back({c.saved(at(p)), dq, dweight, beta});
+    }
+    norm.backward(c, source, grads, count);
+  }
+};
+
+/// A Recipe's saved list under the name that a BackwardCtx gives its own.
+struct RecipeView {
+  const Recipe& recipe;
+  Tensor saved(size_t i) const { return recipe.tensor(i); }
+};
 
 }  // namespace
 
 Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
-  Tensor y({x.dim(0), matrix.rows()}, x.quant().compute_dtype(), x.value().device());
+  Tensor y({x.dim(0), matrix.rows()}, x.compute(), x.device());
   linear(x.quant(), matrix, y);
-  std::vector<Tensor> saved = pack(matrix);
+  std::vector<SavedTensor> saved;
+  pack(matrix, saved);
   saved.insert(saved.end(), {x.quant().values, x.quant().scale});
-  return record("linear", {x, latent}, {y}, saved, [cols = matrix.cols()](const BackwardCtx& c) {
+  return record("linear", {x, latent}, {y}, std::move(saved), [cols = matrix.cols()](const BackwardCtx& c) {
     const Tensor dy = c.out_grad();
     if (c.needs(0)) {
       auto [dx, beta] = c.grad(0);
@@ -31,36 +104,78 @@ Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
     }
     if (c.needs(1)) {
       auto [dw, beta] = c.grad(1);
-      linear_dw(dy, c.saved(4).defined() ? QuantTensor(c.saved(3), c.saved(4)) : QuantTensor(c.saved(3)), dw, beta);
+      linear_dw(dy, activations(c.saved(3), c.saved(4), dy.dtype()), dw, beta);
     }
   })[0];
 }
 
+std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
+                             const std::vector<Projection>& projections, Keep keep) {
+  MMFREE_CHECK(Error, projections.size() <= kMostProjections, "norm_linear: ", projections.size(),
+               " projections, at most ", kMostProjections, " are supported");
+  NormForward f(source, outer);
+  std::vector<NormBranch> branches;
+  for (const Projection& p : projections) branches.push_back(f.branch(p.branch));
+  f.run(eps_outer, eps_inner, branches);
+
+  SavedProjections memory{{source.kind, source.eps, eps_outer, eps_inner}, {}, projections.size()};
+  std::vector<Var> inputs = f.inputs();
+  std::vector<SavedTensor> saved = f.saved();
+  std::vector<QuantTensor> outputs;
+  for (size_t i = 0; i < projections.size(); ++i) {
+    const Projection& p = projections[i];
+    const QuantTensor u = f.output(branches[i]);
+    Tensor y({u.values.dim(0), p.matrix->rows()}, source.a.compute(), source.a.device());
+    linear(u, *p.matrix, y);
+    outputs.emplace_back(y);
+    memory.roundings[i] = p.branch.rounding;
+    inputs.insert(inputs.end(), {p.branch.weight, p.latent});
+    saved.emplace_back(p.branch.weight.value());
+    pack(*p.matrix, saved);
+    saved.emplace_back(keep == Keep::all ? u.values : Tensor());
+    saved.emplace_back(keep == Keep::all ? u.scale : Tensor());
+    branches[i] = {};
+  }
+  if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
+  std::vector<Var> ys =
+      record("norm_linear", inputs, std::move(outputs), saved, [memory](const BackwardCtx& c) { memory.backward(c); });
+  if (keep != Keep::nothing || !Tape::current()) return ys;
+  for (size_t i = 0; i < projections.size(); ++i)
+    ys[i].set_recipe(make_recipe("norm_linear", saved, [memory, i, t = ys[i].compute()](const Recipe& recipe) {
+      const RecipeView from{recipe};
+      const RowSource rows = memory.norm.source(from);
+      const size_t at = SavedProjections::at(i);
+      const Tensor weight = from.saved(at);
+      const bool int8 = memory.roundings[i] == Rounding::int8;
+      const int64_t n = rows.rows_count(), d = rows.width();
+      const Device device = rows.a.device();
+      std::vector<NormBranch> branch = {{weight, memory.roundings[i], Tensor({n, d}, int8 ? DType::i8 : t, device),
+                                         int8 ? Tensor({n}, weight.dtype(), device) : Tensor()}};
+      memory.norm.again(rows, from.saved(3), branch);
+      const WeightMatrix matrix = unpack(from, at + 1, d);
+      Tensor y({n, matrix.rows()}, t, device);
+      linear(activations(branch[0].out, branch[0].step, t), matrix, y);
+      return y;
+    }));
+  return ys;
+}
+
 Var head_loss(const Var& q, const Var& latent, const WeightMatrix& matrix, const Tensor& targets, double scale) {
-  const DType t = q.quant().compute_dtype();
-  Tensor nll({q.dim(0)}, t, q.value().device()), loss({1}, t);
+  const DType t = q.compute(), p = t == DType::f64 ? DType::f64 : DType::f32;
+  Tensor nll({q.dim(0)}, p, q.device()), loss({1}, DType::f64, q.device());
   HeadLossGrads grads;
-  if (Tape::current() && q.requires_grad()) grads.dq = Tensor(q.shape(), t, q.value().device());
+  if (Tape::current() && q.requires_grad()) grads.dq = Tensor(q.shape(), t, q.device());
   if (Tape::current() && latent.requires_grad()) {
     const GradTarget target = latent.slot()->target();
     grads.dw = target.tensor;
     grads.beta_w = target.beta;
   }
   head_loss(q.quant(), matrix, targets, scale, nll, &grads);
-  dispatch_float(t, "head_loss", [&]<class T>() {
-    const T* x = nll.data<T>();
-    *loss.mut<T>() = T(scale * ordered_sum(nll.size(), 4096, [x](int64_t begin, int64_t end) {
-                         double sum = 0;
-                         for (int64_t i = begin; i < end; ++i) sum += double(x[i]);
-                         return sum;
-                       }));
-  });
+  sum(nll, scale, loss);
   return record("head_loss", {q, latent}, {loss}, {grads.dq}, [](const BackwardCtx& c) {
-    Tensor seed = c.out_grad();
-    dispatch_float(seed.dtype(), "head_loss", [&]<class T>() {
-      MMFREE_CHECK(Error, *seed.data<T>() == T(1),
-                   "head_loss: backward must start from this loss (put factors into `scale`)");
-    });
+    const Tensor seed = c.out_grad();
+    MMFREE_CHECK(Error, seed.device() != Device::cpu || *seed.data<double>() == 1,
+                 "head_loss: backward must start from this loss (put factors into `scale`)");
     if (c.needs(0)) c.pass(0, c.saved(0));
   })[0];
 }

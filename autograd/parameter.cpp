@@ -6,23 +6,24 @@
 
 namespace mmfree {
 
-ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype) : specs_(std::move(specs)) {
+ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device) : specs_(std::move(specs)) {
   int64_t size = 0;
   for (const ParamSpec& s : specs_) {
     offsets_.push_back(size);
     size += (s.shape.size() + kParamBlock - 1) / kParamBlock * kParamBlock;
   }
-  values_ = Tensor::zeros({size}, dtype);
-  decays_ = Tensor::zeros({size / kParamBlock}, DType::u8);
+  values_ = Tensor::zeros({size}, dtype, device);
+  Tensor decays({size / kParamBlock}, DType::u8);
   for (size_t i = 0; i < specs_.size(); ++i) {
     const ParamSpec& s = specs_[i];
     MMFREE_CHECK(Error, index_.emplace(s.name, i).second, "parameters: '", s.name, "' is declared twice");
     vars_.emplace_back(QuantTensor(view(values_, i)),
-                       std::make_shared<GradSlot>(GradSlot{s.shape, dtype, {}, true, false}));
+                       std::make_shared<GradSlot>(GradSlot{s.shape, dtype, device, {}, true, false}));
     const int64_t end = i + 1 < specs_.size() ? offsets_[i + 1] : size;
-    std::fill(decays_.mut<uint8_t>() + offsets_[i] / kParamBlock, decays_.mut<uint8_t>() + end / kParamBlock,
+    std::fill(decays.mut<uint8_t>() + offsets_[i] / kParamBlock, decays.mut<uint8_t>() + end / kParamBlock,
               uint8_t(s.decay));
   }
+  decays_ = decays.to(device);
 }
 
 void ParamStore::initialise(uint64_t seed) {
@@ -30,7 +31,8 @@ void ParamStore::initialise(uint64_t seed) {
     for (size_t i = 0; i < specs_.size(); ++i) {
       const ParamSpec& s = specs_[i];
       const RandomStream random(seed, 0, s.name);
-      T* out = values_.mut<T>() + offsets_[i];
+      Tensor host(s.shape, dtype());
+      T* out = host.mut<T>();
       parallel_for(s.shape.size(), 1 << 14, [&](int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; ++k) {
           const double x = s.init.kind == Init::constant  ? s.init.scale
@@ -39,15 +41,18 @@ void ParamStore::initialise(uint64_t seed) {
           out[k] = T(float(x));
         }
       });
+      view(values_, i).copy_from(host);
     }
   });
 }
 
-const Var& ParamStore::operator[](const std::string& name) const {
+size_t ParamStore::index(const std::string& name) const {
   const auto it = index_.find(name);
   MMFREE_CHECK(Error, it != index_.end(), "parameters: there is no '", name, "'");
-  return vars_[it->second];
+  return it->second;
 }
+
+const Var& ParamStore::operator[](const std::string& name) const { return vars_[index(name)]; }
 
 Tensor ParamStore::view(const Tensor& flat, size_t i) const {
   MMFREE_CHECK(ShapeError, flat.size() == values_.size(), "parameters: a flat buffer must have ", values_.size(),
@@ -57,7 +62,7 @@ Tensor ParamStore::view(const Tensor& flat, size_t i) const {
 
 void ParamStore::begin_gradients() {
   if (!grads_.defined()) {
-    grads_ = Tensor::zeros({values_.size()}, values_.dtype());
+    grads_ = Tensor::zeros({values_.size()}, values_.dtype(), values_.device());
     for (size_t i = 0; i < vars_.size(); ++i) vars_[i].slot()->grad = view(grads_, i);
   }
   for (const Var& v : vars_) v.slot()->written = false;

@@ -20,29 +20,37 @@ bool checking_finite() {
 }
 
 void check_finite(const char* op, const char* what, size_t index, const Tensor& t) {
-  if (!t.defined() || (t.dtype() != DType::f32 && t.dtype() != DType::f64)) return;
-  MMFREE_CHECK(DivergedError, std::isfinite(sum_of_squares(t)), op, ": ", what, ' ', index, " (", t.describe(),
-               ") holds a NaN, an infinity or a value too large to square");
+  if (!t.defined() || (t.dtype() != DType::f32 && t.dtype() != DType::f64 && t.dtype() != DType::bf16)) return;
+  Tensor squares({1}, DType::f64, t.device());
+  sum_of_squares(t, squares);
+  MMFREE_CHECK(DivergedError, std::isfinite(*squares.to(Device::cpu).data<double>()), op, ": ", what, ' ', index, " (",
+               t.describe(), ") holds a NaN, an infinity or a value too large to square");
 }
 
 }  // namespace
 
-const Tensor& BackwardCtx::saved(size_t i) const {
-  const SavedTensor& s = node_.saved[i];
-  MMFREE_CHECK(Error, s.tensor.version() == s.version, node_.op, ": tensor ", i, " (", s.tensor.describe(),
+Tensor SavedTensor::get(const char* op) const {
+  if (recipe_) return recipe_->call(*recipe_);
+  MMFREE_CHECK(Error, tensor_.version() == version_, op, ": a tensor (", tensor_.describe(),
                ") saved for backward was modified in place");
-  return s.tensor;
+  return tensor_;
+}
+
+Var BackwardCtx::leaf(size_t i) const {
+  const Tensor value = saved(i);
+  if (!value.defined()) return {};
+  return needs(i) ? Var::leaf(QuantTensor(value, node_.inputs[i]->dtype)) : Var(QuantTensor(value));
 }
 
 Tensor BackwardCtx::out_grad(size_t i) const {
   const GradSlot& slot = *node_.outputs[i];
-  return slot.written ? slot.grad : Tensor::zeros(slot.shape, slot.dtype);
+  return slot.written ? slot.grad : Tensor::zeros(slot.shape, slot.dtype, slot.device);
 }
 
 GradTarget GradSlot::target() {
   const double beta = written ? 1 : 0;
   if (!grad.defined())
-    grad = Tensor(shape, dtype);
+    grad = Tensor(shape, dtype, device);
   else if (!parameter && !grad.unique())
     grad = grad.clone();
   written = true;
@@ -64,18 +72,25 @@ void BackwardCtx::pass(size_t i, const Tensor& contribution) const {
     add(target, contribution.reshape(slot.shape), target);
 }
 
-Tape::Tape() : outer_(current_tape) { current_tape = this; }
+Tape::Tape(bool recording) : recording_(recording), outer_(current_tape) { current_tape = this; }
 Tape::~Tape() { current_tape = outer_; }
-Tape* Tape::current() { return current_tape; }
+Tape* Tape::current() { return current_tape && current_tape->recording_ ? current_tape : nullptr; }
 
 void Tape::backward(const Var& loss) {
   MMFREE_CHECK(ShapeError, loss.value().size() == 1, "backward: the loss must have one element, got ",
                loss.value().describe());
   MMFREE_CHECK(Error, loss.requires_grad(), "backward: the loss does not depend on anything that wants a gradient");
-  Tensor seed(loss.slot()->shape, loss.slot()->dtype);
-  dispatch_float(seed.dtype(), "backward", [&]<class T>() { *seed.mut<T>() = T(1); });
-  loss.slot()->grad = seed;
-  loss.slot()->written = true;
+  Tensor seed(loss.slot()->shape, loss.slot()->dtype, loss.slot()->device);
+  fill(seed, 1);
+  backward({loss}, {seed});
+}
+
+void Tape::backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients) {
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;
+    outputs[i].slot()->grad = gradients[i];
+    outputs[i].slot()->written = true;
+  }
   while (!nodes_.empty()) {
     const Node node = std::move(nodes_.back());
     nodes_.pop_back();
@@ -95,29 +110,28 @@ void Tape::backward(const Var& loss) {
 std::map<std::string, int64_t> Tape::saved_bytes() const {
   std::map<std::string, int64_t> bytes;
   for (const Node& node : nodes_)
-    for (const SavedTensor& s : node.saved) bytes[node.op] += s.tensor.bytes();
+    for (const SavedTensor& s : node.saved) bytes[node.op] += s.bytes();
   return bytes;
 }
 
-std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs,
-                             const std::vector<Tensor>& saved) {
+std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs) {
   if (checking_finite())
     for (size_t i = 0; i < outputs.size(); ++i) check_finite(node.op, "output", i, outputs[i].values);
   bool wanted = false;
   for (const Var& in : inputs) wanted |= in.requires_grad();
   std::vector<Var> vars;
-  if (!current_tape || !wanted) {
+  if (!Tape::current() || !wanted) {
     for (QuantTensor& out : outputs) vars.emplace_back(std::move(out));
     return vars;
   }
   for (const Var& in : inputs) node.inputs.push_back(in.slot());
-  for (const Tensor& t : saved) node.saved.push_back({t, t.version()});
   for (QuantTensor& out : outputs) {
-    auto slot = std::make_shared<GradSlot>(GradSlot{out.values.shape(), out.compute_dtype(), {}, false, false});
+    const Tensor& t = out.values;
+    auto slot = std::make_shared<GradSlot>(GradSlot{t.shape(), out.compute, t.device(), {}, false, false});
     node.outputs.push_back(slot);
     vars.emplace_back(std::move(out), std::move(slot));
   }
-  current_tape->nodes_.push_back(std::move(node));
+  Tape::current()->nodes_.push_back(std::move(node));
   return vars;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "core/gpu.h"
+
 namespace mmfree {
 namespace {
 
@@ -27,9 +29,45 @@ std::shared_ptr<Arena> Arena::host() {
 std::shared_ptr<Arena> Arena::current(Device device) {
   for (auto it = scopes().rbegin(); it != scopes().rend(); ++it)
     if ((*it)->device() == device) return *it;
-  MMFREE_CHECK(DeviceError, device == Device::cpu, "arena: this build has no ", name_of(device), " backend");
+  if (device == Device::cuda) {
+    static std::shared_ptr<Arena> device_wide = gpu();
+    return device_wide;
+  }
   static std::shared_ptr<Arena> process_wide = host();
   return process_wide;
+}
+
+std::shared_ptr<Arena> Arena::gpu() { return std::make_shared<Arena>(gpu::memory()); }
+
+std::shared_ptr<Arena> Arena::counted() {
+  auto next = std::make_shared<size_t>(size_t(1) << 40);
+  const auto obtain = [next](size_t bytes) {
+    void* slab = reinterpret_cast<void*>(*next);
+    *next += bytes;
+    return slab;
+  };
+  return std::make_shared<Arena>(Source{Device::cuda, obtain, [](void*) {}, true});
+}
+
+/// Obtains a slab in which `want` bytes fit, together with what is free at the end of a contiguous source.
+void Arena::grow(size_t want) {
+  if (source_.contiguous && !free_by_address_.empty()) {
+    const auto& [begin, block] = *free_by_address_.rbegin();
+    if (begin + block.first == end_) want -= block.first;
+  }
+  const size_t slab = (want + slab_bytes_ - 1) / slab_bytes_ * slab_bytes_;
+  char* memory = static_cast<char*>(source_.obtain(slab));
+  MMFREE_CHECK(Error, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ",
+               name_of(source_.device), " with ", stats_.reserved >> 20,
+               " MiB in use; reduce train.micro_batch_size, data.seq_len or the model",
+               source_.device == Device::cuda ? ", or set train.recompute=full" : "");
+  stats_.reserved += slab;
+  ++stats_.slabs;
+  if (!source_.contiguous || slabs_.empty()) slabs_.push_back(memory);
+  end_ = memory + slab;
+  used_[memory] = {slab, int(slabs_.size()) - 1};
+  stats_.live += slab;  // handed out and taken back at once, which joins it with its free neighbour
+  free_block(memory);
 }
 
 void* Arena::allocate(size_t bytes) {
@@ -38,15 +76,7 @@ void* Arena::allocate(size_t bytes) {
   std::lock_guard lock(mutex_);
   auto fit = free_by_size_.lower_bound({want, nullptr});
   if (fit == free_by_size_.end()) {
-    const size_t slab = std::max(want, slab_bytes_);
-    char* memory = static_cast<char*>(source_.obtain(slab));
-    MMFREE_CHECK(Error, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ",
-                 name_of(source_.device), " with ", stats_.reserved >> 20,
-                 " MiB in use; reduce train.micro_batch_size, data.seq_len or the model");
-    slabs_.push_back(memory);
-    stats_.reserved += slab;
-    ++stats_.slabs;
-    insert_free(memory, slab, int(slabs_.size()) - 1);
+    grow(want);
     fit = free_by_size_.lower_bound({want, nullptr});
   }
   const auto [have, block] = *fit;
@@ -63,7 +93,11 @@ void* Arena::allocate(size_t bytes) {
 void Arena::release(void* p) {
   if (!p) return;
   std::lock_guard lock(mutex_);
-  auto it = used_.find(static_cast<char*>(p));
+  free_block(static_cast<char*>(p));
+}
+
+void Arena::free_block(char* block) {
+  auto it = used_.find(block);
   if (it == used_.end()) return;
   char* begin = it->first;
   auto [bytes, slab] = it->second;

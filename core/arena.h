@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,20 +24,24 @@ struct ArenaStats {
 /// training step in steady state asks the system for nothing. Thread-safe.
 class Arena {
  public:
-  /// Where slabs come from: host memory here, device memory in a GPU backend.
+  /// Where slabs come from: host memory, device memory, or nowhere in a dry run.
   struct Source {
     Device device;
-    void* (*obtain)(size_t bytes);  ///< returns nullptr when the system has no more
-    void (*give_back)(void*);
+    std::function<void*(size_t bytes)> obtain;  ///< returns nullptr when the system has no more
+    std::function<void(void*)> give_back;
+    bool contiguous = false;  ///< each slab begins where the one before it ended: they are one slab that grows
   };
-  explicit Arena(Source source, size_t slab_bytes = size_t(32) << 20) : source_(source), slab_bytes_(slab_bytes) {}
+  explicit Arena(Source source, size_t slab_bytes = size_t(32) << 20)
+      : source_(std::move(source)), slab_bytes_(slab_bytes) {}
   ~Arena();
   Arena(const Arena&) = delete;
 
   /// The arena that new tensors of `device` use on this thread: the innermost ArenaScope, else the process-wide one.
   static std::shared_ptr<Arena> current(Device device);
-  /// A fresh arena over host memory.
+  /// A fresh arena over host memory, over the memory of the GPU in use, or over memory of a GPU that is only counted.
   static std::shared_ptr<Arena> host();
+  static std::shared_ptr<Arena> gpu();
+  static std::shared_ptr<Arena> counted();
 
   /// At least `bytes` bytes (0 is allowed), aligned to 256. @throws Error when the system is out of memory.
   void* allocate(size_t bytes);
@@ -49,10 +54,13 @@ class Arena {
 
  private:
   void insert_free(char* begin, size_t bytes, int slab);
+  void grow(size_t want);
+  void free_block(char* block);
   Source source_;
   size_t slab_bytes_;
   mutable std::mutex mutex_;
   std::vector<void*> slabs_;
+  char* end_ = nullptr;  ///< of the last slab
   std::set<std::pair<size_t, char*>> free_by_size_;
   std::map<char*, std::pair<size_t, int>> free_by_address_;  // size, slab
   std::map<char*, std::pair<size_t, int>> used_;             // size, slab

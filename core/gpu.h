@@ -28,6 +28,10 @@ struct Info {
 };
 Info info();
 
+/// What copy_bytes and zero_bytes do where a GPU is involved.
+void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+void zero(void* to, size_t bytes);
+
 /// Waits for everything that was launched; a fault of any kernel surfaces here. @throws DeviceError
 void synchronize();
 
@@ -49,25 +53,47 @@ class PinnedBuffer {
   size_t bytes_ = 0;
 };
 
-/// Copies that run beside the compute stream.
+/// Copies from page-locked memory that run beside the compute stream.
 class CopyStream {
  public:
   CopyStream();
   ~CopyStream();
   CopyStream(const CopyStream&) = delete;
-  /// Starts a copy of pinned memory to the device, or back, after everything that the compute stream was given so far.
-  void to_device(void* to, const PinnedBuffer& from, size_t bytes);
-  void to_host(PinnedBuffer& to, const void* from, size_t bytes);
+  /// Starts a copy to the device, after everything that the compute stream was given so far.
+  void start(void* to, const PinnedBuffer& from, size_t bytes);
   /// Makes later work of the compute stream wait for the copies started so far, without stopping the host.
   void join();
-  /// True when every copy started so far is done.
-  bool done() const;
   /// Waits on the host for the copies started so far.
   void wait();
 
  private:
   struct Handles;
   std::unique_ptr<Handles> handles_;
+};
+
+/// Bytes on their way from the device to the host, behind the work that the compute stream was given so far.
+class Readback {
+ public:
+  explicit Readback(size_t bytes);
+  ~Readback();
+  Readback(const Readback&) = delete;
+  void start(const void* from, size_t bytes);
+  /// Waits for them. @throws DeviceError if anything before the copy failed
+  const void* wait();
+
+ private:
+  struct Handles;
+  PinnedBuffer buffer_;
+  std::unique_ptr<Handles> handles_;
+};
+
+/// While alive, copies of this thread use a stream of their own: they neither wait for the compute stream nor hold it
+/// up. What they read must not be written meanwhile.
+class OwnStream {
+ public:
+  OwnStream();
+  ~OwnStream();
+  OwnStream(const OwnStream&) = delete;
 };
 
 /// A recorded sequence of kernels, launched as one.

@@ -1,9 +1,5 @@
 #include "core/tensor.h"
 
-#include <cstring>
-
-#include "core/dispatch.h"
-
 namespace mmfree {
 
 Tensor::Tensor(Shape shape, DType dtype, Device device)
@@ -48,17 +44,20 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
   return t;
 }
 
-Tensor Tensor::clone() const {
-  require_cpu(device(), "clone");
-  Tensor t(shape_, dtype_, device());
-  if (bytes()) std::memcpy(t.raw_mut(), raw(), size_t(bytes()));
+Tensor Tensor::copied(Device device) const {
+  if (!defined()) return {};
+  Tensor t(shape_, dtype_, device);
+  t.copy_from(*this);
   return t;
 }
 
-void Tensor::fill_zero() {
-  require_cpu(device(), "fill_zero");
-  if (bytes()) std::memset(raw_mut(), 0, size_t(bytes()));
+void Tensor::copy_from(const Tensor& from) {
+  MMFREE_CHECK(ShapeError, shape_ == from.shape_, "copy: ", from.describe(), " does not fit ", describe());
+  MMFREE_CHECK(DTypeError, dtype_ == from.dtype_, "copy: ", from.describe(), " does not fit ", describe());
+  copy_bytes(raw_mut(), device(), from.raw(), from.device(), size_t(bytes()));
 }
+
+void Tensor::fill_zero() { zero_bytes(raw_mut(), device(), size_t(bytes())); }
 
 std::string Tensor::describe() const {
   return defined() ? concat(name_of(dtype_), ' ', shape_, ' ', name_of(device())) : std::string("undefined tensor");

@@ -42,7 +42,11 @@ class Tensor {
   /// Same storage, elements [begin, end) of dimension 0. @throws ShapeError
   Tensor slice(int64_t begin, int64_t end) const;
   /// A copy with storage of its own, from the current arena.
-  Tensor clone() const;
+  Tensor clone() const { return copied(device()); }
+  /// The tensor itself if it is on `device`, else a copy there.
+  Tensor to(Device device) const { return device == this->device() ? *this : copied(device); }
+  /// Takes over the elements of `from`: same shape and dtype, any device. @throws ShapeError, DTypeError
+  void copy_from(const Tensor& from);
 
   /// Typed read access. @throws DTypeError if T is not the tensor's dtype.
   template <class T>
@@ -78,6 +82,7 @@ class Tensor {
     uint64_t version = 0;
     ~Storage() { arena->release(data); }
   };
+  Tensor copied(Device device) const;
   void require(DType t) const {
     MMFREE_CHECK(DTypeError, t == dtype_, "tensor: asked for ", name_of(t), " data of a ", describe(), " tensor");
   }

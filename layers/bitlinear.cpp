@@ -9,19 +9,26 @@ BitLinear::BitLinear(const ParamStore& params, const std::string& name, Precisio
   if (params.has(name + ".weight")) weight = params[name + ".weight"];
 }
 
-void BitLinear::requantise() const {
+void BitLinear::prepare(DType compute) const {
   if (!weight.defined()) return;
   const Tensor& latent = weight.value();
-  if (precision == Precision::ternary) {
-    if (!matrix->ternary.codes.defined()) matrix->ternary = make_ternary(latent.dim(0), latent.dim(1), latent.dtype());
-    ternary_quantise(latent, matrix->ternary);
-  } else if (precision == Precision::bf16) {
-    Tensor rounded(latent.shape(), DType::bf16);
-    cast(latent, rounded);
-    if (!matrix->plain.defined()) matrix->plain = Tensor(latent.shape(), latent.dtype());
-    cast(rounded, matrix->plain);
-  } else {
+  if (precision == Precision::ternary)
+    matrix->ternary = make_ternary(latent.dim(0), latent.dim(1), latent.dtype(), latent.device());
+  else if (precision == Precision::f32 && compute == latent.dtype())
     matrix->plain = latent;
+  else
+    matrix->plain = Tensor(latent.shape(), compute, latent.device());
+}
+
+void BitLinear::round() const {
+  if (!weight.defined() || precision == Precision::ternary) return;
+  const Tensor& latent = weight.value();
+  if (precision == Precision::bf16 && matrix->plain.dtype() != DType::bf16) {
+    Tensor rounded(latent.shape(), DType::bf16, latent.device());
+    cast(latent, rounded);
+    cast(rounded, matrix->plain);
+  } else if (matrix->plain.raw() != latent.raw()) {
+    cast(latent, matrix->plain);
   }
 }
 

@@ -8,9 +8,9 @@
 
 namespace mmfree {
 
-/// A projection with a norm of its own: y = round(RMSNorm(x)) Ŵᵀ. Norm and rounding are done by the
-/// caller's `norm_quant`, which serves several projections from one read of x; this struct says what it wants
-/// (`branch`) and multiplies. Ŵ is made once per parameter update (`requantise`) and shared by all forward passes.
+/// A projection with a norm of its own: y = round(RMSNorm(x)) Ŵᵀ. It says what it wants (`projection`, `branch`); norm,
+/// rounding and product are done by norm_linear, which serves several projections from one read of x. Ŵ is made once
+/// per parameter update (`LM::requantise`) and shared by all forward passes.
 struct BitLinear {
   /// eps inside the projection's own norm, whatever the model's rms_norm_eps, as in the published code.
   static constexpr double kEps = 1e-6;
@@ -22,13 +22,12 @@ struct BitLinear {
   std::shared_ptr<WeightMatrix> matrix;  ///< Ŵ
 
   BitLinear(const ParamStore& params, const std::string& name, Precision precision);
-  /// Makes Ŵ from the latent weights; does nothing without latents.
-  void requantise() const;
+  /// Allocates Ŵ for products in `compute`; does nothing without latents.
+  void prepare(DType compute) const;
+  /// Makes a Ŵ that is not ternary from the latent weights; does nothing without latents.
+  void round() const;
   Branch branch() const;
-  /// x as `norm_quant` made it for `branch()`.
-  Var operator()(const Var& x) const { return linear(x, weight, *matrix); }
-  /// Norm, round and multiply for a projection that shares its input with no other.
-  Var from_plain(const Var& x) const { return (*this)(norm_quant(x, Var(), kEps, kEps, {branch()})[0]); }
+  Projection projection() const { return {branch(), weight, matrix.get()}; }
 };
 
 }  // namespace mmfree

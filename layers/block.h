@@ -4,8 +4,8 @@
 
 namespace mmfree {
 
-/// Pre-norm residual block: h' = h + mixer(norm(h)), y = h' + channel(norm(h')).  h, y [B·T, D]. The norms are fused
-/// into the mixers' first norm_quant.
+/// Pre-norm residual block: h' = h + mixer(norm(h)), y = h' + channel(norm(h')).  h, y [B·T, D]. Norms and additions
+/// are fused into the mixers' first norm_linear, so the last addition is the next block's.
 struct Block {
   Var attn_norm, mlp_norm;  ///< [D]
   MlGru mixer;
@@ -14,9 +14,13 @@ struct Block {
   Block(const ParamStore& params, const ModelConfig& config, int layer)
       : Block(params, concat("model.layers.", layer, '.'), config, layer) {}
 
-  Var operator()(const Var& h, const Var& bound, int64_t batch, Tensor* state) const {
-    const Var mixed = add(h, mixer(h, attn_norm, bound, batch, state));
-    return add(mixed, channel(mixed, mlp_norm));
+  Residual operator()(const Residual& in, const Var& bound, int64_t batch, Tensor* state, Recompute keep) const {
+    if (keep != Recompute::full) return channel(mixer(in, attn_norm, bound, batch, state, keep), mlp_norm, keep);
+    const auto out = recompute("block", {in.sum(), bound}, [block = this, batch](const std::vector<Var>& inputs) {
+      const Residual y = (*block)({inputs[0], Var()}, inputs[1], batch, nullptr, Recompute::none);
+      return std::vector<Var>{y.h, y.pending};
+    });
+    return {out[0], out[1]};
   }
 
  private:

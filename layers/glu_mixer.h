@@ -1,5 +1,6 @@
 #pragma once
 #include "layers/bitlinear.h"
+#include "layers/residual.h"
 
 namespace mmfree {
 
@@ -14,9 +15,14 @@ struct GluMixer {
         down_proj(params, prefix + "down_proj", config.precision_of(layer, "down_proj")),
         eps(config.rms_norm_eps) {}
 
-  Var operator()(const Var& h, const Var& block_norm) const {
-    return down_proj.from_plain(
-        swiglu(gate_proj(norm_quant(h, block_norm, eps, BitLinear::kEps, {gate_proj.branch()})[0])));
+  /// The stream after this mixer, its own output pending.
+  Residual operator()(const Residual& in, const Var& block_norm, Recompute recompute) const {
+    const Keep keep = recompute == Recompute::selective ? Keep::nothing : Keep::all;
+    const auto y = norm_linear(in.source(), block_norm, eps, BitLinear::kEps, {gate_proj.projection()}, keep);
+    const Keep keep_inner = recompute == Recompute::selective ? Keep::source : Keep::all;
+    const Var out = norm_linear(Source::swiglu(y[0]), Var(), BitLinear::kEps, BitLinear::kEps, {down_proj.projection()},
+                                keep_inner)[0];
+    return {in.value(y), out};
   }
 };
 

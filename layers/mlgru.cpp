@@ -1,22 +1,6 @@
 #include "layers/mlgru.h"
 
-#include <cstring>
-
 namespace mmfree {
-namespace {
-
-/// The rows of the last time step: h [B·T, D] → [B, D].
-Tensor last_step(const Tensor& h, int64_t batch) {
-  const int64_t steps = h.dim(0) / batch;
-  Tensor last({batch, h.dim(1)}, h.dtype());
-  for (int64_t b = 0; b < batch; ++b) {
-    const Tensor row = h.slice((b + 1) * steps - 1, (b + 1) * steps);
-    std::memcpy(last.slice(b, b + 1).raw_mut(), row.raw(), size_t(row.bytes()));
-  }
-  return last;
-}
-
-}  // namespace
 
 MlGru::MlGru(const ParamStore& params, const std::string& prefix, const ModelConfig& config, int layer)
     : i_proj(params, prefix + "i_proj", config.precision_of(layer, "i_proj")),
@@ -28,14 +12,16 @@ MlGru::MlGru(const ParamStore& params, const std::string& prefix, const ModelCon
   if (order != GateOrder::paper) gate_norm_weight = params[prefix + "g_norm.weight"];
 }
 
-Var MlGru::operator()(const Var& h, const Var& block_norm, const Var& bound, int64_t batch, Tensor* state) const {
-  const auto u = norm_quant(h, block_norm, eps, BitLinear::kEps, {i_proj.branch(), f_proj.branch(), g_proj.branch()});
-  const Var a = i_proj(u[0]), z = f_proj(u[1]), g = g_proj(u[2]);
-  const Var s = mlgru_scan(z, a, bound, state ? *state : Tensor(), batch);
-  if (state) *state = last_step(s.value(), batch);
-  const Var m =
-      order == GateOrder::reference ? gate_norm(g, s, gate_norm_weight, eps) : gate_norm(s, g, gate_norm_weight, eps);
-  return o_proj.from_plain(m);
+Residual MlGru::operator()(const Residual& in, const Var& block_norm, const Var& bound, int64_t batch, Tensor* state,
+                           Recompute recompute) const {
+  const Keep keep = recompute == Recompute::selective ? Keep::source : Keep::all;
+  const auto y = norm_linear(in.source(), block_norm, eps, BitLinear::kEps,
+                             {i_proj.projection(), f_proj.projection(), g_proj.projection()}, keep);
+  const Var &a = y[0], &z = y[1], &g = y[2];
+  const Var s = mlgru_scan(z, a, bound, batch, state);
+  const Source gate = order == GateOrder::reference ? Source::gate(g, s, gate_norm_weight, eps)
+                                                    : Source::gate(s, g, gate_norm_weight, eps);
+  return {in.value(y), norm_linear(gate, Var(), BitLinear::kEps, BitLinear::kEps, {o_proj.projection()}, keep)[0]};
 }
 
 }  // namespace mmfree

@@ -1,5 +1,6 @@
 #pragma once
 #include "layers/bitlinear.h"
+#include "layers/residual.h"
 
 namespace mmfree {
 
@@ -8,14 +9,16 @@ namespace mmfree {
 ///   out = o_proj(gate(g, scan(z, a)))
 struct MlGru {
   BitLinear i_proj, f_proj, g_proj, o_proj;
-  Var gate_norm_weight;  ///< [D]; undefined in gate order `paper`
+  Var gate_norm_weight;  ///< [D]; undefined with GateOrder::paper
   GateOrder order;
   double eps;
 
   MlGru(const ParamStore& params, const std::string& prefix, const ModelConfig& config, int layer);
-  /// h [B·T, D] un-normalised residual stream; block_norm [D]; bound [D] or undefined in layer 0. If `state` is given
-  /// it is read as the state before the first token (undefined: zeros) and replaced by the state after the last.
-  Var operator()(const Var& h, const Var& block_norm, const Var& bound, int64_t batch, Tensor* state) const;
+  /// The stream after this mixer, its own output pending. `block_norm` [D] is the block's norm; bound [D] the layer's
+  /// forget-gate bound, may be undefined; `state` is null, or the layer's entry of a DecodeState [B, D]: read if
+  /// defined, and left as the state after the last step.
+  Residual operator()(const Residual& in, const Var& block_norm, const Var& bound, int64_t batch, Tensor* state,
+                      Recompute recompute) const;
 };
 
 }  // namespace mmfree

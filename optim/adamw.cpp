@@ -1,38 +1,48 @@
 #include "optim/adamw.h"
 
-#include <algorithm>
-#include <cmath>
+#include <cstddef>
 
-#include "core/ops/adamw.h"
 #include "core/ops/elementwise.h"
 #include "optim/schedule.h"
 
 namespace mmfree {
+namespace {
+
+StepParams initial(const OptimConfig& config) {
+  StepParams p;
+  p.beta1 = config.betas[0];
+  p.beta2 = config.betas[1];
+  p.eps = config.eps;
+  p.clip = config.clip_grad;
+  return p;
+}
+
+}  // namespace
 
 AdamW::AdamW(ParamStore& params, const OptimConfig& config)
     : params_(params),
       config_(config),
-      m_(Tensor::zeros({params.values().size()}, params.dtype())),
-      v_(Tensor::zeros({params.values().size()}, params.dtype())) {}
+      m_(Tensor::zeros({params.values().size()}, params.dtype(), params.device())),
+      v_(Tensor::zeros({params.values().size()}, params.dtype(), params.device())),
+      step_(step_tensor(initial(config), params.device())),
+      abs_sums_({params.values().size() / kParamBlock}, DType::f64, params.device()) {}
 
-StepReport AdamW::update(int64_t step, int64_t steps) {
-  StepReport report;
-  report.learning_rate = learning_rate(config_, step, steps);
-  report.grad_norm = std::sqrt(sum_of_squares(params_.grads()));
-  report.skipped = !std::isfinite(report.grad_norm);
-  if (report.skipped) return report;
-  ++updates_;
-  StepParams p;
-  p.lr = report.learning_rate;
-  p.beta1 = config_.betas[0];
-  p.beta2 = config_.betas[1];
-  p.eps = config_.eps;
-  p.weight_decay = weight_decay(config_, step, steps);
-  p.bias1 = 1 - std::pow(p.beta1, double(updates_));
-  p.bias2 = 1 - std::pow(p.beta2, double(updates_));
-  if (config_.clip_grad > 0) p.grad_scale = std::min(1.0, config_.clip_grad / (report.grad_norm + 1e-6));
-  adamw(params_.values(), params_.grads(), m_, v_, params_.decays(), p);
-  return report;
+void AdamW::begin_step(int64_t step, int64_t steps) {
+  static_assert(offsetof(StepParams, lr) == 0 && offsetof(StepParams, weight_decay) == sizeof(double));
+  Tensor lr = step_.slice(0, 1), decay = step_.slice(1, 2);
+  fill(lr, learning_rate(config_, step, steps));
+  fill(decay, weight_decay(config_, step, steps));
+}
+
+void AdamW::update() {
+  adamw_begin(params_.grads(), step_);
+  adamw(params_.values(), params_.grads(), m_, v_, params_.decays(), step_, abs_sums_);
+}
+
+void AdamW::set_updates(int64_t n) {
+  StepParams p = step_params(step_);
+  p.updates = double(n);
+  step_.copy_from(step_tensor(p, Device::cpu));
 }
 
 }  // namespace mmfree

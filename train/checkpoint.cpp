@@ -11,7 +11,7 @@
 namespace mmfree {
 namespace fs = std::filesystem;
 
-void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer,
+void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
@@ -20,12 +20,12 @@ void save_checkpoint(const std::string& path, const RunConfig& config, ParamStor
   writer.attribute("skipped_in_row", state.skipped_in_row);
   writer.attribute("tokens", state.tokens);
   writer.attribute("data", state.data);
-  for (size_t i = 0; i < params.specs().size(); ++i) {
-    const std::string& name = params.specs()[i].name;
-    writer.write("param/" + name, params.view(params.values(), i));
-    if (!optimizer) continue;
-    writer.write("adam_m/" + name, params.view(optimizer->m(), i));
-    writer.write("adam_v/" + name, params.view(optimizer->v(), i));
+  for (size_t i = 0; i < layout.specs().size(); ++i) {
+    const std::string& name = layout.specs()[i].name;
+    writer.write("param/" + name, layout.view(flat.values, i).to(Device::cpu));
+    if (!flat.m.defined()) continue;
+    writer.write("adam_m/" + name, layout.view(flat.m, i).to(Device::cpu));
+    writer.write("adam_v/" + name, layout.view(flat.v, i).to(Device::cpu));
   }
   if (!tokenizer_model.empty())
     writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());
@@ -58,8 +58,10 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
-  Tensor target = to;
-  if (to.size()) reader_.read(name, 0, to.dim(0), to.dtype(), target.raw_mut());
+  if (to.size() == 0) return;
+  Tensor host = to.device() == Device::cpu ? to : Tensor(to.shape(), to.dtype()), target = to;
+  reader_.read(name, 0, to.dim(0), to.dtype(), host.raw_mut());
+  if (to.device() != Device::cpu) target.copy_from(host);
 }
 
 void Checkpoint::load(ParamStore& params, AdamW* optimizer) const {

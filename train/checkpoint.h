@@ -18,11 +18,16 @@ struct LoopState {
   std::string data;    ///< fingerprint of the training shards
 };
 
+/// Parameters and moments as flat buffers of a ParamStore's layout; m and v may be undefined.
+struct FlatState {
+  Tensor values, m, v;
+};
+
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
-/// Without `optimizer` the moments are left out. @throws CreateError, IoError
-void save_checkpoint(const std::string& path, const RunConfig& config, ParamStore& params, AdamW* optimizer,
+/// `layout` says where `flat`, on any device, holds what. @throws CreateError, IoError
+void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
 
 /// A checkpoint opened for reading, verified against its hash; its parameters have the shapes its configuration gives,

@@ -14,6 +14,7 @@ namespace mmfree {
 namespace {
 
 struct Options {
+  std::string device = "auto", compute = "auto";
   std::string model, tokenizer;
   std::vector<std::string> data;
   int64_t seq_len = 0, limit = 0;
@@ -38,7 +39,7 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
 }
 
 void run(const Options& o) {
-  const Model model = load_model(o.model, o.tokenizer);
+  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
   std::unique_ptr<TokenShards> shards;
   const TokenSource source = open_source(o, model, shards);
   const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
@@ -79,6 +80,10 @@ void add_eval_command(CLI::App& app) {
   c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::NonNegativeNumber);
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->add_flag("--json", o->json, "one JSON object on stdout");
+  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
+  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
   c->footer(
       "Each token but the first is scored once; windows do not overlap and each starts from the empty state.\n"
       "Bits per byte counts text only: special tokens are left out.\n"

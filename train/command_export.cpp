@@ -85,7 +85,7 @@ void run_import(const Options& o) {
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
-  save_checkpoint(o.out, config, *model.params, nullptr, {},
+  save_checkpoint(o.out, config, *model.params, {model.params->values(), {}, {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
   std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
               format_count(double(model.config.parameter_count())).c_str(),

@@ -13,6 +13,7 @@ namespace mmfree {
 namespace {
 
 struct Options {
+  std::string device = "auto", compute = "auto";
   std::string model, tokenizer, prompt;
   GenerateOptions generate;
   bool ignore_eos = false, stats = false;
@@ -22,7 +23,7 @@ void run(Options o) {
   // The parser's range checks let NaN pass.
   MMFREE_CHECK(UsageError, !std::isnan(o.generate.temperature) && !std::isnan(o.generate.top_p),
                "generate: --temperature and --top-p must be numbers");
-  const Model model = load_model(o.model, o.tokenizer);
+  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
   const Tokenizer& tokenizer = model.need_tokenizer();
   std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
   if (tokenizer.bos_id() >= 0) prompt.insert(prompt.begin(), tokenizer.bos_id());
@@ -67,6 +68,10 @@ void add_generate_command(CLI::App& app) {
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end of a document");
   c->add_flag("--stats", o->stats, "print the speed to stderr");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
+  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
+  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
   c->footer(
       "Examples:\n"
       "  mmfree generate runs/quickstart --prompt 'Once upon a time'\n"

@@ -15,6 +15,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Options {
+  std::string device = "auto", compute = "auto";
   std::string model, tokenizer, input;
   std::vector<std::string> texts;
   bool no_bos = false;
@@ -78,7 +79,7 @@ void score_line(const Model& model, const std::string& line, const std::string& 
 void run(const Options& o) {
   MMFREE_CHECK(UsageError, !o.texts.empty() || !o.input.empty(),
                "score: give --text, or --input FILE with one JSON value per line (- for standard input)");
-  const Model model = load_model(o.model, o.tokenizer);
+  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
   for (size_t i = 0; i < o.texts.size(); ++i)
     print_scores(model, with_bos(model, model.need_tokenizer().encode(o.texts[i]), o.no_bos), concat("--text ", i + 1));
   if (o.input.empty()) return;
@@ -106,6 +107,10 @@ void add_score_command(CLI::App& app) {
   c->add_option("-i,--input", o->input, "file with one JSON value per line, - for standard input");
   c->add_flag("--no-bos", o->no_bos, "do not put the tokenizer's bos before texts");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
+  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
+  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
   c->footer(
       "Input lines: \"a text\", {\"text\": \"a text\"}, [1, 17, 4] or {\"tokens\": [1, 17, 4]}. Token lists are scored "
       "as given.\n"

@@ -11,17 +11,20 @@ namespace mmfree {
 
 /// How long, how much at once, and what is written down (section `train`).
 struct TrainConfig {
-  int64_t steps = 1000;          ///< optimizer steps of the whole run
-  int64_t batch_size = 16;       ///< sequences per optimizer step
-  int64_t micro_batch_size = 0;  ///< sequences per forward pass, divides batch_size; 0: batch_size
-  int64_t seed = 1;              ///< of initial weights and data order
-  std::string device = "auto";   ///< auto or cpu
-  int64_t threads = 0;           ///< OpenMP threads; 0: OpenMP's own default
-  int64_t log_every = 10;        ///< steps between lines of progress and metrics
-  int64_t eval_every = 0;        ///< steps between evaluations; 0: only at the end
-  int64_t eval_tokens = 0;       ///< most tokens per evaluation during training; 0: all
-  int64_t save_every = 0;        ///< steps between checkpoints; 0: only at the end
-  int64_t keep_last = 3;         ///< checkpoints kept
+  int64_t steps = 1000;            ///< optimizer steps of the whole run
+  int64_t batch_size = 16;         ///< sequences per optimizer step
+  int64_t micro_batch_size = 0;    ///< sequences per forward pass, divides batch_size; 0: batch_size
+  int64_t seed = 1;                ///< of initial weights and data order
+  std::string device = "auto";     ///< auto (a GPU if there is one), cpu, cuda or cuda:N
+  std::string compute = "auto";    ///< dtype of activations: auto (bf16 on a GPU, f32 on the CPU), f32, bf16
+  std::string recompute = "auto";  ///< Recompute, or auto: selective on a GPU, none on the CPU
+  bool capture = true;             ///< GPU: record the step as a graph and replay it
+  int64_t threads = 0;             ///< OpenMP threads; 0: OpenMP's own default
+  int64_t log_every = 10;          ///< steps between lines of progress and metrics
+  int64_t eval_every = 0;          ///< steps between evaluations; 0: only at the end
+  int64_t eval_tokens = 0;         ///< most tokens per evaluation during training; 0: all
+  int64_t save_every = 0;          ///< steps between checkpoints; 0: only at the end
+  int64_t keep_last = 3;           ///< checkpoints kept
   std::string resume =
       "false";              ///< false; true: the newest checkpoint of run_dir; auto: the same if there is one; a path
   std::string run_dir;      ///< where everything is written; load_config fills in runs/<stem of the file>

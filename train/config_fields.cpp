@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "train/device.h"
 
 namespace mmfree {
 namespace {
@@ -145,6 +146,12 @@ std::string Text::print(const std::string& value) const {
   std::string text = "\"";
   for (char c : value) text += (c == '"' || c == '\\' ? "\\" : "") + std::string(1, c);
   return text + "\"";
+}
+
+void DeviceName::read(const ConfigNode& node, std::string& value, const std::string& path, Problems& problems) const {
+  if (node.kind != ConfigNode::Kind::scalar || !is_device_name(node.text))
+    return expected(type(), node, path, problems);
+  value = node.text;
 }
 
 void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std::string& path,

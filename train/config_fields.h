@@ -91,6 +91,12 @@ struct ListOf {
   std::string type() const { return "list of " + item.type(); }
 };
 
+/// auto, cpu, cuda or cuda:N.
+struct DeviceName : Text {
+  void read(const ConfigNode& node, std::string& value, const std::string& path, Problems& problems) const;
+  std::string type() const { return "auto|cpu|cuda|cuda:N"; }
+};
+
 /// Exactly two numbers.
 struct Pair {
   Real item;
@@ -196,7 +202,12 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("micro_batch_size", c.micro_batch_size, Integer{0, 1 << 20},
         "sequences per forward pass, divides batch_size; 0: batch_size");
   visit("seed", c.seed, Integer{0}, "of initial weights and data order");
-  visit("device", c.device, Choice<std::string>{{"auto", "cpu"}}, "where to compute");
+  visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
+  visit("compute", c.compute, Choice<std::string>{{"auto", "f32", "bf16"}},
+        "dtype of activations; auto: bf16 on a GPU, f32 on the CPU");
+  visit("recompute", c.recompute, Choice<std::string>{{"auto", "none", "selective", "full"}},
+        "what the backward pass computes again instead of keeping it; auto: selective on a GPU, none on the CPU");
+  visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
   visit("log_every", c.log_every, Integer{1}, "steps between lines of progress and metrics");
   visit("eval_every", c.eval_every, Integer{0}, "steps between evaluations; 0: only at the end");

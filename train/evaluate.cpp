@@ -11,7 +11,7 @@ namespace mmfree {
 namespace {
 
 /// Tokens per forward pass: enough to fill the kernels, little enough to keep activations small.
-constexpr int64_t kForwardTokens = 4096;
+int64_t forward_tokens(Device device) { return device == Device::cpu ? 4096 : 32768; }
 
 void add_window(const Tensor& nll, int64_t row, int64_t count, const int32_t* tokens, const TokenSource& source,
                 Evaluation& sum) {
@@ -67,7 +67,7 @@ Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptio
   const int64_t t = options.seq_len, scorable = source.tokens - 1;
   int64_t windows = (scorable + t - 1) / t;
   if (options.limit > 0) windows = std::min(windows, std::max<int64_t>(1, options.limit / t));
-  const int64_t batch = std::max<int64_t>(1, kForwardTokens / t);
+  const int64_t batch = std::max<int64_t>(1, forward_tokens(lm.device()) / t);
   Evaluation sum;
   std::vector<int32_t> tokens(size_t(t) + 1);
   for (int64_t first = 0; first < windows; first += batch) {
@@ -80,7 +80,7 @@ Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptio
       std::fill_n(targets.mut<int32_t>() + r * t, t, kIgnoreTarget);
       std::copy_n(tokens.begin() + 1, count, targets.mut<int32_t>() + r * t);
     }
-    const Tensor nll = lm.nll(ids, targets, rows);
+    const Tensor nll = lm.nll(ids.to(lm.device()), targets.to(lm.device()), rows).to(Device::cpu);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t begin = (first + r) * t, count = std::min(t, scorable - begin);
       source.read(begin, count + 1, tokens.data());

@@ -38,13 +38,16 @@ std::vector<int32_t> generate(const LM& lm, const std::vector<int32_t>& prompt, 
   const RandomStream random(options.seed, 0, "sample");
   DecodeState state(lm.config().num_hidden_layers);
   std::vector<int32_t> text;
-  Tensor logits = lm.next_logits(Tensor::from({int64_t(prompt.size())}, prompt.data()), 1, state);
+  const auto next = [&](const int32_t* tokens, int64_t count) {
+    return host_f32(lm.next_logits(Tensor::from({count}, tokens).to(lm.device()), 1, state));
+  };
+  Tensor logits = next(prompt.data(), int64_t(prompt.size()));
   while (int64_t(text.size()) < options.max_tokens) {
     const int32_t token = sample(logits.data<float>(), lm.config().vocab_size, options, random.uniform(text.size()));
     if (std::find(options.stop.begin(), options.stop.end(), token) != options.stop.end()) break;
     text.push_back(token);
     if (on_token && !on_token(token)) break;
-    if (int64_t(text.size()) < options.max_tokens) logits = lm.next_logits(Tensor::from({1}, &token), 1, state);
+    if (int64_t(text.size()) < options.max_tokens) logits = next(&token, 1);
   }
   return text;
 }

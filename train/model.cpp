@@ -88,4 +88,27 @@ Model load_model(const std::string& path, const std::string& tokenizer_path) {
   return m;
 }
 
+Model move_model(Model model, const ComputeTarget& target) {
+  if (target.device == Device::cpu) return model;
+  auto params = std::make_unique<ParamStore>(model.params->specs(), DType::f32, target.device);
+  params->values().copy_from(model.params->values());
+  auto lm = std::make_unique<LM>(*params, model.config, target.compute);
+  std::vector<const BitLinear*> from;
+  model.lm->for_each_projection([&](const BitLinear& p) { from.push_back(&p); });
+  size_t i = 0;
+  lm->for_each_projection([&](const BitLinear& p) {
+    const WeightMatrix& w = *from[i++]->matrix;
+    if (p.weight.defined()) return;
+    if (w.is_ternary()) {
+      p.matrix->ternary = to_device(w.ternary, target.device);
+    } else {
+      p.matrix->plain = Tensor(w.plain.shape(), target.compute, target.device);
+      cast(w.plain.to(target.device), p.matrix->plain);
+    }
+  });
+  model.lm = std::move(lm);
+  model.params = std::move(params);
+  return model;
+}
+
 }  // namespace mmfree

@@ -5,6 +5,7 @@
 
 #include "data/tokenizer.h"
 #include "layers/lm.h"
+#include "train/device.h"
 
 namespace mmfree {
 
@@ -26,5 +27,8 @@ struct Model {
 /// folder. Weights are f32. `tokenizer_path` replaces the tokenizer in the file; it must fit the vocabulary.
 /// @throws MissingError, DataError, IoError, ConfigError
 Model load_model(const std::string& path, const std::string& tokenizer_path = "");
+
+/// The same model, computing on `target`.
+Model move_model(Model model, const ComputeTarget& target);
 
 }  // namespace mmfree

@@ -77,8 +77,11 @@ std::string progress_line(const ProgressState& s) {
   return printed("step %lld/%lld  %.0f%%", static_cast<long long>(s.step), static_cast<long long>(s.steps),
                  std::floor(percent)) +
          printed("  loss %.4f  lr %.2e  norm %.2f  ", s.loss, s.learning_rate, s.grad_norm) +
-         format_count(s.tokens_per_second) + " tok/s  " + format_duration(s.elapsed) + "  eta " +
-         format_duration(s.eta);
+         format_count(s.tokens_per_second) + " tok/s  " +
+         (s.gpu ? (s.gpu->mfu > 0 ? printed("mfu %.0f%%  ", 100 * s.gpu->mfu) : std::string()) +
+                      printed("wait %.0f%%  ", 100 * s.gpu->data_wait) + format_bytes(s.gpu->peak) + "  "
+                : std::string()) +
+         format_duration(s.elapsed) + "  eta " + format_duration(s.eta);
 }
 
 Progress::Progress(bool quiet, std::FILE* out)

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 
 namespace mmfree {
@@ -20,6 +21,12 @@ struct ProgressState {
   double tokens_per_second = 0;
   double elapsed = 0;  ///< seconds of this process
   double eta = 0;      ///< seconds to the last step
+  struct Gpu {
+    double mfu = 0;        ///< share of the chip's dense bf16 rate that training's products use; 0: unknown
+    double data_wait = 0;  ///< share of the time spent waiting for data
+    uint64_t peak = 0;     ///< bytes of device memory
+  };
+  std::optional<Gpu> gpu;
 };
 
 /// "step 120/600  20%  loss 3.4567  lr 4.00e-03  norm 0.81  12.3k tok/s  1m02s  eta 4m08s".

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/files.h"
+#include "core/gpu.h"
 #include "layers/parameters.h"
 #include "train/signals.h"
 
@@ -23,6 +24,12 @@ const RunConfig& validated(const RunConfig& config, const TokenShards& data) {
   return config;
 }
 
+Recompute recompute_of(const TrainConfig& t, Device device) {
+  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full})
+    if (t.recompute == name_of(r)) return r;
+  return device == Device::cuda ? Recompute::selective : Recompute::none;
+}
+
 std::string now_utc() {
   const std::time_t now = std::time(nullptr);
   char text[32];
@@ -35,11 +42,12 @@ std::string now_utc() {
 Trainer::Trainer(RunConfig config, bool quiet, bool force)
     : config_(std::move(config)),
       quiet_(quiet),
+      target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device")),
       train_data_(config_.data.train),
       batches_(train_data_,
                {config_.data.seq_len, config_.train.batch_size, uint64_t(config_.train.seed), config_.data.shuffle}),
-      params_(parameter_specs(validated(config_, train_data_).model), DType::f32),
-      lm_(params_, config_.model),
+      params_(parameter_specs(validated(config_, train_data_).model), DType::f32, target_.device),
+      lm_(params_, config_.model, target_.compute),
       optimizer_(params_, config_.optim),
       progress_(quiet) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
@@ -125,7 +133,8 @@ void Trainer::open_run_folder() {
                                       {"started", now_utc()},
                                       {"from_step", state_.step},
                                       {"threads", omp_get_max_threads()},
-                                      {"device", "cpu"},
+                                      {"device", target_.name},
+                                      {"compute", name_of(target_.compute)},
                                       {"parameters", config_.model.parameter_count()},
                                       {"train_tokens", train_data_.total_tokens()},
                                       {"train_data", state_.data}};
@@ -144,43 +153,33 @@ void Trainer::banner() const {
                format_count(double(train_data_.total_tokens())).c_str(),
                static_cast<long long>(train_data_.documents()), static_cast<long long>(batches_.windows()),
                static_cast<long long>(config_.data.seq_len));
-  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on cpu, %d threads\n",
-               config_.train.run_dir.c_str(), static_cast<long long>(config_.train.steps),
-               static_cast<long long>(config_.train.batch_size), static_cast<long long>(config_.data.seq_len),
-               omp_get_max_threads());
+  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
+               static_cast<long long>(config_.train.steps), static_cast<long long>(config_.train.batch_size),
+               static_cast<long long>(config_.data.seq_len), target_.name.c_str(), name_of(target_.compute),
+               target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
 }
 
-Trainer::StepResult Trainer::step() {
-  const int64_t rows = config_.train.batch_size, micro = config_.train.micro_batch(), t = config_.data.seq_len;
-  const double scale = 1.0 / double(rows * t);
-  double loss = 0;
-  params_.begin_gradients();
-  for (int64_t row = 0; row < rows; row += micro) {
-    Tensor ids({micro * t}, DType::i32), targets({micro * t}, DType::i32);
-    batches_.read(state_.step, row, row + micro, ids.mut<int32_t>(), targets.mut<int32_t>());
-    Tape tape;
-    const Var part = lm_.loss(ids, targets, micro, scale);
-    tape.backward(part);
-    loss += double(*part.value().data<float>());
-  }
-  params_.finish_gradients();
-  const StepReport report = optimizer_.update(state_.step + 1, config_.train.steps);
-  if (!report.skipped) lm_.requantise();
-  ++state_.step;
-  state_.updates = optimizer_.updates();
-  state_.tokens += rows * t;
-  window_tokens_ += rows * t;
-  run_tokens_ += rows * t;
-  return {loss, report};
+/// Accounts for a finished step: it may have been started a step ago.
+void Trainer::take(const std::optional<StepResult>& result) {
+  if (!result) return;
+  const int64_t tokens = config_.train.batch_size * config_.data.seq_len;
+  state_.updates += !result->report.skipped;
+  window_tokens_ += tokens;
+  if (run_tokens_ == 0) result_.first_loss = result->loss;
+  run_tokens_ += tokens;
+  result_.last_loss = result->loss;
+  check_progress(*result);
+  const TrainConfig& t = config_.train;
+  if (result->step % t.log_every == 0 || result->step == 1 || result->step == t.steps) log_step(*result);
 }
 
 void Trainer::check_progress(const StepResult& result) {
   const bool bad = result.report.skipped || !std::isfinite(result.loss);
   state_.skipped_in_row = bad ? state_.skipped_in_row + 1 : 0;
   if (bad)
-    progress_.message(concat("step ", state_.step, ": loss ", result.loss, ", gradient norm ", result.report.grad_norm,
+    progress_.message(concat("step ", result.step, ": loss ", result.loss, ", gradient norm ", result.report.grad_norm,
                              ": the update was skipped (", state_.skipped_in_row, " in a row)"));
-  MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", state_.step, ": ",
+  MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", result.step, ": ",
                state_.skipped_in_row,
                " steps in a row had a non-finite loss or gradient; lower optim.lr or lengthen optim.warmup_steps, and "
                "resume from ",
@@ -189,23 +188,34 @@ void Trainer::check_progress(const StepResult& result) {
 
 void Trainer::log_step(const StepResult& result) {
   const double now = seconds() - idle_, window = now - window_start_;
+  const double step_tokens = double(config_.train.batch_size * config_.data.seq_len);
   const double speed = double(window_tokens_) / window;
-  const double steps_per_second = double(run_tokens_) / double(config_.train.batch_size * config_.data.seq_len) / now;
-  const double eta = double(config_.train.steps - state_.step) / steps_per_second;
-  progress_.update({state_.step, config_.train.steps, result.loss, result.report.learning_rate, result.report.grad_norm,
-                    speed, seconds(), eta});
-  metrics_->write({{"step", state_.step},
+  const double eta = double(config_.train.steps - result.step) * step_tokens * now / double(run_tokens_);
+  const double waited = (feed_->waited() - window_waited_) / window;
+  const uint64_t peak = Arena::current(target_.device)->stats().peak;
+  // Forward, and twice that backward: two operations per weight and token each.
+  const double flops = 6 * double(config_.model.matrix_parameter_count()) * speed;
+  const double rate = target_.device == Device::cuda ? gpu::info().bf16_rate : 0;
+  ProgressState state{
+      result.step, config_.train.steps, result.loss, result.report.learning_rate, result.report.grad_norm,
+      speed,       seconds(),           eta, {}};
+  if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, waited, peak};
+  progress_.update(state);
+  metrics_->write({{"step", result.step},
                    {"train/loss", result.loss},
                    {"train/grad_norm", result.report.grad_norm},
                    {"train/learning_rate", result.report.learning_rate},
-                   {"train/epoch", double(state_.step * config_.train.batch_size) / double(batches_.windows())},
-                   {"train/tokens", state_.tokens},
+                   {"train/epoch", double(result.step * config_.train.batch_size) / double(batches_.windows())},
+                   {"train/tokens", result.step * config_.train.batch_size * config_.data.seq_len},
                    {"train/tokens_per_sec", speed},
-                   {"train/step_time_ms",
-                    1000 * window * double(config_.train.batch_size * config_.data.seq_len) / double(window_tokens_)},
+                   {"train/step_time_ms", 1000 * window * step_tokens / double(window_tokens_)},
+                   {"train/mfu", rate > 0 ? flops / rate : std::nan("")},
+                   {"train/data_wait", waited},
+                   {"train/peak_memory", int64_t(peak)},
                    {"time", double(std::time(nullptr))}});
   window_start_ = now;
   window_tokens_ = 0;
+  window_waited_ = feed_->waited();
 }
 
 Evaluation Trainer::evaluate_valid(int64_t limit) {
@@ -231,11 +241,16 @@ void Trainer::log_evaluation(const Evaluation& e) {
 void Trainer::save() {
   if (saved_step_ == state_.step) return;
   const double begin = seconds();
+  take(runner_ ? runner_->collect() : std::nullopt);
   metrics_->sync();
-  save_checkpoint(checkpoint_path(config_.train.run_dir, state_.step), config_, params_, &optimizer_, state_,
-                  tokenizer_ ? tokenizer_->serialized() : std::string());
-  saved_step_ = state_.step;
-  retain_checkpoints(config_.train.run_dir, state_.step, config_.train.keep_last);
+  const int64_t step = state_.step;
+  const std::string path = checkpoint_path(config_.train.run_dir, step);
+  saving_.start(
+      {params_.values(), optimizer_.m(), optimizer_.v()}, [this, step, path, state = state_](const FlatState& flat) {
+        save_checkpoint(path, config_, params_, flat, state, tokenizer_ ? tokenizer_->serialized() : std::string());
+        retain_checkpoints(config_.train.run_dir, step, config_.train.keep_last);
+      });
+  saved_step_ = step;
   idle_ += seconds() - begin;
 }
 
@@ -254,33 +269,38 @@ std::string Trainer::stop_reason() {
 RunResult Trainer::run() {
   const StopSignals signals;
   const TrainConfig& t = config_.train;
-  RunResult result;
   banner();
   start_ = Clock::now();
   if (valid_data_ && t.eval_every > 0 && state_.step == 0) log_evaluation(evaluate_valid(t.eval_tokens));
-  for (bool first = true; state_.step < t.steps; first = false) {
-    const StepResult s = step();
-    if (first) result.first_loss = s.loss;
-    result.last_loss = s.loss;
-    check_progress(s);
-    if (state_.step % t.log_every == 0 || state_.step == 1 || state_.step == t.steps) log_step(s);
-    if (valid_data_ && t.eval_every > 0 && state_.step % t.eval_every == 0 && state_.step < t.steps)
+  runner_ = std::make_unique<StepRunner>(lm_, params_, optimizer_, config_, recompute_of(t, target_.device));
+  feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
+                                      target_.device == Device::cuda);
+  while (state_.step < t.steps) {
+    const auto finished = runner_->run(state_.step, *feed_);
+    ++state_.step;
+    state_.tokens += t.batch_size * config_.data.seq_len;
+    take(finished);
+    if (state_.step == t.steps) break;
+    if (valid_data_ && t.eval_every > 0 && state_.step % t.eval_every == 0) {
+      take(runner_->collect());
       log_evaluation(evaluate_valid(t.eval_tokens));
-    if (state_.step < t.steps && ((t.save_every > 0 && state_.step % t.save_every == 0) || consume_file("save")))
-      save();
-    result.reason = stop_reason();
-    if (!result.reason.empty() && state_.step < t.steps) break;
+    }
+    if ((t.save_every > 0 && state_.step % t.save_every == 0) || consume_file("save")) save();
+    result_.reason = stop_reason();
+    if (!result_.reason.empty()) break;
   }
-  result.step = state_.step;
-  result.finished = state_.step >= t.steps;
-  result.tokens_per_second = double(run_tokens_) / (seconds() - idle_);
-  if (result.finished && valid_data_) {
-    result.valid = evaluate_valid(0);
-    if (run_tokens_ > 0) log_evaluation(*result.valid);
+  take(runner_->collect());
+  result_.step = state_.step;
+  result_.finished = state_.step >= t.steps;
+  result_.tokens_per_second = double(run_tokens_) / (seconds() - idle_);
+  if (result_.finished && valid_data_) {
+    result_.valid = evaluate_valid(0);
+    if (run_tokens_ > 0) log_evaluation(*result_.valid);
   }
   save();
+  saving_.wait();
   progress_.finish();
-  return result;
+  return result_;
 }
 
 }  // namespace mmfree

@@ -7,10 +7,13 @@
 #include "data/batches.h"
 #include "data/tokenizer.h"
 #include "layers/lm.h"
+#include "train/background_save.h"
 #include "train/checkpoint.h"
+#include "train/device.h"
 #include "train/evaluate.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+#include "train/step.h"
 
 namespace mmfree {
 
@@ -37,16 +40,12 @@ class Trainer {
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct StepResult {
-    double loss;
-    StepReport report;
-  };
 
   void open_run_folder();
   void resume_from(const std::string& path, bool force);
   std::optional<std::string> checkpoint_to_resume();
   void banner() const;
-  StepResult step();
+  void take(const std::optional<StepResult>& result);
   void check_progress(const StepResult& result);
   void log_step(const StepResult& result);
   Evaluation evaluate_valid(int64_t limit);
@@ -58,6 +57,7 @@ class Trainer {
 
   RunConfig config_;
   bool quiet_;
+  ComputeTarget target_;
   TokenShards train_data_;
   std::optional<TokenShards> valid_data_;
   std::optional<Tokenizer> tokenizer_;
@@ -66,12 +66,16 @@ class Trainer {
   LM lm_;
   AdamW optimizer_;
   LoopState state_;
+  std::unique_ptr<StepRunner> runner_;
+  std::unique_ptr<BatchFeed> feed_;
+  BackgroundSave saving_;
+  RunResult result_;
   int64_t saved_step_ = -1;
   std::unique_ptr<MetricsWriter> metrics_;
   Progress progress_;
   Clock::time_point start_ = Clock::now();
   double idle_ = 0;  ///< seconds of this process spent evaluating and saving
-  double window_start_ = 0;
+  double window_start_ = 0, window_waited_ = 0;
   int64_t window_tokens_ = 0, run_tokens_ = 0;
 };
 

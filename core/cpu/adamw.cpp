@@ -1,14 +1,26 @@
 #include "core/ops/adamw.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "core/cpu/abs_sum.h"
 #include "core/parallel.h"
 
 namespace mmfree::cpu {
 
+void adamw_begin(const AdamwBeginArgs& g) {
+  StepParams& s = *g.step;
+  s.grad_norm = std::sqrt(*g.squares);
+  s.skip = std::isfinite(s.grad_norm) ? 0 : 1;
+  if (s.skip != 0) return;
+  s.updates += 1;
+  s.bias1 = 1 - std::pow(s.beta1, s.updates);
+  s.bias2 = 1 - std::pow(s.beta2, s.updates);
+  s.grad_scale = s.clip > 0 ? std::min(1.0, s.clip / (s.grad_norm + 1e-6)) : 1.0;
+}
+
 void adamw(const AdamwArgs& g) {
   const StepParams& s = *g.step;
-  if (s.skip) return;
   dispatch_float(g.dtype, "adamw", [&]<class T>() {
     const T scale = T(s.grad_scale), b1 = T(s.beta1), b2 = T(s.beta2), eps = T(s.eps), lr = T(s.lr);
     const T rest1 = T(1 - s.beta1), rest2 = T(1 - s.beta2), inv1 = T(1 / s.bias1), inv2 = T(1 / s.bias2);
@@ -20,12 +32,13 @@ void adamw(const AdamwArgs& g) {
         T* m = static_cast<T*>(g.m) + first;
         T* v = static_cast<T*>(g.v) + first;
         const T* grad = static_cast<const T*>(g.grads) + first;
-        for (int64_t i = 0; i < kParamBlock; ++i) {
+        for (int64_t i = 0; s.skip == 0 && i < kParamBlock; ++i) {
           const T d = grad[i] * scale;
           m[i] = b1 * m[i] + rest1 * d;
           v[i] = b2 * v[i] + rest2 * d * d;
           p[i] = p[i] * keep - lr * (m[i] * inv1) / (std::sqrt(v[i] * inv2) + eps);
         }
+        if (g.abs_sums) g.abs_sums[block] = sum_abs(p, kParamBlock);
       }
     });
   });

@@ -1,5 +1,7 @@
 #include "core/ops/elementwise.h"
 
+#include <algorithm>
+
 #include "core/cpu/vec.h"
 #include "core/parallel.h"
 
@@ -24,7 +26,7 @@ void convert(const ElementwiseArgs& g) {
 
 template <class From>
 void convert_from(const ElementwiseArgs& g) {
-  switch (g.to) {
+  switch (g.type_y) {
     case DType::f64:
       return convert<From, double>(g);
     case DType::f32:
@@ -32,14 +34,15 @@ void convert_from(const ElementwiseArgs& g) {
     case DType::bf16:
       return convert<From, bf16>(g);
     default:
-      throw DTypeError(concat("cast: cannot convert to ", name_of(g.to)));
+      throw DTypeError(concat("cast: cannot convert to ", name_of(g.type_y)));
   }
 }
 
 }  // namespace
 
 void add(const ElementwiseArgs& g) {
-  dispatch_float(g.dtype, "add", [&]<class T>() {
+  MMFREE_CHECK(DTypeError, g.type_a == g.type_b && g.type_a == g.type_y, "add: one dtype is expected on the CPU");
+  dispatch_float(g.type_a, "add", [&]<class T>() {
     const T *a = static_cast<const T*>(g.a), *b = static_cast<const T*>(g.b);
     T* y = static_cast<T*>(g.y);
     parallel_for(g.n, kGrain, [=](int64_t begin, int64_t end) {
@@ -49,7 +52,7 @@ void add(const ElementwiseArgs& g) {
 }
 
 void cast(const ElementwiseArgs& g) {
-  switch (g.dtype) {
+  switch (g.type_a) {
     case DType::f64:
       return convert_from<double>(g);
     case DType::f32:
@@ -57,19 +60,33 @@ void cast(const ElementwiseArgs& g) {
     case DType::bf16:
       return convert_from<bf16>(g);
     default:
-      throw DTypeError(concat("cast: cannot convert from ", name_of(g.dtype)));
+      throw DTypeError(concat("cast: cannot convert from ", name_of(g.type_a)));
   }
 }
 
-double sum_of_squares(const ElementwiseArgs& g) {
-  double total = 0;
+void fill(const FillArgs& g) {
+  dispatch_float(g.dtype, "fill", [&]<class T>() { std::fill_n(static_cast<T*>(g.y), g.n, T(g.value)); });
+}
+
+void sum(const SumArgs& g) {
+  dispatch_float(g.dtype, "sum", [&]<class T>() {
+    const T* x = static_cast<const T*>(g.x);
+    const double total = ordered_sum(g.n, 4096, [x](int64_t begin, int64_t end) {
+      double part = 0;
+      for (int64_t i = begin; i < end; ++i) part += double(x[i]);
+      return part;
+    });
+    *g.out = (g.beta == 0 ? 0 : g.beta * *g.out) + g.scale * total;
+  });
+}
+
+void sum_of_squares(const SumArgs& g) {
   dispatch_float(g.dtype, "sum_of_squares", [&]<class T>() {
-    const T* x = static_cast<const T*>(g.a);
-    total = ordered_sum(g.n, 4096, [x](int64_t begin, int64_t end) {
+    const T* x = static_cast<const T*>(g.x);
+    *g.out = ordered_sum(g.n, 4096, [x](int64_t begin, int64_t end) {
       return double(lane_sum<T>(end - begin, [=](int64_t i) { return x[begin + i] * x[begin + i]; }));
     });
   });
-  return total;
 }
 
 }  // namespace mmfree::cpu

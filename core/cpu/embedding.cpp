@@ -34,7 +34,7 @@ void embedding_backward(const EmbeddingArgs& g) {
         for (int64_t i = 0; i < (end - begin) * g.d; ++i) rows[i] *= T(g.beta);
       auto it =
           std::lower_bound(order.begin(), order.end(), begin, [&](int64_t n, int64_t id) { return g.ids[n] < id; });
-      for (; it != order.end() && g.ids[*it] < end; ++it) {
+      for (; it != order.end() && g.ids[*it] < end; ++it) {  // ids below 0 or past the table are in no range
         T* to = table + g.ids[*it] * g.d;
         const T* from = static_cast<const T*>(g.in) + *it * g.d;
         for (int64_t k = 0; k < g.d; ++k) to[k] += from[k];

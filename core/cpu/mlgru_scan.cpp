@@ -48,6 +48,7 @@ void forward(const MlgruScanArgs& g) {
         h[k] = state[k];
       }
     }
+    if (g.last) std::copy_n(state, n, static_cast<T*>(g.last) + b * g.d + first);
   });
 }
 

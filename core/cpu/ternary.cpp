@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/cpu/abs_sum.h"
 #include "core/cpu/ternary_kernel.h"
+#include "core/ops/adamw.h"
 #include "core/parallel.h"
 #include "core/quantize.h"
 #if MMFREE_X86
@@ -22,23 +24,14 @@ struct TileShape {
   explicit TileShape(int64_t n) : rows(n < 64 ? 64 : 256), outputs(kElements / rows) {}
 };
 
-/// Sum of |w| in f64: eight lanes, so that the compiler vectorises it, added in a fixed order.
+/// `sums`: Σ |w| of each 4,096 elements, or null.
 template <class T>
-double sum_abs(const T* w, int64_t n) {
-  double lanes[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int l = 0; l < 8; ++l) lanes[l] += std::fabs(double(w[i + l]));
-  for (; i < n; ++i) lanes[i % 8] += std::fabs(double(w[i]));
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-}
-
-template <class T>
-void quantise(const TernaryQuantiseArgs& p) {
+void quantise(const TernaryQuantiseArgs& p, const double* sums) {
   const T* w = static_cast<const T*>(p.weights);
   const int64_t n = p.rows * p.cols;
-  const double total =
-      ordered_sum(n, 4096, [=](int64_t begin, int64_t end) { return sum_abs(w + begin, end - begin); });
+  const double total = ordered_sum(n, kParamBlock, [=](int64_t begin, int64_t end) {
+    return sums ? sums[begin / kParamBlock] : sum_abs(w + begin, end - begin);
+  });
   const T scale = weight_scale<T>(n ? total / double(n) : 0);
   *static_cast<T*>(p.scale) = scale;
   const T inverse = T(1) / scale;
@@ -50,7 +43,7 @@ void quantise(const TernaryQuantiseArgs& p) {
         std::memset(codes, 1, sizeof codes);
         const int64_t first = b * kTernaryBlock, count = std::min(kTernaryBlock, p.cols - first);
         for (int64_t k = 0; k < count; ++k) codes[k] = uint8_t(1 + weight_code(w[o * p.cols + first + k], inverse));
-        uint8_t* packed = p.codes + o * row_bytes + b * kTernaryBlockBytes;
+        uint8_t* packed = static_cast<uint8_t*>(p.codes) + o * row_bytes + b * kTernaryBlockBytes;
         for (int j = 0; j < 32; ++j)
           packed[j] = uint8_t(codes[j] | codes[j + 32] << 2 | codes[j + 64] << 4 | codes[j + 96] << 6);
       }
@@ -59,12 +52,14 @@ void quantise(const TernaryQuantiseArgs& p) {
 
 template <class T>
 void dequantise(const TernaryDequantiseArgs& p) {
-  const T scale = *static_cast<const T*>(p.scale);
+  const T scale = p.scale ? *static_cast<const T*>(p.scale) : T(1);
+  const uint8_t* codes = static_cast<const uint8_t*>(p.codes);
   const int64_t row_bytes = ternary_row_bytes(p.cols);
   parallel_for(p.rows, 16, [=](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o)
       for (int64_t first = 0; first < p.cols; first += 32) {
-        const uint8_t* packed = p.codes + o * row_bytes + first / kTernaryBlock * kTernaryBlockBytes;
+        const uint8_t* packed =
+            codes + o * row_bytes + first / kTernaryBlock * kTernaryBlockBytes;
         const int shift = int(first % kTernaryBlock / 32) * 2;
         T* out = static_cast<T*>(p.weights) + o * p.cols + first;
         const int64_t count = std::min<int64_t>(32, p.cols - first);
@@ -126,6 +121,7 @@ void linear(const TernaryLinearArgs& p) {
   }
   const T scale = *static_cast<const T*>(p.scale);
   const T* step = static_cast<const T*>(p.step);
+  const uint8_t* codes = static_cast<const uint8_t*>(p.codes);
   T* y = static_cast<T*>(p.y);
   const Tensor q_sums = sum_rows(p.q, p.n, p.k);
   const int32_t* offsets = q_sums.data<int32_t>();
@@ -136,7 +132,7 @@ void linear(const TernaryLinearArgs& p) {
     const int64_t r0 = t % down * tile.rows, o0 = t / down * tile.outputs;
     const int64_t rows = std::min(tile.rows, p.n - r0), outputs = std::min(tile.outputs, p.o - o0);
     alignas(64) int32_t sums[TileShape::kElements];
-    kernel({q + r0 * padded, p.codes + o0 * row_bytes, sums, rows, outputs, blocks, tile.outputs});
+    kernel({q + r0 * padded, codes + o0 * row_bytes, sums, rows, outputs, blocks, tile.outputs});
     for (int64_t r = 0; r < rows; ++r) {
       const T factor = step[r0 + r] * scale;
       const int32_t offset = offsets[r0 + r];
@@ -177,7 +173,15 @@ void ternary_tile_scalar(const TernaryTile& t) {
 }
 
 void ternary_quantise(const TernaryQuantiseArgs& p) {
-  dispatch_float(p.type, "ternary_quantise", [&]<class T>() { quantise<T>(p); });
+  dispatch_float(p.type, "ternary_quantise", [&]<class T>() { quantise<T>(p, nullptr); });
+}
+
+void ternary_quantise_flat(const TernaryQuantiseFlatArgs& p) {
+  dispatch_float(p.type, "ternary_quantise_flat", [&]<class T>() {
+    for (const auto& job : p.jobs)
+      quantise<T>({static_cast<const T*>(p.values) + job.offset, job.codes, job.scale, p.type, job.rows, job.cols},
+                  p.abs_sums ? p.abs_sums + job.offset / kParamBlock : nullptr);
+  });
 }
 
 void ternary_dequantise(const TernaryDequantiseArgs& p) {

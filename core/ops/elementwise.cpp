@@ -6,20 +6,37 @@
 namespace mmfree {
 
 void add(const Tensor& a, const Tensor& b, Tensor& y) {
-  check_tensor("add", "b", b, a.shape(), a.dtype());
+  check_tensor("add", "b", b, a.shape(), b.dtype());
   check_tensor("add", "y", y, a.shape(), a.dtype());
-  MMFREE_DISPATCH(a.device(), add, ElementwiseArgs{a.raw(), b.raw(), y.raw_mut(), a.size(), a.dtype(), a.dtype()});
+  check_device("add", a.device(), {&b, &y});
+  const ElementwiseArgs args{a.raw(), b.raw(), y.raw_mut(), a.size(), a.dtype(), b.dtype(), y.dtype()};
+  MMFREE_DISPATCH(a.device(), add, args);
 }
 
 void cast(const Tensor& from, Tensor& to) {
   check_tensor("cast", "to", to, from.shape(), to.dtype());
-  MMFREE_DISPATCH(from.device(), cast,
-                  ElementwiseArgs{from.raw(), nullptr, to.raw_mut(), from.size(), from.dtype(), to.dtype()});
+  check_device("cast", from.device(), {&to});
+  const ElementwiseArgs args{from.raw(), nullptr, to.raw_mut(), from.size(), from.dtype(), from.dtype(), to.dtype()};
+  MMFREE_DISPATCH(from.device(), cast, args);
 }
 
-double sum_of_squares(const Tensor& x) {
-  return MMFREE_DISPATCH(x.device(), sum_of_squares,
-                         ElementwiseArgs{x.raw(), nullptr, nullptr, x.size(), x.dtype(), x.dtype()});
+void fill(Tensor& y, double value) {
+  const FillArgs args{y.raw_mut(), y.size(), value, y.dtype()};
+  MMFREE_DISPATCH(y.device(), fill, args);
+}
+
+void sum(const Tensor& x, double scale, Tensor& out, double beta) {
+  check_tensor("sum", "out", out, {1}, DType::f64);
+  check_device("sum", x.device(), {&out});
+  const SumArgs args{x.raw(), out.mut<double>(), x.size(), scale, beta, x.dtype()};
+  MMFREE_DISPATCH(x.device(), sum, args);
+}
+
+void sum_of_squares(const Tensor& x, Tensor& out) {
+  check_tensor("sum_of_squares", "out", out, {1}, DType::f64);
+  check_device("sum_of_squares", x.device(), {&out});
+  const SumArgs args{x.raw(), out.mut<double>(), x.size(), 1, 0, x.dtype()};
+  MMFREE_DISPATCH(x.device(), sum_of_squares, args);
 }
 
 }  // namespace mmfree

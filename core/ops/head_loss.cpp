@@ -7,22 +7,35 @@
 
 namespace mmfree {
 
+int64_t head_rows(int64_t vocab, Device device) {
+  constexpr int64_t kLeast = 512, kBytes = int64_t(256) << 20;
+  return device == Device::cpu ? kLeast : std::max(kLeast, kBytes / (2 * vocab) / kLeast * kLeast);
+}
+
 void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, double scale, Tensor& nll,
                HeadLossGrads* grads) {
   const int64_t n = q.values.dim(0), v = w.rows();
-  const DType t = q.compute_dtype();
+  const DType t = q.compute;
+  const int64_t block_rows = head_rows(v, q.values.device());
   check_tensor("head_loss", "targets", targets, {n}, DType::i32);
-  check_tensor("head_loss", "nll", nll, {n}, t);
+  check_tensor("head_loss", "nll", nll, {n}, param_dtype(t));
+  check_device("head_loss", q.values.device(), {&targets, &nll});
   const bool gradient = grads && (grads->dq.defined() || grads->dw.defined());
-  for (int64_t begin = 0; begin < n; begin += kHeadRows) {
-    const int64_t end = std::min(n, begin + kHeadRows);
-    const QuantTensor block = q.quantised() ? QuantTensor(q.values.slice(begin, end), q.scale.slice(begin, end))
+  for (int64_t begin = 0; begin < n; begin += block_rows) {
+    const int64_t end = std::min(n, begin + block_rows);
+    const QuantTensor block = q.quantised() ? QuantTensor(q.values.slice(begin, end), q.scale.slice(begin, end), t)
                                             : QuantTensor(q.values.slice(begin, end));
     Tensor logits({end - begin, v}, t, targets.device()), block_nll = nll.slice(begin, end);
     linear(block, w, logits);
-    MMFREE_DISPATCH(targets.device(), softmax_nll,
-                    SoftmaxNllArgs{logits.raw_mut(), targets.slice(begin, end).data<int32_t>(), block_nll.raw_mut(),
-                                   end - begin, v, scale, gradient, t});
+    const SoftmaxNllArgs args{logits.raw_mut(),
+                              targets.slice(begin, end).data<int32_t>(),
+                              block_nll.raw_mut(),
+                              end - begin,
+                              v,
+                              scale,
+                              gradient,
+                              t};
+    MMFREE_DISPATCH(targets.device(), softmax_nll, args);
     if (!gradient) continue;
     if (grads->dq.defined()) {
       Tensor dq = grads->dq.slice(begin, end);

@@ -23,8 +23,8 @@ void check_devices(const char* op, const Tensor& a, const Tensor& b, const Tenso
 
 }  // namespace
 
-void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor& c, double alpha,
-            double beta) {
+void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor& c, double alpha, double beta,
+            const Tensor& scale) {
   check_devices("matmul", a, b, c);
   check_dtypes(a, b, c, alpha, beta);
   const int64_t m = transpose_a ? a.cols() : a.rows(), k = transpose_a ? a.rows() : a.cols();
@@ -33,17 +33,21 @@ void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b
                transpose_a ? " transposed" : "", " times ", b.shape(), transpose_b ? " transposed" : "",
                " does not give ", c.shape());
   if (m == 0 || n == 0) return;
-  const MatmulArgs args{a.raw(), b.raw(), c.raw_mut(), a.dtype(), c.dtype(), transpose_a, transpose_b,
-                        m,       n,       k,           a.cols(),  b.cols(),  alpha,       beta};
+  MMFREE_CHECK(DeviceError, !scale.defined() || (c.device() == Device::cuda && scale.device() == c.device()),
+               "matmul: a scale in memory is for products on a GPU");
+  const MatmulArgs args{a.raw(), b.raw(), c.raw_mut(), a.dtype(), c.dtype(), transpose_a, transpose_b, m,
+                        n,       k,       a.cols(),    b.cols(),  alpha,     beta,        scale.raw()};
   MMFREE_DISPATCH(c.device(), matmul, args);
 }
 
 void linear_forward(const Tensor& x, const Tensor& w, Tensor& y) {
   check_devices("linear_forward", x, w, y);
   MMFREE_CHECK(DTypeError,
-               (x.dtype() == DType::f32 || x.dtype() == DType::f64) && w.dtype() == x.dtype() && y.dtype() == x.dtype(),
-               "linear_forward: expected f32 or f64 throughout, got ", x.describe(), ", ", w.describe(), ", ",
-               y.describe());
+               (x.dtype() == DType::f32 || x.dtype() == DType::f64 ||
+                (x.dtype() == DType::bf16 && x.device() == Device::cuda)) &&
+                   w.dtype() == x.dtype() && y.dtype() == x.dtype(),
+               "linear_forward: expected f32 or f64 throughout, or bf16 on a GPU, got ", x.describe(), ", ",
+               w.describe(), ", ", y.describe());
   MMFREE_CHECK(ShapeError, x.cols() == w.cols() && y.rows() == x.rows() && y.cols() == w.rows(),
                "linear_forward: ", x.shape(), " times the transpose of ", w.shape(), " does not give ", y.shape());
   if (y.size() == 0) return;

@@ -8,12 +8,13 @@ namespace mmfree {
 ///   op(A) [M, K], op(B) [K, N], C [M, N]; with beta = 0, C is never read.
 /// dtypes of A, B -> C: f64 -> f64; f32 -> f32; bf16 -> f32 or bf16 (sums in f32); i8 -> i32 (alpha 1, beta 0,
 /// exact for K < 2^17). The bits do not depend on the number of threads.
+/// `scale` [1] f32, GPU only, multiplies alpha from memory, where a captured step can find a new value.
 /// @throws ShapeError, DTypeError, DeviceError
 void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor& c, double alpha = 1,
-            double beta = 0);
+            double beta = 0, const Tensor& scale = Tensor());
 
-/// y[N, O] = x[N, K] * w[O, K]^T in f32 or f64. The bits of a row of y depend on that row of x and on w only, not on N
-/// or on the number of threads, so that prefill and token-by-token decoding agree.
+/// y[N, O] = x[N, K] * w[O, K]^T, all of dtype A. On the CPU the bits of a row of y depend on that row of x and on w
+/// only, not on N or on the number of threads, so that prefill and token-by-token decoding agree.
 /// @throws ShapeError, DTypeError, DeviceError
 void linear_forward(const Tensor& x, const Tensor& w, Tensor& y);
 
@@ -26,6 +27,7 @@ struct MatmulArgs {
   bool transpose_a, transpose_b;
   int64_t m, n, k, lda, ldb;
   double alpha, beta;
+  const void* scale;  ///< on a GPU: f32 in device memory that multiplies alpha; or null
 };
 /// Operands of `linear_forward`: x [n, k], w [o, k], y [n, o].
 struct LinearArgs {
@@ -39,5 +41,9 @@ namespace cpu {
 void matmul(const MatmulArgs& args);
 void linear_forward(const LinearArgs& args);
 }  // namespace cpu
+namespace cuda {
+void matmul(const MatmulArgs& args);
+void linear_forward(const LinearArgs& args);
+}  // namespace cuda
 
 }  // namespace mmfree

@@ -1,113 +1,175 @@
 #include "core/ops/ternary.h"
 
+#include <algorithm>
+
 #include "core/dispatch.h"
+#include "core/ops/adamw.h"
+#include "core/ops/check.h"
 #include "core/ops/matmul.h"
 
 namespace mmfree {
 namespace {
 
-void check_float(const char* op, const Tensor& t, const char* name, DType expected) {
-  MMFREE_CHECK(DTypeError, t.defined() && t.dtype() == expected && (expected == DType::f32 || expected == DType::f64),
-               op, ": expected ", name, " of one dtype f32 or f64 with the others (", name_of(expected), "), got ",
-               t.describe());
+void check_param(const char* op, const char* name, const Tensor& t) {
+  MMFREE_CHECK(DTypeError, t.defined() && (t.dtype() == DType::f32 || t.dtype() == DType::f64), op, ": expected ", name,
+               " of f32 or f64, got ", t.describe());
 }
 
-void check_matrix(const char* op, const TernaryTensor& w) {
-  MMFREE_CHECK(DTypeError, w.codes.defined() && w.codes.dtype() == DType::u8, op, ": expected u8 codes, got ",
-               w.codes.describe());
-  MMFREE_CHECK(ShapeError, w.cols >= 0 && w.codes.cols() == ternary_row_bytes(w.cols), op, ": codes ", w.codes.shape(),
-               " do not hold ", w.cols, " columns");
+/// A matrix as rows x columns, whatever its rank.
+void check_matrix(const char* op, const char* name, const Tensor& t, int64_t rows, int64_t cols, DType dtype) {
+  MMFREE_CHECK(DTypeError, t.defined() && t.dtype() == dtype, op, ": expected ", name, " of ", name_of(dtype), ", got ",
+               t.describe());
+  MMFREE_CHECK(ShapeError, t.rows() == rows && t.cols() == cols, op, ": expected ", name, " of [", rows, ", ", cols,
+               "], got ", t.describe());
+}
+
+void check_ternary(const char* op, const TernaryTensor& w) {
+  const bool packed = w.codes.device() == Device::cpu;
+  const DType type = packed ? DType::u8 : DType::i8;
+  MMFREE_CHECK(DTypeError, w.codes.defined() && w.codes.dtype() == type, op, ": expected ", name_of(type),
+               " codes on this device, got ", w.codes.describe());
+  MMFREE_CHECK(ShapeError, w.cols >= 0 && w.codes.cols() == (packed ? ternary_row_bytes(w.cols) : w.cols), op,
+               ": codes ", w.codes.shape(), " do not hold ", w.cols, " columns");
   MMFREE_CHECK(ShapeError, w.scale.size() == 1, op, ": expected one scale, got ", w.scale.shape());
-  check_float(op, w.scale, "scale", w.scale.dtype());
-  MMFREE_CHECK(DeviceError, w.codes.device() == w.scale.device(), op, ": codes and scale are on different devices");
+  check_param(op, "scale", w.scale);
+  check_device(op, w.codes.device(), {&w.scale});
 }
 
 void check_codes(const char* op, const Tensor& q, const Tensor& step) {
   MMFREE_CHECK(DTypeError, q.defined() && q.dtype() == DType::i8, op, ": expected i8 activations, got ", q.describe());
   MMFREE_CHECK(ShapeError, step.size() == q.rows(), op, ": expected one step per row of ", q.shape(), ", got ",
                step.shape());
-  check_float(op, step, "step", step.dtype());
+  check_param(op, "step", step);
 }
 
-void check_device(const char* op, const Tensor& a, const Tensor& b) {
-  MMFREE_CHECK(DeviceError, a.device() == b.device(), op, ": operands on different devices: ", a.describe(), ", ",
-               b.describe());
-}
-
-void check_pack(const char* op, const Tensor& dense, const TernaryTensor& w, DType type) {
-  check_matrix(op, w);
-  check_float(op, dense, "weights", type);
-  check_device(op, dense, w.codes);
-  MMFREE_CHECK(ShapeError, dense.rows() == w.rows() && dense.cols() == w.cols, op, ": weights ", dense.shape(),
-               " do not match the ternary matrix [", w.rows(), ", ", w.cols, "]");
+/// A for parameters of P: P itself, or bf16 for f32 on a GPU.
+void check_activation(const char* op, const char* name, const Tensor& t, DType p) {
+  const bool bf16 = p == DType::f32 && t.dtype() == DType::bf16 && t.device() == Device::cuda;
+  MMFREE_CHECK(DTypeError, t.defined() && (t.dtype() == p || bf16), op, ": expected ", name, " of ", name_of(p),
+               " (on a GPU also bf16), got ", t.describe());
 }
 
 }  // namespace
 
 int64_t ternary_row_bytes(int64_t cols) { return (cols + kTernaryBlock - 1) / kTernaryBlock * kTernaryBlockBytes; }
 
-TernaryTensor make_ternary(int64_t rows, int64_t cols, DType scale_dtype) {
+void pack_ternary(const int8_t* weights, int64_t rows, int64_t cols, uint8_t* packed) {
+  const int64_t row_bytes = ternary_row_bytes(cols);
+  for (int64_t o = 0; o < rows; ++o)
+    for (int64_t byte = 0; byte < row_bytes; ++byte) {
+      const int64_t first = byte / kTernaryBlockBytes * kTernaryBlock + byte % kTernaryBlockBytes;
+      int bits = 0;
+      for (int plane = 0; plane < 4; ++plane) {
+        const int64_t k = first + plane * 32;
+        bits |= (k < cols ? weights[o * cols + k] + 1 : 1) << (2 * plane);
+      }
+      packed[o * row_bytes + byte] = uint8_t(bits);
+    }
+}
+
+TernaryTensor make_ternary(int64_t rows, int64_t cols, DType scale_dtype, Device device) {
   MMFREE_CHECK(DTypeError, scale_dtype == DType::f32 || scale_dtype == DType::f64,
                "make_ternary: expected a scale of f32 or f64, got ", name_of(scale_dtype));
   MMFREE_CHECK(ShapeError, rows >= 0 && cols >= 0, "make_ternary: negative extent in [", rows, ", ", cols, "]");
-  return {Tensor({rows, ternary_row_bytes(cols)}, DType::u8), Tensor({1}, scale_dtype), cols};
+  Tensor scale({1}, scale_dtype, device);
+  if (device == Device::cpu) return {Tensor({rows, ternary_row_bytes(cols)}, DType::u8), scale, cols};
+  return {Tensor({rows, cols}, DType::i8, device), scale, cols};
+}
+
+TernaryTensor to_device(const TernaryTensor& w, Device device) {
+  if (w.codes.device() == device) return w;
+  Tensor dense({w.rows(), w.cols}, DType::f32);
+  TernaryTensor out = make_ternary(w.rows(), w.cols, w.scale.dtype(), device);
+  if (device == Device::cuda) {
+    ternary_dequantise(w, dense, false);
+    Tensor codes({w.rows(), w.cols}, DType::i8);
+    std::transform(dense.data<float>(), dense.data<float>() + dense.size(), codes.mut<int8_t>(),
+                   [](float x) { return int8_t(x); });
+    out.codes = codes.to(device);
+  } else {
+    const Tensor codes = w.codes.to(device);
+    pack_ternary(codes.data<int8_t>(), w.rows(), w.cols, out.codes.mut<uint8_t>());
+  }
+  out.scale.copy_from(w.scale);
+  return out;
 }
 
 void ternary_quantise(const Tensor& w, TernaryTensor& out) {
-  check_pack("ternary_quantise", w, out, out.scale.dtype());
-  const TernaryQuantiseArgs args{w.raw(), out.codes.mut<uint8_t>(), out.scale.raw_mut(), w.dtype(), out.rows(),
-                                 out.cols};
+  constexpr const char* op = "ternary_quantise";
+  check_ternary(op, out);
+  check_matrix(op, "weights", w, out.rows(), out.cols, out.scale.dtype());
+  check_device(op, w.device(), {&out.codes});
+  const TernaryQuantiseArgs args{w.raw(), out.codes.raw_mut(), out.scale.raw_mut(), w.dtype(), out.rows(), out.cols};
   MMFREE_DISPATCH(w.device(), ternary_quantise, args);
 }
 
-void ternary_dequantise(const TernaryTensor& w, Tensor& out) {
-  check_pack("ternary_dequantise", out, w, w.scale.dtype());
+void ternary_quantise_flat(const Tensor& values, const Tensor& abs_sums, std::vector<TernaryJob>& jobs) {
+  constexpr const char* op = "ternary_quantise_flat";
+  check_param(op, "values", values);
+  const int64_t size = values.size();
+  check_optional(op, "abs_sums", abs_sums, {size / kParamBlock}, DType::f64);
+  TernaryQuantiseFlatArgs args{
+      values.raw(), abs_sums.defined() ? abs_sums.data<double>() : nullptr, size / kParamBlock, {}, values.dtype()};
+  for (TernaryJob& job : jobs) {
+    check_ternary(op, job.out);
+    const int64_t count = job.out.rows() * job.out.cols;
+    MMFREE_CHECK(ShapeError, job.offset % kParamBlock == 0 && job.offset >= 0 && job.offset + count <= size, op,
+                 ": a matrix of ", count, " elements at ", job.offset, " does not lie on a block of [", size, "]");
+    check_device(op, values.device(), {&abs_sums, &job.out.codes});
+    args.jobs.push_back({job.offset, job.out.rows(), job.out.cols, job.out.codes.raw_mut(), job.out.scale.raw_mut()});
+  }
+  MMFREE_DISPATCH(values.device(), ternary_quantise_flat, args);
+}
+
+void ternary_dequantise(const TernaryTensor& w, Tensor& out, bool scaled) {
+  constexpr const char* op = "ternary_dequantise";
+  check_ternary(op, w);
+  check_activation(op, "weights", out, w.scale.dtype());
+  check_matrix(op, "weights", out, w.rows(), w.cols, out.dtype());
+  check_device(op, out.device(), {&w.codes});
   const TernaryDequantiseArgs args{
-      w.codes.data<uint8_t>(), w.scale.raw(), out.raw_mut(), out.dtype(), w.rows(), w.cols};
+      w.codes.raw(), scaled ? w.scale.raw() : nullptr, out.raw_mut(), out.dtype(), w.rows(), w.cols};
   MMFREE_DISPATCH(out.device(), ternary_dequantise, args);
 }
 
 void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w, Tensor& y) {
   constexpr const char* op = "ternary_linear";
-  check_matrix(op, w);
+  check_ternary(op, w);
   check_codes(op, q, step);
-  check_float(op, w.scale, "scale", step.dtype());
-  check_float(op, y, "y", step.dtype());
-  check_device(op, q, y);
-  check_device(op, step, y);
-  check_device(op, w.codes, y);
+  check_matrix(op, "step", step, step.rows(), step.cols(), w.scale.dtype());
+  check_activation(op, "y", y, w.scale.dtype());
+  check_device(op, y.device(), {&q, &step, &w.codes});
   MMFREE_CHECK(ShapeError, q.cols() == w.cols && y.rows() == q.rows() && y.cols() == w.rows(), op, ": ", q.shape(),
                " times the transpose of [", w.rows(), ", ", w.cols, "] does not give ", y.shape());
   MMFREE_CHECK(ShapeError, w.cols <= int64_t(1) << 23, op, ": ", w.cols, " columns overflow 32-bit sums");
   if (y.size() == 0) return;
-  const TernaryLinearArgs args{q.data<int8_t>(), step.raw(),  w.codes.data<uint8_t>(),
-                               w.scale.raw(),    y.raw_mut(), y.dtype(),
-                               q.rows(),         w.rows(),    w.cols};
+  const TernaryLinearArgs args{q.data<int8_t>(), step.raw(), w.codes.raw(), w.scale.raw(), y.raw_mut(),
+                               y.dtype(),        q.rows(),   w.rows(),      w.cols};
   MMFREE_DISPATCH(y.device(), ternary_linear, args);
 }
 
 void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta) {
   constexpr const char* op = "ternary_linear_dx";
-  check_matrix(op, w);
-  check_float(op, dy, "dy", w.scale.dtype());
-  check_float(op, dx, "dx", w.scale.dtype());
-  MMFREE_CHECK(ShapeError, dy.cols() == w.rows() && dx.rows() == dy.rows() && dx.cols() == w.cols, op, ": ", dy.shape(),
-               " times [", w.rows(), ", ", w.cols, "] does not give ", dx.shape());
+  check_ternary(op, w);
+  check_activation(op, "dy", dy, w.scale.dtype());
+  check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
+  check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
+  // bf16 holds the bare weights exactly, but not their scale: that stays f32 and multiplies the sums.
+  const bool bare = dy.dtype() == DType::bf16;
   Tensor dense({w.rows(), w.cols}, dy.dtype(), dy.device());
-  ternary_dequantise(w, dense);
-  matmul(dy, false, dense, false, dx, 1, beta);
+  ternary_dequantise(w, dense, !bare);
+  matmul(dy, false, dense, false, dx, 1, beta, bare ? w.scale : Tensor());
 }
 
 void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta) {
   constexpr const char* op = "ternary_linear_dw";
   check_codes(op, q, step);
-  check_float(op, dy, "dy", step.dtype());
-  check_float(op, dw, "dw", step.dtype());
-  check_device(op, q, dw);
-  check_device(op, step, dw);
-  MMFREE_CHECK(ShapeError, dy.rows() == q.rows() && dw.rows() == dy.cols() && dw.cols() == q.cols(), op, ": ",
-               dy.shape(), " transposed times ", q.shape(), " does not give ", dw.shape());
-  Tensor u({q.rows(), q.cols()}, step.dtype(), q.device());
+  check_activation(op, "dy", dy, step.dtype());
+  check_device(op, q.device(), {&dy, &step, &dw});
+  MMFREE_CHECK(ShapeError, dy.rows() == q.rows(), op, ": ", dy.shape(), " transposed times ", q.shape(),
+               " does not give ", dw.shape());
+  check_matrix(op, "dw", dw, dy.cols(), q.cols(), step.dtype());
+  Tensor u({q.rows(), q.cols()}, dy.dtype(), q.device());
   const ScaleCodesArgs args{q.data<int8_t>(), step.raw(), u.raw_mut(), u.dtype(), q.rows(), q.cols()};
   MMFREE_DISPATCH(q.device(), scale_codes, args);
   matmul(dy, true, u, false, dw, 1, beta);

@@ -22,6 +22,9 @@ struct TernaryTensor {
   int64_t rows() const { return codes.rows(); }
 };
 
+/// Packs weights {-1, 0, 1} [rows, cols] into rows of ternary_row_bytes(cols) bytes.
+void pack_ternary(const int8_t* weights, int64_t rows, int64_t cols, uint8_t* packed);
+
 /// An uninitialised matrix. @throws DTypeError unless scale_dtype is f32 or f64.
 TernaryTensor make_ternary(int64_t rows, int64_t cols, DType scale_dtype, Device device = Device::cpu);
 

@@ -1,0 +1,329 @@
+#include "core/gpu.h"
+
+#include <cuda.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "core/cuda/blas.h"
+#include "core/cuda/context.h"
+
+namespace mmfree {
+namespace cuda {
+namespace {
+
+/// Everything that belongs to the one GPU of this process. Never destroyed: the driver may be gone before static
+/// objects are.
+struct Context {
+  int device = 0;
+  cudaDeviceProp properties{};
+  cudaStream_t stream = nullptr;
+  void* blas = nullptr;
+  void* workspace = nullptr;
+};
+
+Context* made = nullptr;
+
+Context& context() {
+  if (!made) gpu::use(0);
+  return *made;
+}
+
+const char* advice(cudaError_t status) {
+  switch (status) {
+    case cudaErrorMemoryAllocation:
+      return "; reduce train.micro_batch_size, data.seq_len or the model, or set train.recompute=full";
+    case cudaErrorNoKernelImageForDevice:
+      return "; this build has no code for this GPU's architecture: build with -DCMAKE_CUDA_ARCHITECTURES=native";
+    case cudaErrorECCUncorrectable:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorHardwareStackError:
+      return "; the GPU is lost to this process: run again with --resume, on another GPU if it happens again";
+    default:
+      return "";
+  }
+}
+
+}  // namespace
+
+cudaStream_t stream() { return context().stream; }
+void* blas() { return context().blas; }
+void* workspace() { return context().workspace; }
+int multiprocessors() { return context().properties.multiProcessorCount; }
+bool is_hopper() { return context().properties.major == 9 && context().properties.minor == 0; }
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // a refused call must not be reported again by the next check
+  throw DeviceError(
+      concat("gpu: ", what, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")", advice(status)));
+}
+
+void check_launch(const char* op) {
+  check(cudaGetLastError(), op);
+  static const bool sync = [] {
+    const char* v = std::getenv("MMFREE_SYNC");
+    return v && *v == '1';
+  }();
+  if (sync) check(cudaStreamSynchronize(stream()), op);
+}
+
+}  // namespace cuda
+
+namespace gpu {
+namespace {
+
+using cuda::check;
+
+/// A function of the driver, found at run time: nothing links to the driver's library, so that the program also starts
+/// where there is none.
+template <class Function>
+Function* driver(const char* name) {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  check(cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found), name);
+  MMFREE_CHECK(DeviceError, entry && found == cudaDriverEntryPointSuccess, "gpu: the driver has no ", name,
+               "; a newer driver is needed");
+  return reinterpret_cast<Function*>(entry);
+}
+
+#define MMFREE_DRIVER(name) driver<std::remove_pointer_t<decltype(&::name)>>(#name)
+
+/// One range of addresses, as long as the GPU's memory, to which memory is mapped from the front as it is needed.
+class GrowingRange {
+ public:
+  explicit GrowingRange(int device) {
+    location_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    location_.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device}};
+    size_t unit = 0, free = 0, total = 0;
+    verify(MMFREE_DRIVER(cuMemGetAllocationGranularity)(&unit, &location_, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
+           "cuMemGetAllocationGranularity");
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    size_ = (total + unit - 1) / unit * unit;
+    verify(MMFREE_DRIVER(cuMemAddressReserve)(&begin_, size_, 0, 0, 0), "cuMemAddressReserve");
+  }
+  ~GrowingRange() {
+    const auto unmap = MMFREE_DRIVER(cuMemUnmap);
+    const auto release = MMFREE_DRIVER(cuMemRelease);
+    CUdeviceptr at = begin_;
+    for (const Piece& p : pieces_) {
+      unmap(at, p.bytes);
+      release(p.handle);
+      at += p.bytes;
+    }
+    if (begin_) MMFREE_DRIVER(cuMemAddressFree)(begin_, size_);
+  }
+  GrowingRange(const GrowingRange&) = delete;
+
+  /// nullptr when the GPU has no more.
+  void* grow(size_t bytes) {
+    if (used_ + bytes > size_) return nullptr;
+    Piece piece{0, bytes};
+    if (MMFREE_DRIVER(cuMemCreate)(&piece.handle, bytes, &location_, 0) != CUDA_SUCCESS) return nullptr;
+    const CUdeviceptr at = begin_ + used_;
+    const CUmemAccessDesc access{location_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    verify(MMFREE_DRIVER(cuMemMap)(at, bytes, 0, piece.handle, 0), "cuMemMap");
+    verify(MMFREE_DRIVER(cuMemSetAccess)(at, bytes, &access, 1), "cuMemSetAccess");
+    pieces_.push_back(piece);
+    used_ += bytes;
+    return reinterpret_cast<void*>(at);
+  }
+
+ private:
+  struct Piece {
+    CUmemGenericAllocationHandle handle;
+    size_t bytes;
+  };
+  static void verify(CUresult status, const char* what) {
+    MMFREE_CHECK(DeviceError, status == CUDA_SUCCESS, "gpu: ", what, " failed with driver status ", int(status));
+  }
+  CUmemAllocationProp location_{};
+  CUdeviceptr begin_ = 0;
+  size_t size_ = 0, used_ = 0;
+  std::vector<Piece> pieces_;
+};
+
+/// Dense bf16 flop/s of one multiprocessor and clock, by architecture (NVIDIA's white papers).
+double flops_per_clock(int major, int minor) {
+  if (major == 8) return minor == 0 ? 2048 : 1024;
+  if (major == 9) return 4096;
+  if (major == 10) return 8192;
+  return 0;
+}
+
+thread_local cudaStream_t own_stream = nullptr;
+
+bool capturing() {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(cuda::stream(), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace
+
+std::string problem(int index) {
+  int count = 0, driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    cudaGetLastError();
+    return "gpu: no NVIDIA driver is installed on this machine";
+  }
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
+    cudaGetLastError();
+    return concat("gpu: ", cudaGetErrorString(status), " (", cudaGetErrorName(status), "); the driver supports CUDA ",
+                  driver / 1000, '.', driver % 1000 / 10, ", this build needs ", CUDART_VERSION / 1000, '.',
+                  CUDART_VERSION % 1000 / 10);
+  }
+  if (index >= count)
+    return concat("gpu: there is no cuda:", index, "; this machine shows ", count, count == 1 ? " GPU" : " GPUs");
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+  if (major < 8)
+    return concat("gpu: cuda:", index, " has compute capability ", major, '.', minor, "; 8.0 or newer is needed");
+  return cuda::blas_library().problem;
+}
+
+void use(int index) {
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  if (cuda::made) {
+    MMFREE_CHECK(DeviceError, cuda::made->device == index, "gpu: this process already uses cuda:", cuda::made->device);
+    return;
+  }
+  const std::string why_not = problem(index);
+  MMFREE_CHECK(DeviceError, why_not.empty(), why_not);
+  auto c = std::make_unique<cuda::Context>();
+  c->device = index;
+  check(cudaSetDevice(index), "cudaSetDevice");
+  check(cudaGetDeviceProperties(&c->properties, index), "cudaGetDeviceProperties");
+  check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  MMFREE_CHECK(DeviceError,
+               cuda::blas_library().create(reinterpret_cast<cublasLtHandle_t*>(&c->blas)) == CUBLAS_STATUS_SUCCESS,
+               "gpu: cuBLASLt cannot start");
+  check(cudaMalloc(&c->workspace, cuda::kWorkspaceBytes), "cudaMalloc");
+  cuda::made = c.release();
+}
+
+Info info() {
+  const cudaDeviceProp& p = cuda::context().properties;
+  int clock_khz = 0;
+  cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, cuda::context().device);
+  Info i{p.name, p.major, p.minor, p.multiProcessorCount, p.totalGlobalMem, 0, 0};
+  size_t total = 0;
+  check(cudaMemGetInfo(&i.free, &total), "cudaMemGetInfo");
+  // Hopper's and Blackwell's sheets quote the tensor cores at a boost clock below the maximum that the driver reports.
+  const double clock = std::min(1e3 * clock_khz, p.major == 9 ? 1.83e9 : 1e12);
+  i.bf16_rate = flops_per_clock(p.major, p.minor) * p.multiProcessorCount * clock;
+  return i;
+}
+
+void synchronize() { check(cudaStreamSynchronize(cuda::stream()), "a kernel"); }
+
+Arena::Source memory() {
+  auto range = std::make_shared<GrowingRange>(cuda::context().device);
+  return {Device::cuda, [range](size_t bytes) { return range->grow(bytes); }, [](void*) {}, true};
+}
+
+void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
+  const bool within = to_device == Device::cuda && from_device == Device::cuda;
+  const cudaStream_t stream = own_stream ? own_stream : cuda::stream();
+  MMFREE_CHECK(DeviceError, within || own_stream || !capturing(),
+               "gpu: a copy between host and device inside a captured step");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+  if (!within) check(cudaStreamSynchronize(stream), "a copy between host and device");
+}
+
+void zero(void* to, size_t bytes) { check(cudaMemsetAsync(to, 0, bytes, cuda::stream()), "cudaMemsetAsync"); }
+
+PinnedBuffer::PinnedBuffer(size_t bytes) : bytes_(bytes) {
+  cuda::context();
+  check(cudaMallocHost(&data_, std::max<size_t>(bytes, 1)), "cudaMallocHost");
+}
+PinnedBuffer::~PinnedBuffer() { cudaFreeHost(data_); }
+
+struct CopyStream::Handles {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t begin = nullptr, end = nullptr;
+};
+
+CopyStream::CopyStream() : handles_(std::make_unique<Handles>()) {
+  cuda::context();
+  check(cudaStreamCreateWithFlags(&handles_->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  for (cudaEvent_t* e : {&handles_->begin, &handles_->end})
+    check(cudaEventCreateWithFlags(e, cudaEventDisableTiming), "cudaEventCreate");
+}
+CopyStream::~CopyStream() {
+  cudaStreamSynchronize(handles_->stream);
+  cudaEventDestroy(handles_->begin);
+  cudaEventDestroy(handles_->end);
+  cudaStreamDestroy(handles_->stream);
+}
+void CopyStream::start(void* to, const PinnedBuffer& from, size_t bytes) {
+  MMFREE_CHECK(Error, bytes <= from.bytes(), "copy: ", bytes, " bytes from a buffer of ", from.bytes());
+  check(cudaEventRecord(handles_->begin, cuda::stream()), "cudaEventRecord");
+  check(cudaStreamWaitEvent(handles_->stream, handles_->begin), "cudaStreamWaitEvent");
+  check(cudaMemcpyAsync(to, from.data(), bytes, cudaMemcpyHostToDevice, handles_->stream), "cudaMemcpyAsync");
+  check(cudaEventRecord(handles_->end, handles_->stream), "cudaEventRecord");
+}
+void CopyStream::join() { check(cudaStreamWaitEvent(cuda::stream(), handles_->end), "cudaStreamWaitEvent"); }
+void CopyStream::wait() { check(cudaStreamSynchronize(handles_->stream), "a copy to the device"); }
+
+struct Readback::Handles {
+  cudaEvent_t arrived = nullptr;
+};
+
+Readback::Readback(size_t bytes) : buffer_(bytes), handles_(std::make_unique<Handles>()) {
+  check(cudaEventCreateWithFlags(&handles_->arrived, cudaEventDisableTiming), "cudaEventCreate");
+}
+Readback::~Readback() { cudaEventDestroy(handles_->arrived); }
+void Readback::start(const void* from, size_t bytes) {
+  MMFREE_CHECK(Error, bytes <= buffer_.bytes(), "readback: ", bytes, " bytes into a buffer of ", buffer_.bytes());
+  check(cudaMemcpyAsync(buffer_.data(), from, bytes, cudaMemcpyDeviceToHost, cuda::stream()), "cudaMemcpyAsync");
+  check(cudaEventRecord(handles_->arrived, cuda::stream()), "cudaEventRecord");
+}
+const void* Readback::wait() {
+  check(cudaEventSynchronize(handles_->arrived), "a training step");
+  return buffer_.data();
+}
+
+OwnStream::OwnStream() {
+  cuda::context();
+  MMFREE_CHECK(Error, !own_stream, "gpu: a thread can have one stream of its own");
+  check(cudaSetDevice(cuda::context().device), "cudaSetDevice");
+  check(cudaStreamCreateWithFlags(&own_stream, cudaStreamNonBlocking), "cudaStreamCreate");
+}
+OwnStream::~OwnStream() {
+  cudaStreamDestroy(own_stream);
+  own_stream = nullptr;
+}
+
+struct Graph::Handles {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  ~Handles() {
+    if (executable) cudaGraphExecDestroy(executable);
+    if (graph) cudaGraphDestroy(graph);
+  }
+};
+
+Graph::Graph(const std::function<void()>& work) : handles_(std::make_unique<Handles>()) {
+  check(cudaStreamBeginCapture(cuda::stream(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(cuda::stream(), &handles_->graph);
+    cudaGetLastError();
+    throw;
+  }
+  check(cudaStreamEndCapture(cuda::stream(), &handles_->graph), "cudaStreamEndCapture");
+  check(cudaGraphInstantiate(&handles_->executable, handles_->graph, 0), "cudaGraphInstantiate");
+}
+Graph::~Graph() = default;
+void Graph::launch() { check(cudaGraphLaunch(handles_->executable, cuda::stream()), "cudaGraphLaunch"); }
+
+}  // namespace gpu
+}  // namespace mmfree

@@ -1,0 +1,42 @@
+#if !MMFREE_CUDA
+#include "core/gpu.h"
+
+namespace mmfree::gpu {
+namespace {
+
+constexpr const char* kProblem = "this build has no GPU backend (install the CUDA toolkit and configure again)";
+
+[[noreturn]] void absent() { throw DeviceError(concat("gpu: ", kProblem)); }
+
+}  // namespace
+
+struct CopyStream::Handles {};
+struct Readback::Handles {};
+struct Graph::Handles {};
+
+std::string problem(int) { return kProblem; }
+void use(int) { absent(); }
+Info info() { absent(); }
+void synchronize() { absent(); }
+Arena::Source memory() { absent(); }
+void copy(void*, Device, const void*, Device, size_t) { absent(); }
+void zero(void*, size_t) { absent(); }
+PinnedBuffer::PinnedBuffer(size_t) { absent(); }
+PinnedBuffer::~PinnedBuffer() = default;
+CopyStream::CopyStream() { absent(); }
+CopyStream::~CopyStream() = default;
+void CopyStream::start(void*, const PinnedBuffer&, size_t) { absent(); }
+void CopyStream::join() { absent(); }
+void CopyStream::wait() { absent(); }
+Readback::Readback(size_t) : buffer_(0) {}
+Readback::~Readback() = default;
+void Readback::start(const void*, size_t) { absent(); }
+const void* Readback::wait() { absent(); }
+OwnStream::OwnStream() { absent(); }
+OwnStream::~OwnStream() = default;
+Graph::Graph(const std::function<void()>&) { absent(); }
+Graph::~Graph() = default;
+void Graph::launch() { absent(); }
+
+}  // namespace mmfree::gpu
+#endif

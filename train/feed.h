@@ -1,0 +1,50 @@
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/gpu.h"
+#include "data/batches.h"
+
+namespace mmfree {
+
+/// The batches of consecutive steps, read ahead by a thread of its own.
+class BatchFeed {
+ public:
+  /// `pinned`: in page-locked memory, to be copied to a GPU.
+  BatchFeed(const Batches& batches, int64_t first_step, int64_t last_step, int64_t rows, int64_t seq_len, bool pinned);
+  ~BatchFeed();
+  BatchFeed(const BatchFeed&) = delete;
+
+  /// One batch: tokens [rows · seq_len], then as many targets.
+  struct Slot {
+    std::unique_ptr<gpu::PinnedBuffer> pinned;
+    std::vector<int32_t> plain;
+    int32_t* data() { return pinned ? static_cast<int32_t*>(pinned->data()) : plain.data(); }
+  };
+  /// The batch of the next step; belongs to the caller until `release`. Waits for it if need be. @throws what reading
+  /// does
+  Slot* next();
+  void release(Slot* slot);
+  /// Seconds that `next` waited so far.
+  double waited() const { return waited_; }
+
+ private:
+  void read_ahead(int64_t first_step, int64_t last_step);
+  const Batches& batches_;
+  int64_t rows_, seq_len_;
+  double waited_ = 0;
+  std::vector<Slot> slots_;
+  std::deque<Slot*> empty_, full_;
+  std::exception_ptr failure_;
+  bool done_ = false, stop_ = false;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::thread thread_;
+};
+
+}  // namespace mmfree

@@ -1,0 +1,113 @@
+#include "train/step.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "core/ops/elementwise.h"
+
+namespace mmfree {
+
+/// What only a GPU needs: staging of inputs, the recorded step and results on their way.
+struct StepRunner::Gpu {
+  Tensor staging;  ///< [2 · rows · T] i32: tokens and targets of the step after this one
+  gpu::CopyStream copies;
+  BatchFeed::Slot* copying = nullptr;  ///< its copy to `staging` has been started
+  std::unique_ptr<gpu::Graph> graph;
+  gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
+  int64_t eager_steps = 0;
+  std::optional<int64_t> pending;  ///< the step whose result is on its way
+};
+
+StepRunner::StepRunner(LM& lm, ParamStore& params, AdamW& optimizer, const RunConfig& config, Recompute recompute)
+    : lm_(lm),
+      params_(params),
+      optimizer_(optimizer),
+      rows_(config.train.batch_size),
+      micro_(config.train.micro_batch()),
+      seq_len_(config.data.seq_len),
+      steps_(config.train.steps),
+      recompute_(recompute),
+      record_(config.train.capture && !std::getenv("MMFREE_CHECK_FINITE")),
+      ids_({rows_ * seq_len_}, DType::i32, lm.device()),
+      targets_({rows_ * seq_len_}, DType::i32, lm.device()),
+      outcome_({1 + kStepParams}, DType::f64, lm.device()) {
+  params_.begin_gradients();
+  if (lm.device() == Device::cuda && !DryRun::active()) {
+    gpu_ = std::make_unique<Gpu>();
+    gpu_->staging = Tensor({2 * rows_ * seq_len_}, DType::i32, Device::cuda);
+  }
+}
+
+StepRunner::~StepRunner() = default;
+
+void StepRunner::work() {
+  const double scale = 1.0 / double(rows_ * seq_len_);
+  Tensor loss = outcome_.slice(0, 1), params = outcome_.slice(1, 1 + kStepParams);
+  params_.begin_gradients();
+  for (int64_t row = 0; row < rows_; row += micro_) {
+    const int64_t begin = row * seq_len_, end = (row + micro_) * seq_len_;
+    Tape tape;
+    const Var part = lm_.loss(ids_.slice(begin, end), targets_.slice(begin, end), micro_, scale, recompute_);
+    tape.backward(part);
+    sum(part.value(), 1, loss, row ? 1 : 0);
+  }
+  params_.finish_gradients();
+  optimizer_.update();
+  lm_.requantise(optimizer_.abs_sums());
+  params.copy_from(optimizer_.step());
+}
+
+StepResult StepRunner::result(int64_t step, const double* numbers) const {
+  StepParams params;
+  std::memcpy(static_cast<void*>(&params), numbers + 1, sizeof params);
+  return {step + 1, numbers[0], AdamW::report(params)};
+}
+
+std::optional<StepResult> StepRunner::run(int64_t step, BatchFeed& feed) {
+  if (gpu_) return run_on_gpu(step, feed);
+  BatchFeed::Slot* slot = feed.next();
+  std::memcpy(ids_.raw_mut(), slot->data(), size_t(ids_.bytes()));
+  std::memcpy(targets_.raw_mut(), slot->data() + ids_.size(), size_t(targets_.bytes()));
+  feed.release(slot);
+  optimizer_.begin_step(step + 1, steps_);
+  work();
+  return result(step, outcome_.data<double>());
+}
+
+std::optional<StepResult> StepRunner::run_on_gpu(int64_t step, BatchFeed& feed) {
+  Gpu& g = *gpu_;
+  const auto start_copy = [&] {
+    g.copying = feed.next();
+    g.copies.start(g.staging.raw_mut(), *g.copying->pinned, size_t(g.staging.bytes()));
+  };
+  if (!g.copying) start_copy();
+  // Waiting here also keeps the host from running more than a step ahead of the GPU.
+  g.copies.wait();
+  feed.release(g.copying);
+  g.copying = nullptr;
+  g.copies.join();
+  ids_.copy_from(g.staging.slice(0, ids_.size()));
+  targets_.copy_from(g.staging.slice(ids_.size(), 2 * ids_.size()));
+  if (step + 1 < steps_) start_copy();
+  optimizer_.begin_step(step + 1, steps_);
+  if (record_ && !g.graph && g.eager_steps == 2) g.graph = std::make_unique<gpu::Graph>([this] { work(); });
+  if (g.graph) {
+    g.graph->launch();
+  } else {
+    work();
+    ++g.eager_steps;
+  }
+  const auto before = collect();
+  g.readback.start(outcome_.raw(), size_t(outcome_.bytes()));
+  g.pending = step;
+  return before;
+}
+
+std::optional<StepResult> StepRunner::collect() {
+  if (!gpu_ || !gpu_->pending) return std::nullopt;
+  const int64_t step = *gpu_->pending;
+  gpu_->pending.reset();
+  return result(step, static_cast<const double*>(gpu_->readback.wait()));
+}
+
+}  // namespace mmfree
