@@ -221,6 +221,8 @@ Info info() {
   return i;
 }
 
+size_t workspace_bytes() { return cuda::kWorkspaceBytes; }
+
 void synchronize() { check(cudaStreamSynchronize(cuda::stream()), "a kernel"); }
 
 Arena::Source memory() {
