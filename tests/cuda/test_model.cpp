@@ -1,0 +1,194 @@
+// Whole models on a GPU: the golden sets, training steps eager and recorded, decoding.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "layers/parameters.h"
+#include "tests/support/compare.h"
+#include "tests/support/golden_run.h"
+#include "tests/support/gpu.h"
+#include "train/step.h"
+
+namespace mmfree {
+namespace {
+
+class CudaGolden : public testing::TestWithParam<std::string> {};
+
+// The bounds are those of the CPU's float32 test and for its reasons (see tests/layers/test_golden.cpp).
+TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
+  MMFREE_NEEDS_GPU();
+  const Golden g(GetParam());
+  ParamStore params(parameter_specs(g.config), DType::f32, Device::cuda);
+  load_parameters(g.model, params);
+  const LM lm(params, g.config);
+  const Example e(g.expected.read("input_ids", DType::i32), Device::cuda);
+
+  LM::Trace trace;
+  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  bool flipped = false;
+  for (size_t i = 0; i < trace.size(); ++i) {
+    const double error = norm_error(host_f32(trace[i]), g.expected.read("hidden/" + std::to_string(i), DType::f64));
+    EXPECT_LT(error, 5e-2) << "hidden " << i;
+    flipped |= error > 2e-6;
+  }
+  const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
+  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+    EXPECT_NEAR(run_backward(lm, params, e, r), expected_loss, (flipped ? 1e-3 : 1e-5) * expected_loss)
+        << (flipped ? "with" : "without") << " flipped codes";
+    double error = 0, size = 0;
+    for (size_t i = 0; i < params.specs().size(); ++i) {
+      const std::string& name = params.specs()[i].name;
+      const Tensor expected = g.expected.read("grad/" + name, DType::f64);
+      const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
+      Tensor squares({1}, DType::f64);
+      sum_of_squares(expected, squares);
+      error += relative * relative * *squares.data<double>();
+      size += *squares.data<double>();
+      if (!flipped) {
+        EXPECT_LT(relative, 1e-4) << name;
+      }
+    }
+    EXPECT_LT(std::sqrt(error / size), flipped ? 5e-2 : 1e-5) << name_of(r);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sets, CudaGolden, testing::ValuesIn(golden_dirs()), [](const auto& info) {
+  std::string name = info.param.substr(info.param.find_last_of('/') + 1);
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  return name;
+});
+
+/// A small model of shapes that the fast kernels take, trained on random tokens.
+struct SmallRun {
+  RunConfig config;
+  std::unique_ptr<ParamStore> params;
+  std::unique_ptr<LM> lm;
+  std::unique_ptr<AdamW> optimizer;
+  std::unique_ptr<StepRunner> runner;
+
+  explicit SmallRun(bool capture, DType compute = DType::bf16, Recompute recompute = Recompute::selective,
+                    int64_t micro = 0) {
+    config.model.hidden_size = 128;
+    config.model.num_hidden_layers = 3;
+    config.model.intermediate_size = 320;
+    config.model.vocab_size = 1000;
+    config.data.seq_len = 96;
+    config.train.batch_size = 4;
+    config.train.micro_batch_size = micro;
+    config.train.steps = 100;
+    config.train.capture = capture;
+    params = std::make_unique<ParamStore>(parameter_specs(config.model), DType::f32, Device::cuda);
+    params->initialise(3);
+    lm = std::make_unique<LM>(*params, config.model, compute);
+    optimizer = std::make_unique<AdamW>(*params, config.optim);
+    runner = std::make_unique<StepRunner>(*lm, *params, *optimizer, config, recompute);
+  }
+  StepResult step(int64_t s) {
+    std::mt19937 random(uint32_t(s) + 17);
+    for (Tensor* t : {&runner->ids(), &runner->targets()}) {
+      Tensor tokens(t->shape(), DType::i32);
+      for (int64_t i = 0; i < tokens.size(); ++i) tokens.mut<int32_t>()[i] = int32_t(random() % 50 * (random() % 20));
+      t->copy_from(tokens);
+    }
+    runner->launch(s);
+    return *runner->collect();
+  }
+};
+
+TEST(CudaStep, ARecordedStepEqualsAnEagerOneToTheBit) {
+  MMFREE_NEEDS_GPU();
+  SmallRun eager(false), recorded(true);
+  for (int64_t s = 0; s < 20; ++s) {
+    const StepResult a = eager.step(s), b = recorded.step(s);
+    EXPECT_EQ(a.loss, b.loss) << "step " << s;
+    EXPECT_EQ(a.report.grad_norm, b.report.grad_norm) << "step " << s;
+  }
+  EXPECT_TRUE(same_bits(eager.params->values().to(Device::cpu), recorded.params->values().to(Device::cpu)));
+  EXPECT_TRUE(same_bits(eager.optimizer->v().to(Device::cpu), recorded.optimizer->v().to(Device::cpu)));
+}
+
+TEST(CudaStep, LossFallsAndEveryParameterGetsAGradient) {
+  MMFREE_NEEDS_GPU();
+  for (DType compute : {DType::bf16, DType::f32}) {
+    SmallRun run(true, compute);
+    double first = 0, last = 0;
+    for (int64_t s = 0; s < 10; ++s) {
+      const StepResult r = run.step(s);
+      (s ? last : first) = r.loss;
+      EXPECT_FALSE(r.report.skipped);
+      for (size_t i = 0; i < run.params->specs().size(); ++i) {
+        Tensor squares({1}, DType::f64, Device::cuda);
+        sum_of_squares(run.params->view(run.params->grads(), i), squares);
+        const double n = *squares.to(Device::cpu).data<double>();
+        EXPECT_TRUE(std::isfinite(n) && n > 0) << run.params->specs()[i].name << " in step " << s;
+      }
+    }
+    EXPECT_LT(last, first);
+  }
+}
+
+TEST(CudaStep, NothingIsAllocatedAfterTheSecondStep) {
+  MMFREE_NEEDS_GPU();
+  const ArenaScope own(Arena::gpu());
+  SmallRun run(true);
+  for (int64_t s = 0; s < 3; ++s) run.step(s);
+  const ArenaStats before = Arena::current(Device::cuda)->stats();
+  for (int64_t s = 3; s < 23; ++s) run.step(s);
+  const ArenaStats after = Arena::current(Device::cuda)->stats();
+  EXPECT_EQ(before.slabs, after.slabs);
+  EXPECT_EQ(before.live, after.live);
+}
+
+TEST(CudaStep, WaysToRecomputeGiveTheSameBits) {
+  MMFREE_NEEDS_GPU();
+  SmallRun none(true, DType::bf16, Recompute::none), selective(true, DType::bf16, Recompute::selective);
+  for (int64_t s = 0; s < 6; ++s) {
+    const StepResult a = none.step(s), b = selective.step(s);
+    EXPECT_EQ(a.loss, b.loss) << "step " << s;
+    EXPECT_EQ(a.report.grad_norm, b.report.grad_norm) << "step " << s;
+  }
+}
+
+TEST(CudaStep, MicroBatchesAgreeWithTheWholeBatch) {
+  MMFREE_NEEDS_GPU();
+  SmallRun whole(true, DType::f32), parts(true, DType::f32, Recompute::selective, 2);
+  for (int64_t s = 0; s < 3; ++s) {
+    const StepResult a = whole.step(s), b = parts.step(s);
+    EXPECT_NEAR(a.loss, b.loss, 1e-3 * a.loss) << "step " << s;
+    EXPECT_NEAR(a.report.grad_norm, b.report.grad_norm, 2e-2 * a.report.grad_norm) << "step " << s;
+  }
+}
+
+TEST(CudaStep, AnInfinityLeavesTheParametersAlone) {
+  MMFREE_NEEDS_GPU();
+  SmallRun run(true);
+  for (int64_t s = 0; s < 4; ++s) run.step(s);
+  Tensor weight = run.params->view(run.params->values(), 1);
+  const Tensor kept = weight.clone();
+  fill(weight, std::numeric_limits<double>::infinity());
+  const Tensor before = run.params->values().to(Device::cpu), m = run.optimizer->m().to(Device::cpu);
+  EXPECT_TRUE(run.step(4).report.skipped);
+  EXPECT_TRUE(same_bits(before, run.params->values().to(Device::cpu)));
+  EXPECT_TRUE(same_bits(m, run.optimizer->m().to(Device::cpu)));
+  weight.copy_from(kept);
+  run.lm->requantise();
+  EXPECT_FALSE(run.step(5).report.skipped);
+}
+
+TEST(CudaStep, DecodingTokenByTokenAgreesWithTheWholeSequence) {
+  MMFREE_NEEDS_GPU();
+  SmallRun run(true, DType::f32);
+  run.step(0);
+  const int64_t n = 40;
+  const Tensor ids = run.runner->ids().slice(0, n).clone();
+  const Tensor all = host_f32(run.lm->logits(ids, 1));
+  DecodeState state(run.config.model.num_hidden_layers);
+  for (int64_t t = 0; t < n; ++t) {
+    const Tensor one = host_f32(run.lm->next_logits(ids.slice(t, t + 1), 1, state));
+    EXPECT_LT(norm_error(one, all.slice(t, t + 1)), 5e-2) << "token " << t;
+  }
+}
+
+}  // namespace
+}  // namespace mmfree
