@@ -152,9 +152,15 @@ void check_forward(const Case& c, const Problem& gpu_problem, Problem p) {
   const Outputs got = forward(gpu_problem, c.type, c.modes), exact = expected_forward(p, c);
   for (size_t b = 0; b < c.modes.size(); ++b) check_branch(got.branches[b], c.modes[b], exact.branches[b].out, c.type);
   EXPECT_LE(relative_error(from_gpu(got.stats.r2), exact.stats.r2), 1e-5);
-  if (c.outer) EXPECT_LE(relative_error(from_gpu(got.stats.r1), exact.stats.r1), 1e-5);
-  if (c.gate_weight) EXPECT_LE(relative_error(from_gpu(got.stats.r0), exact.stats.r0), 1e-5);
-  if (got.x.defined()) EXPECT_LE(relative_error(from_gpu(got.x), p.source.a), c.type_a == DType::bf16 ? 0 : 1e-7);
+  if (c.outer) {
+    EXPECT_LE(relative_error(from_gpu(got.stats.r1), exact.stats.r1), 1e-5);
+  }
+  if (c.gate_weight) {
+    EXPECT_LE(relative_error(from_gpu(got.stats.r0), exact.stats.r0), 1e-5);
+  }
+  if (got.x.defined()) {
+    EXPECT_LE(relative_error(from_gpu(got.x), p.source.a), 0);
+  }
 }
 
 struct Gradients {
@@ -307,10 +313,7 @@ TEST(CudaNormQuant, NonFiniteRowsStayNonFinite) {
           for (const NormBranch& b : o.branches) {
             const Tensor seen = from_gpu(b.step.defined() ? b.step : b.out);
             EXPECT_EQ(0, count_non_finite(seen.slice(0, 1)) + count_non_finite(seen.slice(2, 3)));
-            if (c.kind == RowSource::swiglu && bad < 0)
-              EXPECT_TRUE(std::isnan(at(seen, seen.cols())));  // SiLU(-inf) = -inf · 0
-            else
-              EXPECT_EQ(seen.slice(1, 2).size(), count_non_finite(seen.slice(1, 2)));
+            EXPECT_EQ(seen.slice(1, 2).size(), count_non_finite(seen.slice(1, 2)));
           }
         }
   Case c{.n = 2};
