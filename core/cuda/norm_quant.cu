@@ -24,7 +24,7 @@ struct Forward {
 
 /// Rounds values of one branch and stores them at `place`.
 template <class A, int W>
-__device__ void store_rounded(const Forward::Branch& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
+__device__ void store_branch(const Forward::Branch& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
   if (b.step) {
     Pack<int8_t, W> codes;
 #pragma unroll
@@ -39,7 +39,7 @@ __device__ void store_rounded(const Forward::Branch& b, int64_t place, const flo
     if (b.rounding == Rounding::int8) rounded[i] = float(quantise(v[i], q.inverse)) * q.step;
     if (b.rounding == Rounding::bf16) rounded[i] = to_float(from_float<Bf16>(v[i]));
   }
-  store(static_cast<A*>(b.out) + place, rounded);
+  store_rounded(static_cast<A*>(b.out) + place, rounded);
 }
 
 template <class L, Kind kKind, class S, class A>
@@ -68,7 +68,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const Forward
     each([&](int v, int64_t k) {
       take(v, k);
       if constexpr (kKind == Kind::sum)
-        if (p.x) store(static_cast<S*>(p.x) + n * p.d + k, x[v]);
+        if (p.x) store_rounded(static_cast<S*>(p.x) + n * p.d + k, x[v]);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
         sums[0] += x[v][i] * x[v][i];
@@ -104,7 +104,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const Forward
         float value[W];
 #pragma unroll
         for (int i = 0; i < W; ++i) value[i] = x[v][i] * w[v].branch[b][i] * scale;
-        store_rounded<A>(p.branches[b], n * p.d + k, value, q[b]);
+        store_branch<A>(p.branches[b], n * p.d + k, value, q[b]);
       }
     });
     if (threadIdx.x == 0) {
