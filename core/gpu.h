@@ -32,6 +32,9 @@ Info info();
 void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
 void zero(void* to, size_t bytes);
 
+/// Bytes of device memory that belong to no arena: the workspace of the matrix products.
+size_t workspace_bytes();
+
 /// Waits for everything that was launched; a fault of any kernel surfaces here. @throws DeviceError
 void synchronize();
 

@@ -17,6 +17,7 @@ struct Graph::Handles {};
 std::string problem(int) { return kProblem; }
 void use(int) { absent(); }
 Info info() { absent(); }
+size_t workspace_bytes() { absent(); }
 void synchronize() { absent(); }
 Arena::Source memory() { absent(); }
 void copy(void*, Device, const void*, Device, size_t) { absent(); }

@@ -2,7 +2,9 @@
 #include <cstdio>
 #include <memory>
 
+#include "core/gpu.h"
 #include "train/commands.h"
+#include "train/memory.h"
 #include "train/trainer.h"
 
 namespace mmfree {
@@ -11,7 +13,7 @@ namespace {
 struct Options {
   std::string config;
   std::vector<std::string> overrides;
-  bool resume = false, quiet = false, force = false, help_config = false;
+  bool resume = false, quiet = false, force = false, help_config = false, dry_run = false;
 };
 
 void print_result(const RunConfig& config, const RunResult& r) {
@@ -27,6 +29,23 @@ void print_result(const RunConfig& config, const RunResult& r) {
   if (!r.finished) std::printf("continue with  the same command and --resume\n");
 }
 
+/// What training would take, for each way to recompute.
+void print_memory(const RunConfig& config) {
+  const TrainConfig& t = config.train;
+  const bool gpu = t.device.starts_with("cuda") || (t.device == "auto" && gpu::problem().empty());
+  const Device device = gpu ? Device::cuda : Device::cpu;
+  const DType compute = t.compute == "f32" || (t.compute == "auto" && !gpu) ? DType::f32 : DType::bf16;
+  std::printf("%s parameters, %lld x %lld tokens at a time, activations in %s on %s\n",
+              format_count(double(config.model.parameter_count())).c_str(), static_cast<long long>(t.micro_batch()),
+              static_cast<long long>(config.data.seq_len), name_of(compute), gpu ? "a GPU" : "the CPU");
+  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+    const MemoryEstimate m = estimate_memory(config, compute, r);
+    std::printf("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
+                double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
+  }
+  if (gpu && gpu::problem().empty()) std::printf("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
+}
+
 void run(const Options& o) {
   if (o.help_config) {
     std::fputs(config_reference().c_str(), stdout);
@@ -37,6 +56,7 @@ void run(const Options& o) {
   std::vector<std::string> overrides = o.overrides;
   if (o.resume) overrides.push_back("train.resume=auto");
   const RunConfig config = load_config(o.config, overrides);
+  if (o.dry_run) return print_memory(config);
   MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
   Trainer trainer(config, o.quiet, o.force);
@@ -58,6 +78,7 @@ void add_train_command(CLI::App& app) {
               "continue from the newest intact checkpoint of the run folder, or start if there is none");
   c->add_flag("-q,--quiet", o->quiet, "no progress");
   c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
+  c->add_flag("--dry-run", o->dry_run, "say how much memory training would take, and stop");
   c->add_flag("--help-config", o->help_config, "list every configuration key with type, default and meaning");
   c->footer(
       "Examples:\n"
@@ -65,6 +86,7 @@ void add_train_command(CLI::App& app) {
       "  mmfree train configs/8m.yaml data.train=shards/train-*.h5 data.valid=shards/valid-*.h5 optim.lr=2e-3\n"
       "  mmfree train configs/8m.yaml --resume            continue where the run stopped\n"
       "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
+      "  mmfree train configs/370m.yaml train.device=cuda --dry-run    how much GPU memory, without a GPU\n"
       "  mmfree train --help-config\n"
       "SIGTERM, SIGUSR1 or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at once.");
   c->callback([o] { run(*o); });

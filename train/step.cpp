@@ -1,7 +1,9 @@
 #include "train/step.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "core/ops/elementwise.h"
 
@@ -15,7 +17,6 @@ struct StepRunner::Gpu {
   std::unique_ptr<gpu::Graph> graph;
   gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
   int64_t eager_steps = 0;
-  std::optional<int64_t> pending;  ///< the step whose result is on its way
 };
 
 StepRunner::StepRunner(LM& lm, ParamStore& params, AdamW& optimizer, const RunConfig& config, Recompute recompute)
@@ -59,22 +60,37 @@ void StepRunner::work() {
 
 StepResult StepRunner::result(int64_t step, const double* numbers) const {
   StepParams params;
-  std::memcpy(static_cast<void*>(&params), numbers + 1, sizeof params);
+  std::copy_n(numbers + 1, kStepParams, reinterpret_cast<double*>(&params));
   return {step + 1, numbers[0], AdamW::report(params)};
 }
 
 std::optional<StepResult> StepRunner::run(int64_t step, BatchFeed& feed) {
-  if (gpu_) return run_on_gpu(step, feed);
-  BatchFeed::Slot* slot = feed.next();
-  std::memcpy(ids_.raw_mut(), slot->data(), size_t(ids_.bytes()));
-  std::memcpy(targets_.raw_mut(), slot->data() + ids_.size(), size_t(targets_.bytes()));
-  feed.release(slot);
-  optimizer_.begin_step(step + 1, steps_);
-  work();
-  return result(step, outcome_.data<double>());
+  load(step, feed);
+  if (gpu_) {
+    // The result before this one is read after the launch, so that the GPU has work meanwhile.
+    const std::optional<int64_t> before = std::exchange(pending_, std::nullopt);
+    start(step);
+    std::optional<StepResult> finished;
+    if (before) finished = result(*before, static_cast<const double*>(gpu_->readback.wait()));
+    finish(step);
+    return finished;
+  }
+  launch(step);
+  return collect();
 }
 
-std::optional<StepResult> StepRunner::run_on_gpu(int64_t step, BatchFeed& feed) {
+void StepRunner::launch(int64_t step) {
+  start(step);
+  finish(step);
+}
+
+void StepRunner::load(int64_t step, BatchFeed& feed) {
+  if (!gpu_) {
+    BatchFeed::Slot* slot = feed.next();
+    std::memcpy(ids_.raw_mut(), slot->data(), size_t(ids_.bytes()));
+    std::memcpy(targets_.raw_mut(), slot->data() + ids_.size(), size_t(targets_.bytes()));
+    return feed.release(slot);
+  }
   Gpu& g = *gpu_;
   const auto start_copy = [&] {
     g.copying = feed.next();
@@ -89,25 +105,27 @@ std::optional<StepResult> StepRunner::run_on_gpu(int64_t step, BatchFeed& feed) 
   ids_.copy_from(g.staging.slice(0, ids_.size()));
   targets_.copy_from(g.staging.slice(ids_.size(), 2 * ids_.size()));
   if (step + 1 < steps_) start_copy();
+}
+
+void StepRunner::start(int64_t step) {
   optimizer_.begin_step(step + 1, steps_);
+  if (!gpu_) return work();
+  Gpu& g = *gpu_;
   if (record_ && !g.graph && g.eager_steps == 2) g.graph = std::make_unique<gpu::Graph>([this] { work(); });
-  if (g.graph) {
-    g.graph->launch();
-  } else {
-    work();
-    ++g.eager_steps;
-  }
-  const auto before = collect();
-  g.readback.start(outcome_.raw(), size_t(outcome_.bytes()));
-  g.pending = step;
-  return before;
+  if (g.graph) return g.graph->launch();
+  work();
+  ++g.eager_steps;
+}
+
+void StepRunner::finish(int64_t step) {
+  if (gpu_) gpu_->readback.start(outcome_.raw(), size_t(outcome_.bytes()));
+  pending_ = step;
 }
 
 std::optional<StepResult> StepRunner::collect() {
-  if (!gpu_ || !gpu_->pending) return std::nullopt;
-  const int64_t step = *gpu_->pending;
-  gpu_->pending.reset();
-  return result(step, static_cast<const double*>(gpu_->readback.wait()));
+  const std::optional<int64_t> step = std::exchange(pending_, std::nullopt);
+  if (!step) return std::nullopt;
+  return result(*step, gpu_ ? static_cast<const double*>(gpu_->readback.wait()) : outcome_.data<double>());
 }
 
 }  // namespace mmfree

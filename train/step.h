@@ -32,11 +32,17 @@ class StepRunner {
   /// The result still on its way, if any.
   std::optional<StepResult> collect();
 
-  /// Everything from tokens to new parameters, on the step's own inputs; public for dry runs.
+  /// Starts step `step` on the tokens and targets that the runner's own inputs hold, [rows · T] i32 each.
+  void launch(int64_t step);
+  Tensor& ids() { return ids_; }
+  Tensor& targets() { return targets_; }
+  /// Everything from tokens to new parameters; public for dry runs.
   void work();
 
  private:
-  std::optional<StepResult> run_on_gpu(int64_t step, BatchFeed& feed);
+  void load(int64_t step, BatchFeed& feed);
+  void start(int64_t step);
+  void finish(int64_t step);
   StepResult result(int64_t step, const double* numbers) const;
 
   LM& lm_;
@@ -45,8 +51,9 @@ class StepRunner {
   int64_t rows_, micro_, seq_len_, steps_;
   Recompute recompute_;
   bool record_;
-  Tensor ids_, targets_;  ///< [rows · T]
-  Tensor outcome_;        ///< [1 + kStepParams] f64: loss, then StepParams
+  Tensor ids_, targets_;            ///< [rows · T]
+  Tensor outcome_;                  ///< [1 + kStepParams] f64: loss, then StepParams
+  std::optional<int64_t> pending_;  ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
 };

@@ -11,6 +11,7 @@
 #include "core/files.h"
 #include "core/gpu.h"
 #include "layers/parameters.h"
+#include "train/memory.h"
 #include "train/signals.h"
 
 namespace mmfree {
@@ -22,12 +23,6 @@ const RunConfig& validated(const RunConfig& config, const TokenShards& data) {
                config.model.vocab_size, " but the shards in data.train use ", data.vocab_size(),
                " token ids; set model.vocab_size=", data.vocab_size(), " or more");
   return config;
-}
-
-Recompute recompute_of(const TrainConfig& t, Device device) {
-  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full})
-    if (t.recompute == name_of(r)) return r;
-  return device == Device::cuda ? Recompute::selective : Recompute::none;
 }
 
 std::string now_utc() {
@@ -196,9 +191,15 @@ void Trainer::log_step(const StepResult& result) {
   // Forward, and twice that backward: two operations per weight and token each.
   const double flops = 6 * double(config_.model.matrix_parameter_count()) * speed;
   const double rate = target_.device == Device::cuda ? gpu::info().bf16_rate : 0;
-  ProgressState state{
-      result.step, config_.train.steps, result.loss, result.report.learning_rate, result.report.grad_norm,
-      speed,       seconds(),           eta, {}};
+  ProgressState state{result.step,
+                      config_.train.steps,
+                      result.loss,
+                      result.report.learning_rate,
+                      result.report.grad_norm,
+                      speed,
+                      seconds(),
+                      eta,
+                      {}};
   if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, waited, peak};
   progress_.update(state);
   metrics_->write({{"step", result.step},

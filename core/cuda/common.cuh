@@ -46,21 +46,57 @@ __device__ inline void load(float (&to)[N], const T* from) {
 #pragma unroll
   for (int i = 0; i < N; ++i) to[i] = to_float(pack.at[i]);
 }
+/// One access, stated as such: the compiler splits some of the vector stores that it is left to find.
+__device__ inline void store_word(uint4* to, uint4 word) {
+  asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+__device__ inline void store_word(uint2* to, uint2 word) {
+  asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word.x), "r"(word.y) : "memory");
+}
+template <class Word>
+__device__ inline void store_word(Word* to, Word word) {
+  *to = word;
+}
+template <size_t kBytes>
+using Word =
+    std::conditional_t<kBytes >= 16, uint4,
+                       std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+
+/// N consecutive elements to `to`, which must be aligned as for `load`.
 template <int N, class T>
 __device__ inline void store(T* to, const float (&from)[N]) {
+  using Access = Word<sizeof(Pack<T, N>)>;
   Pack<T, N> pack;
 #pragma unroll
   for (int i = 0; i < N; ++i) pack.at[i] = from_float<T>(from[i]);
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(pack) / sizeof(Access)); ++i)
+    store_word(reinterpret_cast<Access*>(to) + i, reinterpret_cast<const Access*>(&pack)[i]);
 }
 
-/// σ(x); with bf16 activations by the fast exponential, whose error is far below their rounding.
+/// e^x; with bf16 activations by the fast instruction, whose error is far below their rounding and which takes
+/// subnormal numbers for zero.
+template <class A>
+__device__ inline float exponential(float x) {
+  if constexpr (std::is_same_v<A, Bf16>) {
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(1.44269504f * x));
+    return x;
+  } else {
+    return expf(x);
+  }
+}
+
+/// σ(x), as precise as `exponential`.
 template <class A>
 __device__ inline float sigmoid(float x) {
-  if constexpr (std::is_same_v<A, Bf16>)
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  else
-    return 1.0f / (1.0f + expf(-x));
+  const float y = 1.0f + exponential<A>(-x);
+  if constexpr (std::is_same_v<A, Bf16>) {
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(y));
+    return x;
+  } else {
+    return 1.0f / y;
+  }
 }
 /// SiLU(x) = x σ(x) and its slope σ(x) (1 + x (1 − σ(x))), given s = σ(x).
 __device__ inline float silu(float x, float s) { return x * s; }

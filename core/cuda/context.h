@@ -1,5 +1,4 @@
 #pragma once
-#include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include "core/error.h"
@@ -9,7 +8,8 @@ namespace mmfree::cuda {
 
 /// The stream of all kernels.
 cudaStream_t stream();
-cublasLtHandle_t blas();
+/// The handle of cuBLASLt, a cublasLtHandle_t.
+void* blas();
 /// Scratch memory of the products of cuBLASLt, kWorkspaceBytes long; part of no arena.
 void* workspace();
 inline constexpr size_t kWorkspaceBytes = size_t(32) << 20;

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/cuda/blas.h"
 #include "core/cuda/context.h"
 
 namespace mmfree {
@@ -19,7 +20,7 @@ struct Context {
   int device = 0;
   cudaDeviceProp properties{};
   cudaStream_t stream = nullptr;
-  cublasLtHandle_t blas = nullptr;
+  void* blas = nullptr;
   void* workspace = nullptr;
 };
 
@@ -50,7 +51,7 @@ const char* advice(cudaError_t status) {
 }  // namespace
 
 cudaStream_t stream() { return context().stream; }
-cublasLtHandle_t blas() { return context().blas; }
+void* blas() { return context().blas; }
 void* workspace() { return context().workspace; }
 int multiprocessors() { return context().properties.multiProcessorCount; }
 bool is_hopper() { return context().properties.major == 9 && context().properties.minor == 0; }
@@ -183,7 +184,7 @@ std::string problem(int index) {
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
   if (major < 8)
     return concat("gpu: cuda:", index, " has compute capability ", major, '.', minor, "; 8.0 or newer is needed");
-  return {};
+  return cuda::blas_library().problem;
 }
 
 void use(int index) {
@@ -200,7 +201,9 @@ void use(int index) {
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaGetDeviceProperties(&c->properties, index), "cudaGetDeviceProperties");
   check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  MMFREE_CHECK(DeviceError, cublasLtCreate(&c->blas) == CUBLAS_STATUS_SUCCESS, "gpu: cuBLASLt cannot start");
+  MMFREE_CHECK(DeviceError,
+               cuda::blas_library().create(reinterpret_cast<cublasLtHandle_t*>(&c->blas)) == CUBLAS_STATUS_SUCCESS,
+               "gpu: cuBLASLt cannot start");
   check(cudaMalloc(&c->workspace, cuda::kWorkspaceBytes), "cudaMalloc");
   cuda::made = c.release();
 }
@@ -217,6 +220,8 @@ Info info() {
   i.bf16_rate = flops_per_clock(p.major, p.minor) * p.multiProcessorCount * clock;
   return i;
 }
+
+size_t workspace_bytes() { return cuda::kWorkspaceBytes; }
 
 void synchronize() { check(cudaStreamSynchronize(cuda::stream()), "a kernel"); }
 

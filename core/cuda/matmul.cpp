@@ -5,6 +5,7 @@
 #include <mutex>
 #include <tuple>
 
+#include "core/cuda/blas.h"
 #include "core/cuda/context.h"
 #include "core/cuda/product.h"
 
@@ -12,7 +13,7 @@ namespace mmfree::cuda {
 namespace {
 
 void check_blas(cublasStatus_t status, const char* what) {
-  MMFREE_CHECK(DeviceError, status == CUBLAS_STATUS_SUCCESS, "gpu: ", what, ": ", cublasLtGetStatusString(status));
+  MMFREE_CHECK(DeviceError, status == CUBLAS_STATUS_SUCCESS, "gpu: ", what, ": ", blas_library().status_string(status));
 }
 
 cudaDataType_t type_of(DType t) {
@@ -34,10 +35,10 @@ cudaDataType_t type_of(DType t) {
 struct Matrix {
   cublasLtMatrixLayout_t layout = nullptr;
   Matrix(DType t, int64_t rows, int64_t cols, int64_t stride) {
-    check_blas(cublasLtMatrixLayoutCreate(&layout, type_of(t), uint64_t(rows), uint64_t(cols), stride),
+    check_blas(blas_library().layout_create(&layout, type_of(t), uint64_t(rows), uint64_t(cols), stride),
                "cublasLtMatrixLayoutCreate");
   }
-  ~Matrix() { cublasLtMatrixLayoutDestroy(layout); }
+  ~Matrix() { blas_library().layout_destroy(layout); }
   Matrix(const Matrix&) = delete;
 };
 
@@ -58,10 +59,10 @@ const cublasLtMatmulAlgo_t& algorithm(const Key& key, cublasLtMatmulDesc_t op, c
   std::lock_guard lock(mutex);
   if (const auto it = chosen.find(key); it != chosen.end()) return it->second;
   cublasLtMatmulPreference_t preference = nullptr;
-  check_blas(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+  check_blas(blas_library().preference_create(&preference), "cublasLtMatmulPreferenceCreate");
   const size_t bytes = kWorkspaceBytes;
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
-    cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof value);
+    blas_library().preference_set(preference, name, &value, sizeof value);
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::get<9>(key));
@@ -70,9 +71,9 @@ const cublasLtMatmulAlgo_t& algorithm(const Key& key, cublasLtMatmulDesc_t op, c
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, std::get<11>(key));
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(blas(), op, a.layout, b.layout, c.layout, c.layout, preference, 1, &found, &count);
-  cublasLtMatmulPreferenceDestroy(preference);
+  const cublasStatus_t status = blas_library().heuristic(static_cast<cublasLtHandle_t>(blas()), op, a.layout, b.layout,
+                                                         c.layout, c.layout, preference, 1, &found, &count);
+  blas_library().preference_destroy(preference);
   MMFREE_CHECK(DeviceError, status == CUBLAS_STATUS_SUCCESS && count > 0, "gpu: cuBLASLt has no product for [",
                std::get<4>(key), ", ", std::get<6>(key), "] x [", std::get<6>(key), ", ", std::get<5>(key), "]");
   return chosen.emplace(key, found.algo).first->second;
@@ -104,11 +105,11 @@ void matmul(const MatmulArgs& p) {
   const Matrix out(p.type_c, p.n, p.m, p.n);
   const bool integers = p.type_ab == DType::i8;
   cublasLtMatmulDesc_t op = nullptr;
-  check_blas(cublasLtMatmulDescCreate(&op, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
-                                      integers ? CUDA_R_32I : CUDA_R_32F),
+  check_blas(blas_library().desc_create(&op, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                                        integers ? CUDA_R_32I : CUDA_R_32F),
              "cublasLtMatmulDescCreate");
   const auto set = [&](cublasLtMatmulDescAttributes_t name, const auto& value) {
-    check_blas(cublasLtMatmulDescSetAttribute(op, name, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
+    check_blas(blas_library().desc_set(op, name, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
@@ -135,10 +136,10 @@ void matmul(const MatmulArgs& p) {
                 alignment(p.b),
                 alignment(p.a),
                 alignment(p.c)};
-  const cublasStatus_t status =
-      cublasLtMatmul(blas(), op, alpha_at, p.b, first.layout, p.a, second.layout, beta_at, p.c, out.layout, p.c,
-                     out.layout, &algorithm(key, op, first, second, out), workspace(), kWorkspaceBytes, stream());
-  cublasLtMatmulDescDestroy(op);
+  const cublasStatus_t status = blas_library().matmul(
+      static_cast<cublasLtHandle_t>(blas()), op, alpha_at, p.b, first.layout, p.a, second.layout, beta_at, p.c,
+      out.layout, p.c, out.layout, &algorithm(key, op, first, second, out), workspace(), kWorkspaceBytes, stream());
+  blas_library().desc_destroy(op);
   check_blas(status, "cublasLtMatmul");
   check_launch("matmul");
 }

@@ -40,10 +40,13 @@ TEST(GradcheckRejects, RmsNormMistakes) {
   enum { no_mean_term = 1, no_weight, weight_gradient_of_raw_input, mean_over_one_too_few, stale_r };
   const auto mutant = [](int mistake) -> Computation {
     return [mistake](const std::vector<Var>& in) {
-      Tensor y(in[0].shape(), DType::f64), r1({in[0].dim(0)}, DType::f64), r2 = r1.clone();
+      Tensor y(in[0].shape(), DType::f64), none;
       std::vector<NormBranch> branch{{in[1].value(), Rounding::none, y, {}}};
-      norm_quant(in[0].value(), {}, kEps, kEps, branch, r1, r2);
-      return record("mutant", in, {y}, {in[0].value(), in[1].value(), r2}, [mistake](const BackwardCtx& c) {
+      RowSource source;
+      source.a = in[0].value();
+      NormStats stats = make_norm_stats(source, {});
+      norm_quant(source, {}, kEps, kEps, branch, stats, none);
+      return record("mutant", in, {y}, {in[0], in[1], stats.r2}, [mistake](const BackwardCtx& c) {
         const Tensor &x = c.saved(0), &w = c.saved(1), &r = c.saved(2), dy = c.out_grad();
         const int64_t n = x.dim(0), d = x.dim(1);
         Tensor dx = Tensor::zeros({n, d}, DType::f64), dw = Tensor::zeros({d}, DType::f64);
@@ -104,8 +107,8 @@ TEST(GradcheckRejects, ScanMistakes) {
       const Shape full_shape{2, in[0].dim(0) / 2, in[0].dim(1)};
       const Tensor z = in[0].value().reshape(full_shape), a = in[1].value().reshape(full_shape);
       const Tensor h0 = random_f64({2, in[0].dim(1)}, 8);
-      Tensor h(full_shape, DType::f64);
-      mlgru_scan(z, a, in[2].value(), h0, h);
+      Tensor h(full_shape, DType::f64), last;
+      mlgru_scan(z, a, in[2].value(), h0, h, last);
       return record(
           "mutant", in, {h.reshape(in[0].shape())}, {z, a, in[2].value(), h0, h}, [mistake](const BackwardCtx& c) {
             const Tensor &z = c.saved(0), &a = c.saved(1), &gamma = c.saved(2), &h0 = c.saved(3), &h = c.saved(4);

@@ -49,7 +49,7 @@ Tensor dense(const WeightMatrix& w) {
 }
 
 std::vector<Var> two_branches(const Var& x, const Var& outer, const Var& w1, const Var& w2, double eps) {
-  return norm_quant(x, outer, eps, eps / 2, {{w1, Rounding::none}, {w2, Rounding::none}});
+  return norm_quant(Source::rows(x), outer, eps, eps / 2, {{w1, Rounding::none}, {w2, Rounding::none}});
 }
 
 /// The gradient of <c, y> at every leaf, where c are the cotangents that weighted_sum gets.
@@ -72,7 +72,7 @@ TEST(Gradients, Add) {
 TEST(Gradients, Embedding) {
   for (int64_t d : kOddColumns) {
     const Tensor ids = random_ids(9, 4, 1);
-    EXPECT_TRUE(gradcheck([&](const auto& in) { return std::vector{embedding(in[0], ids)}; }, {random_f64({5, d}, 1)}));
+    EXPECT_TRUE(gradcheck([&](const auto& in) { return std::vector{embedding(in[0], ids, DType::f64)}; }, {random_f64({5, d}, 1)}));
   }
 }
 
@@ -109,12 +109,13 @@ TEST(Gradients, MlgruScan) {
       const Tensor z = random_f64({b * t, d}, 1), a = random_f64({b * t, d}, 2, 2), h0 = random_f64({b, d}, 4);
       const Tensor gamma = random_f64({d}, 3, 0.05, 0.5);
       for (const Tensor& start : {Tensor(), h0}) {
-        EXPECT_TRUE(
-            gradcheck([&, b = b](const auto& in) { return std::vector{mlgru_scan(in[0], in[1], in[2], start, b)}; },
-                      {z, a, gamma}))
+        const auto scan = [&, b = b](const Var& z, const Var& a, const Var& gamma) {
+          Tensor state = start;
+          return std::vector{mlgru_scan(z, a, gamma, b, &state)};
+        };
+        EXPECT_TRUE(gradcheck([&](const auto& in) { return scan(in[0], in[1], in[2]); }, {z, a, gamma}))
             << b << 'x' << t << 'x' << d;
-        EXPECT_TRUE(gradcheck(
-            [&, b = b](const auto& in) { return std::vector{mlgru_scan(in[0], in[1], Var(), start, b)}; }, {z, a}));
+        EXPECT_TRUE(gradcheck([&](const auto& in) { return scan(in[0], in[1], Var()); }, {z, a}));
       }
     }
 }
@@ -155,10 +156,10 @@ TEST(Gradients, AWholeLayer) {
   const int64_t d = 31, inner = 33, n = 6;
   const Tensor ids = random_ids(n, 7, 9), targets = some_targets(n, 7);
   const auto layer = [&](const std::vector<Var>& p) {
-    const Var x = embedding(p[0], ids);
+    const Var x = embedding(p[0], ids, DType::f64);
     const std::vector<Var> u = two_branches(x, p[1], p[2], p[3], 1e-5);
     const std::vector<Var> gamma = lower_bounds(p[4]);
-    const Var h = mlgru_scan(linear(u[0], p[5], plain(p[5])), u[1], gamma[1], {}, 2);
+    const Var h = mlgru_scan(linear(u[0], p[5], plain(p[5])), u[1], gamma[1], 2);
     const Var mixed = add(x, gate_norm(u[1], h, p[6], 1e-5));
     const Var y = swiglu(linear(rmsnorm(mixed, p[7], 1e-5), p[8], plain(p[8])));
     const Var out = add(mixed, linear(y, p[9], plain(p[9])));
@@ -182,7 +183,7 @@ TEST(StraightThrough, TernaryLinearAfterAnInt8Norm) {
     QuantTensor codes;
     const auto found = gradients(leaves,
                                  [&](const std::vector<Var>& p) {
-                                   const Var u = norm_quant(p[0], p[1], kEps, kEps, {{p[2], Rounding::int8}})[0];
+                                   const Var u = norm_quant(Source::rows(p[0]), p[1], kEps, kEps, {{p[2], Rounding::int8}})[0];
                                    codes = u.quant();
                                    return std::vector{linear(u, p[3], w)};
                                  },
@@ -193,7 +194,7 @@ TEST(StraightThrough, TernaryLinearAfterAnInt8Norm) {
     const auto unrounded =
         gradients({Var::leaf(leaves[0].value()), Var::leaf(leaves[1].value()), Var::leaf(leaves[2].value())},
                   [&](const std::vector<Var>& p) {
-                    return norm_quant(p[0], p[1], kEps, kEps, {{p[2], Rounding::none}});
+                    return norm_quant(Source::rows(p[0]), p[1], kEps, kEps, {{p[2], Rounding::none}});
                   },
                   {du});
     for (size_t i = 0; i < 3; ++i) EXPECT_LE(relative_error(found[i], unrounded[i]), 1e-10) << d << " input " << i;
@@ -206,7 +207,7 @@ TEST(StraightThrough, Bfloat16Branch) {
   for (int i : {0, 1})
     found[i] = gradients({Var::leaf(random_f64({3, 33}, 1)), Var::leaf(random_f64({33}, 2))},
                          [&](const std::vector<Var>& p) {
-                           return norm_quant(p[0], Var(), kEps, kEps, {{p[1], i ? Rounding::bf16 : Rounding::none}});
+                           return norm_quant(Source::rows(p[0]), Var(), kEps, kEps, {{p[1], i ? Rounding::bf16 : Rounding::none}});
                          },
                          {c});
   for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(found[0][i], found[1][i]));
@@ -221,7 +222,7 @@ TEST(StraightThrough, TernaryHeadLoss) {
   QuantTensor codes;
   {
     Tape tape;
-    const Var u = norm_quant(x, Var(), kEps, kEps, {{weight, Rounding::int8}})[0];
+    const Var u = norm_quant(Source::rows(x), Var(), kEps, kEps, {{weight, Rounding::int8}})[0];
     codes = u.quant();
     tape.backward(head_loss(u, head, w, targets, 0.25));
   }

@@ -92,10 +92,14 @@ TEST(Tensor, SeesHighRanksAsMatrices) {
   EXPECT_EQ(30, t.bytes());
 }
 
-TEST(QuantTensor, ComputesInTheDtypeOfItsScale) {
-  const QuantTensor plain(Tensor({2}, DType::f64)), codes(Tensor({2, 3}, DType::i8), Tensor({2}, DType::f32));
-  EXPECT_FALSE(plain.quantised());
-  EXPECT_EQ(DType::f64, plain.compute_dtype());
+TEST(QuantTensor, KnowsInWhatDtypeToCompute) {
+  const QuantTensor plain(Tensor({2}, DType::f64)), stream(Tensor({2}, DType::f32), DType::bf16);
+  const QuantTensor codes(Tensor({2, 3}, DType::i8), Tensor({2}, DType::f32), DType::bf16);
+  EXPECT_FALSE(plain.quantised() || stream.quantised());
+  EXPECT_EQ(DType::f64, plain.compute);
+  EXPECT_EQ(DType::bf16, stream.compute);
+  EXPECT_EQ(DType::f32, stream.values.dtype());
   EXPECT_TRUE(codes.quantised());
-  EXPECT_EQ(DType::f32, codes.compute_dtype());
+  EXPECT_EQ(ScaleAxis::row, codes.axis);
+  EXPECT_EQ(DType::bf16, codes.compute);
 }

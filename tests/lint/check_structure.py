@@ -33,9 +33,12 @@ OWNERS = {
     "xxhash*": ["core/hash.cpp"],
     "nlohmann/*": ["data/text_reader.cpp", "train/*", "tests/*"],
     "gtest/*": ["tests/*"],
+    **dict.fromkeys(["cuda*", "cub/*", "cublas*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
 }
+# The backends' own headers serve nobody else: ops reach a backend by MMFREE_DISPATCH, everyone else by core/gpu.h.
+BACKENDS = ["core/cpu", "core/cuda"]
 # Headers of the system and the compiler that are not the C++ library's (those have neither a dot nor a slash).
-SYSTEM = ["sys/*", "fcntl.h", "glob.h", "unistd.h", "omp.h", "immintrin.h", "cpuid.h"]
+SYSTEM = ["sys/*", "fcntl.h", "glob.h", "unistd.h", "dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
 
 # Headers in core/ops that need not have each part that an operation has.
 NO_SOURCE = {"check"}
@@ -73,6 +76,9 @@ def check_include(path, kind, name):
         allowed = ROOMS.get(room, {*ROOMS, "tests"})
         if to not in {*ROOMS, "tests"}:
             return f'"{name}" is not relative to the root; write "ROOM/file.h"'
+        for backend in BACKENDS:
+            if name.startswith(backend + "/") and not path.startswith((backend + "/", "tests/")):
+                return f'"{name}" is private to {backend}'
         return None if to in allowed else f'{room} may not include "{name}"; it may include {", ".join(sorted(allowed))}'
     for pattern, owners in OWNERS.items():
         if fnmatchcase(name, pattern):
@@ -83,7 +89,7 @@ def check_include(path, kind, name):
 
 
 def check_operations(files):
-    """Every operation has a source, a kernel and a test."""
+    """Every operation has a source, a kernel on the CPU (one in core/cuda is its own affair) and a test."""
     tested = set()
     for path, content in files.items():
         if fnmatchcase(path, "tests/ops/test_*.cpp"):
@@ -147,8 +153,11 @@ CLEAN = {
     "core/ops/add.cpp": '#include "core/ops/add.h"\n#include <sys/stat.h>\n',
     "core/cpu/add.cpp": '#include "core/ops/add.h"\n',
     "core/ops/check.h": "",
+    "core/cuda/add.cu": '#include <cuda_bf16.h>\n#include <cub/cub.cuh>\n#include "core/cuda/common.cuh"\n',
+    "core/cuda/common.cuh": "#include <cublasLt.h>\n",
     "data/h5_file.h": "#include <hdf5.h>\n",
     "train/run.cpp": '#include "data/h5_file.h"\n#include "layers/lm.h"\n  char name[] = "run-XXXXXX";\n',
+    "tests/cuda/test_add.cpp": '#include <cuda_runtime.h>\n#include "core/cuda/common.cuh"\n#include "core/ops/add.h"\n',
     "tests/ops/test_add.cpp": '#include <gtest/gtest.h>\n#include "core/ops/add.h"\n#include "tests/support/compare.h"\n',
 }
 # What is planted into CLEAN (None: removed), and a part of the one line that must come of it.
@@ -161,6 +170,11 @@ PLANTED = [
     ({"train/x.cpp": "#include <hdf5.h>\n"}, "train/x.cpp:1: <hdf5.h> belongs to data/h5*"),
     ({"data/x.cpp": "#  include <xxhash.h>\n"}, "data/x.cpp:1: <xxhash.h> belongs to core/hash.cpp"),
     ({"train/x.cpp": "#include <CLI/CLI.hpp>\n"}, "train/x.cpp:1: <CLI/CLI.hpp> belongs to"),
+    ({"core/x.cpp": "#include <cuda_runtime.h>\n"}, "core/x.cpp:1: <cuda_runtime.h> belongs to core/cuda/*"),
+    ({"core/ops/x.cpp": "#include <cub/cub.cuh>\n"}, "core/ops/x.cpp:1: <cub/cub.cuh> belongs to core/cuda/*"),
+    ({"tests/ops/x.cpp": "#include <cublasLt.h>\n"}, "tests/ops/x.cpp:1: <cublasLt.h> belongs to core/cuda/*"),
+    ({"core/x.cpp": '#include "core/cuda/common.cuh"\n'}, 'core/x.cpp:1: "core/cuda/common.cuh" is private to core/cuda'),
+    ({"core/cuda/x.cpp": '#include "core/cpu/vec.h"\n'}, 'core/cuda/x.cpp:1: "core/cpu/vec.h" is private to core/cpu'),
     ({"data/x.cpp": "#include <boost/any.hpp>\n"}, "data/x.cpp:1: <boost/any.hpp> has no owner"),
     ({"tools/x.py": ""}, "tools/x.py: tools may not stand"),
     ({"notes.txt": ""}, "notes.txt: notes.txt may not stand"),

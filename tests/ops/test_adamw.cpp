@@ -20,7 +20,7 @@ State make_state(DType t) {
   return s;
 }
 
-StepParams step_params(int update) {
+StepParams params_of(int update) {
   StepParams s;
   s.lr = 4e-3 / update;
   s.weight_decay = 0.1;
@@ -28,6 +28,11 @@ StepParams step_params(int update) {
   s.bias2 = 1 - std::pow(s.beta2, update);
   s.grad_scale = 0.25 * update;
   return s;
+}
+
+void run_adamw(State& s, const Tensor& grads, const StepParams& step) {
+  Tensor unwanted;
+  adamw(s.p, grads, s.m, s.v, s.decays, step_tensor(step, Device::cpu), unwanted);
 }
 
 Tensor grads(DType t, int update) { return random_tensor({kSize}, t, 10 + uint32_t(update), 1e-2); }
@@ -41,9 +46,9 @@ TEST(Adamw, FollowsItsComposedTwinOverManySteps) {
     for (int64_t i = 0; i < kSize; i += 97) expected.push_back({at(s.p, i), 0, 0});
     for (int update = 1; update <= 5; ++update) {
       const Tensor g = grads(t, update);
-      adamw(s.p, g, s.m, s.v, s.decays, step_params(update));
+      run_adamw(s, g, params_of(update));
       for (int64_t i = 0; i < kSize; i += 97)
-        expected[size_t(i / 97)].update(at(g, i), i / kParamBlock % 3 == 0, step_params(update));
+        expected[size_t(i / 97)].update(at(g, i), i / kParamBlock % 3 == 0, params_of(update));
     }
     // Five updates of a few roundings each; beta, bias and lr are rounded to T as well.
     const double bound = 64 * epsilon_of(t);
@@ -59,9 +64,9 @@ TEST(Adamw, FollowsItsComposedTwinOverManySteps) {
 TEST(Adamw, FirstStepMovesByTheLearningRate) {
   State s = make_state(DType::f64);
   const Tensor before = s.p.clone(), g = grads(DType::f64, 1);
-  StepParams step = step_params(1);
+  StepParams step = params_of(1);
   step.weight_decay = 0, step.eps = 0;
-  adamw(s.p, g, s.m, s.v, s.decays, step);
+  run_adamw(s, g, step);
   for (int64_t i = 0; i < kSize; i += 53)
     ASSERT_NEAR(at(before, i) - std::copysign(step.lr, at(g, i)), at(s.p, i), 1e-15);
 }
@@ -71,12 +76,12 @@ TEST(Adamw, PaddingStaysZeroAndSkipChangesNothing) {
     State s = make_state(t);
     Tensor g = grads(t, 1);
     for (int64_t i = kSize - 100; i < kSize; ++i) set(s.p, i, 0), set(g, i, 0);
-    StepParams step = step_params(1);
+    StepParams step = params_of(1);
     step.skip = true;
     const Tensor p = s.p.clone(), m = s.m.clone(), v = s.v.clone();
-    adamw(s.p, full({kSize}, t, kNaN), s.m, s.v, s.decays, step);
+    run_adamw(s, full({kSize}, t, kNaN), step);
     EXPECT_TRUE(same_bits(p, s.p) && same_bits(m, s.m) && same_bits(v, s.v));
-    adamw(s.p, g, s.m, s.v, s.decays, step_params(1));
+    run_adamw(s, g, params_of(1));
     for (int64_t i = kSize - 100; i < kSize; ++i) EXPECT_EQ(0, at(s.p, i));
   }
 }
@@ -85,7 +90,7 @@ TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
   const Tensor g = grads(DType::f32, 1);
   expect_same_bits_for_any_threads([&] {
     State s = make_state(DType::f32);
-    adamw(s.p, g, s.m, s.v, s.decays, step_params(1));
+    run_adamw(s, g, params_of(1));
     return std::vector<Tensor>{s.p, s.m, s.v};
   });
 }
@@ -94,7 +99,7 @@ TEST(Adamw, NaNGradientReachesTheParameter) {
   State s = make_state(DType::f32);
   Tensor g = grads(DType::f32, 1);
   set(g, 5, kNaN);
-  adamw(s.p, g, s.m, s.v, s.decays, step_params(1));
+  run_adamw(s, g, params_of(1));
   EXPECT_TRUE(std::isnan(at(s.p, 5)));
   EXPECT_EQ(1, count_non_finite(s.p));
 }
@@ -103,10 +108,14 @@ TEST(Adamw, RejectsWrongArguments) {
   State s = make_state(DType::f32);
   const Tensor g = grads(DType::f32, 1);
   Tensor odd({5}, DType::f32), wide({kSize + kParamBlock}, DType::f32), m64({kSize}, DType::f64);
-  const StepParams step = step_params(1);
-  expect_error<ShapeError>({"adamw", "padded", "4096"}, [&] { adamw(odd, odd, odd, odd, s.decays, step); });
-  expect_error<ShapeError>({"adamw", "grads"}, [&] { adamw(s.p, wide, s.m, s.v, s.decays, step); });
-  expect_error<DTypeError>({"adamw", "m ", "f64"}, [&] { adamw(s.p, g, m64, s.v, s.decays, step); });
-  expect_error<ShapeError>({"adamw", "v "}, [&] { adamw(s.p, g, s.m, odd, s.decays, step); });
-  expect_error<ShapeError>({"adamw", "decays"}, [&] { adamw(s.p, g, s.m, s.v, Tensor({3}, DType::u8), step); });
+  const Tensor step = step_tensor(params_of(1), Device::cpu), decays({3}, DType::u8), step32({kStepParams}, DType::f32);
+  Tensor none, sums({kBlocks + 1}, DType::f64);
+  expect_error<ShapeError>({"adamw", "padded", "4096"}, [&] { adamw(odd, odd, odd, odd, s.decays, step, none); });
+  expect_error<ShapeError>({"adamw", "grads"}, [&] { adamw(s.p, wide, s.m, s.v, s.decays, step, none); });
+  expect_error<DTypeError>({"adamw", "m ", "f64"}, [&] { adamw(s.p, g, m64, s.v, s.decays, step, none); });
+  expect_error<ShapeError>({"adamw", "v "}, [&] { adamw(s.p, g, s.m, odd, s.decays, step, none); });
+  expect_error<ShapeError>({"adamw", "decays"}, [&] { adamw(s.p, g, s.m, s.v, decays, step, none); });
+  expect_error<ShapeError>({"adamw", "step"}, [&] { adamw(s.p, g, s.m, s.v, s.decays, step.slice(0, 3), none); });
+  expect_error<DTypeError>({"adamw", "step", "f64"}, [&] { adamw(s.p, g, s.m, s.v, s.decays, step32, none); });
+  expect_error<ShapeError>({"adamw", "abs_sums"}, [&] { adamw(s.p, g, s.m, s.v, s.decays, step, sums); });
 }

@@ -61,12 +61,46 @@ TEST(Elementwise, SumOfSquaresShowsAnyNonFiniteElement) {
     }
 }
 
+TEST(Elementwise, SumsWithAScaleOntoWhatWasThere) {
+  for (DType t : {DType::f64, DType::f32})
+    for (int64_t n : {0, 1, 3, 4095, 4096, 4097, 70001}) {
+      const Tensor x = random_tensor({n}, t, 1, 3);
+      long double total = 0, size = 1;
+      for (int64_t i = 0; i < n; ++i) total += at(x, i), size += std::abs(at(x, i));
+      // Partial sums in f64, whatever the elements are.
+      const double bound = 4096 * epsilon_of(DType::f64) * double(size);
+      Tensor out = full({1}, DType::f64, kNaN);
+      sum(x, 0.25, out);
+      EXPECT_NEAR(0.25 * double(total), at(out, 0), bound) << n << ": beta 0 must not read the old content";
+      const double once = at(out, 0);
+      sum(x, 1, out, -2);
+      EXPECT_NEAR(double(total) - 2 * once, at(out, 0), bound) << n;
+    }
+  Tensor x = random_tensor({5001}, DType::f32, 1), out({1}, DType::f64);
+  set(x, 4500, kNaN);
+  sum(x, 1, out);
+  EXPECT_TRUE(std::isnan(at(out, 0)));
+}
+
+TEST(Elementwise, FillsEveryElement) {
+  for (DType t : {DType::f64, DType::f32})
+    for (int64_t n : {0, 1, 33, 70001}) {
+      Tensor y = full({n}, t, kNaN);
+      fill(y, 1.0 / 3);
+      EXPECT_TRUE(same_bits(full({n}, t, 1.0 / 3), y)) << n;
+    }
+  Tensor whole = Tensor::zeros({3, 5}, DType::f64), middle = whole.slice(1, 2);
+  fill(middle, 7);
+  for (int64_t i = 0; i < 15; ++i) EXPECT_EQ(i / 5 == 1 ? 7 : 0, at(whole, i)) << i;
+}
+
 TEST(Elementwise, GivesTheSameBitsForAnyNumberOfThreads) {
   const Tensor a = random_tensor({200001}, DType::f32, 1), b = random_tensor({200001}, DType::f32, 2);
   expect_same_bits_for_any_threads([&] {
-    Tensor y(a.shape(), DType::f32);
+    Tensor y(a.shape(), DType::f32), total({1}, DType::f64);
     add(a, b, y);
-    return std::vector<Tensor>{y, as_type(a, DType::bf16), full({1}, DType::f64, sum_of_squares(a))};
+    sum(a, 0.5, total);
+    return std::vector<Tensor>{y, as_type(a, DType::bf16), full({1}, DType::f64, sum_of_squares(a)), total};
   });
 }
 
@@ -77,6 +111,13 @@ TEST(Elementwise, RejectsWrongArguments) {
   expect_error<ShapeError>({"add", "y"}, [&] { add(a, a, flat); });
   expect_error<DTypeError>({"add", "b", "i8"}, [&] { add(a, codes, y); });
   expect_error<DTypeError>({"add", "i8"}, [&] { add(codes, codes, codes_out); });
+  Tensor f64({2, 3}, DType::f64), two({2}, DType::f64);
+  expect_error<DTypeError>({"add", "one dtype"}, [&] { add(f64, a, f64); });
+  expect_error<ShapeError>({"sum", "out", "[2]"}, [&] { sum(a, 1, two); });
+  expect_error<DTypeError>({"sum_of_squares", "out", "f32"}, [&] { sum_of_squares(a, y = Tensor({1}, DType::f32)); });
+  expect_error<DTypeError>({"sum", "i8"}, [&] { sum(codes, 1, two = Tensor({1}, DType::f64)); });
+  expect_error<DTypeError>({"fill", "i8"}, [&] { fill(codes_out, 1); });
+  y = Tensor({2, 3}, DType::f32);
   expect_error<ShapeError>({"cast", "to"}, [&] { cast(a, flat); });
   expect_error<DTypeError>({"cast", "i8"}, [&] { cast(codes, y); });
   expect_error<DTypeError>({"cast", "i8"}, [&] { cast(a, codes_out); });

@@ -8,6 +8,7 @@ using namespace mmfree;
 namespace {
 
 constexpr double kScale = 0.125;
+const int64_t kHeadRows = head_rows(33, Device::cpu);
 
 struct Problem {
   QuantTensor q;
@@ -25,7 +26,7 @@ Problem make_problem(int64_t n, int64_t v, int64_t k, DType t, bool ternary) {
   if (ternary) {
     Tensor codes({n, k}, DType::i8), dense({v, k}, t);
     for (int64_t i = 0; i < codes.size(); ++i) codes.mut<int8_t>()[i] = int8_t(std::lround(30 * at(p.q_plain, i)));
-    p.q = QuantTensor(codes, full({n}, t, 1.0 / 32));
+    p.q = QuantTensor(codes, full({n}, t, 1.0 / 32), t);
     p.w.ternary = make_ternary(v, k, t);
     ternary_quantise(latent, p.w.ternary);
     ternary_dequantise(p.w.ternary, dense);
@@ -43,7 +44,7 @@ struct Outputs {
 
 Outputs run(const Problem& p, bool dq = true, bool dw = true) {
   const int64_t n = p.targets.size(), k = p.w.cols();
-  const DType t = p.q.compute_dtype();
+  const DType t = p.q.compute;
   Outputs o{Tensor({n}, t), {dq ? full({n, k}, t, kNaN) : Tensor(), dw ? full({p.w.rows(), k}, t, kNaN) : Tensor()}};
   head_loss(p.q, p.w, p.targets, kScale, o.nll, &o.grads);
   return o;

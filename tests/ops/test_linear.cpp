@@ -26,7 +26,7 @@ Problem make_problem(int64_t n, int64_t o, int64_t k, DType t, bool ternary) {
   const Tensor latent = random_tensor({o, k}, t, 1, 0.02);
   p.dy = random_tensor({n, o}, t, 2);
   if (ternary) {
-    p.x = QuantTensor(random_codes(n, k), random_tensor({n}, t, 3, 0.002, 0.01));
+    p.x = QuantTensor(random_codes(n, k), random_tensor({n}, t, 3, 0.002, 0.01), t);
     p.w.ternary = make_ternary(o, k, t);
     ternary_quantise(latent, p.w.ternary);
     Tensor dense({o, k}, t);
@@ -40,7 +40,7 @@ Problem make_problem(int64_t n, int64_t o, int64_t k, DType t, bool ternary) {
 }
 
 Tensor forward(const QuantTensor& x, const WeightMatrix& w) {
-  Tensor y({x.values.dim(0), w.rows()}, x.compute_dtype());
+  Tensor y({x.values.dim(0), w.rows()}, x.compute);
   linear(x, w, y);
   return y;
 }
@@ -107,9 +107,9 @@ TEST(Linear, RowsDoNotDependOnEachOther) {
       const Tensor whole = forward(p.x, p.w);
       for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 1}, {1, 2}, {64, 71}, {127, 130}, {136, 137}}) {
         const Tensor values = p.x.values.slice(begin, end);
-        const QuantTensor view = ternary ? QuantTensor(values, p.x.scale.slice(begin, end)) : QuantTensor(values);
+        const QuantTensor view = ternary ? QuantTensor(values, p.x.scale.slice(begin, end), DType::f32) : QuantTensor(values);
         const QuantTensor copy =
-            ternary ? QuantTensor(values.clone(), p.x.scale.slice(begin, end).clone()) : QuantTensor(values.clone());
+            ternary ? QuantTensor(values.clone(), p.x.scale.slice(begin, end).clone(), DType::f32) : QuantTensor(values.clone());
         EXPECT_TRUE(same_bits(whole.slice(begin, end), forward(view, p.w))) << k << " columns, row " << begin;
         EXPECT_TRUE(same_bits(whole.slice(begin, end), forward(copy, p.w))) << k << " columns, row " << begin;
       }

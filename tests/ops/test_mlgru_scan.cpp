@@ -26,8 +26,8 @@ Problem make_problem(int64_t b, int64_t t, int64_t d, DType type, bool gamma, bo
 }
 
 Tensor forward(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0) {
-  Tensor h(z.shape(), z.dtype());
-  mlgru_scan(z, a, gamma, h0, h);
+  Tensor h(z.shape(), z.dtype()), last;
+  mlgru_scan(z, a, gamma, h0, h, last);
   return h;
 }
 

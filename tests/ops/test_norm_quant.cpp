@@ -24,11 +24,17 @@ Problem make_problem(int64_t n, int64_t d, DType t, bool with_outer) {
 
 constexpr Rounding kRoundings[] = {Rounding::int8, Rounding::bf16, Rounding::none, Rounding::int8};
 
+RowSource rows_of(const Tensor& x) {
+  RowSource source;
+  source.a = x;
+  return source;
+}
+
 struct Outputs {
-  Tensor r1, r2;
+  NormStats stats;
   std::vector<NormBranch> branches;
   std::vector<Tensor> all() const {
-    std::vector<Tensor> list{r2};
+    std::vector<Tensor> list{stats.r2};
     for (const NormBranch& b : branches) {
       list.push_back(b.out);
       if (b.step.defined()) list.push_back(b.step);
@@ -39,13 +45,14 @@ struct Outputs {
 
 Outputs forward(const Tensor& x, const Problem& p) {
   const DType t = x.dtype();
-  Outputs o{Tensor({x.dim(0)}, t), Tensor({x.dim(0)}, t), {}};
+  Outputs o{make_norm_stats(rows_of(x), p.outer), {}};
+  Tensor none;
   for (size_t b = 0; b < p.weights.size(); ++b) {
     const bool quantised = kRoundings[b] == Rounding::int8;
     o.branches.push_back({p.weights[b], kRoundings[b], Tensor(x.shape(), quantised ? DType::i8 : t),
                           quantised ? Tensor({x.dim(0)}, t) : Tensor()});
   }
-  norm_quant(x, p.outer, kEpsOuter, kEpsInner, o.branches, o.r1, o.r2);
+  norm_quant(rows_of(x), p.outer, kEpsOuter, kEpsInner, o.branches, o.stats, none);
   return o;
 }
 
@@ -67,10 +74,11 @@ void check_codes(const NormBranch& b, const composed::Scaled& exact, double boun
 }
 
 struct Gradients {
-  Tensor dx, douter;
+  RowSourceGrad source;
+  Tensor douter;
   std::vector<NormBranchGrad> branches;
   std::vector<Tensor> all() const {
-    std::vector<Tensor> list{dx};
+    std::vector<Tensor> list{source.a};
     if (douter.defined()) list.push_back(douter);
     for (const NormBranchGrad& b : branches) list.push_back(b.dweight);
     return list;
@@ -79,10 +87,11 @@ struct Gradients {
 
 Gradients backward(const Problem& p, const Outputs& o) {
   const DType t = p.x.dtype();
-  Gradients g{Tensor(p.x.shape(), t), p.outer.defined() ? Tensor(p.outer.shape(), t) : Tensor(), {}};
+  Gradients g{{}, p.outer.defined() ? Tensor(p.outer.shape(), t) : Tensor(), {}};
+  g.source.a = Tensor(p.x.shape(), t);
   for (size_t b = 0; b < p.weights.size(); ++b)
     g.branches.push_back({p.weights[b], random_tensor(p.x.shape(), t, 20 + uint32_t(b)), Tensor({p.x.dim(1)}, t), 0});
-  norm_quant_backward(p.x, p.outer, o.r1, o.r2, g.branches, g.dx, 0, g.douter, 0);
+  norm_quant_backward(rows_of(p.x), p.outer, kEpsInner, o.stats, g.branches, g.source, g.douter, 0);
   return g;
 }
 
@@ -145,7 +154,7 @@ TEST(NormQuant, GradientsInSinglePrecisionFollowThoseInDouble) {
       const Gradients g = backward(p, o);
       Gradients g64 = backward(p64, o64);
       if (d == 1) {  // dx is the difference of nearly equal numbers: only its size can be asked for
-        EXPECT_LE(std::sqrt(sum_of_squares(g.dx)), 1e-3);
+        EXPECT_LE(std::sqrt(sum_of_squares(g.source.a)), 1e-3);
         continue;
       }
       for (size_t i = 0; i < g.all().size(); ++i)  // sums over columns and rows of a few roundings each
@@ -159,18 +168,34 @@ TEST(NormQuant, BackwardHonoursBeta) {
       const Problem p = make_problem(70, 33, t, outer);
       const Outputs o = forward(p.x, p);
       Gradients g = backward(p, o);
+      RowSourceGrad unwanted;
       Tensor none;
-      expect_beta_semantics({70, 33}, t, [&](Tensor& dx, double beta) {
-        norm_quant_backward(p.x, p.outer, o.r1, o.r2, g.branches, dx, beta, none, 0);
-      });
       if (outer)
         expect_beta_semantics({33}, t, [&](Tensor& douter, double beta) {
-          norm_quant_backward(p.x, p.outer, o.r1, o.r2, g.branches, none, 0, douter, beta);
+          norm_quant_backward(rows_of(p.x), p.outer, kEpsInner, o.stats, g.branches, unwanted, douter, beta);
         });
       expect_beta_semantics({33}, t, [&](Tensor& dweight, double beta) {
         g.branches[1].dweight = dweight, g.branches[1].beta_weight = beta;
-        norm_quant_backward(p.x, p.outer, o.r1, o.r2, g.branches, none, 0, none, 0);
+        norm_quant_backward(rows_of(p.x), p.outer, kEpsInner, o.stats, g.branches, unwanted, none, 0);
       });
+    }
+}
+
+TEST(NormQuant, BackwardAddsAnIncomingGradientAlsoInPlace) {
+  for (DType t : {DType::f64, DType::f32})
+    for (bool outer : {false, true}) {
+      const Problem p = make_problem(70, 33, t, outer);
+      const Outputs o = forward(p.x, p);
+      Gradients g = backward(p, o);
+      const Tensor own = g.source.a.clone(), incoming = random_tensor({70, 33}, t, 50);
+      Tensor expected({70, 33}, t);
+      add(incoming, own, expected);
+      for (bool in_place : {false, true}) {
+        g.source.incoming = incoming.clone();
+        g.source.a = in_place ? g.source.incoming : full({70, 33}, t, kNaN);
+        norm_quant_backward(rows_of(p.x), p.outer, kEpsInner, o.stats, g.branches, g.source, g.douter, 0);
+        EXPECT_TRUE(same_bits(expected, g.source.a)) << in_place;
+      }
     }
 }
 
@@ -221,7 +246,7 @@ TEST(NormQuant, NonFiniteRowsStayNonFinite) {
 
 TEST(NormQuant, HandlesNoRowsAndZeroRows) {
   Problem p = make_problem(0, 33, DType::f32, true);
-  EXPECT_EQ(0, forward(p.x, p).r2.size());
+  EXPECT_EQ(0, forward(p.x, p).stats.r2.size());
   p.x = Tensor::zeros({1, 33}, DType::f32);
   const Outputs o = forward(p.x, p);
   EXPECT_EQ(float(1e-5) / 127, o.branches[0].step.data<float>()[0]);
@@ -232,25 +257,35 @@ TEST(NormQuant, RejectsWrongArguments) {
   const Problem p = make_problem(2, 33, DType::f32, true);
   Outputs o = forward(p.x, p);
   const auto run = [&](const Tensor& x, const Tensor& outer) {
-    norm_quant(x, outer, kEpsOuter, kEpsInner, o.branches, o.r1, o.r2);
+    Tensor none;
+    norm_quant(rows_of(x), outer, kEpsOuter, kEpsInner, o.branches, o.stats, none);
   };
-  expect_error<ShapeError>({"norm_quant", "x", "[66]"}, [&] { run(p.x.reshape({66}), {}); });
-  expect_error<ShapeError>({"norm_quant", "x", "undefined"}, [&] { run({}, {}); });
-  expect_error<DTypeError>({"norm_quant", "x", "i8"}, [&] { run(Tensor({2, 33}, DType::i8), {}); });
+  expect_error<ShapeError>({"norm_quant", "a ", "[66]"}, [&] { run(p.x.reshape({66}), {}); });
+  expect_error<ShapeError>({"norm_quant", "a ", "undefined"}, [&] { run({}, {}); });
+  expect_error<DTypeError>({"norm_quant", "a ", "i8"}, [&] { run(Tensor({2, 33}, DType::i8), {}); });
   expect_error<ShapeError>({"norm_quant", "outer", "[32]"}, [&] { run(p.x, Tensor({32}, DType::f32)); });
   expect_error<DTypeError>({"norm_quant", "outer", "f64"}, [&] { run(p.x, Tensor({33}, DType::f64)); });
   expect_error<ShapeError>({"norm_quant", "r1"}, [&] { run(Tensor({3, 33}, DType::f32), p.outer); });
   o.branches[0].out = Tensor({2, 33}, DType::f32);
   expect_error<DTypeError>({"norm_quant", "out", "i8"}, [&] { run(p.x, p.outer); });
   o = forward(p.x, p);
-  o.branches[3].step = Tensor();
+  o.branches[3].step = Tensor({3}, DType::f32);
   expect_error<ShapeError>({"norm_quant", "step"}, [&] { run(p.x, p.outer); });
+  o.branches[3].step = Tensor();  // int8 without a step is a value in A, so codes do not fit
+  expect_error<DTypeError>({"norm_quant", "out", "f32"}, [&] { run(p.x, p.outer); });
   o = forward(p.x, p);
   Gradients g = backward(p, o);
-  Tensor dx({2, 32}, DType::f32);
-  expect_error<ShapeError>({"norm_quant_backward", "dx"},
-                           [&] { norm_quant_backward(p.x, p.outer, o.r1, o.r2, g.branches, dx, 0, g.douter, 0); });
+  const auto back = [&] {
+    norm_quant_backward(rows_of(p.x), p.outer, kEpsInner, o.stats, g.branches, g.source, g.douter, 0);
+  };
+  g.source.a = Tensor({2, 32}, DType::f32);
+  expect_error<ShapeError>({"norm_quant_backward", "gradient of a"}, back);
+  g = backward(p, o);
+  g.source.incoming = Tensor({2, 33}, DType::f64);
+  expect_error<DTypeError>({"norm_quant_backward", "incoming"}, back);
+  g = backward(p, o);
   g.branches[2].dout = Tensor({1, 33}, DType::f32);
-  expect_error<ShapeError>({"norm_quant_backward", "dout"},
-                           [&] { norm_quant_backward(p.x, p.outer, o.r1, o.r2, g.branches, g.dx, 0, g.douter, 0); });
+  expect_error<ShapeError>({"norm_quant_backward", "dout"}, back);
+  g.branches.clear();
+  expect_error<Error>({"norm_quant_backward", "no branch"}, back);
 }

@@ -29,6 +29,13 @@ inline double relative_error(const Tensor& a, const Tensor& b) {
   return error / (size + 1e-300);
 }
 
+/// Σ x²
+inline double sum_of_squares(const Tensor& x) {
+  Tensor out({1}, DType::f64);
+  sum_of_squares(x, out);
+  return *out.data<double>();
+}
+
 /// ‖a − b‖ / ‖b‖.
 inline double norm_error(const Tensor& a, const Tensor& b) {
   const Tensor x = as_f64(a), y = as_f64(b);

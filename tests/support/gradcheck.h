@@ -21,15 +21,15 @@ inline Var weighted_sum(const std::vector<Var>& ys, const std::vector<Tensor>& w
   double sum = 0;
   for (size_t i = 0; i < ys.size(); ++i)
     for (int64_t k = 0; k < weights[i].size(); ++k) sum += at(ys[i].value(), k) * at(weights[i], k);
-  return record("weighted_sum", ys, {full({1}, ys[0].value().dtype(), sum)}, weights,
-                [count = ys.size()](const BackwardCtx& c) {
+  const std::vector<SavedTensor> saved(weights.begin(), weights.end());
+  return record("weighted_sum", ys, {full({1}, ys[0].value().dtype(), sum)}, saved, [count = ys.size()](const BackwardCtx& c) {
                   for (size_t i = 0; i < count; ++i) c.pass(i, c.saved(i));
                 })[0];
 }
 
 inline std::vector<Tensor> random_cotangents(const std::vector<Var>& ys, uint32_t seed) {
   std::vector<Tensor> cotangents;
-  for (const Var& y : ys) cotangents.push_back(random_tensor(y.shape(), y.quant().compute_dtype(), seed++));
+  for (const Var& y : ys) cotangents.push_back(random_tensor(y.shape(), y.compute(), seed++));
   return cotangents;
 }
 

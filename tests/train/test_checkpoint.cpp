@@ -28,7 +28,9 @@ struct Saved {
     optimizer.set_updates(15);
   }
   void save(bool with_moments = true) {
-    save_checkpoint(path, config, params, with_moments ? &optimizer : nullptr, state, "some tokenizer bytes");
+    FlatState flat{params.values(), {}, {}};
+    if (with_moments) flat.m = optimizer.m(), flat.v = optimizer.v();
+    save_checkpoint(path, config, params, flat, state, "some tokenizer bytes");
   }
 };
 

@@ -308,7 +308,7 @@ TEST(Trainer, NonFiniteParametersSkipUpdatesUntilTheRunGivesUp) {
   }
   Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
   weight.mut<float>()[5] = std::numeric_limits<float>::quiet_NaN();
-  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, &optimizer, state, "");
+  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state, "");
   const auto before = learned(checkpoint_path(dir / "run", 3));
   c.train.steps = 30;
   c.train.resume = "auto";
@@ -391,7 +391,7 @@ TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
   LoopState state;
   state.data = TokenShards({TinyCorpus::get().train()}).fingerprint();
   fs::create_directories(dir / "run/checkpoints");
-  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, &optimizer, state, "");
+  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, {params.values(), optimizer.m(), optimizer.v()}, state, "");
   c.train.skip_limit = 2;
   c.train.steps = 200;
   spit(dir / "run.yaml", to_yaml(c));

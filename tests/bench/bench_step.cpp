@@ -1,0 +1,115 @@
+// Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
+//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
+//   compute (bf16), device (cuda), capture (1).
+// Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
+// and after, and peak memory (arena and workspace) in decimal GB.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/gpu.h"
+#include "layers/parameters.h"
+#include "train/device.h"
+#include "train/step.h"
+
+using namespace mmfree;
+
+namespace {
+
+struct Size {
+  int64_t width, layers, inner, vocabulary;
+};
+const std::map<std::string, Size> kSizes = {{"8M", {256, 8, 704, 8192}},
+                                            {"50M", {512, 12, 1408, 32000}},
+                                            {"370M", {1024, 24, 2816, 32000}},
+                                            {"1.3B", {2048, 24, 5632, 32000}}};
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 2];
+}
+
+int run(int argc, char** argv) {
+  std::map<std::string, std::string> keys = {
+      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},    {"recompute", "selective"},
+      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"}, {"capture", "1"}};
+  if (argc < 3 || !kSizes.count(argv[1]))
+    return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
+  for (int i = 3; i < argc; ++i) {
+    const std::string text = argv[i];
+    const std::string key = text.substr(0, text.find('='));
+    if (!keys.count(key)) return std::fprintf(stderr, "unknown key %s\n", key.c_str()), 2;
+    keys[key] = text.substr(text.find('=') + 1);
+  }
+  const Size& size = kSizes.at(argv[1]);
+  RunConfig config;
+  config.model.hidden_size = size.width;
+  config.model.num_hidden_layers = size.layers;
+  config.model.intermediate_size = size.inner;
+  config.model.vocab_size = size.vocabulary;
+  config.data.seq_len = std::stoll(keys["seq"]);
+  config.train.batch_size = std::stoll(argv[2]);
+  config.train.micro_batch_size = std::stoll(keys["micro"]);
+  config.train.steps = 1 << 20;
+  config.train.capture = keys["capture"] == "1";
+  config.optim.lr = 1e-3;
+  const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device");
+  const Recompute recompute = keys["recompute"] == "none"   ? Recompute::none
+                              : keys["recompute"] == "full" ? Recompute::full
+                                                            : Recompute::selective;
+  ParamStore params(parameter_specs(config.model), DType::f32, target.device);
+  params.initialise(1);
+  LM lm(params, config.model, target.compute);
+  AdamW optimizer(params, config.optim);
+  StepRunner runner(lm, params, optimizer, config, recompute);
+  std::mt19937 random(1);
+  const auto fill = [&](Tensor& device_tokens) {
+    Tensor tokens(device_tokens.shape(), DType::i32);
+    for (int64_t i = 0; i < tokens.size(); ++i) tokens.mut<int32_t>()[i] = int32_t(random() % size.vocabulary);
+    device_tokens.copy_from(tokens);
+  };
+  fill(runner.ids());
+  fill(runner.targets());
+  const bool gpu = target.device == Device::cuda;
+  const auto wait = [&] {
+    if (gpu) gpu::synchronize();
+  };
+  const int64_t warmup = std::stoll(keys["warmup"]), steps = std::stoll(keys["steps"]);
+  std::vector<double> times;
+  for (int64_t s = 0; s < warmup + steps; ++s) {
+    wait();
+    const auto begin = std::chrono::steady_clock::now();
+    runner.launch(s);
+    wait();
+    if (s >= warmup) times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  const StepResult last = *runner.collect();
+  const double t = median(times), tokens = double(config.train.batch_size * config.data.seq_len);
+  const double peak = double(Arena::current(target.device)->stats().peak + (gpu ? gpu::workspace_bytes() : 0));
+  const double reserved = double(Arena::current(target.device)->stats().reserved);
+  std::printf(
+      "RESULT {\"size\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": \"%s\", \"compute\": "
+      "\"%s\", \"recompute\": \"%s\", \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, \"ms_max\": %.2f, "
+      "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.4f, \"skipped\": %d}\n",
+      argv[1], static_cast<long long>(config.model.parameter_count()), static_cast<long long>(config.train.batch_size),
+      static_cast<long long>(config.data.seq_len), target.name.c_str(), name_of(target.compute), name_of(recompute),
+      config.train.capture && gpu ? "true" : "false", t * 1e3, *std::min_element(times.begin(), times.end()) * 1e3,
+      *std::max_element(times.begin(), times.end()) * 1e3, tokens / t, peak / 1e9, reserved / 1e9, last.loss,
+      int(last.report.skipped));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "bench_step: %s\n", e.what());
+    return 1;
+  }
+}
