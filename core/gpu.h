@@ -35,6 +35,9 @@ void zero(void* to, size_t bytes);
 /// Bytes of device memory that belong to no arena: the workspace of the matrix products.
 size_t workspace_bytes();
 
+/// Tells a profiler that was started with `--profile-from-start off` where to begin and to end.
+void profile(bool on);
+
 /// Waits for everything that was launched; a fault of any kernel surfaces here. @throws DeviceError
 void synchronize();
 

@@ -1,6 +1,7 @@
 #include "core/gpu.h"
 
 #include <cuda.h>
+#include <cuda_profiler_api.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -222,6 +223,8 @@ Info info() {
 }
 
 size_t workspace_bytes() { return cuda::kWorkspaceBytes; }
+
+void profile(bool on) { on ? cudaProfilerStart() : cudaProfilerStop(); }
 
 void synchronize() { check(cudaStreamSynchronize(cuda::stream()), "a kernel"); }
 

@@ -14,11 +14,12 @@ void cast(const Tensor& from, Tensor& to);
 /// Every element of y (f32, f64 or bf16) becomes `value`.
 void fill(Tensor& y, double value);
 
-/// out [1] f64 = beta·out + scale·Σ x, x any shape f32 | f64: sums of fixed 4,096-element partials in f64, added in
-/// index order. The same bits for any number of threads.
+/// out [1] f64 = beta·out + scale·Σ x, x any shape f32 | f64: sums of fixed 4,096-element partials in f64, added in a
+/// fixed order (on the CPU that of the index). The same bits for any number of threads.
 void sum(const Tensor& x, double scale, Tensor& out, double beta = 0);
 
-/// out [1] f64 = Σ x², x f32 | f64, or bf16 on a GPU: sums of fixed 4,096-element partials added in index order.
+/// out [1] f64 = Σ x², x f32 | f64, or bf16 on a GPU: sums of fixed 4,096-element partials, added as in `sum`. The CPU
+/// squares in x's dtype, a GPU in f64.
 void sum_of_squares(const Tensor& x, Tensor& out);
 
 struct ElementwiseArgs {

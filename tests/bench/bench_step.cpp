@@ -82,11 +82,13 @@ int run(int argc, char** argv) {
   std::vector<double> times;
   for (int64_t s = 0; s < warmup + steps; ++s) {
     wait();
+    if (gpu && s == warmup) gpu::profile(true);
     const auto begin = std::chrono::steady_clock::now();
     runner.launch(s);
     wait();
     if (s >= warmup) times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
+  if (gpu) gpu::profile(false);
   const StepResult last = *runner.collect();
   const double t = median(times), tokens = double(config.train.batch_size * config.data.seq_len);
   const double peak = double(Arena::current(target.device)->stats().peak + (gpu ? gpu::workspace_bytes() : 0));
