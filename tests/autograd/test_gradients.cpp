@@ -72,7 +72,8 @@ TEST(Gradients, Add) {
 TEST(Gradients, Embedding) {
   for (int64_t d : kOddColumns) {
     const Tensor ids = random_ids(9, 4, 1);
-    EXPECT_TRUE(gradcheck([&](const auto& in) { return std::vector{embedding(in[0], ids, DType::f64)}; }, {random_f64({5, d}, 1)}));
+    EXPECT_TRUE(gradcheck([&](const auto& in) { return std::vector{embedding(in[0], ids, DType::f64)}; },
+                          {random_f64({5, d}, 1)}));
   }
 }
 
@@ -181,13 +182,14 @@ TEST(StraightThrough, TernaryLinearAfterAnInt8Norm) {
     const std::vector<Var> leaves{Var::leaf(random_f64({n, d}, 1, 2)), Var::leaf(random_f64({d}, 2, 0.5, 1)),
                                   Var::leaf(random_f64({d}, 3, 0.5, 1)), Var::leaf(latent)};
     QuantTensor codes;
-    const auto found = gradients(leaves,
-                                 [&](const std::vector<Var>& p) {
-                                   const Var u = norm_quant(Source::rows(p[0]), p[1], kEps, kEps, {{p[2], Rounding::int8}})[0];
-                                   codes = u.quant();
-                                   return std::vector{linear(u, p[3], w)};
-                                 },
-                                 {c});
+    const auto found =
+        gradients(leaves,
+                  [&](const std::vector<Var>& p) {
+                    const Var u = norm_quant(Source::rows(p[0]), p[1], kEps, kEps, {{p[2], Rounding::int8}})[0];
+                    codes = u.quant();
+                    return std::vector{linear(u, p[3], w)};
+                  },
+                  {c});
     const Tensor quantised = composed::dequantised(codes.values, codes.scale);
     EXPECT_LE(relative_error(found[3], composed::product(c, true, quantised, false)), 1e-12) << d;
     const Tensor du = composed::product(c, false, dense(w), false);
@@ -205,11 +207,12 @@ TEST(StraightThrough, Bfloat16Branch) {
   const Tensor c = random_f64({3, 33}, 5);
   std::vector<Tensor> found[2];
   for (int i : {0, 1})
-    found[i] = gradients({Var::leaf(random_f64({3, 33}, 1)), Var::leaf(random_f64({33}, 2))},
-                         [&](const std::vector<Var>& p) {
-                           return norm_quant(Source::rows(p[0]), Var(), kEps, kEps, {{p[1], i ? Rounding::bf16 : Rounding::none}});
-                         },
-                         {c});
+    found[i] = gradients(
+        {Var::leaf(random_f64({3, 33}, 1)), Var::leaf(random_f64({33}, 2))},
+        [&](const std::vector<Var>& p) {
+          return norm_quant(Source::rows(p[0]), Var(), kEps, kEps, {{p[1], i ? Rounding::bf16 : Rounding::none}});
+        },
+        {c});
   for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(same_bits(found[0][i], found[1][i]));
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <random>
 #include <thread>
 
@@ -164,6 +166,127 @@ TEST(Arena, ServesThreadsAtOnce) {
   for (std::thread& t : threads) t.join();
   EXPECT_EQ(0, damaged);
   EXPECT_EQ(0u, arena.stats().live);
+}
+
+namespace {
+
+/// One range of addresses that grows at its end; the sizes asked for go to `asked`.
+Arena::Source growing_source(std::vector<size_t>* asked, size_t limit = ~size_t(0)) {
+  auto memory = std::shared_ptr<char>(static_cast<char*>(std::aligned_alloc(256, size_t(1) << 20)), std::free);
+  auto used = std::make_shared<size_t>(0);
+  return {Device::cpu,
+          [=](size_t bytes) -> void* {
+            asked->push_back(bytes);
+            if (*used + bytes > limit) return nullptr;
+            *used += bytes;
+            return memory.get() + *used - bytes;
+          },
+          [memory](void* p) {
+            EXPECT_EQ(memory.get(), p) << "only the start of the range is given back";
+            ++given_back;
+          },
+          true};
+}
+
+}  // namespace
+
+TEST(Arena, OverAContiguousSourceGrowsInPlaceAndReusesTheFreeTail) {
+  std::vector<size_t> asked;
+  given_back = 0;
+  {
+    Arena arena(growing_source(&asked), 1024);
+    char* a = static_cast<char*>(arena.allocate(256));
+    EXPECT_EQ(asked, (std::vector<size_t>{1024}));
+    // 768 free bytes end the range: of 2048 only 1280 are missing, two slabs' worth.
+    char* b = static_cast<char*>(arena.allocate(2048));
+    EXPECT_EQ(asked, (std::vector<size_t>{1024, 2048}));
+    EXPECT_EQ(a + 256, b);
+    // 768 are left at the end, which serves this without growth.
+    char* c = static_cast<char*>(arena.allocate(768));
+    EXPECT_EQ(b + 2048, c);
+    EXPECT_EQ(2u, asked.size());
+    EXPECT_EQ(3072u, arena.stats().reserved);
+    EXPECT_EQ(3072u, arena.stats().live);
+    EXPECT_EQ(3072u, arena.stats().peak);
+    // The end of the range is in use now: growth starts behind it, and takes nothing from elsewhere.
+    arena.release(b);
+    char* d = static_cast<char*>(arena.allocate(2304));
+    EXPECT_EQ(c + 768, d);
+    EXPECT_EQ(asked, (std::vector<size_t>{1024, 2048, 3072}));
+    arena.release(a);
+    arena.release(c);
+    arena.release(d);
+    EXPECT_EQ(0u, arena.stats().live);
+    EXPECT_EQ(a, arena.allocate(6144)) << "all growth is one block again";
+    EXPECT_EQ(3u, asked.size());
+  }
+  EXPECT_EQ(1, given_back);
+}
+
+TEST(Arena, OverAContiguousSourceNeverOverlapsAndRepeatsAddresses) {
+  std::vector<size_t> asked;
+  Arena arena(growing_source(&asked), 512);
+  const std::vector<void*> first = one_step(arena);
+  std::vector<void*> previous = one_step(arena);
+  const size_t slabs = asked.size();
+  EXPECT_GT(slabs, 10u);
+  EXPECT_EQ(previous, one_step(arena));
+  EXPECT_EQ(slabs, asked.size());
+  EXPECT_EQ(0u, arena.stats().live);
+  std::mt19937 rng(2);
+  std::map<char*, size_t> live;
+  for (int i = 0; i < 3000; ++i) {
+    if (live.size() > 30 || (!live.empty() && rng() % 2)) {
+      const auto it = std::next(live.begin(), long(rng() % live.size()));
+      arena.release(it->first);
+      live.erase(it);
+    }
+    const size_t bytes = 1 + rng() % 6000;
+    char* p = static_cast<char*>(arena.allocate(bytes));
+    const auto next = live.lower_bound(p);
+    if (next != live.end()) {
+      ASSERT_LE(p + bytes, next->first);
+    }
+    if (next != live.begin()) {
+      ASSERT_LE(std::prev(next)->first + std::prev(next)->second, p);
+    }
+    live[p] = bytes;
+  }
+}
+
+TEST(Arena, OverAContiguousSourceWastesLessThanOverSeparateSlabs) {
+  // Blocks that each need more than what is left: separate slabs leave holes, a range that grows leaves none.
+  std::vector<size_t> asked;
+  Arena grown(growing_source(&asked), 1024), separate(counting_source(), 1024);
+  for (Arena* arena : {&grown, &separate})
+    for (int i = 0; i < 20; ++i) arena->allocate(768);
+  EXPECT_EQ(15u * 1024, grown.stats().reserved);
+  EXPECT_EQ(20u * 1024, separate.stats().reserved);
+}
+
+TEST(Arena, OverAContiguousSourceSurvivesItsEnd) {
+  std::vector<size_t> asked;
+  Arena arena(growing_source(&asked, 4096), 1024);
+  void* a = arena.allocate(3000);
+  EXPECT_THROW(arena.allocate(2000), Error);
+  EXPECT_EQ(3072u, arena.stats().live);
+  void* b = arena.allocate(1000);
+  arena.release(a);
+  arena.release(b);
+  EXPECT_EQ(a, arena.allocate(4096));
+}
+
+TEST(Arena, CountedHandsOutAddressesOfAGpuWithoutMemory) {
+  const auto arena = Arena::counted();
+  EXPECT_EQ(Device::cuda, arena->device());
+  const size_t terabyte = size_t(1) << 40;
+  void* a = arena->allocate(8 * terabyte);
+  void* b = arena->allocate(terabyte);
+  EXPECT_EQ(static_cast<char*>(a) + 8 * terabyte, b);
+  EXPECT_EQ(9 * terabyte, arena->stats().live);
+  arena->release(a);
+  EXPECT_EQ(terabyte, arena->stats().live);
+  EXPECT_EQ(9 * terabyte, arena->stats().peak);
 }
 
 TEST(ArenaScope, RedirectsTensorsOfThisThreadAndNests) {

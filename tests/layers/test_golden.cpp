@@ -90,8 +90,7 @@ TEST_P(GoldenTest, Float64TrajectoryAgreesToRounding) {
     EXPECT_NEAR(loss, losses.data<double>()[s], 1e-9 * losses.data<double>()[s]) << "step " << s;
     optimizer.begin_step(s + 1, steps);
     optimizer.update();
-    EXPECT_NEAR(optimizer.report().grad_norm, norms.data<double>()[s], 1e-9 * norms.data<double>()[s])
-        << "step " << s;
+    EXPECT_NEAR(optimizer.report().grad_norm, norms.data<double>()[s], 1e-9 * norms.data<double>()[s]) << "step " << s;
     lm.requantise();
   }
   for (size_t i = 0; i < params.specs().size(); ++i) {

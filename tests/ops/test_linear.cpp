@@ -107,9 +107,10 @@ TEST(Linear, RowsDoNotDependOnEachOther) {
       const Tensor whole = forward(p.x, p.w);
       for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 1}, {1, 2}, {64, 71}, {127, 130}, {136, 137}}) {
         const Tensor values = p.x.values.slice(begin, end);
-        const QuantTensor view = ternary ? QuantTensor(values, p.x.scale.slice(begin, end), DType::f32) : QuantTensor(values);
-        const QuantTensor copy =
-            ternary ? QuantTensor(values.clone(), p.x.scale.slice(begin, end).clone(), DType::f32) : QuantTensor(values.clone());
+        const QuantTensor view =
+            ternary ? QuantTensor(values, p.x.scale.slice(begin, end), DType::f32) : QuantTensor(values);
+        const QuantTensor copy = ternary ? QuantTensor(values.clone(), p.x.scale.slice(begin, end).clone(), DType::f32)
+                                         : QuantTensor(values.clone());
         EXPECT_TRUE(same_bits(whole.slice(begin, end), forward(view, p.w))) << k << " columns, row " << begin;
         EXPECT_TRUE(same_bits(whole.slice(begin, end), forward(copy, p.w))) << k << " columns, row " << begin;
       }

@@ -68,7 +68,7 @@ struct Reference {
 
 StepReport update(AdamW& optimizer, int64_t step, int64_t steps) {
   optimizer.begin_step(step, steps);
-  update(optimizer, );
+  optimizer.update();
   return optimizer.report();
 }
 

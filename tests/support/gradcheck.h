@@ -22,7 +22,8 @@ inline Var weighted_sum(const std::vector<Var>& ys, const std::vector<Tensor>& w
   for (size_t i = 0; i < ys.size(); ++i)
     for (int64_t k = 0; k < weights[i].size(); ++k) sum += at(ys[i].value(), k) * at(weights[i], k);
   const std::vector<SavedTensor> saved(weights.begin(), weights.end());
-  return record("weighted_sum", ys, {full({1}, ys[0].value().dtype(), sum)}, saved, [count = ys.size()](const BackwardCtx& c) {
+  return record("weighted_sum", ys, {full({1}, ys[0].value().dtype(), sum)}, saved,
+                [count = ys.size()](const BackwardCtx& c) {
                   for (size_t i = 0; i < count; ++i) c.pass(i, c.saved(i));
                 })[0];
 }

@@ -118,15 +118,21 @@ inline std::map<std::string, std::string> learned(const std::string& checkpoint)
   return all;
 }
 
-/// The lines of a run's metrics without the fields that measure time.
-inline std::vector<nlohmann::json> timeless_metrics(const std::string& run_dir) {
+/// The lines of a run's metrics.
+inline std::vector<nlohmann::json> all_metrics(const std::string& run_dir) {
   std::vector<nlohmann::json> rows;
   std::ifstream in(run_dir + "/metrics.jsonl");
-  for (std::string line; std::getline(in, line);) {
-    nlohmann::json row = nlohmann::json::parse(line);
-    for (const char* key : {"time", "train/tokens_per_sec", "train/step_time_ms"}) row.erase(key);
-    rows.push_back(row);
-  }
+  for (std::string line; std::getline(in, line);) rows.push_back(nlohmann::json::parse(line));
+  return rows;
+}
+
+/// The same without the fields that measure time and memory.
+inline std::vector<nlohmann::json> timeless_metrics(const std::string& run_dir) {
+  std::vector<nlohmann::json> rows = all_metrics(run_dir);
+  for (nlohmann::json& row : rows)
+    for (const char* key :
+         {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait", "train/peak_memory"})
+      row.erase(key);
   return rows;
 }
 

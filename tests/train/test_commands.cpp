@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/gpu.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
 #include "train/checkpoint.h"
@@ -34,7 +35,8 @@ struct Files {
       RunConfig c;
       c.model = m.config;
       c.data.seq_len = m.seq_len;
-      save_checkpoint(path, c, *m.params, {m.params->values(), {}, {}}, {}, m.tokenizer ? m.tokenizer->serialized() : "");
+      save_checkpoint(path, c, *m.params, {m.params->values(), {}, {}}, {},
+                      m.tokenizer ? m.tokenizer->serialized() : "");
     };
     ModelConfig model = tiny_model_config();
     mix_precisions(model);
@@ -101,6 +103,7 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {2, {"generate", ok, "--temperature", "nan"}, "temperature"},
       {2, {"export", ok, f.dir / "x", "--format", "gguf"}, "format"},
       {2, {"train"}, "no configuration"},
+      {2, {"eval", ok, f.text, "--compute", "f64"}, "compute"},
       {2, {"score", ok}, "--text"},
       {2, {"import", ok, f.dir / "x"}, "not a folder"},
       {2, {"export", ok, ok, "--overwrite"}, "is the model"},
@@ -152,6 +155,12 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {78, {"train", f.config, "optim.lr=fast"}, "optim.lr"},
       {78, {"train", f.config, "train.micro_batch_size=3"}, "micro_batch_size"},
       {78, {"train", f.config, "data.train=[]"}, "data.train"},
+      {78, {"train", f.config, "train.device=gpu"}, "train.device: expected auto|cpu|cuda|cuda:N, found 'gpu'"},
+      {78, {"train", f.config, "train.device=cpu", "train.compute=bf16"}, "bf16 activations need a GPU"},
+      {78, {"eval", ok, f.text, "--device", "gpu"}, "--device: expected auto, cpu, cuda or cuda:N"},
+      {78, {"eval", ok, f.text, "--device", "cpu", "--compute", "bf16"}, "bf16 activations need a GPU"},
+      {78, {"score", ok, "--text", "a", "--device", "cuda:x"}, "'cuda:x'"},
+      {78, {"generate", ok, "--device", "CPU"}, "'CPU'"},
   };
   for (const Case& c : cases) {
     std::string line;
@@ -168,6 +177,28 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
   }
   EXPECT_TRUE(!fs::exists(f.dir / "x") || fs::is_empty(f.dir / "x"));
   EXPECT_FALSE(fs::exists(f.dir / "run"));
+}
+
+TEST(Commands, ADeviceThatIsNotThereIsRefusedInOneLine) {
+  if (gpu::problem().empty()) GTEST_SKIP() << "there is a GPU";
+  const Files& f = Files::get();
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"eval", f.checkpoint, f.text, "--device", "cuda"},
+        {"eval", f.checkpoint, f.text, "--device", "cuda:1", "--compute", "f32"},
+        {"score", f.checkpoint, "--text", "a", "--device", "cuda"},
+        {"generate", f.checkpoint, "--device", "cuda"},
+        {"train", f.config, "train.device=cuda"}}) {
+    SCOPED_TRACE(command[0]);
+    Program p(command);
+    EXPECT_EQ(p.wait(), 78) << p.err();
+    EXPECT_EQ(p.out(), "");
+    const std::string where = command[0] == "train" ? f.config + ": train.device" : "--device", err = p.err();
+    EXPECT_EQ(err, "mmfree: " + where + ": " + gpu::problem(command.back() == "f32") + "; or choose device cpu\n");
+  }
+  EXPECT_FALSE(fs::exists(f.dir / "run"));
+  // On the CPU by name, by default and in its own dtype: one and the same.
+  const std::string expected = output({"eval", f.checkpoint, f.text, "--json", "--device", "cpu"});
+  EXPECT_TRUE(contains(expected, "loss")) << expected;
 }
 
 TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {

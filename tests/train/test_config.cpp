@@ -65,6 +65,9 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.micro_batch_size, b.train.micro_batch_size);
   EXPECT_EQ(a.train.seed, b.train.seed);
   EXPECT_EQ(a.train.device, b.train.device);
+  EXPECT_EQ(a.train.compute, b.train.compute);
+  EXPECT_EQ(a.train.recompute, b.train.recompute);
+  EXPECT_EQ(a.train.capture, b.train.capture);
   EXPECT_EQ(a.train.threads, b.train.threads);
   EXPECT_EQ(a.train.log_every, b.train.log_every);
   EXPECT_EQ(a.train.eval_every, b.train.eval_every);
@@ -90,6 +93,9 @@ RunConfig random_config(std::mt19937_64& random) {
     std::string made;
     for (int64_t i = integer(1, 6); i > 0; --i) made += parts[static_cast<size_t>(integer(0, std::ssize(parts) - 1))];
     return made;
+  };
+  const auto one_of = [&](const std::vector<std::string>& choices) {
+    return choices[static_cast<size_t>(integer(0, std::ssize(choices) - 1))];
   };
   const auto texts = [&] {
     std::vector<std::string> made(static_cast<size_t>(integer(1, 3)));
@@ -127,7 +133,10 @@ RunConfig random_config(std::mt19937_64& random) {
              micro * integer(1, 100),
              integer(0, 1) * micro,
              integer(0, INT64_MAX),
-             integer(0, 1) ? "auto" : "cpu",
+             one_of({"auto", "cpu", "cuda", "cuda:0", "cuda:17"}),
+             one_of({"auto", "f32", "bf16"}),
+             one_of({"auto", "none", "selective", "full"}),
+             integer(0, 1) == 1,
              integer(0, 4096),
              integer(1, INT64_MAX),
              integer(0, 99),
@@ -218,7 +227,16 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {seed: 9223372036854775808}", "x.yaml:1: train.seed: expected an integer, found '9223372036854775808'"},
       {"train: {steps: 0}", "x.yaml:1: train.steps: expected an integer in 1..1099511627776, found '0'"},
       {"train: {log_every: 0}", "x.yaml:1: train.log_every: expected an integer >= 1, found '0'"},
-      {"train: {device: gpu}", "x.yaml:1: train.device: expected auto|cpu, found 'gpu'"},
+      {"train: {device: gpu}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found 'gpu'"},
+      {"train: {device: \"cuda:\"}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found quoted 'cuda:'"},
+      {"train: {device: cuda:x}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found 'cuda:x'"},
+      {"train: {device: [cuda]}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found a list"},
+      {"train: {device: }", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found nothing"},
+      {"train: {compute: f64}", "x.yaml:1: train.compute: expected auto|f32|bf16, found 'f64'"},
+      {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|selective|full, found 'all'"},
+      {"train: {recompute: true}", "x.yaml:1: train.recompute: expected auto|none|selective|full, found 'true'"},
+      {"train: {capture: 1}", "x.yaml:1: train.capture: expected true or false, found '1'"},
+      {"train: {recapture: true}", "x.yaml:1: unknown key 'train.recapture' (did you mean 'capture'?)"},
       {"train: {max_time: 30m2h}",
        "x.yaml:1: train.max_time: expected seconds or a duration such as 90m or 2h30m, found '30m2h'"},
       {"train: {max_time: -5}", "x.yaml:1: train.max_time: expected 0 to 1e9 seconds, found '-5'"},
@@ -298,6 +316,30 @@ TEST(Config, LimitsSizeDepthAndCount) {
     while (bomb.size() < 100000) bomb += part;
     EXPECT_NE(message_of(bomb), "accepted") << part;
   }
+}
+
+TEST(Config, SaysWhereAndHowToCompute) {
+  const RunConfig defaults = load_config_text("", "x.yaml");
+  EXPECT_EQ(defaults.train.device, "auto");
+  EXPECT_EQ(defaults.train.compute, "auto");
+  EXPECT_EQ(defaults.train.recompute, "auto");
+  EXPECT_TRUE(defaults.train.capture);
+  for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:999"})
+    for (const char* compute : {"auto", "f32", "bf16"})
+      for (const char* recompute : {"auto", "none", "selective", "full"}) {
+        const RunConfig c = load_config_text(
+            concat("train: {device: ", device, ", compute: ", compute, ", recompute: ", recompute, ", capture: false}"),
+            "x.yaml");
+        EXPECT_EQ(c.train.device, device);
+        EXPECT_EQ(c.train.compute, compute);
+        EXPECT_EQ(c.train.recompute, recompute);
+        EXPECT_FALSE(c.train.capture);
+        // None of them makes a resumed run another training.
+        for (const ConfigChange& change : compare(defaults, c))
+          if (change.key != "train.run_dir") {
+            EXPECT_FALSE(change.dangerous) << change.text();
+          }
+      }
 }
 
 TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
@@ -407,7 +449,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 15));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 18));
 }
 
 TEST(Schedule, MatchesValuesComputedByHand) {

@@ -121,6 +121,24 @@ TEST(Progress, FormatsNumbersForPeople) {
   for (const auto& [value, text] : sizes) EXPECT_EQ(format_bytes(value), text);
 }
 
+TEST(Progress, ShowsWhatAGpuDoes) {
+  ProgressState state{.step = 1,
+                      .steps = 3,
+                      .loss = 10,
+                      .learning_rate = 1e-3,
+                      .grad_norm = 2,
+                      .tokens_per_second = 250000,
+                      .elapsed = 5,
+                      .eta = 10,
+                      .gpu = ProgressState::Gpu{0.456, 0.02, uint64_t(3) << 30}};
+  const std::string begin = "step 1/3  33%  loss 10.0000  lr 1.00e-03  norm 2.00  250k tok/s  ", end = "5.0s  eta 10s";
+  EXPECT_EQ(progress_line(state), begin + "mfu 46%  wait 2%  3.00 GiB  " + end);
+  state.gpu->mfu = 0;  // the chip's rate is not known
+  EXPECT_EQ(progress_line(state), begin + "wait 2%  3.00 GiB  " + end);
+  state.gpu.reset();
+  EXPECT_EQ(progress_line(state), begin + end);
+}
+
 TEST(Progress, PrintsOneLinePerCallWhereThereIsNoTerminal) {
   const ProgressState state{.step = 120,
                             .steps = 600,
@@ -129,7 +147,8 @@ TEST(Progress, PrintsOneLinePerCallWhereThereIsNoTerminal) {
                             .grad_norm = 0.811,
                             .tokens_per_second = 12345,
                             .elapsed = 62,
-                            .eta = 248};
+                            .eta = 248,
+                            .gpu = {}};
   const std::string line = "step 120/600  20%  loss 3.4568  lr 4.00e-03  norm 0.81  12.3k tok/s  1m02s  eta 4m08s";
   EXPECT_EQ(progress_line(state), line);
   for (const bool quiet : {false, true}) {

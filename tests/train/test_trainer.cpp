@@ -74,15 +74,21 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{50, 60}));
 
   std::vector<std::pair<int64_t, bool>> rows;
-  for (const auto& row : timeless_metrics(dir / "run")) {
+  for (nlohmann::json row : all_metrics(dir / "run")) {
     const bool training = row.contains("train/loss");
     rows.emplace_back(row["step"], training);
     const std::vector<std::string> keys =
-        training ? std::vector<std::string>{"train/loss", "train/grad_norm", "train/learning_rate", "train/epoch"}
+        training ? std::vector<std::string>{"train/loss",  "train/grad_norm", "train/learning_rate",
+                                            "train/epoch", "train/data_wait", "train/peak_memory"}
                  : std::vector<std::string>{"val/loss", "val/ppl", "val/bpb"};
     for (const std::string& key : keys) EXPECT_TRUE(row[key].is_number()) << key;
     EXPECT_EQ(row["train/tokens"], row["step"].get<int64_t>() * 4 * 17);
-    if (training) continue;
+    if (training) {
+      EXPECT_TRUE(row.contains("train/mfu") && row["train/mfu"].is_null()) << "no rate is known of a CPU";
+      EXPECT_GT(row["train/peak_memory"].get<int64_t>(), 4 * 4 * c.model.parameter_count());
+      EXPECT_GE(row["train/data_wait"].get<double>(), 0);
+      continue;
+    }
     EXPECT_DOUBLE_EQ(row["val/ppl"], std::exp(row["val/loss"].get<double>()));
   }
   EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{
@@ -308,7 +314,8 @@ TEST(Trainer, NonFiniteParametersSkipUpdatesUntilTheRunGivesUp) {
   }
   Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
   weight.mut<float>()[5] = std::numeric_limits<float>::quiet_NaN();
-  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state, "");
+  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
+                  "");
   const auto before = learned(checkpoint_path(dir / "run", 3));
   c.train.steps = 30;
   c.train.resume = "auto";
@@ -391,7 +398,8 @@ TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
   LoopState state;
   state.data = TokenShards({TinyCorpus::get().train()}).fingerprint();
   fs::create_directories(dir / "run/checkpoints");
-  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, {params.values(), optimizer.m(), optimizer.v()}, state, "");
+  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
+                  "");
   c.train.skip_limit = 2;
   c.train.steps = 200;
   spit(dir / "run.yaml", to_yaml(c));

@@ -1,0 +1,105 @@
+// What the model's forward pass leaves to be computed again changes memory and nothing else.
+#include <gtest/gtest.h>
+
+#include "layers/lm.h"
+#include "tests/support/compare.h"
+#include "tests/support/tiny_model.h"
+
+namespace mmfree {
+namespace {
+
+constexpr Recompute kAll[] = {Recompute::none, Recompute::selective, Recompute::full};
+
+struct Outcome {
+  double loss;
+  Tensor grads;
+};
+
+Outcome backward(const ModelConfig& c, DType t, Recompute recompute) {
+  ParamStore params(parameter_specs(c), t);
+  randomise(params, 11);
+  const LM lm(params, c);
+  const int64_t batch = 3, steps = 19;
+  Outcome out{0, {}};
+  params.begin_gradients();
+  for (uint64_t micro = 0; micro < 2; ++micro) {  // the second one adds to what the first left
+    const Tensor ids = random_ids(batch * steps, c.vocab_size, 5 + micro);
+    const Tensor targets = random_ids(batch * steps, c.vocab_size, 7 + micro);
+    Tape tape;
+    const Var loss = lm.loss(ids, targets, batch, 1.0 / double(batch * steps), recompute);
+    tape.backward(loss);
+    out.loss += *loss.value().data<double>();
+  }
+  params.finish_gradients();
+  out.grads = params.grads();
+  return out;
+}
+
+TEST(RecomputeInTheModel, ChangesNoBitOfLossAndGradients) {
+  for (GateOrder order : {GateOrder::reference, GateOrder::fixed, GateOrder::paper})
+    for (int precision : {0, 1, 2, 3})
+      for (bool bound : {true, false})
+        for (DType t : {DType::f32, DType::f64}) {
+          ModelConfig c = tiny_model_config();
+          c.gate_order = order;
+          c.use_lower_bound = bound;
+          if (precision == 3)
+            mix_precisions(c);
+          else
+            c.precision = std::array{Precision::ternary, Precision::bf16, Precision::f32}[size_t(precision)];
+          const Outcome expected = backward(c, t, Recompute::none);
+          EXPECT_GT(sum_of_squares(expected.grads), 0);
+          for (Recompute r : {Recompute::selective, Recompute::full}) {
+            const Outcome found = backward(c, t, r);
+            EXPECT_EQ(expected.loss, found.loss) << name_of(r);
+            EXPECT_TRUE(same_bits(expected.grads, found.grads)) << name_of(r) << " gate " << int(order) << " precision "
+                                                                << precision << " bound " << bound << ' ' << name_of(t);
+          }
+        }
+}
+
+TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
+  for (Precision precision : {Precision::ternary, Precision::f32}) {
+    ModelConfig c = tiny_model_config();
+    c.num_hidden_layers = 6;
+    c.hidden_size = 64;
+    c.intermediate_size = 192;
+    c.precision = precision;
+    ParamStore params(parameter_specs(c), DType::f32);
+    randomise(params, 11);
+    const LM lm(params, c);
+    params.begin_gradients();
+    const int64_t batch = 8, steps = 64, n = batch * steps;
+    const Tensor ids = random_ids(n, c.vocab_size, 1), targets = random_ids(n, c.vocab_size, 2);
+    std::map<Recompute, size_t> kept, peak;
+    for (Recompute r : kAll) {
+      const auto arena = Arena::host();
+      const ArenaScope scope(arena);
+      Tape tape;
+      const Var loss = lm.loss(ids, targets, batch, 1, r);
+      kept[r] = arena->stats().live;
+      tape.backward(loss);
+      peak[r] = arena->stats().peak;
+      EXPECT_EQ(256u, arena->stats().live) << "only the loss is left";
+    }
+    // Kept per layer, in bytes: with `full` the stream alone; `selective` forgets gate_proj's output and the rounded
+    // activations: for int8 a byte each and a step, else f32.
+    const size_t width = size_t(c.hidden_size), inner = size_t(c.intermediate_size), rows = size_t(n);
+    const size_t rounded =
+        precision == Precision::ternary ? rows * (5 * width + inner) + 6 * 4 * rows : 4 * rows * (5 * width + inner);
+    EXPECT_EQ(6 * (rounded + 4 * rows * 2 * inner), kept[Recompute::none] - kept[Recompute::selective]);
+    EXPECT_LT(kept[Recompute::full], 7 * 4 * rows * width + 4 * rows * width + (size_t(1) << 16));
+    EXPECT_GT(kept[Recompute::full], 6 * 4 * rows * width);
+    EXPECT_LT(peak[Recompute::selective], peak[Recompute::none]);
+    EXPECT_LT(peak[Recompute::full], peak[Recompute::selective]);
+  }
+}
+
+TEST(RecomputeInTheModel, NamesAreThoseOfTheConfiguration) {
+  EXPECT_STREQ("none", name_of(Recompute::none));
+  EXPECT_STREQ("selective", name_of(Recompute::selective));
+  EXPECT_STREQ("full", name_of(Recompute::full));
+}
+
+}  // namespace
+}  // namespace mmfree

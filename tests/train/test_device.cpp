@@ -1,0 +1,64 @@
+// Where to compute, as users name it.
+#include <gtest/gtest.h>
+
+#include "core/gpu.h"
+#include "tests/support/gpu.h"
+#include "tests/support/tensors.h"
+#include "train/device.h"
+#include "train/model.h"
+
+namespace mmfree {
+namespace {
+
+TEST(Device, NamesAreAutoCpuCudaAndCudaWithANumber) {
+  for (const char* good : {"auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:15", "cuda:999"})
+    EXPECT_TRUE(is_device_name(good)) << good;
+  for (const char* bad : {"", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1000", "cuda: 1", "cuda:1 ", "cuda1",
+                          "cpu:0", "auto:0", " cpu", "cuda:1x"})
+    EXPECT_FALSE(is_device_name(bad)) << bad;
+}
+
+TEST(Device, TheCpuIsAlwaysThereAndComputesInF32) {
+  for (const char* compute : {"auto", "f32"}) {
+    const ComputeTarget t = choose_target("cpu", compute, "here");
+    EXPECT_EQ(Device::cpu, t.device);
+    EXPECT_EQ(DType::f32, t.compute);
+    EXPECT_EQ("cpu", t.name);
+  }
+  expect_error<ConfigError>({"here: ", "bf16", "f32"}, [] { choose_target("cpu", "bf16", "here"); });
+}
+
+TEST(Device, RefusesWhatIsNoDevice) {
+  expect_error<ConfigError>({"x.yaml: train.device: expected auto, cpu, cuda or cuda:N, found 'gpu'"},
+                            [] { choose_target("gpu", "auto", "x.yaml: train.device"); });
+  EXPECT_THROW(choose_target("cuda:x", "auto", "here"), ConfigError);
+}
+
+TEST(Device, WithoutAGpuAutoIsTheCpuAndCudaIsRefusedWithTheReason) {
+  const std::string problem = gpu::problem();
+  if (problem.empty()) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(std::string::npos, problem.find('\n')) << problem;
+  EXPECT_EQ(Device::cpu, choose_target("auto", "auto", "here").device);
+  EXPECT_EQ(DType::f32, choose_target("auto", "f32", "here").compute);
+  for (const char* device : {"cuda", "cuda:0"})
+    for (const char* compute : {"auto", "f32", "bf16"})
+      expect_error<ConfigError>({"--device: ", problem.c_str(), "choose device cpu"},
+                                [&] { choose_target(device, compute, "--device"); });
+  EXPECT_THROW(gpu::use(0), DeviceError);
+  EXPECT_THROW(choose_target("auto", "bf16", "here"), ConfigError);
+}
+
+TEST(Device, WithAGpuAutoTakesItInBf16) {
+  MMFREE_NEEDS_GPU();
+  for (const char* device : {"auto", "cuda", "cuda:0"}) {
+    const ComputeTarget t = choose_target(device, "auto", "here");
+    EXPECT_EQ(Device::cuda, t.device);
+    EXPECT_EQ(DType::bf16, t.compute);
+    EXPECT_EQ(0u, t.name.find("cuda:0 (")) << t.name;
+    EXPECT_EQ(DType::f32, choose_target(device, "f32", "here").compute);
+  }
+  expect_error<ConfigError>({"here: "}, [] { choose_target("cuda:998", "auto", "here"); });
+}
+
+}  // namespace
+}  // namespace mmfree

@@ -1,0 +1,209 @@
+// One training step: the same as its parts by hand, whatever the micro-batches; and what it needs, measured in a dry
+// run for a GPU that is not there.
+#include <gtest/gtest.h>
+
+#include "layers/parameters.h"
+#include "optim/schedule.h"
+#include "tests/support/tensors.h"
+#include "tests/support/tiny_run.h"
+#include "train/step.h"
+
+namespace mmfree {
+namespace {
+
+constexpr Recompute kAll[] = {Recompute::none, Recompute::selective, Recompute::full};
+
+/// Everything a run's steps need, as the trainer makes it.
+struct Run {
+  RunConfig config;
+  TokenShards shards{config.data.train};
+  Batches batches{shards,
+                  {config.data.seq_len, config.train.batch_size, uint64_t(config.train.seed), config.data.shuffle}};
+  ParamStore params{parameter_specs(config.model), DType::f32};
+  LM lm{params, config.model};
+  AdamW optimizer{params, config.optim};
+
+  explicit Run(RunConfig c) : config(std::move(c)) {
+    params.initialise(3);
+    lm.requantise();
+  }
+  int64_t size() const { return config.train.batch_size * config.data.seq_len; }
+  std::pair<Tensor, Tensor> batch(int64_t step) const {
+    Tensor ids({size()}, DType::i32), targets({size()}, DType::i32);
+    batches.read(step, 0, config.train.batch_size, ids.mut<int32_t>(), targets.mut<int32_t>());
+    return {ids, targets};
+  }
+  /// A step from its parts; gives the loss.
+  double by_hand(int64_t step) {
+    const auto [ids, targets] = batch(step);
+    const int64_t micro = config.train.micro_batch(), part = micro * config.data.seq_len;
+    double loss = 0;
+    params.begin_gradients();
+    for (int64_t begin = 0; begin < size(); begin += part) {
+      Tape tape;
+      const Var l =
+          lm.loss(ids.slice(begin, begin + part), targets.slice(begin, begin + part), micro, 1 / double(size()));
+      tape.backward(l);
+      loss += *l.value().data<double>();
+    }
+    params.finish_gradients();
+    optimizer.begin_step(step + 1, config.train.steps);
+    optimizer.update();
+    lm.requantise();
+    return loss;
+  }
+};
+
+TEST(StepRunner, DoesWhatItsPartsDoByHand) {
+  const TempDir dir;
+  for (int64_t micro : {0, 1, 2})
+    for (Recompute recompute : kAll) {
+      SCOPED_TRACE(concat("micro-batches of ", micro, ", recompute ", name_of(recompute)));
+      RunConfig c = tiny_run(dir / "run");
+      c.train.micro_batch_size = micro;
+      mix_precisions(c.model);
+      c.model.precision_rules.resize(2);  // the tiny run has two layers
+      Run expected(c), run(c);
+      const auto [ids, targets] = run.batch(0);
+      const Tensor nll = run.lm.nll(ids, targets, c.train.batch_size);
+      double first = 0;
+      for (int64_t i = 0; i < nll.size(); ++i) first += double(nll.data<float>()[i]) / double(nll.size());
+
+      StepRunner runner(run.lm, run.params, run.optimizer, c, recompute);
+      BatchFeed feed(run.batches, 0, c.train.steps, c.train.batch_size, c.data.seq_len, false);
+      for (int64_t step = 0; step < 5; ++step) {
+        const double loss = expected.by_hand(step);
+        const auto result = runner.run(step, feed);
+        ASSERT_TRUE(result);
+        EXPECT_EQ(step + 1, result->step);
+        EXPECT_EQ(loss, result->loss);
+        if (step == 0) {
+          EXPECT_NEAR(first, result->loss, 1e-6 * first);
+        }
+        const StepReport report = expected.optimizer.report();
+        EXPECT_EQ(report.grad_norm, result->report.grad_norm);
+        EXPECT_EQ(learning_rate(c.optim, step + 1, c.train.steps), result->report.learning_rate);
+        EXPECT_FALSE(result->report.skipped);
+        EXPECT_FALSE(runner.collect()) << "on the CPU every result is there at once";
+      }
+      EXPECT_TRUE(same_bits(expected.params.values(), run.params.values()));
+      EXPECT_TRUE(same_bits(expected.optimizer.m(), run.optimizer.m()));
+      EXPECT_TRUE(same_bits(expected.optimizer.v(), run.optimizer.v()));
+      const Tensor some = run.batch(7).first;
+      EXPECT_TRUE(same_bits(expected.lm.logits(some, 4), run.lm.logits(some, 4))) << "requantised from the new values";
+      EXPECT_EQ(5, run.optimizer.updates());
+    }
+}
+
+TEST(StepRunner, ReportsASkippedStepAndGoesOn) {
+  const TempDir dir;
+  Run run(tiny_run(dir / "run"));
+  Tensor norm = run.params["model.norm.weight"].value();
+  const float kept = norm.data<float>()[3];
+  StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
+  BatchFeed feed(run.batches, 0, 12, 4, 17, false);
+  norm.mut<float>()[3] = float(kNaN);
+  const Tensor before = run.params.values().clone();
+  const auto bad = runner.run(0, feed);
+  EXPECT_TRUE(bad->report.skipped);
+  EXPECT_FALSE(std::isfinite(bad->loss));
+  EXPECT_TRUE(same_bits(before, run.params.values()));
+  norm.mut<float>()[3] = kept;
+  const auto good = runner.run(1, feed);
+  EXPECT_FALSE(good->report.skipped);
+  EXPECT_TRUE(std::isfinite(good->loss));
+  EXPECT_EQ(1, run.optimizer.updates());
+}
+
+TEST(StepRunner, PassesOnWhatReadingThrows) {
+  const TempDir dir;
+  Run run(tiny_run(dir / "run"));
+  StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
+  BatchFeed feed(run.batches, 0, 1, 4, 17, false);
+  EXPECT_TRUE(runner.run(0, feed));
+  EXPECT_THROW(runner.run(1, feed), Error);
+}
+
+/// Peak memory of one step for `c` on a GPU, in a dry run.
+size_t peak_of(const RunConfig& c, Recompute recompute, DType compute = DType::bf16) {
+  const auto arena = Arena::counted();
+  const DryRun dry;
+  const ArenaScope scope(arena);
+  ParamStore params(parameter_specs(c.model), DType::f32, Device::cuda);
+  params.initialise(1);
+  const auto lm = std::make_unique<LM>(params, c.model, compute);
+  AdamW optimizer(params, c.optim);
+  StepRunner runner(*lm, params, optimizer, c, recompute);
+  optimizer.begin_step(1, 10);
+  runner.work();
+  const ArenaStats first = arena->stats();
+  runner.work();
+  EXPECT_EQ(first.peak, arena->stats().peak) << "the second step needs what the first did";
+  EXPECT_EQ(first.live, arena->stats().live);
+  return first.peak;
+}
+
+RunConfig wide_vocabulary() {
+  RunConfig c;
+  c.model.vocab_size = 4096;
+  c.model.hidden_size = 64;
+  c.model.intermediate_size = 128;
+  c.model.num_hidden_layers = 3;
+  c.data.seq_len = 64;
+  c.train.batch_size = 8;
+  return c;
+}
+
+TEST(DryRunOfAStep, NeedsWhatOneCountsByHand) {
+  const RunConfig c = wide_vocabulary();
+  const int64_t n = 512, d = 64, inner = 128, v = 4096, layers = 3;
+  const auto padded = [](int64_t size) { return (size + kParamBlock - 1) / kParamBlock * kParamBlock; };
+  int64_t flat = 0, matrices = 0;
+  for (const ParamSpec& s : parameter_specs(c.model)) {
+    flat += padded(s.shape.size());
+    if (s.decay) matrices += s.shape.size();
+  }
+  // Values, gradients and both moments; int8 codes of the matrices.
+  const int64_t fixed = 16 * flat + matrices + 2 * 4 * n;
+  // Of each layer. Token mixer: the stream, three rounded inputs, i, f and g, the state, o_proj's rounded input.
+  // Channel mixer: the stream, gate_proj's rounded input and output, down_proj's rounded input. Then 13 numbers per
+  // row: statistics (2 + 2 + 2 + 1) and steps (3 + 1 + 1 + 1).
+  const int64_t layer = n * d * (4 + 3 + 3 * 2 + 2 + 1) + n * (4 * d + d + 2 * 2 * inner + inner) + 4 * 13 * n;
+  // The last norm: stream and codes; the head: all logits, the gradient of its input, and for a while its matrix.
+  const int64_t head = n * (4 * d + d) + 2 * n * v + 2 * n * d + 2 * v * d + 4 * 4 * n;
+  const double expected = double(fixed + layers * layer + head);
+  EXPECT_NEAR(expected, double(peak_of(c, Recompute::none)), 0.01 * expected);
+  // Without the large vocabulary's share, which is the same for all, the layers decide.
+  EXPECT_NEAR(double(layers * layer + head), double(peak_of(c, Recompute::none)) - double(fixed),
+              0.02 * double(layers * layer + head));
+}
+
+TEST(DryRunOfAStep, NeedsLessWithRecomputeMicroBatchesAndBf16) {
+  RunConfig c = wide_vocabulary();
+  c.model.vocab_size = 64;
+  c.model.num_hidden_layers = 8;
+  const size_t none = peak_of(c, Recompute::none), selective = peak_of(c, Recompute::selective),
+               full = peak_of(c, Recompute::full);
+  EXPECT_LT(selective, none);
+  EXPECT_LT(full, selective);
+  EXPECT_GT(peak_of(c, Recompute::none, DType::f32), none);
+  c.train.micro_batch_size = 2;
+  EXPECT_LT(peak_of(c, Recompute::none), none);
+}
+
+TEST(DryRunOfAStep, RunsEveryVariantOfTheModel) {
+  for (GateOrder order : {GateOrder::reference, GateOrder::fixed, GateOrder::paper})
+    for (DType compute : {DType::bf16, DType::f32})
+      for (Recompute recompute : kAll)
+        for (bool mixed : {false, true}) {
+          RunConfig c = wide_vocabulary();
+          c.model = tiny_model_config();
+          c.model.gate_order = order;
+          if (mixed) mix_precisions(c.model);
+          c.train.micro_batch_size = 4;
+          EXPECT_GT(peak_of(c, recompute, compute), 16u * size_t(c.model.parameter_count()));
+        }
+}
+
+}  // namespace
+}  // namespace mmfree
