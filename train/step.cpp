@@ -125,7 +125,8 @@ void StepRunner::finish(int64_t step) {
 std::optional<StepResult> StepRunner::collect() {
   const std::optional<int64_t> step = std::exchange(pending_, std::nullopt);
   if (!step) return std::nullopt;
-  return result(*step, gpu_ ? static_cast<const double*>(gpu_->readback.wait()) : outcome_.data<double>());
+  if (gpu_) return result(*step, static_cast<const double*>(gpu_->readback.wait()));
+  return StepResult{*step + 1, *outcome_.data<double>(), optimizer_.report()};
 }
 
 }  // namespace mmfree

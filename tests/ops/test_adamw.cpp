@@ -86,6 +86,68 @@ TEST(Adamw, PaddingStaysZeroAndSkipChangesNothing) {
   }
 }
 
+TEST(Adamw, LeavesTheSumsOfAbsoluteValuesOfEachBlock) {
+  for (DType t : {DType::f64, DType::f32})
+    for (bool skip : {false, true}) {
+      State s = make_state(t), plain = make_state(t);
+      const Tensor g = grads(t, 1);
+      StepParams step = params_of(1);
+      step.skip = skip;
+      Tensor sums = full({kBlocks}, DType::f64, kNaN);
+      adamw(s.p, g, s.m, s.v, s.decays, step_tensor(step, Device::cpu), sums);
+      run_adamw(plain, g, step);
+      EXPECT_TRUE(same_bits(plain.p, s.p)) << "asking for the sums changes the update";
+      for (int64_t b = 0; b < kBlocks; ++b) {
+        double expected = 0;
+        for (int64_t i = b * kParamBlock; i < (b + 1) * kParamBlock; ++i) expected += std::abs(at(s.p, i));
+        ASSERT_NEAR(expected, at(sums, b), 1e-12 * expected) << b;
+      }
+    }
+}
+
+TEST(Adamw, BeginsWithTheNormTheClipFactorAndTheBiases) {
+  for (DType t : {DType::f64, DType::f32})
+    for (double clip : {0.0, 0.5, 1e6}) {
+      const Tensor g = grads(t, 1);
+      StepParams before;
+      before.lr = 0.125, before.weight_decay = 0.25, before.clip = clip, before.updates = 3, before.skip = 1;
+      Tensor step = step_tensor(before, Device::cpu);
+      adamw_begin(g, step);
+      const StepParams after = step_params(step);
+      double squares = 0;
+      for (int64_t i = 0; i < g.size(); ++i) squares += at(g, i) * at(g, i);
+      const double norm = std::sqrt(squares);
+      EXPECT_NEAR(norm, after.grad_norm, 256 * epsilon_of(t) * norm);
+      EXPECT_EQ(0, after.skip);
+      EXPECT_EQ(4, after.updates);
+      EXPECT_DOUBLE_EQ(1 - 0.9 * 0.9 * 0.9 * 0.9, after.bias1);
+      EXPECT_DOUBLE_EQ(1 - 0.95 * 0.95 * 0.95 * 0.95, after.bias2);
+      EXPECT_DOUBLE_EQ(clip == 0.5 ? 0.5 / (after.grad_norm + 1e-6) : 1, after.grad_scale);
+      EXPECT_EQ(0.125, after.lr);
+      EXPECT_EQ(0.25, after.weight_decay);
+      EXPECT_EQ(clip, after.clip);
+    }
+}
+
+TEST(Adamw, BeginsByRefusingGradientsThatAreNotFinite) {
+  for (double bad : {kNaN, kInfinity, -kInfinity}) {
+    Tensor g = grads(DType::f32, 1), step = step_tensor(params_of(7), Device::cpu);
+    const StepParams before = step_params(step);
+    set(g, kSize - 1, bad);
+    adamw_begin(g, step);
+    const StepParams after = step_params(step);
+    EXPECT_EQ(1, after.skip);
+    EXPECT_FALSE(std::isfinite(after.grad_norm));
+    EXPECT_EQ(before.updates, after.updates);
+    EXPECT_EQ(before.bias1, after.bias1);
+    EXPECT_EQ(before.grad_scale, after.grad_scale);
+    adamw_begin(grads(DType::f32, 1), step);
+    EXPECT_EQ(0, step_params(step).skip) << "the next step counts again";
+  }
+  Tensor short_step({3}, DType::f64);
+  expect_error<ShapeError>({"adamw_begin", "step"}, [&] { adamw_begin(grads(DType::f32, 1), short_step); });
+}
+
 TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
   const Tensor g = grads(DType::f32, 1);
   expect_same_bits_for_any_threads([&] {

@@ -163,6 +163,19 @@ TEST(HeadLoss, NamesATargetOutsideTheVocabulary) {
   }
 }
 
+TEST(HeadLoss, HoldsABoundedShareOfTheLogits) {
+  for (int64_t vocab : {1, 61, 32000, 1 << 24}) EXPECT_EQ(512, head_rows(vocab, Device::cpu));
+  EXPECT_EQ(4096, head_rows(32768, Device::cuda));  // 256 MiB of two bytes each
+  EXPECT_EQ(3584, head_rows(32769, Device::cuda));  // whole multiples of 512
+  EXPECT_EQ(512, head_rows(1 << 24, Device::cuda));
+  for (int64_t vocab : {1000, 32000, 50257}) {
+    const int64_t rows = head_rows(vocab, Device::cuda);
+    EXPECT_EQ(0, rows % 512);
+    EXPECT_LE(2 * rows * vocab, int64_t(256) << 20);
+    EXPECT_GT(2 * (rows + 512) * vocab, int64_t(256) << 20);
+  }
+}
+
 TEST(HeadLoss, RejectsWrongArguments) {
   Problem p = make_problem(4, 33, 5, DType::f32, false);
   Tensor nll({4}, DType::f32), short_nll({3}, DType::f32), nll64({4}, DType::f64);

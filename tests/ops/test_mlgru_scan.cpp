@@ -107,6 +107,27 @@ TEST(MlgruScan, ContinuesFromACarriedStateWithTheSameBits) {
   }
 }
 
+TEST(MlgruScan, LeavesTheLastStateAlsoInPlaceOfTheFirst) {
+  for (DType type : {DType::f64, DType::f32})
+    for (int64_t t : {1, 7})
+      for (bool start : {false, true}) {
+        const Problem p = make_problem(3, t, 33, type, true, start);
+        const Tensor expected = forward(p.z, p.a, p.gamma, p.h0);
+        for (bool in_place : {false, true}) {
+          if (in_place && !start) continue;
+          Tensor h(p.z.shape(), type), h0 = start ? p.h0.clone() : Tensor();
+          Tensor last = in_place ? h0 : full({3, 33}, type, kNaN);
+          mlgru_scan(p.z, p.a, p.gamma, h0, h, last);
+          EXPECT_TRUE(same_bits(expected, h)) << in_place;
+          for (int64_t b = 0; b < 3; ++b)
+            EXPECT_TRUE(same_bits(expected.slice(b, b + 1).reshape({t, 33}).slice(t - 1, t), last.slice(b, b + 1)));
+        }
+      }
+  const Problem p = make_problem(2, 3, 5, DType::f32, false, false);
+  Tensor h(p.z.shape(), DType::f32), last({2, 4}, DType::f32);
+  expect_error<ShapeError>({"mlgru_scan", "last", "[2, 4]"}, [&] { mlgru_scan(p.z, p.a, {}, {}, h, last); });
+}
+
 TEST(MlgruScan, SequencesOfABatchDoNotMix) {
   const Problem p = make_problem(4, 6, 127, DType::f32, true, true);
   const Tensor whole = forward(p.z, p.a, p.gamma, p.h0);

@@ -6,7 +6,9 @@
 #include <random>
 #include <vector>
 
+#include "core/ops/adamw.h"
 #include "core/ops/ternary.h"
+#include "tests/support/tensors.h"
 
 using namespace mmfree;
 
@@ -143,6 +145,132 @@ TYPED_TEST(Ternary, ZeroWeightsStayFinite) {
   ternary_quantise(w, t);
   EXPECT_EQ(TypeParam(1e-5), *t.scale.template data<TypeParam>());
   for (int i = 0; i < 3 * 32; ++i) EXPECT_EQ(0x55, t.codes.template data<uint8_t>()[i]);
+}
+
+TYPED_TEST(Ternary, PackingIsUndoneByDequantisingWithoutTheScale) {
+  using T = TypeParam;
+  for (int64_t rows : {0, 1, 3, 33})
+    for (int64_t cols : kSizes) {
+      std::mt19937 rng(uint32_t(rows * 7 + cols));
+      std::vector<int8_t> weights(size_t(rows * cols));
+      std::vector<int> wide;
+      for (int8_t& w : weights) wide.push_back(w = int8_t(int(rng() % 3) - 1));
+      TernaryTensor t = make_ternary(rows, cols, dtype_of<T>());
+      pack_ternary(weights.data(), rows, cols, t.codes.mut<uint8_t>());
+      *t.scale.template mut<T>() = T(0.037);
+      const TernaryTensor expected = pack(wide, rows, cols, 0.037, dtype_of<T>());
+      ASSERT_TRUE(same_bits(expected.codes, t.codes)) << rows << 'x' << cols;
+      Tensor bare({rows, cols}, dtype_of<T>()), scaled({rows, cols}, dtype_of<T>());
+      ternary_dequantise(t, bare, false);
+      ternary_dequantise(t, scaled);
+      for (int64_t i = 0; i < bare.size(); ++i) {
+        ASSERT_EQ(T(weights[size_t(i)]), bare.template data<T>()[i]);
+        ASSERT_EQ(T(weights[size_t(i)]) * T(0.037), scaled.template data<T>()[i]);
+      }
+    }
+}
+
+namespace {
+
+/// Matrices on blocks of a flat buffer with vectors between them, as a ParamStore lays them out.
+struct Flat {
+  std::vector<Shape> shapes = {{1, 1}, {33, 31}, {64, 64}, {5, 4097}, {127, 129}, {3, 20000}};
+  std::vector<int64_t> offsets;
+  Tensor values;
+
+  explicit Flat(DType t) {
+    int64_t size = kParamBlock;  // something else comes first
+    for (const Shape& s : shapes) {
+      offsets.push_back(size);
+      size += (s.size() + kParamBlock - 1) / kParamBlock * kParamBlock + kParamBlock;
+    }
+    values = Tensor::zeros({size}, t);
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      Tensor to = matrix(i);
+      to.copy_from(random_tensor(shapes[i], t, uint32_t(i), 0.02));
+    }
+    Tensor other = values.slice(0, kParamBlock);
+    fill(other, 1e3);  // must not count
+  }
+  Tensor matrix(size_t i) const { return values.slice(offsets[i], offsets[i] + shapes[i].size()).reshape(shapes[i]); }
+  std::vector<TernaryJob> jobs() const {
+    std::vector<TernaryJob> all;
+    for (size_t i = 0; i < shapes.size(); ++i)
+      all.push_back({offsets[i], make_ternary(shapes[i][0], shapes[i][1], values.dtype())});
+    return all;
+  }
+  void expect_quantised(const std::vector<TernaryJob>& jobs) const {
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      TernaryTensor expected = make_ternary(shapes[i][0], shapes[i][1], values.dtype());
+      ternary_quantise(matrix(i), expected);
+      EXPECT_TRUE(same_bits(expected.codes, jobs[i].out.codes)) << i;
+      EXPECT_TRUE(same_bits(expected.scale, jobs[i].out.scale)) << i;
+    }
+  }
+};
+
+}  // namespace
+
+TYPED_TEST(Ternary, FlatQuantisationEqualsThatOfEachMatrixToTheBit) {
+  const DType t = dtype_of<TypeParam>();
+  Flat flat(t);
+  std::vector<TernaryJob> jobs = flat.jobs();
+  ternary_quantise_flat(flat.values, Tensor(), jobs);
+  flat.expect_quantised(jobs);
+  // After an update, with the sums that it left; also after one that was skipped.
+  const int64_t size = flat.values.size();
+  Tensor m = Tensor::zeros({size}, t), v = m.clone(), sums = full({size / kParamBlock}, DType::f64, kNaN);
+  const Tensor decays = Tensor::zeros({size / kParamBlock}, DType::u8);
+  StepParams step;
+  step.lr = 0.01;
+  for (int skip : {0, 1}) {
+    Tensor grads = Tensor::zeros({size}, t), before = flat.values.clone();
+    for (size_t i = 0; i < flat.shapes.size(); ++i)
+      grads.slice(flat.offsets[i], flat.offsets[i] + flat.shapes[i].size())
+          .copy_from(random_tensor({flat.shapes[i].size()}, t, 30 + uint32_t(i)));
+    step.skip = skip;
+    fill(sums, kNaN);
+    adamw(flat.values, grads, m, v, decays, step_tensor(step, Device::cpu), sums);
+    EXPECT_EQ(skip != 0, same_bits(before, flat.values));
+    ASSERT_EQ(0, count_non_finite(sums));
+    jobs = flat.jobs();
+    ternary_quantise_flat(flat.values, sums, jobs);
+    flat.expect_quantised(jobs);
+  }
+  // The sums are really used: with others the scales are others.
+  fill(sums, 1);
+  ternary_quantise_flat(flat.values, sums, jobs);
+  EXPECT_NEAR(1.0 / 4096, at(jobs[2].out.scale, 0), 1e-9);
+  EXPECT_NEAR(6.0 / 20485, at(jobs[3].out.scale, 0), 1e-9);
+}
+
+TEST(Ternary, FlatQuantisationRejectsWrongJobs) {
+  const Flat flat(DType::f32);
+  std::vector<TernaryJob> jobs = flat.jobs();
+  const auto run = [&](const Tensor& sums = {}) { ternary_quantise_flat(flat.values, sums, jobs); };
+  for (int64_t offset : {int64_t(1), -kParamBlock, flat.values.size() - kParamBlock, flat.values.size()}) {
+    jobs[3].offset = offset;
+    expect_error<ShapeError>({"ternary_quantise_flat", "20485 elements"}, run);
+  }
+  jobs = flat.jobs();
+  expect_error<ShapeError>({"ternary_quantise_flat", "abs_sums"}, [&] { run(Tensor({3}, DType::f64)); });
+  const Tensor sums({flat.values.size() / kParamBlock}, DType::f32);
+  expect_error<DTypeError>({"ternary_quantise_flat", "abs_sums"}, [&] { run(sums); });
+  jobs[0].out = {};
+  EXPECT_THROW(run(), DTypeError);
+  EXPECT_THROW(ternary_quantise_flat(Tensor({kParamBlock}, DType::i8), {}, jobs), DTypeError);
+}
+
+TEST(Ternary, StaysWhereItIs) {
+  const TernaryTensor w = make_ternary(3, 130, DType::f32);
+  EXPECT_EQ(w.codes.raw(), to_device(w, Device::cpu).codes.raw());
+  const DryRun dry;
+  const ArenaScope scope(Arena::counted());
+  const TernaryTensor there = to_device(w, Device::cuda);
+  EXPECT_EQ(DType::i8, there.codes.dtype());
+  EXPECT_EQ(Shape({3, 130}), there.codes.shape());
+  EXPECT_EQ(Device::cuda, there.scale.device());
+  EXPECT_EQ(130, there.cols);
 }
 
 TYPED_TEST(Ternary, GradientsMatchTripleLoops) {

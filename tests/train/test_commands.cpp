@@ -179,6 +179,32 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
   EXPECT_FALSE(fs::exists(f.dir / "run"));
 }
 
+TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
+  const Files& f = Files::get();
+  // A model of 2.7 billion parameters, on any machine.
+  const std::vector<std::string> big = {"train", std::string(MMFREE_SOURCE_DIR) + "/configs/2.7b.yaml", "--dry-run",
+                                        "train.device=cuda", "train.micro_batch_size=1"};
+  const std::string said = output(big);
+  EXPECT_EQ(0u, said.rfind("2.70G parameters, 1 x ", 0)) << said;
+  EXPECT_TRUE(contains(said, "activations in bf16 on a GPU")) << said;
+  double state = 0, before = 1e9;
+  for (const char* recompute : {"none", "selective", "full"}) {
+    const size_t line = said.find(concat("train.recompute=", recompute));
+    ASSERT_NE(line, std::string::npos) << said;
+    double peak = 0;
+    ASSERT_EQ(2, std::sscanf(said.c_str() + line, "train.recompute=%*s state %lf GB, peak %lf GB", &state, &peak));
+    EXPECT_NEAR(2.7024 * 16 + 2.6195, state, 0.1) << "four numbers per parameter, and a byte for those in matrices";
+    EXPECT_GT(peak, state);
+    EXPECT_LT(peak, before);
+    before = peak;
+    const std::string whole = said.substr(line, said.find('\n', line) - line);
+    EXPECT_EQ(contains(whole, "<- this configuration"), recompute == std::string("selective")) << whole;
+  }
+  const std::string here = output({"train", f.config, "--dry-run", "train.device=cpu"});
+  EXPECT_TRUE(contains(here, "activations in f32 on the CPU")) << here;
+  EXPECT_FALSE(fs::exists(f.dir / "run"));
+}
+
 TEST(Commands, ADeviceThatIsNotThereIsRefusedInOneLine) {
   if (gpu::problem().empty()) GTEST_SKIP() << "there is a GPU";
   const Files& f = Files::get();

@@ -6,6 +6,7 @@
 #include "optim/schedule.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
+#include "train/memory.h"
 #include "train/step.h"
 
 namespace mmfree {
@@ -14,7 +15,7 @@ namespace {
 constexpr Recompute kAll[] = {Recompute::none, Recompute::selective, Recompute::full};
 
 /// Everything a run's steps need, as the trainer makes it.
-struct Run {
+struct SmallRun {
   RunConfig config;
   TokenShards shards{config.data.train};
   Batches batches{shards,
@@ -23,7 +24,7 @@ struct Run {
   LM lm{params, config.model};
   AdamW optimizer{params, config.optim};
 
-  explicit Run(RunConfig c) : config(std::move(c)) {
+  explicit SmallRun(RunConfig c) : config(std::move(c)) {
     params.initialise(3);
     lm.requantise();
   }
@@ -63,7 +64,7 @@ TEST(StepRunner, DoesWhatItsPartsDoByHand) {
       c.train.micro_batch_size = micro;
       mix_precisions(c.model);
       c.model.precision_rules.resize(2);  // the tiny run has two layers
-      Run expected(c), run(c);
+      SmallRun expected(c), run(c);
       const auto [ids, targets] = run.batch(0);
       const Tensor nll = run.lm.nll(ids, targets, c.train.batch_size);
       double first = 0;
@@ -97,7 +98,7 @@ TEST(StepRunner, DoesWhatItsPartsDoByHand) {
 
 TEST(StepRunner, ReportsASkippedStepAndGoesOn) {
   const TempDir dir;
-  Run run(tiny_run(dir / "run"));
+  SmallRun run(tiny_run(dir / "run"));
   Tensor norm = run.params["model.norm.weight"].value();
   const float kept = norm.data<float>()[3];
   StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
@@ -117,11 +118,38 @@ TEST(StepRunner, ReportsASkippedStepAndGoesOn) {
 
 TEST(StepRunner, PassesOnWhatReadingThrows) {
   const TempDir dir;
-  Run run(tiny_run(dir / "run"));
+  SmallRun run(tiny_run(dir / "run"));
   StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
   BatchFeed feed(run.batches, 0, 1, 4, 17, false);
   EXPECT_TRUE(runner.run(0, feed));
   EXPECT_THROW(runner.run(1, feed), Error);
+}
+
+TEST(StepRunner, LaunchesOnItsOwnInputs) {
+  const TempDir dir;
+  SmallRun expected(tiny_run(dir / "run")), run(tiny_run(dir / "run"));
+  StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
+  const auto [ids, targets] = run.batch(5);
+  runner.ids().copy_from(ids);
+  runner.targets().copy_from(targets);
+  runner.launch(5);
+  const auto result = runner.collect();
+  ASSERT_TRUE(result);
+  EXPECT_EQ(6, result->step);
+  EXPECT_EQ(expected.by_hand(5), result->loss);
+  EXPECT_TRUE(same_bits(expected.params.values(), run.params.values()));
+  EXPECT_FALSE(runner.collect()) << "a result is given once";
+}
+
+TEST(Memory, RecomputesByNameOrByDevice) {
+  TrainConfig t;
+  EXPECT_EQ(Recompute::none, recompute_of(t, Device::cpu));
+  EXPECT_EQ(Recompute::selective, recompute_of(t, Device::cuda));
+  for (Recompute r : kAll) {
+    t.recompute = name_of(r);
+    EXPECT_EQ(r, recompute_of(t, Device::cpu));
+    EXPECT_EQ(r, recompute_of(t, Device::cuda));
+  }
 }
 
 /// Peak memory of one step for `c` on a GPU, in a dry run.
@@ -140,6 +168,9 @@ size_t peak_of(const RunConfig& c, Recompute recompute, DType compute = DType::b
   runner.work();
   EXPECT_EQ(first.peak, arena->stats().peak) << "the second step needs what the first did";
   EXPECT_EQ(first.live, arena->stats().live);
+  const MemoryEstimate estimate = estimate_memory(c, compute, recompute);
+  EXPECT_EQ(first.peak, estimate.peak);
+  EXPECT_EQ(first.live, estimate.state);
   return first.peak;
 }
 
