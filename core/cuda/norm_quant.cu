@@ -39,7 +39,7 @@ __device__ void store_branch(const Forward::Branch& b, int64_t place, const floa
     if (b.rounding == Rounding::int8) rounded[i] = float(quantise(v[i], q.inverse)) * q.step;
     if (b.rounding == Rounding::bf16) rounded[i] = to_float(from_float<Bf16>(v[i]));
   }
-  store_rounded(static_cast<A*>(b.out) + place, rounded);
+  store(static_cast<A*>(b.out) + place, rounded);
 }
 
 template <class L, Kind kKind, class S, class A>
@@ -68,7 +68,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const Forward
     each([&](int v, int64_t k) {
       take(v, k);
       if constexpr (kKind == Kind::sum)
-        if (p.x) store_rounded(static_cast<S*>(p.x) + n * p.d + k, x[v]);
+        if (p.x) store(static_cast<S*>(p.x) + n * p.d + k, x[v]);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
         sums[0] += x[v][i] * x[v][i];

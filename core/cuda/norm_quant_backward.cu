@@ -124,11 +124,11 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
     }
   }
   const int64_t place = n * (kKind == Kind::swiglu ? 2 * p.d : p.d) + k;
-  if (p.da) store_rounded(static_cast<A*>(p.da) + place, da);
+  if (p.da) store(static_cast<A*>(p.da) + place, da);
   if constexpr (kKind == Kind::swiglu)
-    if (p.da) store_rounded(static_cast<A*>(p.da) + place + p.d, db);
+    if (p.da) store(static_cast<A*>(p.da) + place + p.d, db);
   if constexpr (kKind == Kind::gate)
-    if (p.db) store_rounded(static_cast<A*>(p.db) + place, db);
+    if (p.db) store(static_cast<A*>(p.db) + place, db);
 }
 
 /// With û = u r2 and c = mean(û s), the only reduction: mean(û²) = 1 − eps_inner r2², so for x̂ and g of the outer norm

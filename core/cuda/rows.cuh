@@ -30,22 +30,6 @@ struct Loaded {
   }
 };
 
-/// Stores W values, eight bf16 as the one access of 16 bytes that the compiler would sometimes split.
-template <class T, int W>
-__device__ inline void store_rounded(T* to, const float (&from)[W]) {
-  if constexpr (std::is_same_v<T, Bf16> && W == 8) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-      memcpy(&words[i], &pair, sizeof pair);
-    }
-    __stwb(reinterpret_cast<uint4*>(to), make_uint4(words[0], words[1], words[2], words[3]));
-  } else {
-    store(to, from);
-  }
-}
-
 /// Calls body(v, column) for each vector of kWidth columns that this thread owns in a row of d columns. With kVectors
 /// they can be kept in registers, indexed by v < kVectors; with kVectors == 0 there are as many as the row needs and v
 /// is 0.
