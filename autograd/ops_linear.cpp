@@ -37,48 +37,29 @@ struct SavedProjections {
   static size_t at(size_t p) { return SavedNorm::kSaved + p * kEach; }
   static size_t input(size_t p) { return SavedNorm::kInputs + p * kEachInput; }
 
-  /// The rounded activations of the projections that want a weight gradient, in the compute dtype.
-  std::vector<QuantTensor> inputs_again(const BackwardCtx& c, const RowSource& source) const {
-    std::vector<QuantTensor> all(count);
-    std::vector<NormBranch> branches;
-    std::vector<size_t> of;
+  void backward(const BackwardCtx& c) const {
+    std::vector<Tensor> u(count);  // rounded activations that weight gradients want and that were not kept
+    {
+      std::vector<NormBranchGrad> grads;
+      for (size_t p = 0; p < count; ++p) {
+        if (!c.has(p)) continue;
+        const Tensor dy = c.out_grad(p), weight = c.saved(at(p));
+        Tensor dq({dy.dim(0), weight.dim(0)}, dy.dtype(), dy.device());
+        linear_dx(dy, unpack(c, at(p) + 1, weight.dim(0)), dq, 0);
+        if (c.needs(input(p) + 1) && !c.kept(at(p) + 4)) u[p] = dq;  // in its place
+        auto [dweight, beta] = c.grad_if_needed(input(p));
+        grads.push_back({weight, dq, dweight, beta, roundings[p], u[p]});
+      }
+      norm.backward(c, grads, count);
+    }
     for (size_t p = 0; p < count; ++p) {
       if (!c.has(p) || !c.needs(input(p) + 1)) continue;
-      const DType t = c.out_grad(p).dtype();
-      if (c.kept(at(p) + 4)) {
-        all[p] = activations(c.saved(at(p) + 4), c.saved(at(p) + 5), t);
-        continue;
-      }
-      branches.push_back({c.saved(at(p)), roundings[p],
-                          Tensor({source.rows_count(), source.width()}, t, source.a.device()), Tensor()});
-      of.push_back(p);
-    }
-    if (branches.empty()) return all;
-    norm.again(source, c.saved(3), branches);
-    for (size_t b = 0; b < of.size(); ++b) all[of[b]] = QuantTensor(branches[b].out);
-    return all;
-  }
-
-  void backward(const BackwardCtx& c) const {
-    const RowSource source = norm.source(c);
-    {
-      const std::vector<QuantTensor> u = inputs_again(c, source);
-      for (size_t p = 0; p < count; ++p)
-        if (u[p].values.defined()) {
-          auto [dw, beta] = c.grad(input(p) + 1);
-          linear_dw(c.out_grad(p), u[p], dw, beta);
-        }
-    }
-    std::vector<NormBranchGrad> grads;
-    for (size_t p = 0; p < count; ++p) {
-      if (!c.has(p)) continue;
       const Tensor dy = c.out_grad(p);
-      Tensor dq({dy.dim(0), source.width()}, dy.dtype(), dy.device());
-      linear_dx(dy, unpack(c, at(p) + 1, source.width()), dq, 0);
-      auto [dweight, beta] = c.grad_if_needed(input(p));
-      grads.push_back({c.saved(at(p)), dq, dweight, beta});
+      if (c.kept(at(p) + 4)) u[p] = c.saved(at(p) + 4);
+      auto [dw, beta] = c.grad(input(p) + 1);
+      linear_dw(dy, activations(u[p], c.saved(at(p) + 5), dy.dtype()), dw, beta);
+      u[p] = {};
     }
-    norm.backward(c, source, grads, count);
   }
 };
 

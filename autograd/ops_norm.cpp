@@ -28,7 +28,7 @@ std::vector<Var> norm_quant(const Source& source, const Var& outer, double eps_o
           auto [dweight, beta] = c.grad_if_needed(SavedNorm::kInputs + b);
           grads.push_back({c.saved(SavedNorm::kSaved + b), c.out_grad(b), dweight, beta});
         }
-        norm.backward(c, norm.source(c), grads, n);
+        norm.backward(c, grads, n);
       });
 }
 

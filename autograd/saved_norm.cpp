@@ -42,14 +42,14 @@ void SavedNorm::again(const RowSource& source, const Tensor& outer, std::vector<
   norm_quant(source, outer, eps_outer, eps_inner, branches, stats, none);
 }
 
-void SavedNorm::backward(const BackwardCtx& c, const RowSource& source, std::vector<NormBranchGrad>& grads,
-                         size_t sum) const {
+void SavedNorm::backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grads, size_t sum) const {
   const bool gate = kind == RowSource::gate, has_sum = kind == RowSource::sum && c.has(sum);
   if (grads.empty()) {  // only the sum itself was used
     if (has_sum) c.pass(0, c.out_grad(sum)), c.pass(1, c.out_grad(sum));
     return;
   }
   const DType t = grads[0].dout.dtype();
+  const RowSource source = this->source(c);
   RowSourceGrad grad;
   if (has_sum) grad.incoming = c.out_grad(sum);
   const bool wants_a = c.needs(0) || (kind == RowSource::sum && c.needs(1));

@@ -41,7 +41,7 @@ struct SavedNorm {
   void again(const RowSource& source, const Tensor& outer, std::vector<NormBranch>& branches) const;
   /// Passes the gradients of the branches on to the node's first kInputs inputs. Output `sum` of the node is the value
   /// of a sum, whose own gradient joins in.
-  void backward(const BackwardCtx& c, const RowSource& source, std::vector<NormBranchGrad>& grads, size_t sum) const;
+  void backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grads, size_t sum) const;
 };
 
 }  // namespace mmfree

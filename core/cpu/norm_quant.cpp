@@ -88,8 +88,8 @@ void rms_backward_row(const T* x, const T* g, T r, int64_t d, T* dx) {
 /// Scratch rows of one task of the backward pass.
 template <class T>
 struct BackwardRows {
-  explicit BackwardRows(int64_t d) : x(d), u(d), s(d), du(d), dx(d), gate(d), up(d) {}
-  RowBuffer<T> x, u, s, du, dx, gate, up;
+  explicit BackwardRows(int64_t d) : x(d), u(d), v(d), s(d), du(d), dx(d), gate(d), up(d) {}
+  RowBuffer<T> x, u, v, s, du, dx, gate, up;
 };
 
 /// From the gradient dx of the row to those of the source.
@@ -119,7 +119,7 @@ void backward(const NormQuantBackwardArgs& a) {
   parallel_for(a.n, ColumnSums<T>::kRows, [&](int64_t begin, int64_t end) {
     const int64_t block = begin / ColumnSums<T>::kRows;
     BackwardRows<T> rows(d);
-    T *s = rows.s.data(), *du = rows.du.data(), *dx = rows.dx.data();
+    T *v = rows.v.data(), *s = rows.s.data(), *du = rows.du.data(), *dx = rows.dx.data();
     for (int64_t n = begin; n < end; ++n) {
       const T r0 = a.r0 ? static_cast<const T*>(a.r0)[n] : T(1), r2 = static_cast<const T*>(a.r2)[n];
       const T r1 = outer ? static_cast<const T*>(a.r1)[n] : T(1);
@@ -132,13 +132,17 @@ void backward(const NormQuantBackwardArgs& a) {
       }
       std::fill_n(s, d, T(0));
       for (int64_t b = 0; b < branches; ++b) {
-        const T* w = static_cast<const T*>(a.branches[size_t(b)].weight);
-        const T* dv = static_cast<const T*>(a.branches[size_t(b)].dout) + n * d;
+        const NormQuantBackwardArgs::Branch& branch = a.branches[size_t(b)];
+        const T* w = static_cast<const T*>(branch.weight);
+        const T* dv = static_cast<const T*>(branch.dout) + n * d;
         T* dw = sums.partial(block, b);
         for (int64_t k = 0; k < d; ++k) {
           s[k] += w[k] * dv[k];
           dw[k] += dv[k] * (u[k] * r2);
         }
+        if (!branch.u) continue;
+        for (int64_t k = 0; k < d; ++k) v[k] = u[k] * r2 * w[k];
+        round_row({w, branch.rounding, branch.u, nullptr}, v, n, d);
       }
       if (outer) {
         rms_backward_row(u, s, r2, d, du);

@@ -32,14 +32,7 @@ __device__ void store_branch(const Forward::Branch& b, int64_t place, const floa
     *reinterpret_cast<Pack<int8_t, W>*>(static_cast<int8_t*>(b.out) + place) = codes;
     return;
   }
-  float rounded[W];
-#pragma unroll
-  for (int i = 0; i < W; ++i) {
-    rounded[i] = v[i];
-    if (b.rounding == Rounding::int8) rounded[i] = float(quantise(v[i], q.inverse)) * q.step;
-    if (b.rounding == Rounding::bf16) rounded[i] = to_float(from_float<Bf16>(v[i]));
-  }
-  store(static_cast<A*>(b.out) + place, rounded);
+  store_rounded(static_cast<A*>(b.out) + place, v, b.rounding, q);
 }
 
 template <class L, Kind kKind, class S, class A>

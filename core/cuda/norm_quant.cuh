@@ -77,6 +77,19 @@ struct Weights {
   }
 };
 
+/// Stores values of a branch as its rounding leaves them.
+template <class A, int W>
+__device__ void store_rounded(A* to, const float (&v)[W], Rounding rounding, ActivationScale<float> q) {
+  float rounded[W];
+#pragma unroll
+  for (int i = 0; i < W; ++i) {
+    rounded[i] = v[i];
+    if (rounding == Rounding::int8) rounded[i] = float(quantise(v[i], q.inverse)) * q.step;
+    if (rounding == Rounding::bf16) rounded[i] = to_float(from_float<Bf16>(v[i]));
+  }
+  store(to, rounded);
+}
+
 /// Anything else.
 template <int kWidth>
 using AnyLayout = Layout<0, kWidth, kMaxBranches, true, 512>;

@@ -11,6 +11,8 @@ struct Backward {
   struct Branch {
     const float* weight;
     const void* dout;
+    Rounding rounding;
+    void* u;
   };
   Source source;
   const float *outer, *r0, *r1, *r2;
@@ -20,6 +22,7 @@ struct Backward {
   float eps_inner;
   int64_t n, d;
   int count;
+  bool emits;  ///< a branch has a u
   Branch branches[kMaxBranches];
 };
 
@@ -131,13 +134,31 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
     if (p.db) store(static_cast<A*>(p.db) + place, db);
 }
 
+/// Rounds each branch's values as the forward kernel does: the same products in the same order, of x without r0.
+/// `most` holds the magnitudes of x · outer · weight, `scale` is r0 r1 r2.
+template <class L, Kind kKind, class S, class A>
+__device__ void store_branches(const Backward& p, const Chunk<kKind, S, A, L::width>& source,
+                               const Weights<L, kKind>& w, const uint32_t (&most)[L::branches], float scale,
+                               int64_t place) {
+#pragma unroll
+  for (int b = 0; b < L::branches; ++b) {
+    if (b >= p.count || !p.branches[b].u) continue;
+    float value[L::width];
+#pragma unroll
+    for (int i = 0; i < L::width; ++i)
+      value[i] = source.x(i, w.gate[i], p.source.weight) * w.outer[i] * w.branch[b][i] * scale;
+    store_rounded(static_cast<A*>(p.branches[b].u) + place, value, p.branches[b].rounding,
+                  activation_scale(__uint_as_float(most[b]) * scale));
+  }
+}
+
 /// With û = u r2 and c = mean(û s), the only reduction: mean(û²) = 1 − eps_inner r2², so for x̂ and g of the outer norm
 /// mean(x̂ g) = mean(u du) = c (1 − mean(û²)) = c eps_inner r2². Likewise mean(x dx), which the gate's norm needs, is
-/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it.
-template <class L, Kind kKind, class S, class A>
+/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it. With kEmit branches may have a u.
+template <class L, Kind kKind, class S, class A, bool kEmit>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backward p) {
   constexpr int W = L::width, kSums = 1 + (kKind == Kind::gate && L::outer);
-  __shared__ RowReduction<kSums, 0> reduce;
+  __shared__ RowReduction<kSums, kEmit ? L::branches : 0> reduce;
   reduce.clear();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
   const float share = 1.0f / float(p.d);
@@ -167,6 +188,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
     const auto u_hat = [&](int v, int i) { return normed[v][i] * (L::outer ? w[v].outer[i] : 1.0f) * row.r2; };
 
     float sums[kSums] = {};
+    uint32_t most[L::branches] = {};
     each([&](int v, int64_t k) {
       take(v, k);
 #pragma unroll
@@ -180,6 +202,12 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
 #pragma unroll
         for (int i = 0; i < W; ++i) terms[i] = in[v].dout[b][i] * u_hat(v, i);
         totals.add(b, v, k, p.d, terms);
+        if constexpr (kEmit) {
+#pragma unroll
+          for (int i = 0; i < W; ++i)
+            most[b] = max(most[b], magnitude(in[v].source.x(i, w[v].gate[i], p.source.weight) * w[v].outer[i] *
+                                             w[v].branch[b][i]));
+        }
       }
     });
     Chunk<kKind, S, A, W> source[L::held];
@@ -189,7 +217,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
       if constexpr (L::kept) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
       next.load(p, n + gridDim.x);
     }
-    reduce(turn, sums, nullptr);
+    reduce(turn, sums, most);
 
     const float c = sums[0] * share, rest = c * p.eps_inner * row.r2 * row.r2;
     const bool outer = L::outer && p.outer;
@@ -208,6 +236,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
       if constexpr (L::outer) totals.add(Sums::outer, v, k, p.d, terms);
       store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, mean, terms);
       if constexpr (kKind == Kind::gate) totals.add(Sums::gate, v, k, p.d, terms);
+      if constexpr (kEmit) store_branches(p, source[v], w[v], most, r01 * row.r2, n * p.d + k);
     });
   }
   totals.finish(p.d, each);
@@ -229,14 +258,16 @@ struct RunBackward {
 
   template <Kind kKind, class S, class A>
   void operator()() const {
-    choose_layout<kKind, BackwardLayout>(p.d, size_t(p.count), p.outer, aligned,
-                                         [&]<class L>() { launch<L, kKind, S, A>(); });
+    choose_layout<kKind, BackwardLayout>(p.d, size_t(p.count), p.outer, aligned, [&]<class L>() {
+      if (L::kept && !p.emits) return launch<L, kKind, S, A, !L::kept>();
+      launch<L, kKind, S, A, true>();
+    });
   }
-  template <class L, Kind kKind, class S, class A>
+  template <class L, Kind kKind, class S, class A, bool kEmit>
   void launch() const {
     using Sums = WeightSums<L, kKind>;
     const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
-    const int64_t blocks = persistent_blocks<backward<L, kKind, S, A>>(threads, p.n);
+    const int64_t blocks = persistent_blocks<backward<L, kKind, S, A, kEmit>>(threads, p.n);
     ColumnSums columns{nullptr, blocks, p.d, Sums::slots, {}};
     bool wanted = args.douter || args.dweight;
     for (size_t b = 0; b < args.branches.size(); ++b) {
@@ -252,7 +283,7 @@ struct RunBackward {
     Backward call = p;
     columns.partial = call.partial = reinterpret_cast<float*>(partial.raw_mut());
     if (blocks) {
-      backward<L, kKind, S, A><<<unsigned(blocks), threads, 0, stream()>>>(call);
+      backward<L, kKind, S, A, kEmit><<<unsigned(blocks), threads, 0, stream()>>>(call);
       check_launch("norm_quant_backward");
     }
     if (wanted) finish_column_sums(columns, "norm_quant_backward");
@@ -280,11 +311,14 @@ void norm_quant_backward(const NormQuantBackwardArgs& a) {
              a.n,
              a.d,
              int(a.branches.size()),
+             false,
              {}};
   bool aligned = all_aligned({source.a, source.b, source.weight, a.outer, a.incoming, a.da, a.db});
   for (size_t b = 0; b < a.branches.size(); ++b) {
-    p.branches[b] = {static_cast<const float*>(a.branches[b].weight), a.branches[b].dout};
-    aligned = aligned && all_aligned({a.branches[b].weight, a.branches[b].dout});
+    const NormQuantBackwardArgs::Branch& from = a.branches[b];
+    p.branches[b] = {static_cast<const float*>(from.weight), from.dout, from.rounding, from.u};
+    p.emits |= from.u != nullptr;
+    aligned = aligned && all_aligned({from.weight, from.dout, from.u});
   }
   dispatch_source(source, a.dtype, "norm_quant_backward", RunBackward{p, a, aligned});
 }

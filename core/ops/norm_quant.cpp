@@ -102,8 +102,10 @@ void norm_quant_backward(const RowSource& source, const Tensor& outer, double ep
     check_tensor(op, "weight", b.weight, {d}, p);
     check_tensor(op, "dout", b.dout, {n, d}, t);
     check_optional(op, "dweight", b.dweight, {d}, p);
-    check_device(op, source.a.device(), {&b.weight, &b.dout, &b.dweight});
-    args.branches.push_back({b.weight.raw(), b.dout.raw(), b.dweight.raw_mut(), b.beta_weight});
+    check_optional(op, "u", b.u, {n, d}, t);
+    check_device(op, source.a.device(), {&b.weight, &b.dout, &b.dweight, &b.u});
+    args.branches.push_back(
+        {b.weight.raw(), b.dout.raw(), b.dweight.raw_mut(), b.beta_weight, b.rounding, b.u.raw_mut()});
   }
   MMFREE_DISPATCH(source.a.device(), norm_quant_backward, args);
 }

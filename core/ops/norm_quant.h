@@ -69,6 +69,10 @@ struct NormBranchGrad {
   Tensor dout;     ///< [N, D] A: gradient of the branch, straight through the rounding
   Tensor dweight;  ///< [D] P, out; undefined: not wanted
   double beta_weight = 0;
+  Rounding rounding = Rounding::int8;
+  /// out [N, D] A: the branch's rounded value again (int8: code · step), the bits that norm_quant gives, as the weight
+  /// gradient multiplies it; may be `dout` itself; undefined: not wanted.
+  Tensor u;
 };
 
 /// Gradients of a RowSource; undefined: not wanted.
@@ -120,6 +124,8 @@ struct NormQuantBackwardArgs {
     const void *weight, *dout;
     void* dweight;
     double beta;
+    Rounding rounding;
+    void* u;  ///< null: not wanted
   };
   RowSourceArgs source;
   const void* outer;
