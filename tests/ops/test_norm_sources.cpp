@@ -316,7 +316,7 @@ TEST(NormSources, RejectWrongArguments) {
   s.a = Tensor({4, 13}, f32);
   expect_error<ShapeError>({"norm_quant", "two halves", "[4, 13]"}, [&] { call(s); });
   s.a = Tensor({4, 14}, f32);
-  expect_error<ShapeError>({"norm_quant", "[4, 7]"}, [&] { call(s); });
+  expect_error<ShapeError>({"norm_quant", "weight", "[7]"}, [&] { call(s); });
   s = source(gate);
   norm.stats = {};
   expect_error<ShapeError>({"norm_quant", "r0"}, [&] {
