@@ -36,7 +36,7 @@ struct Inputs {
     source.load(p.source, n, k, p.d);
 #pragma unroll
     for (int b = 0; b < L::branches; ++b) take(dout[b], b < p.count ? p.branches[b].dout : nullptr, n * p.d + k);
-    if constexpr (kKind == Kind::rows) take(incoming, p.incoming, n * p.d + k);
+    if constexpr (is_plain<kKind>) take(incoming, p.incoming, n * p.d + k);
   }
   static __device__ void take(Loaded<A, L::width>& to, const void* from, int64_t place) {
     if (from)
@@ -112,8 +112,8 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
 #pragma unroll
   for (int i = 0; i < W; ++i) {
     const float a = source.a[i];
-    if constexpr (kKind == Kind::rows) {
-      da[i] = dx[i] + incoming[i];
+    if constexpr (is_plain<kKind>) {
+      da[i] = __fadd_rn(dx[i], incoming[i]);
     } else if constexpr (kKind == Kind::swiglu) {
       const float up = source.b[i], s = sigmoid<A>(a);
       da[i] = dx[i] * up * silu_slope(a, s);
@@ -121,8 +121,8 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
     } else {
       const float b = source.b[i], s = sigmoid<A>(b), normed = a * r0;
       const float t = dx[i] * (p.source.weight ? silu(b, s) : s);
-      dweight[i] = t * normed;
-      da[i] = p.source.weight ? r0 * (t * weight[i] - normed * mean) : t;
+      dweight[i] = __fmul_rn(t, normed);
+      da[i] = p.source.weight ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
       db[i] = dx[i] * normed * weight[i] * (p.source.weight ? silu_slope(b, s) : s * (1.0f - s));
     }
   }
@@ -154,7 +154,10 @@ __device__ void store_branches(const Backward& p, const Chunk<kKind, S, A, L::wi
 
 /// With û = u r2 and c = mean(û s), the only reduction: mean(û²) = 1 − eps_inner r2², so for x̂ and g of the outer norm
 /// mean(x̂ g) = mean(u du) = c (1 − mean(û²)) = c eps_inner r2². Likewise mean(x dx), which the gate's norm needs, is
-/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it. With kEmit branches may have a u.
+/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it.
+///
+/// With kEmit branches may have a u. That must not change a bit of the gradients, so where the compiler could fuse a
+/// product with a sum in one of the two kernels and not in the other, intrinsics say what happens.
 template <class L, Kind kKind, class S, class A, bool kEmit>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backward p) {
   constexpr int W = L::width, kSums = 1 + (kKind == Kind::gate && L::outer);
@@ -175,11 +178,15 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
     const Stats row = next;
     const float r01 = row.r0 * row.r1;
     float normed[L::held][W], s[L::held][W];  // x̂ (x where there is no outer norm) and s
+    const auto normalise = [&](int v, const auto& source) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) normed[v][i] = source.x(i, w[v].gate[i], p.source.weight) * r01;
+    };
     const auto take = [&](int v, int64_t k) {
       if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
+      normalise(v, in[v].source);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        normed[v][i] = in[v].source.x(i, w[v].gate[i], p.source.weight) * r01;
         s[v][i] = 0;
 #pragma unroll
         for (int b = 0; b < L::branches; ++b) s[v][i] += w[v].branch[b][i] * in[v].dout[b][i];
@@ -223,14 +230,19 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
     const bool outer = L::outer && p.outer;
     const float mean = kSums > 1 && outer ? rest * (1.0f - sums[kSums - 1] * share) : rest;
     each([&](int v, int64_t k) {
-      if constexpr (!L::kept) take(v, k), source[v] = in[v].source, incoming[v] = in[v].incoming;
+      if constexpr (!L::kept) {
+        take(v, k), source[v] = in[v].source, incoming[v] = in[v].incoming;
+      } else if constexpr (kEmit) {
+        source[v].a.forget(), source[v].b.forget();
+        normalise(v, source[v]);
+      }
       float dx[W], terms[W];
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        dx[i] = row.r2 * (s[v][i] - u_hat(v, i) * c);
+        dx[i] = row.r2 * fmaf(-u_hat(v, i), c, s[v][i]);
         if constexpr (L::outer) {
           terms[i] = dx[i] * normed[v][i];
-          if (outer) dx[i] = row.r1 * (dx[i] * w[v].outer[i] - normed[v][i] * rest);
+          if (outer) dx[i] = row.r1 * fmaf(dx[i], w[v].outer[i], -(normed[v][i] * rest));
         }
       }
       if constexpr (L::outer) totals.add(Sums::outer, v, k, p.d, terms);
@@ -251,7 +263,6 @@ using BackwardLayout =
                                           std::conditional_t<kBranches == 1, Layout<1, 8, 1, true, 320, 2>,
                                                              Layout<1, 8, kBranches, true, 512>>>>;
 struct RunBackward {
-  static constexpr bool sums = false;  // the stored x of a sum is taken as rows
   const Backward& p;
   const NormQuantBackwardArgs& args;
   bool aligned;
@@ -296,7 +307,6 @@ void norm_quant_backward(const NormQuantBackwardArgs& a) {
   check_branches(a.branches.size(), "norm_quant_backward");
   if (a.d == 0) return;
   RowSourceArgs source = a.source;
-  if (source.kind == Kind::sum) source.kind = Kind::rows;
   if (source.kind != Kind::gate) source.weight = nullptr;
   Backward p{source_of(source),
              static_cast<const float*>(a.outer),

@@ -72,7 +72,7 @@ struct NormBranchGrad {
   Rounding rounding = Rounding::int8;
   /// out [N, D] A: the branch's rounded value again (int8: code · step), the bits that norm_quant gives, as the weight
   /// gradient multiplies it; may be `dout` itself; undefined: not wanted.
-  Tensor u;
+  Tensor u = {};
 };
 
 /// Gradients of a RowSource; undefined: not wanted.
@@ -89,7 +89,7 @@ struct RowSourceGrad {
 ///   x̂ = x r1,  g = du ⊙ outer,  dx = r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
 /// and from dx the exact derivative of the source. Sums over rows are taken in a fixed order.
 ///
-/// @param source  as in the forward call; for `sum` its b is not read and its a must be the stored x
+/// @param source  as in the forward call; where the x of a sum was stored, its rows do as well
 /// @param douter  [D] P, out; may be undefined: not wanted
 /// @throws ShapeError, DTypeError, DeviceError
 void norm_quant_backward(const RowSource& source, const Tensor& outer, double eps_inner, const NormStats& stats,
