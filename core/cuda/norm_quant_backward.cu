@@ -79,15 +79,17 @@ struct WeightSums {
         each([&](int, int64_t k) { store(partial + s * p.d + k, none); });
       }
   }
-  __device__ void add(int slot, int v, int64_t k, int64_t d, const float (&terms)[L::width]) {
+  /// `plus(i, sum)` is the sum at column i with the row's term.
+  template <class Plus>
+  __device__ void add(int slot, int v, int64_t k, int64_t d, Plus&& plus) {
     if constexpr (L::kept) {
 #pragma unroll
-      for (int i = 0; i < L::width; ++i) kept[slot][v][i] += terms[i];
+      for (int i = 0; i < L::width; ++i) kept[slot][v][i] = plus(i, kept[slot][v][i]);
     } else if (partial) {
       float sum[L::width];
       load(sum, partial + slot * d + k);
 #pragma unroll
-      for (int i = 0; i < L::width; ++i) sum[i] += terms[i];
+      for (int i = 0; i < L::width; ++i) sum[i] = plus(i, sum[i]);
       store(partial + slot * d + k, sum);
     }
   }
@@ -113,7 +115,7 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
   for (int i = 0; i < W; ++i) {
     const float a = source.a[i];
     if constexpr (kKind == Kind::rows) {
-      da[i] = dx[i] + incoming[i];
+      da[i] = __fadd_rn(dx[i], incoming[i]);
     } else if constexpr (kKind == Kind::swiglu) {
       const float up = source.b[i], s = sigmoid<A>(a);
       da[i] = dx[i] * up * silu_slope(a, s);
@@ -121,8 +123,8 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
     } else {
       const float b = source.b[i], s = sigmoid<A>(b), normed = a * r0;
       const float t = dx[i] * (p.source.weight ? silu(b, s) : s);
-      dweight[i] = t * normed;
-      da[i] = p.source.weight ? r0 * (t * weight[i] - normed * mean) : t;
+      dweight[i] = __fmul_rn(t, normed);
+      da[i] = p.source.weight ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
       db[i] = dx[i] * normed * weight[i] * (p.source.weight ? silu_slope(b, s) : s * (1.0f - s));
     }
   }
@@ -154,7 +156,10 @@ __device__ void store_branches(const Backward& p, const Chunk<kKind, S, A, L::wi
 
 /// With û = u r2 and c = mean(û s), the only reduction: mean(û²) = 1 − eps_inner r2², so for x̂ and g of the outer norm
 /// mean(x̂ g) = mean(u du) = c (1 − mean(û²)) = c eps_inner r2². Likewise mean(x dx), which the gate's norm needs, is
-/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it. With kEmit branches may have a u.
+/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it.
+///
+/// With kEmit branches may have a u. That must not change a bit of the gradients, so where the compiler could fuse a
+/// product with a sum in one of the two kernels and not in the other, intrinsics say what happens.
 template <class L, Kind kKind, class S, class A, bool kEmit>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backward p) {
   constexpr int W = L::width, kSums = 1 + (kKind == Kind::gate && L::outer);
@@ -175,11 +180,15 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
     const Stats row = next;
     const float r01 = row.r0 * row.r1;
     float normed[L::held][W], s[L::held][W];  // x̂ (x where there is no outer norm) and s
+    const auto normalise = [&](int v, const auto& source) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) normed[v][i] = source.x(i, w[v].gate[i], p.source.weight) * r01;
+    };
     const auto take = [&](int v, int64_t k) {
       if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
+      normalise(v, in[v].source);
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        normed[v][i] = in[v].source.x(i, w[v].gate[i], p.source.weight) * r01;
         s[v][i] = 0;
 #pragma unroll
         for (int b = 0; b < L::branches; ++b) s[v][i] += w[v].branch[b][i] * in[v].dout[b][i];
@@ -198,10 +207,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
       }
 #pragma unroll
       for (int b = 0; b < L::branches; ++b) {
-        float terms[W];
-#pragma unroll
-        for (int i = 0; i < W; ++i) terms[i] = in[v].dout[b][i] * u_hat(v, i);
-        totals.add(b, v, k, p.d, terms);
+        totals.add(b, v, k, p.d, [&](int i, float sum) { return fmaf(in[v].dout[b][i], u_hat(v, i), sum); });
         if constexpr (kEmit) {
 #pragma unroll
           for (int i = 0; i < W; ++i)
@@ -223,19 +229,23 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
     const bool outer = L::outer && p.outer;
     const float mean = kSums > 1 && outer ? rest * (1.0f - sums[kSums - 1] * share) : rest;
     each([&](int v, int64_t k) {
-      if constexpr (!L::kept) take(v, k), source[v] = in[v].source, incoming[v] = in[v].incoming;
-      float dx[W], terms[W];
+      if constexpr (!L::kept) {
+        take(v, k), source[v] = in[v].source, incoming[v] = in[v].incoming;
+      } else if constexpr (kEmit) {
+        source[v].a.forget(), source[v].b.forget();
+        normalise(v, source[v]);
+      }
+      float du[W], dx[W], dweight[W];
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        dx[i] = row.r2 * (s[v][i] - u_hat(v, i) * c);
-        if constexpr (L::outer) {
-          terms[i] = dx[i] * normed[v][i];
-          if (outer) dx[i] = row.r1 * (dx[i] * w[v].outer[i] - normed[v][i] * rest);
-        }
+        dx[i] = du[i] = row.r2 * fmaf(-u_hat(v, i), c, s[v][i]);
+        if (outer) dx[i] = row.r1 * fmaf(du[i], w[v].outer[i], -(normed[v][i] * rest));
       }
-      if constexpr (L::outer) totals.add(Sums::outer, v, k, p.d, terms);
-      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, mean, terms);
-      if constexpr (kKind == Kind::gate) totals.add(Sums::gate, v, k, p.d, terms);
+      if constexpr (L::outer)
+        totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], normed[v][i], sum); });
+      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, mean, dweight);
+      if constexpr (kKind == Kind::gate)
+        totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
       if constexpr (kEmit) store_branches(p, source[v], w[v], most, r01 * row.r2, n * p.d + k);
     });
   }

@@ -22,6 +22,15 @@ struct Loaded {
 #pragma unroll
     for (Word& w : words.at) w = Word(0.0f);
   }
+  /// Makes the compiler compute again what follows from these words, rather than hold it in registers.
+  __device__ void forget() {
+#pragma unroll
+    for (Word& w : words.at)
+      if constexpr (std::is_same_v<Word, float>)
+        asm volatile("" : "+f"(w));
+      else if constexpr (kPairs)
+        asm volatile("" : "+r"(w));
+  }
   __device__ float operator[](int i) const {
     if constexpr (kPairs)
       return __uint_as_float(i % 2 ? words.at[i / 2] & 0xffff0000u : words.at[i / 2] << 16);

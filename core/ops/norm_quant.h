@@ -72,7 +72,7 @@ struct NormBranchGrad {
   Rounding rounding = Rounding::int8;
   /// out [N, D] A: the branch's rounded value again (int8: code · step), the bits that norm_quant gives, as the weight
   /// gradient multiplies it; may be `dout` itself; undefined: not wanted.
-  Tensor u;
+  Tensor u = {};
 };
 
 /// Gradients of a RowSource; undefined: not wanted.

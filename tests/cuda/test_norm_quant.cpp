@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "core/ops/norm_quant.h"
 #include "core/quantize.h"
 #include "tests/cuda/twins.h"
@@ -360,6 +362,47 @@ TEST(CudaNormQuant, LeavesUnwantedGradientsAlone) {
       norm_quant_backward(p.source, p.outer, kEpsInner, stats, none.branches, none.source, none.douter, 0);
       EXPECT_TRUE(same_bits(all.source.a.to(Device::cpu), none.source.a.to(Device::cpu)));
     }
+}
+
+TEST(CudaNormQuant, BackwardGivesTheRoundedValuesAgainToTheBit) {
+  MMFREE_NEEDS_GPU();
+  constexpr Mode kAll[] = {kValues, kBf16, kNone, kValues, kValues};
+  const auto host = [](const Tensor& t) { return t.to(Device::cpu); };
+  int turn = 0;
+  for (Case c : sources())
+    for (int64_t d : {33, 64, 1024, 1408, 2048, 2816, 5632, 8192})
+      for (bool outer : {false, true})
+        for (size_t branches : {1, 2, 3}) {
+          const int first = turn++ / 3 % 3;
+          c.n = d == 2048 && branches != 2 ? 450 : 5, c.d = d, c.outer = outer,
+          c.modes.assign(kAll + first, kAll + first + branches);
+          SCOPED_TRACE(c.name());
+          Problem p = on_gpu(make_problem(c), c);
+          const Outputs o = forward(p, c.type, c.modes);
+          std::vector<Mode> codes = c.modes;
+          std::replace(codes.begin(), codes.end(), kValues, kCodes);
+          const Outputs trained = forward(p, c.type, codes);  // as the forward pass runs it, with other tensors out
+          if (o.x.defined()) p.source = {RowSource::rows, o.x, {}, {}, 0};
+          const Gradients plain = backward(p, o.stats, c.type, 0);
+          Gradients got = backward(p, o.stats, c.type, 0);
+          for (size_t b = 0; b < branches; ++b) {
+            got.branches[b].rounding = rounding_of(c.modes[b]);
+            got.branches[b].dout = p.douts[b].clone();
+            const bool in_place = b == 0 && turn % 2, unwanted = b == 1 && turn % 2;
+            got.branches[b].u = in_place   ? got.branches[b].dout
+                                : unwanted ? Tensor()
+                                           : Tensor({c.n, c.d}, c.type, Device::cuda);
+          }
+          norm_quant_backward(p.source, p.outer, kEpsInner, trained.stats, got.branches, got.source, got.douter, 0);
+          for (size_t b = 0; b < branches; ++b)
+            if (got.branches[b].u.defined()) {
+              EXPECT_TRUE(same_bits(host(o.branches[b].out), host(got.branches[b].u))) << "branch " << b;
+            }
+          const std::vector<Tensor> expected = plain.all(), all = got.all();
+          ASSERT_EQ(expected.size(), all.size());
+          for (size_t i = 0; i < all.size(); ++i)
+            EXPECT_TRUE(same_bits(host(expected[i]), host(all[i]))) << "gradient " << i;
+        }
 }
 
 TEST(CudaNormQuant, AddsTheIncomingGradientInPlace) {

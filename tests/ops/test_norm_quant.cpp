@@ -286,6 +286,11 @@ TEST(NormQuant, RejectsWrongArguments) {
   g = backward(p, o);
   g.branches[2].dout = Tensor({1, 33}, DType::f32);
   expect_error<ShapeError>({"norm_quant_backward", "dout"}, back);
+  g = backward(p, o);
+  g.branches[1].u = Tensor({2, 32}, DType::f32);
+  expect_error<ShapeError>({"norm_quant_backward", " u "}, back);
+  g.branches[1].u = Tensor({2, 33}, DType::i8);
+  expect_error<DTypeError>({"norm_quant_backward", " u "}, back);
   g.branches.clear();
   expect_error<Error>({"norm_quant_backward", "no branch"}, back);
 }

@@ -137,6 +137,35 @@ TEST(NormSources, EqualTheirOwnOpThenTheNormToTheBit) {
   });
 }
 
+TEST(NormSources, BackwardGivesTheRoundedValuesAgainToTheBit) {
+  for_all([](const Case& c, int64_t d, DType t, bool outer) {
+    RowSource s = make_source(c, kRows, d, t);
+    Tensor x = c.kind == RowSource::sum ? Tensor({kRows, d}, t) : Tensor();
+    Norm norm = run(s, outer, x);
+    for (NormBranch& b : norm.branches) b.out = full({kRows, d}, t, kNaN), b.step = {};
+    norm_quant(s, norm.outer, kEpsOuter, kEpsInner, norm.branches, norm.stats, x);
+    if (c.kind == RowSource::sum) s.a = x, s.b = Tensor();
+    const Gradients expected = backward(s, norm);
+    Gradients g = backward(s, norm);
+    for (size_t i = 0; i < 4; ++i) {
+      NormBranchGrad& b = g.branches[i];
+      b.rounding = kRoundings[i];
+      if (i != 1) b.u = i == 0 ? b.dout : full({kRows, d}, t, kNaN);  // one unwanted, one in place
+    }
+    norm_quant_backward(s, norm.outer, kEpsInner, norm.stats, g.branches, g.source, g.outer, 0);
+    for (size_t i = 0; i < 4; ++i) {
+      if (i != 1) {
+        EXPECT_TRUE(same_bits(norm.branches[i].out, g.branches[i].u)) << "branch " << i;
+      }
+      EXPECT_TRUE(same_bits(expected.branches[i].dweight, g.branches[i].dweight)) << "branch " << i;
+    }
+    EXPECT_TRUE(same_bits(expected.source.a, g.source.a));
+    if (outer) {
+      EXPECT_TRUE(same_bits(expected.outer, g.outer));
+    }
+  });
+}
+
 TEST(NormSources, BackwardEqualsTheUnfusedBackwardPassesToTheBit) {
   for_all([](const Case& c, int64_t d, DType t, bool outer) {
     const RowSource s = make_source(c, kRows, d, t);
