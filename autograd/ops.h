@@ -58,7 +58,7 @@ struct Projection {
 enum class Keep {
   all,      ///< the rounded activations too
   source,   ///< nothing: the rounded activations are made again from the source
-  nothing,  ///< as `source`, and the outputs are made again where a later operation needs them in its backward pass
+  nothing,  ///< as `source`, of a sum its terms, and the outputs are made again where a later backward pass needs them
 };
 
 /// `linear` of each branch of `norm_quant`: one Var [N, O] per projection; of a sum, its value [N, D] is one Var more.

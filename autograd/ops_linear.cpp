@@ -101,7 +101,7 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
 
   SavedProjections memory{{source.kind, source.eps, eps_outer, eps_inner}, {}, projections.size()};
   std::vector<Var> inputs = f.inputs();
-  std::vector<SavedTensor> saved = f.saved();
+  std::vector<SavedTensor> saved = f.saved(keep == Keep::nothing);
   std::vector<QuantTensor> outputs;
   for (size_t i = 0; i < projections.size(); ++i) {
     const Projection& p = projections[i];

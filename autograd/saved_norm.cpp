@@ -25,10 +25,10 @@ QuantTensor NormForward::output(const NormBranch& b) const {
   return b.step.defined() ? QuantTensor(b.out, b.step, in.a.compute()) : QuantTensor(b.out);
 }
 
-std::vector<SavedTensor> NormForward::saved() const {
-  const bool gate = in.kind == RowSource::gate;
-  return {in.kind == RowSource::sum ? SavedTensor(x) : SavedTensor(in.a),
-          gate ? SavedTensor(in.b) : SavedTensor(Tensor()),
+std::vector<SavedTensor> NormForward::saved(bool parts_of_sum) const {
+  const bool value = in.kind == RowSource::sum && !parts_of_sum;
+  return {value ? SavedTensor(x) : SavedTensor(in.a),
+          value ? SavedTensor(Tensor()) : SavedTensor(in.b),
           in.weight.value(),
           outer.value(),
           stats.r0,

@@ -19,8 +19,9 @@ struct NormForward {
   QuantTensor output(const NormBranch& b) const;
   /// Inputs a, b, gate weight, outer; kInputs of them.
   std::vector<Var> inputs() const { return {in.a, in.b, in.weight, outer}; }
-  /// a (of a sum its value), b (of a gate), gate weight, outer and three stats; kSaved of them.
-  std::vector<SavedTensor> saved() const;
+  /// a, b, gate weight, outer and three stats; kSaved of them. Of a sum its value in place of a and b, unless
+  /// `parts_of_sum`: then the value is added up again, which keeps b's dtype where the value's is wider.
+  std::vector<SavedTensor> saved(bool parts_of_sum = false) const;
 };
 
 /// The same norm as its node remembers it.
@@ -29,12 +30,12 @@ struct SavedNorm {
   RowSource::Kind kind;
   double eps, eps_outer, eps_inner;
 
-  /// The source; of a sum, the rows of its value. `From` is a BackwardCtx or a Recipe's view of the saved list.
+  /// The source; of a sum whose value was saved, the rows of it. `From` is a BackwardCtx or a Recipe's view of the saved list.
   template <class From>
   RowSource source(const From& from) const {
     RowSource s;
-    s.kind = kind == RowSource::sum ? RowSource::rows : kind;
     s.a = from.saved(0), s.b = from.saved(1), s.weight = from.saved(2), s.eps = eps;
+    s.kind = kind == RowSource::sum && !s.b.defined() ? RowSource::rows : kind;
     return s;
   }
   /// Runs the norm again for `branches`.

@@ -41,7 +41,7 @@ class SavedTensor {
   /// @throws Error naming `op` if the tensor was modified in place since it was saved
   Tensor get(const char* op) const;
   /// Bytes held, not counting what a recipe shares with other nodes.
-  int64_t bytes() const { return tensor_.bytes(); }
+  int64_t bytes() const { return tensor_.defined() ? tensor_.bytes() : 0; }
   bool defined() const { return tensor_.defined() || recipe_; }
 
  private:

@@ -80,7 +80,9 @@ class Tensor {
     void* data = nullptr;
     std::shared_ptr<Arena> arena;
     uint64_t version = 0;
-    ~Storage() { arena->release(data); }
+    ~Storage() {
+      if (data) arena->release(data);
+    }
   };
   Tensor copied(Device device) const;
   void require(DType t) const {

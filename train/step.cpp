@@ -17,6 +17,7 @@ struct StepRunner::Gpu {
   std::unique_ptr<gpu::Graph> graph;
   gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
   int64_t eager_steps = 0;
+  size_t live = 0;  ///< bytes of the arena in use when the step was recorded
 };
 
 StepRunner::StepRunner(LM& lm, ParamStore& params, AdamW& optimizer, const RunConfig& config, Recompute recompute)
@@ -111,8 +112,18 @@ void StepRunner::start(int64_t step) {
   optimizer_.begin_step(step + 1, steps_);
   if (!gpu_) return work();
   Gpu& g = *gpu_;
-  if (record_ && !g.graph && g.eager_steps == 2) g.graph = std::make_unique<gpu::Graph>([this] { work(); });
-  if (g.graph) return g.graph->launch();
+  Arena& arena = *Arena::current(Device::cuda);
+  if (record_ && !g.graph && g.eager_steps == 2) {
+    g.live = arena.stats().live;
+    g.graph = std::make_unique<gpu::Graph>([this] { work(); });
+  }
+  if (g.graph) {
+    MMFREE_CHECK(Error, arena.stats().live == g.live, "step: tensors of ",
+                 int64_t(arena.stats().live) - int64_t(g.live),
+                 " bytes were made since the step was recorded and would be written over; take them from an arena of "
+                 "their own");
+    return g.graph->launch();
+  }
   work();
   ++g.eager_steps;
 }

@@ -113,8 +113,6 @@ template <class T>
 void backward(const NormQuantBackwardArgs& a) {
   const T* outer = static_cast<const T*>(a.outer);
   const int64_t d = a.d, branches = int64_t(a.branches.size());
-  RowSourceArgs source = a.source;
-  if (source.kind == RowSource::sum) source.kind = RowSource::rows;  // its x was stored
   ColumnSums<T> sums(a.n, d, branches + 2);
   parallel_for(a.n, ColumnSums<T>::kRows, [&](int64_t begin, int64_t end) {
     const int64_t block = begin / ColumnSums<T>::kRows;
@@ -123,7 +121,7 @@ void backward(const NormQuantBackwardArgs& a) {
     for (int64_t n = begin; n < end; ++n) {
       const T r0 = a.r0 ? static_cast<const T*>(a.r0)[n] : T(1), r2 = static_cast<const T*>(a.r2)[n];
       const T r1 = outer ? static_cast<const T*>(a.r1)[n] : T(1);
-      const T* x = source_row(source, n, d, r0, rows.x.data());
+      const T* x = source_row(a.source, n, d, r0, rows.x.data());
       const T* u = x;
       if (outer) {
         T* row = rows.u.data();

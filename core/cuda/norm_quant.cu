@@ -121,7 +121,6 @@ using ForwardLayout =
                                           std::conditional_t<kBranches == 1, Layout<1, 8, 1, true, 384, 2>,
                                                              Layout<1, 8, kBranches, true, 320, 2>>>>;
 struct RunForward {
-  static constexpr bool sums = true;
   const Forward& p;
   bool aligned;
 

@@ -11,6 +11,10 @@ namespace mmfree::cuda::fused {
 
 using Kind = RowSource::Kind;
 
+/// Kinds whose source and x have the same gradient.
+template <Kind kKind>
+constexpr bool is_plain = kKind == Kind::rows || kKind == Kind::sum;
+
 constexpr int kMaxBranches = 3;
 
 /// How a kernel takes a row: `vectors` vectors of `width` columns per thread in registers (0: re-read), up to
@@ -97,7 +101,7 @@ using AnyLayout = Layout<0, kWidth, kMaxBranches, true, 512>;
 /// Calls run.operator()<L>() with the layout for a call.
 template <Kind kKind, template <Kind, int> class Kept, class Run>
 void choose_layout(int64_t d, size_t branches, bool outer, bool aligned, Run&& run) {
-  constexpr bool plain = kKind == Kind::rows || kKind == Kind::sum;
+  constexpr bool plain = is_plain<kKind>;
   const bool wide = aligned && d % 8 == 0;
   if (!wide) return run.template operator()<AnyLayout<1>>();
   if constexpr (plain)
@@ -121,7 +125,7 @@ void dispatch_source(const RowSourceArgs& s, DType activations, const char* op, 
     if (s.kind == Kind::rows) return plain.template operator()<Kind::rows>();
     if (s.kind == Kind::gate) return run.template operator()<Kind::gate, A, A>();
     if (s.kind == Kind::swiglu) return run.template operator()<Kind::swiglu, A, A>();
-    if constexpr (Run::sums) return plain.template operator()<Kind::sum>();
+    return plain.template operator()<Kind::sum>();
   });
 }
 

@@ -36,7 +36,7 @@ struct Inputs {
     source.load(p.source, n, k, p.d);
 #pragma unroll
     for (int b = 0; b < L::branches; ++b) take(dout[b], b < p.count ? p.branches[b].dout : nullptr, n * p.d + k);
-    if constexpr (kKind == Kind::rows) take(incoming, p.incoming, n * p.d + k);
+    if constexpr (is_plain<kKind>) take(incoming, p.incoming, n * p.d + k);
   }
   static __device__ void take(Loaded<A, L::width>& to, const void* from, int64_t place) {
     if (from)
@@ -114,7 +114,7 @@ __device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A
 #pragma unroll
   for (int i = 0; i < W; ++i) {
     const float a = source.a[i];
-    if constexpr (kKind == Kind::rows) {
+    if constexpr (is_plain<kKind>) {
       da[i] = __fadd_rn(dx[i], incoming[i]);
     } else if constexpr (kKind == Kind::swiglu) {
       const float up = source.b[i], s = sigmoid<A>(a);
@@ -261,7 +261,6 @@ using BackwardLayout =
                                           std::conditional_t<kBranches == 1, Layout<1, 8, 1, true, 320, 2>,
                                                              Layout<1, 8, kBranches, true, 512>>>>;
 struct RunBackward {
-  static constexpr bool sums = false;  // the stored x of a sum is taken as rows
   const Backward& p;
   const NormQuantBackwardArgs& args;
   bool aligned;
@@ -306,7 +305,6 @@ void norm_quant_backward(const NormQuantBackwardArgs& a) {
   check_branches(a.branches.size(), "norm_quant_backward");
   if (a.d == 0) return;
   RowSourceArgs source = a.source;
-  if (source.kind == Kind::sum) source.kind = Kind::rows;
   if (source.kind != Kind::gate) source.weight = nullptr;
   Backward p{source_of(source),
              static_cast<const float*>(a.outer),

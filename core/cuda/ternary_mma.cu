@@ -20,15 +20,10 @@ constexpr int kGroup = 128;  // threads of a warpgroup
 constexpr int kGroups = 2;   // that multiply
 constexpr int kThreads = kGroup * (1 + kGroups);
 constexpr int kRowBytes = kRows * kDepth, kColBytes = kCols * kDepth;
-constexpr int kBandRows = 2048;                  // see Plan
-constexpr int kPieceRows = 16, kPieceCols = 64;  // what a warp stores at once: 128 bytes of each of its rows
-constexpr int kPieceBytes = kPieceRows * kPieceCols * 2;
-constexpr int kPieces = 2;  // buffers of a warp
-
+constexpr int kBandRows = 2048;  // see Plan
 /// Offsets in shared memory. Tiles are swizzled in atoms of 1024 bytes and start at multiples of them.
 constexpr int kColsAt = kStages * kRowBytes;
-constexpr int kPiecesAt = kColsAt + kStages * kColBytes;
-constexpr int kBarriersAt = kPiecesAt + kGroups * 4 * kPieces * kPieceBytes;
+constexpr int kBarriersAt = kColsAt + kStages * kColBytes;
 constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
 static_assert(kSharedBytes <= 227 * 1024);
 
@@ -44,6 +39,7 @@ struct Plan {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int kSums = kCols / 2;  // of a thread: 64 x kCols over 128 threads
+constexpr int kParts = 4;         // in which a tile is stored
 
 struct Tile {
   int row, col;
@@ -163,7 +159,6 @@ struct Shared {
   uint32_t at;  // start of shared memory
   __device__ uint32_t rows(int stage) const { return at + stage * kRowBytes; }
   __device__ uint32_t cols(int stage) const { return at + kColsAt + stage * kColBytes; }
-  __device__ uint32_t pieces(int warp) const { return at + kPiecesAt + warp * kPieces * kPieceBytes; }
   __device__ uint32_t full(int stage) const { return at + kBarriersAt + stage * 8; }
   __device__ uint32_t empty(int stage) const { return at + kBarriersAt + (kStages + stage) * 8; }
 };
@@ -203,65 +198,46 @@ __device__ uint32_t scaled_pair(int a, int b, float scale) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-/// Where a warp's 16 x kCols sums go: its first row and column in y, and this thread's two factors. A thread holds of
-/// rows lane / 4 and lane / 4 + 8 the columns 8 j + lane % 4 * 2 + {0, 1} of the tile in shared memory.
-struct Place {
-  __nv_bfloat16* y;
-  int n, o, row, col;
-  float upper, lower;
+/// A thread's numbers of y of a finished tile. They leave a part at a time under the products of the next tile: a tile
+/// written at once would wait for the memory. The thread holds of two rows, 8 apart, the columns 8 j + lane % 4 * 2 +
+/// {0, 1} of the tile in shared memory; with `Direct`, shuffled_rows_map brought eight of them side by side in y.
+template <bool Direct>
+struct Finished {
+  static constexpr int kBlocks = kCols / 32;
+  uint32_t pairs[kBlocks][2][4];
+  __nv_bfloat16* to;  // the upper row at the tile's first column
+  int o, cols;        // row length of y; columns from `to` to the end of its row
+  int rows = 0;       // rows from `to` to the end of y: 0 stores nothing
+
+  __device__ void take(const int (&sums)[kSums], float upper, float lower) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int* s = sums + 16 * b + 4 * j;
+        pairs[b][0][j] = scaled_pair(s[0], s[1], upper);
+        pairs[b][1][j] = scaled_pair(s[2], s[3], lower);
+      }
+  }
+  __device__ void store(int part) const {
+#pragma unroll
+    for (int b = part * kBlocks / kParts; b < (part + 1) * kBlocks / kParts; ++b)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (8 * half >= rows) continue;
+        const uint32_t* x = pairs[b][half];
+        __nv_bfloat16* at = to + half * 8 * int64_t(o) + 32 * b;
+        const int t = threadIdx.x % 4;
+        if constexpr (Direct) {
+          if (32 * b < cols) *reinterpret_cast<uint4*>(at + 8 * t) = {x[0], x[1], x[2], x[3]};
+        } else {
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            if (32 * b + 8 * j < cols) *reinterpret_cast<uint32_t*>(at + 8 * j + 2 * t) = x[j];
+        }
+      }
+  }
 };
-
-/// Columns that shuffled_rows_map brought side by side: straight from registers.
-__device__ void store_direct(const int (&sums)[kSums], const Place& at) {
-  const int lane = threadIdx.x % 32, row = at.row + lane / 4, col = at.col + lane % 4 * 8;
-  __nv_bfloat16* to = at.y + int64_t(row) * at.o + col;
-#pragma unroll
-  for (int b = 0; b < kCols / 32; ++b) {
-    const int* s = sums + 16 * b;
-    const bool inside = col + 32 * b < at.o;
-    const uint4 upper{scaled_pair(s[0], s[1], at.upper), scaled_pair(s[4], s[5], at.upper),
-                      scaled_pair(s[8], s[9], at.upper), scaled_pair(s[12], s[13], at.upper)};
-    const uint4 lower{scaled_pair(s[2], s[3], at.lower), scaled_pair(s[6], s[7], at.lower),
-                      scaled_pair(s[10], s[11], at.lower), scaled_pair(s[14], s[15], at.lower)};
-    if (inside && row < at.n) *reinterpret_cast<uint4*>(to + 32 * b) = upper;
-    if (inside && row + 8 < at.n) *reinterpret_cast<uint4*>(to + 32 * b + 8 * int64_t(at.o)) = lower;
-  }
-}
-
-/// Columns in their own order: through shared memory, 64 at a time, to whole lines of 128 bytes.
-__device__ void store_staged(const int (&sums)[kSums], const Place& at, uint32_t pieces) {
-  const int lane = threadIdx.x % 32;
-  const uint32_t line = (lane % 16) * 128, swizzle = lane % 8, half = lane / 16;
-  const int row = at.row + lane / 8, col = at.col + lane % 8 * 8;
-  __nv_bfloat16* to = at.y + int64_t(row) * at.o + col;
-#pragma unroll
-  for (int p = 0; p < kCols / kPieceCols; ++p) {
-    const uint32_t piece = pieces + p % kPieces * kPieceBytes;
-#pragma unroll
-    for (int j = 0; j < kPieceCols / 16; ++j) {
-      const int* s = sums + (p * kPieceCols + j * 16) / 2;
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                       piece + line + (((2 * j + half) ^ swizzle) << 4)),
-                   "r"(scaled_pair(s[0], s[1], at.upper)), "r"(scaled_pair(s[2], s[3], at.lower)),
-                   "r"(scaled_pair(s[4], s[5], at.upper)), "r"(scaled_pair(s[6], s[7], at.lower))
-                   : "memory");
-    }
-    __syncwarp();
-    uint4 lines[kPieceRows / 4];
-#pragma unroll
-    for (int i = 0; i < kPieceRows / 4; ++i) {
-      const int r = 4 * i + lane / 8;
-      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(lines[i].x), "=r"(lines[i].y), "=r"(lines[i].z), "=r"(lines[i].w)
-                   : "r"(piece + r * 128 + ((lane % 8 ^ r % 8) << 4))
-                   : "memory");
-    }
-#pragma unroll
-    for (int i = 0; i < kPieceRows / 4; ++i)
-      if (row + 4 * i < at.n && col + p * kPieceCols < at.o)
-        *reinterpret_cast<uint4*>(to + p * kPieceCols + 4 * i * int64_t(at.o)) = lines[i];
-  }
-}
 
 /// A warpgroup that multiplies: its 64 rows of all tiles of the block.
 template <bool Direct>
@@ -273,6 +249,7 @@ __device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale,
   const auto release = [&](int stage) {
     if (lane < kCluster) barrier_arrive(shared.empty(stage), lane);
   };
+  Finished<Direct> finished;
   int index = blockIdx.x / kCluster;
   Tile tile = tile_at(plan, index);
   for (; index < plan.rows * plan.cols; index += gridDim.x / kCluster) {
@@ -287,6 +264,9 @@ __device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale,
 #pragma unroll
       for (int k = 0; k < kDepth / 32; ++k) multiply(sums, a + 2 * k, b + 2 * k, l + k > 0);
       asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        if (l == part) finished.store(part);
       multiply_wait<1>();
       if (l > 0) release(before);
       before = ring.stage;
@@ -295,12 +275,15 @@ __device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale,
     tile = tile_at(plan, index + gridDim.x / kCluster);
     multiply_wait_all(sums);
     release(before);
-    const Place at{y, plan.n, plan.o, row, col, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale)};
-    if constexpr (Direct)
-      store_direct(sums, at);
-    else
-      store_staged(sums, at, shared.pieces(group * 4 + warp));
+#pragma unroll
+    for (int part = 1; part < kParts; ++part)
+      if (part >= plan.depth) finished.store(part);
+    finished.take(sums, __fmul_rn(upper_step, scale), __fmul_rn(lower_step, scale));
+    finished.to = y + int64_t(upper) * plan.o + col;
+    finished.o = plan.o, finished.cols = plan.o - col, finished.rows = plan.n - upper;
   }
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) finished.store(part);
 }
 
 #endif

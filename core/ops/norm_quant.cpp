@@ -7,7 +7,7 @@ namespace mmfree {
 namespace {
 
 /// Checks the source and gives the call's A: the dtype of b, or of a where it has no b.
-RowSourceArgs check_source(const char* op, const RowSource& s, DType activations, bool backward) {
+RowSourceArgs check_source(const char* op, const RowSource& s, DType activations) {
   check_float(op, "a", s.a, 2);
   const int64_t n = s.rows_count(), d = s.width();
   const DType t = s.a.dtype(), p = param_dtype(activations);
@@ -16,8 +16,7 @@ RowSourceArgs check_source(const char* op, const RowSource& s, DType activations
   const bool may_be_params = s.kind == RowSource::rows || s.kind == RowSource::sum;
   MMFREE_CHECK(DTypeError, t == activations || (may_be_params && t == p), op, ": a must be ", name_of(activations),
                may_be_params ? concat(" or ", name_of(p)) : std::string(), ", got ", s.a.describe());
-  if (s.kind == RowSource::gate || (s.kind == RowSource::sum && !backward))
-    check_tensor(op, "b", s.b, {n, d}, activations);
+  if (s.kind == RowSource::gate || s.kind == RowSource::sum) check_tensor(op, "b", s.b, {n, d}, activations);
   if (s.kind == RowSource::gate) check_optional(op, "gate weight", s.weight, {d}, p);
   check_device(op, s.a.device(), {&s.b, &s.weight});
   return {s.kind, s.a.raw(), s.b.raw(), s.weight.raw(), s.eps, t};
@@ -49,7 +48,7 @@ void norm_quant(const RowSource& source, const Tensor& outer, double eps_outer, 
   constexpr const char* op = "norm_quant";
   const DType t = activations_of(source, branches), p = param_dtype(t);
   NormQuantArgs args{};
-  args.source = check_source(op, source, t, false);
+  args.source = check_source(op, source, t);
   const int64_t n = args.n = source.rows_count(), d = args.d = source.width();
   check_optional(op, "outer", outer, {d}, p);
   if (source.kind == RowSource::gate && source.weight.defined()) check_tensor(op, "r0", stats.r0, {n}, p);
@@ -79,7 +78,7 @@ void norm_quant_backward(const RowSource& source, const Tensor& outer, double ep
   MMFREE_CHECK(Error, !branches.empty(), op, ": no branch has a gradient");
   const DType t = branches[0].dout.dtype(), p = param_dtype(t);
   NormQuantBackwardArgs args{};
-  args.source = check_source(op, source, t, true);
+  args.source = check_source(op, source, t);
   const int64_t n = args.n = source.rows_count(), d = args.d = source.width();
   const bool gate = source.kind == RowSource::gate, plain = source.kind <= RowSource::sum;
   check_optional(op, "outer", outer, {d}, p);

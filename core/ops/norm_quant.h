@@ -89,7 +89,7 @@ struct RowSourceGrad {
 ///   x̂ = x r1,  g = du ⊙ outer,  dx = r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
 /// and from dx the exact derivative of the source. Sums over rows are taken in a fixed order.
 ///
-/// @param source  as in the forward call; for `sum` its b is not read and its a must be the stored x
+/// @param source  as in the forward call; where the x of a sum was stored, its rows do as well
 /// @param douter  [D] P, out; may be undefined: not wanted
 /// @throws ShapeError, DTypeError, DeviceError
 void norm_quant_backward(const RowSource& source, const Tensor& outer, double eps_inner, const NormStats& stats,

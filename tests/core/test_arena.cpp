@@ -117,7 +117,7 @@ TEST(Arena, CountsLivePeakAndReserved) {
   arena.reset_peak();
   EXPECT_EQ(512u, arena.stats().peak);
   void* big = arena.allocate(10000);
-  EXPECT_EQ(4096u + 10240u, arena.stats().reserved);
+  EXPECT_EQ(4096u + 3 * 4096u, arena.stats().reserved);
   EXPECT_EQ(2u, arena.stats().slabs);
   arena.release(b);
   arena.release(big);
@@ -128,8 +128,8 @@ TEST(Arena, CountsLivePeakAndReserved) {
 TEST(Arena, GivesEverySlabBackAtTheEnd) {
   {
     Arena arena(counting_source(), 4096);
-    arena.allocate(5000);
-    arena.allocate(100);
+    arena.allocate(5000);  // two slabs' worth in one
+    arena.allocate(4000);
     EXPECT_EQ(0, given_back);
   }
   EXPECT_EQ(obtained, given_back);
@@ -226,11 +226,12 @@ TEST(Arena, OverAContiguousSourceGrowsInPlaceAndReusesTheFreeTail) {
 TEST(Arena, OverAContiguousSourceNeverOverlapsAndRepeatsAddresses) {
   std::vector<size_t> asked;
   Arena arena(growing_source(&asked), 512);
-  const std::vector<void*> first = one_step(arena);
-  std::vector<void*> previous = one_step(arena);
+  // The first step grows the range, the second starts from one block of it and may grow it once more.
+  for (int i = 0; i < 2; ++i) one_step(arena);
   const size_t slabs = asked.size();
   EXPECT_GT(slabs, 10u);
-  EXPECT_EQ(previous, one_step(arena));
+  const std::vector<void*> expected = one_step(arena);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(expected, one_step(arena));
   EXPECT_EQ(slabs, asked.size());
   EXPECT_EQ(0u, arena.stats().live);
   std::mt19937 rng(2);

@@ -197,7 +197,7 @@ Gradients backward(const Problem& p, const NormStats& stats, DType t, double bet
 void check_backward(const Case& c, Problem gpu_problem, Problem p, double beta) {
   SCOPED_TRACE(concat(c.name(), " beta ", beta));
   const Outputs got_forward = forward(gpu_problem, c.type, c.modes), exact_forward = expected_forward(p, c);
-  if (got_forward.x.defined()) gpu_problem.source.a = got_forward.x;
+  if (got_forward.x.defined() && beta == 0) gpu_problem.source = {RowSource::rows, got_forward.x, {}, {}, 0};
   const Gradients got = backward(gpu_problem, got_forward.stats, c.type, beta);
   const Gradients exact = backward(p, exact_forward.stats, DType::f64, beta);
   const std::vector<Tensor> got_all = got.all(), exact_all = exact.all();
@@ -413,7 +413,7 @@ TEST(CudaNormQuant, AddsTheIncomingGradientInPlace) {
       c.d = d, c.n = 9;
       Problem p = on_gpu(make_problem(c), c);
       const Outputs o = forward(p, c.type, c.modes);
-      if (o.x.defined()) p.source.a = o.x;
+      if (o.x.defined()) p.source = {RowSource::rows, o.x, {}, {}, 0};
       Gradients apart = backward(p, o.stats, c.type, 0), in_place = apart;
       in_place.source.a = p.incoming.clone();
       in_place.source.incoming = in_place.source.a;

@@ -109,10 +109,10 @@ TEST(Elementwise, RejectsWrongArguments) {
   Tensor y({2, 3}, DType::f32), flat({6}, DType::f32), codes_out({2, 3}, DType::i8);
   expect_error<ShapeError>({"add", "b", "[6]"}, [&] { add(a, flat, y); });
   expect_error<ShapeError>({"add", "y"}, [&] { add(a, a, flat); });
-  expect_error<DTypeError>({"add", "b", "i8"}, [&] { add(a, codes, y); });
+  expect_error<DTypeError>({"add", "one dtype", "f32 + i8 -> f32"}, [&] { add(a, codes, y); });
   expect_error<DTypeError>({"add", "i8"}, [&] { add(codes, codes, codes_out); });
   Tensor f64({2, 3}, DType::f64), two({2}, DType::f64);
-  expect_error<DTypeError>({"add", "one dtype"}, [&] { add(f64, a, f64); });
+  expect_error<DTypeError>({"add", "one dtype", "f64 + f32 -> f64"}, [&] { add(f64, a, f64); });
   expect_error<ShapeError>({"sum", "out", "[2]"}, [&] { sum(a, 1, two); });
   expect_error<DTypeError>({"sum_of_squares", "out", "f32"}, [&] { sum_of_squares(a, y = Tensor({1}, DType::f32)); });
   expect_error<DTypeError>({"sum", "i8"}, [&] { sum(codes, 1, two = Tensor({1}, DType::f64)); });

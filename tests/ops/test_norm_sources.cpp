@@ -144,7 +144,7 @@ TEST(NormSources, BackwardGivesTheRoundedValuesAgainToTheBit) {
     Norm norm = run(s, outer, x);
     for (NormBranch& b : norm.branches) b.out = full({kRows, d}, t, kNaN), b.step = {};
     norm_quant(s, norm.outer, kEpsOuter, kEpsInner, norm.branches, norm.stats, x);
-    if (c.kind == RowSource::sum) s.a = x, s.b = Tensor();
+    if (c.kind == RowSource::sum) s.kind = RowSource::rows, s.a = x, s.b = Tensor();
     const Gradients expected = backward(s, norm);
     Gradients g = backward(s, norm);
     for (size_t i = 0; i < 4; ++i) {
@@ -174,7 +174,7 @@ TEST(NormSources, BackwardEqualsTheUnfusedBackwardPassesToTheBit) {
     const Gradients e = backward(rows_of(rows), run(rows_of(rows), outer, none));
     const Norm norm = run(s, outer, x);
     RowSource stored = s;
-    if (c.kind == RowSource::sum) stored.a = x, stored.b = Tensor();  // b is not read
+    if (c.kind == RowSource::sum) stored.kind = RowSource::rows, stored.a = x, stored.b = Tensor();
     const Gradients g = backward(stored, norm);
     for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(same_bits(e.branches[i].dweight, g.branches[i].dweight)) << i;
     if (outer) {
@@ -345,7 +345,7 @@ TEST(NormSources, RejectWrongArguments) {
   s.a = Tensor({4, 13}, f32);
   expect_error<ShapeError>({"norm_quant", "two halves", "[4, 13]"}, [&] { call(s); });
   s.a = Tensor({4, 14}, f32);
-  expect_error<ShapeError>({"norm_quant", "[4, 7]"}, [&] { call(s); });
+  expect_error<ShapeError>({"norm_quant", "weight", "[7]"}, [&] { call(s); });
   s = source(gate);
   norm.stats = {};
   expect_error<ShapeError>({"norm_quant", "r0"}, [&] {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "layers/model_config.h"
+#include "tests/support/paths.h"
 #include "train/hf_folder.h"
 #include "train/safetensors.h"
 
@@ -16,7 +17,7 @@ namespace mmfree {
 inline std::vector<std::string> golden_dirs() {
   namespace fs = std::filesystem;
   const char* other = std::getenv("MMFREE_GOLDEN_DIR");
-  const fs::path root = other ? fs::path(other) : fs::path(MMFREE_SOURCE_DIR) / "tests" / "golden";
+  const fs::path root = other ? fs::path(other) : fs::path(source_dir()) / "tests" / "golden";
   const auto is_set = [](const fs::path& dir) { return fs::exists(dir / "expected.safetensors"); };
   if (is_set(root)) return {root.string()};
   std::vector<std::string> dirs;

@@ -31,8 +31,7 @@ struct Example {
 };
 
 /// Leaves the gradients in `params` and returns the loss.
-inline double run_backward(const LM& lm, ParamStore& params, const Example& e,
-                           Recompute recompute = Recompute::none) {
+inline double run_backward(const LM& lm, ParamStore& params, const Example& e, Recompute recompute = Recompute::none) {
   Tape tape;
   params.begin_gradients();
   const Var loss = lm.loss(e.ids, e.targets, e.batch, 1.0 / double(e.scored), recompute);

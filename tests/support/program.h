@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -17,7 +18,7 @@ class Program {
  public:
   explicit Program(const std::vector<std::string>& arguments, const std::string& input = "") {
     spit(dir_ / "in", input);
-    std::vector<std::string> words = {MMFREE_PROGRAM};
+    std::vector<std::string> words = {program_path()};
     words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (std::string& w : words) argv.push_back(w.data());

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "optim/schedule.h"
+#include "tests/support/paths.h"
 #include "train/config.h"
 
 namespace mmfree {
@@ -22,7 +23,7 @@ std::string message_of(const std::string& yaml, const std::vector<std::string>& 
   return "accepted";
 }
 
-std::string preset(const std::string& name) { return std::string(MMFREE_SOURCE_DIR) + "/configs/" + name + ".yaml"; }
+std::string preset(const std::string& name) { return source_dir() + "/configs/" + name + ".yaml"; }
 
 /// Field by field and by hand: independent of the list of keys that reading and writing share.
 void expect_equal(const RunConfig& a, const RunConfig& b) {
