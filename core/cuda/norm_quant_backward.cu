@@ -79,15 +79,17 @@ struct WeightSums {
         each([&](int, int64_t k) { store(partial + s * p.d + k, none); });
       }
   }
-  __device__ void add(int slot, int v, int64_t k, int64_t d, const float (&terms)[L::width]) {
+  /// `plus(i, sum)` is the sum at column i with the row's term.
+  template <class Plus>
+  __device__ void add(int slot, int v, int64_t k, int64_t d, Plus&& plus) {
     if constexpr (L::kept) {
 #pragma unroll
-      for (int i = 0; i < L::width; ++i) kept[slot][v][i] += terms[i];
+      for (int i = 0; i < L::width; ++i) kept[slot][v][i] = plus(i, kept[slot][v][i]);
     } else if (partial) {
       float sum[L::width];
       load(sum, partial + slot * d + k);
 #pragma unroll
-      for (int i = 0; i < L::width; ++i) sum[i] += terms[i];
+      for (int i = 0; i < L::width; ++i) sum[i] = plus(i, sum[i]);
       store(partial + slot * d + k, sum);
     }
   }
@@ -205,10 +207,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
       }
 #pragma unroll
       for (int b = 0; b < L::branches; ++b) {
-        float terms[W];
-#pragma unroll
-        for (int i = 0; i < W; ++i) terms[i] = in[v].dout[b][i] * u_hat(v, i);
-        totals.add(b, v, k, p.d, terms);
+        totals.add(b, v, k, p.d, [&](int i, float sum) { return fmaf(in[v].dout[b][i], u_hat(v, i), sum); });
         if constexpr (kEmit) {
 #pragma unroll
           for (int i = 0; i < W; ++i)
@@ -236,18 +235,17 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const Backwa
         source[v].a.forget(), source[v].b.forget();
         normalise(v, source[v]);
       }
-      float dx[W], terms[W];
+      float du[W], dx[W], dweight[W];
 #pragma unroll
       for (int i = 0; i < W; ++i) {
-        dx[i] = row.r2 * fmaf(-u_hat(v, i), c, s[v][i]);
-        if constexpr (L::outer) {
-          terms[i] = dx[i] * normed[v][i];
-          if (outer) dx[i] = row.r1 * fmaf(dx[i], w[v].outer[i], -(normed[v][i] * rest));
-        }
+        dx[i] = du[i] = row.r2 * fmaf(-u_hat(v, i), c, s[v][i]);
+        if (outer) dx[i] = row.r1 * fmaf(du[i], w[v].outer[i], -(normed[v][i] * rest));
       }
-      if constexpr (L::outer) totals.add(Sums::outer, v, k, p.d, terms);
-      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, mean, terms);
-      if constexpr (kKind == Kind::gate) totals.add(Sums::gate, v, k, p.d, terms);
+      if constexpr (L::outer)
+        totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], normed[v][i], sum); });
+      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, mean, dweight);
+      if constexpr (kKind == Kind::gate)
+        totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
       if constexpr (kEmit) store_branches(p, source[v], w[v], most, r01 * row.r2, n * p.d + k);
     });
   }
