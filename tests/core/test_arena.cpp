@@ -197,27 +197,27 @@ TEST(Arena, OverAContiguousSourceGrowsInPlaceAndReusesTheFreeTail) {
     Arena arena(growing_source(&asked), 1024);
     char* a = static_cast<char*>(arena.allocate(256));
     EXPECT_EQ(asked, (std::vector<size_t>{1024}));
-    // 768 free bytes end the range: of 2048 only 1280 are missing, two slabs' worth.
-    char* b = static_cast<char*>(arena.allocate(2048));
-    EXPECT_EQ(asked, (std::vector<size_t>{1024, 2048}));
+    // 768 free bytes end the range: of 1536 only as many are missing, so one slab does.
+    char* b = static_cast<char*>(arena.allocate(1536));
+    EXPECT_EQ(asked, (std::vector<size_t>{1024, 1024}));
     EXPECT_EQ(a + 256, b);
-    // 768 are left at the end, which serves this without growth.
-    char* c = static_cast<char*>(arena.allocate(768));
-    EXPECT_EQ(b + 2048, c);
+    // 256 are left at the end, which serves this without growth.
+    char* c = static_cast<char*>(arena.allocate(256));
+    EXPECT_EQ(b + 1536, c);
     EXPECT_EQ(2u, asked.size());
-    EXPECT_EQ(3072u, arena.stats().reserved);
-    EXPECT_EQ(3072u, arena.stats().live);
-    EXPECT_EQ(3072u, arena.stats().peak);
-    // The end of the range is in use now: growth starts behind it, and takes nothing from elsewhere.
+    EXPECT_EQ(2048u, arena.stats().reserved);
+    EXPECT_EQ(2048u, arena.stats().live);
+    EXPECT_EQ(2048u, arena.stats().peak);
+    // The end of the range is in use now: what is free elsewhere does not count.
     arena.release(b);
-    char* d = static_cast<char*>(arena.allocate(2304));
-    EXPECT_EQ(c + 768, d);
-    EXPECT_EQ(asked, (std::vector<size_t>{1024, 2048, 3072}));
+    char* d = static_cast<char*>(arena.allocate(1792));
+    EXPECT_EQ(c + 256, d);
+    EXPECT_EQ(asked, (std::vector<size_t>{1024, 1024, 2048}));
     arena.release(a);
     arena.release(c);
     arena.release(d);
     EXPECT_EQ(0u, arena.stats().live);
-    EXPECT_EQ(a, arena.allocate(6144)) << "all growth is one block again";
+    EXPECT_EQ(a, arena.allocate(4096)) << "all growth is one block again";
     EXPECT_EQ(3u, asked.size());
   }
   EXPECT_EQ(1, given_back);
