@@ -86,6 +86,7 @@ inline RunConfig tiny_run(const std::string& run_dir) {
   c.train.batch_size = 4;
   c.train.log_every = 1;
   c.train.threads = 1;
+  c.train.device = "cpu";
   c.train.run_dir = run_dir;
   c.source = "tiny.yaml";
   return c;
@@ -131,7 +132,7 @@ inline std::vector<nlohmann::json> timeless_metrics(const std::string& run_dir) 
   std::vector<nlohmann::json> rows = all_metrics(run_dir);
   for (nlohmann::json& row : rows)
     for (const char* key :
-         {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait", "train/peak_memory"})
+         {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait", "train/peak_memory", "train/mfu"})
       row.erase(key);
   return rows;
 }

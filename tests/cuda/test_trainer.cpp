@@ -1,0 +1,71 @@
+// Training runs on a GPU as a user makes them: cut and resumed, saved while training goes on, moved between devices.
+#include <gtest/gtest.h>
+
+#include "tests/support/gpu.h"
+#include "tests/support/tiny_run.h"
+#include "train/trainer.h"
+
+namespace mmfree {
+namespace {
+
+RunResult train(const RunConfig& config) { return Trainer(config, true, false).run(); }
+
+RunConfig gpu_run(const std::string& run_dir) {
+  RunConfig c = tiny_run(run_dir);
+  c.train.device = "cuda";
+  return c;
+}
+
+TEST(CudaTrainer, AResumedRunEqualsOneNeverCut) {
+  MMFREE_NEEDS_GPU();
+  const TempDir dir;
+  RunConfig whole = gpu_run(dir / "whole");
+  whole.train.eval_every = 5;
+  whole.train.save_every = 4;
+  whole.train.keep_last = 10;
+  train(whole);
+  RunConfig cut = whole;
+  cut.train.run_dir = dir / "cut";
+  cut.train.resume = "auto";
+  for (int64_t stop : {1, 6, 7}) {
+    RunConfig part = cut;
+    part.train.max_time = 1e-9;  // each call does one step
+    RunResult r;
+    while ((r = train(part)).step < stop) EXPECT_FALSE(r.finished);
+    EXPECT_EQ(r.step, stop);
+  }
+  EXPECT_TRUE(train(cut).finished);
+  EXPECT_EQ(timeless_metrics(dir / "whole"), timeless_metrics(dir / "cut"));
+  for (int64_t step : {4, 8, 12})
+    EXPECT_EQ(learned(checkpoint_path(dir / "whole", step)), learned(checkpoint_path(dir / "cut", step)))
+        << "step " << step;
+}
+
+TEST(CudaTrainer, CheckpointsMoveBetweenDevices) {
+  MMFREE_NEEDS_GPU();
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = "auto";
+  for (const char* device : {"cpu", "cuda", "cpu"}) {
+    c.train.device = device;
+    c.train.max_time = 1e-9;
+    train(c);
+  }
+  EXPECT_EQ(3, checkpoint_steps(dir / "run").back());
+  c.train.device = "cuda", c.train.max_time = 0;
+  const RunResult r = train(c);
+  EXPECT_TRUE(r.finished);
+  EXPECT_LT(r.last_loss, r.first_loss);
+
+  // The same model on both devices: f32 differs by rounding and by flipped codes (see test_model.cpp).
+  double losses[2];
+  for (int i : {0, 1}) {
+    const Model m = move_model(load_model(dir / "run"), choose_target(i ? "cuda" : "cpu", "f32", "test"));
+    const TokenShards shards(c.data.valid);
+    losses[i] = evaluate(*m.lm, TokenSource::shards(shards), {17, 0, {}}).loss();
+  }
+  EXPECT_NEAR(losses[0], losses[1], 2e-3 * losses[0]);
+}
+
+}  // namespace
+}  // namespace mmfree
