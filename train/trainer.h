@@ -66,8 +66,8 @@ class Trainer {
   LM lm_;
   AdamW optimizer_;
   LoopState state_;
+  std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
   std::unique_ptr<StepRunner> runner_;
-  std::unique_ptr<BatchFeed> feed_;
   BackgroundSave saving_;
   RunResult result_;
   int64_t saved_step_ = -1;
