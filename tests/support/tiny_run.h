@@ -119,11 +119,11 @@ inline std::map<std::string, std::string> learned(const std::string& checkpoint)
   return all;
 }
 
-/// The lines of a run's metrics.
+/// The whole lines of a run's metrics: while it goes on, the last may be half written.
 inline std::vector<nlohmann::json> all_metrics(const std::string& run_dir) {
   std::vector<nlohmann::json> rows;
   std::ifstream in(run_dir + "/metrics.jsonl");
-  for (std::string line; std::getline(in, line);) rows.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(in, line) && !in.eof();) rows.push_back(nlohmann::json::parse(line));
   return rows;
 }
 
