@@ -162,7 +162,7 @@ TEST(CudaStep, LossFallsAndEveryParameterGetsAGradient) {
   }
 }
 
-TEST(CudaStep, NothingIsAllocatedAfterTheSecondStep) {
+TEST(CudaStep, NothingIsAllocatedOnceTheStepIsRecorded) {
   MMFREE_NEEDS_GPU();
   const ArenaScope own(Arena::gpu());
   SmallRun run(true);
