@@ -40,7 +40,7 @@ run_tests '*Cuda*' || status=1
 for argument in "$@"; do
   case $argument in
     --sanitize)
-      ops='Cuda*-CudaStep*:CudaProgram*'
+      ops='Cuda*-CudaStep*:CudaTrainer*'
       for tool in memcheck racecheck initcheck; do
         echo "compute-sanitizer $tool"
         run_tests "$ops" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 || status=1

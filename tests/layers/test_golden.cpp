@@ -2,54 +2,14 @@
 // trajectory. In float64 all agree to rounding; in float32 single codes flip, and the bounds say so.
 #include <gtest/gtest.h>
 
-#include "layers/lm.h"
 #include "layers/parameters.h"
-#include "optim/adamw.h"
 #include "tests/support/compare.h"
-#include "tests/support/golden.h"
+#include "tests/support/golden_run.h"
 
 namespace mmfree {
 namespace {
 
 class GoldenTest : public testing::TestWithParam<std::string> {};
-
-void load_parameters(const SafetensorsReader& file, ParamStore& params) {
-  for (size_t i = 0; i < params.specs().size(); ++i) {
-    Tensor to = params.view(params.values(), i);
-    cast(file.read(params.specs()[i].name, params.dtype()), to);
-  }
-}
-
-/// Ids [B, T] → inputs and next-token targets; the last position of each sequence is not scored.
-struct Example {
-  Tensor ids, targets;
-  int64_t batch, scored;
-  explicit Example(const Tensor& table)
-      : ids(table.reshape({table.size()})), targets({table.size()}, DType::i32), batch(table.dim(0)) {
-    const int64_t steps = table.dim(1);
-    scored = batch * (steps - 1);
-    for (int64_t i = 0; i < ids.size(); ++i)
-      targets.mut<int32_t>()[i] = (i + 1) % steps ? ids.data<int32_t>()[i + 1] : kIgnoreTarget;
-  }
-};
-
-double run_backward(const LM& lm, ParamStore& params, const Example& e) {
-  Tape tape;
-  params.begin_gradients();
-  const Var loss = lm.loss(e.ids, e.targets, e.batch, 1.0 / double(e.scored));
-  tape.backward(loss);
-  params.finish_gradients();
-  return *loss.value().data<double>();
-}
-
-OptimConfig oracle_optimizer(double lr) {
-  OptimConfig c;
-  c.lr = lr;
-  c.schedule = Schedule::constant;
-  c.warmup_steps = 0;
-  c.weight_decay_until = 1;
-  return c;
-}
 
 TEST_P(GoldenTest, Float64AgreesToRounding) {
   const Golden g(GetParam());
