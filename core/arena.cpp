@@ -49,6 +49,16 @@ std::shared_ptr<Arena> Arena::counted() {
   return std::make_shared<Arena>(Source{Device::cuda, obtain, [](void*) {}, true});
 }
 
+/// The free block of at least `want` bytes to take, or the end. The one at the end of a contiguous source comes last,
+/// whatever its length: since it can grow, its length says nothing, and where blocks lie does not depend on how much
+/// was obtained so far.
+Arena::FreeBySize::iterator Arena::best_fit(size_t want) {
+  const auto fit = free_by_size_.lower_bound({want, nullptr});
+  if (!source_.contiguous || fit == free_by_size_.end() || fit->second + fit->first != end_) return fit;
+  const auto other = std::next(fit);
+  return other == free_by_size_.end() ? fit : other;
+}
+
 /// Obtains a slab in which `want` bytes fit, together with what is free at the end of a contiguous source.
 void Arena::grow(size_t want) {
   if (source_.contiguous && !free_by_address_.empty()) {
@@ -74,10 +84,10 @@ void* Arena::allocate(size_t bytes) {
   MMFREE_CHECK(Error, bytes <= size_t(1) << 46, "arena: a request of ", bytes, " bytes cannot be meant");
   const size_t want = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
   std::lock_guard lock(mutex_);
-  auto fit = free_by_size_.lower_bound({want, nullptr});
+  auto fit = best_fit(want);
   if (fit == free_by_size_.end()) {
     grow(want);
-    fit = free_by_size_.lower_bound({want, nullptr});
+    fit = best_fit(want);
   }
   const auto [have, block] = *fit;
   const int slab = free_by_address_.at(block).second;

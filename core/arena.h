@@ -20,8 +20,9 @@ struct ArenaStats {
 };
 
 /// Memory pool of one device: slabs that are never returned before the arena dies, best fit by size then address,
-/// neighbours coalesced, 256-byte alignment. A repeated sequence of requests gets the same addresses each time, so a
-/// training step in steady state asks the system for nothing. Thread-safe.
+/// neighbours coalesced, 256-byte alignment. A repeated sequence of requests gets the same addresses each time (over a
+/// contiguous source from its first repetition), so a training step in steady state asks the system for nothing.
+/// Thread-safe.
 class Arena {
  public:
   /// Where slabs come from: host memory, device memory, or nowhere in a dry run.
@@ -53,6 +54,8 @@ class Arena {
   Device device() const { return source_.device; }
 
  private:
+  using FreeBySize = std::set<std::pair<size_t, char*>>;
+  FreeBySize::iterator best_fit(size_t want);
   void insert_free(char* begin, size_t bytes, int slab);
   void grow(size_t want);
   void free_block(char* block);
@@ -61,7 +64,7 @@ class Arena {
   mutable std::mutex mutex_;
   std::vector<void*> slabs_;
   char* end_ = nullptr;  ///< of the last slab
-  std::set<std::pair<size_t, char*>> free_by_size_;
+  FreeBySize free_by_size_;
   std::map<char*, std::pair<size_t, int>> free_by_address_;  // size, slab
   std::map<char*, std::pair<size_t, int>> used_;             // size, slab
   ArenaStats stats_;

@@ -16,7 +16,7 @@ struct StepRunner::Gpu {
   BatchFeed::Slot* copying = nullptr;  ///< its copy to `staging` has been started
   std::unique_ptr<gpu::Graph> graph;
   gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
-  int64_t eager_steps = 0;
+  bool warm = false;  ///< a step has run kernel by kernel: libraries are loaded, algorithms chosen, memory obtained
   size_t live = 0;  ///< bytes of the arena in use when the step was recorded
 };
 
@@ -113,7 +113,7 @@ void StepRunner::start(int64_t step) {
   if (!gpu_) return work();
   Gpu& g = *gpu_;
   Arena& arena = *Arena::current(Device::cuda);
-  if (record_ && !g.graph && g.eager_steps == 2) {
+  if (record_ && !g.graph && g.warm) {
     g.live = arena.stats().live;
     g.graph = std::make_unique<gpu::Graph>([this] { work(); });
   }
@@ -125,7 +125,7 @@ void StepRunner::start(int64_t step) {
     return g.graph->launch();
   }
   work();
-  ++g.eager_steps;
+  g.warm = true;
 }
 
 void StepRunner::finish(int64_t step) {

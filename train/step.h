@@ -16,9 +16,9 @@ struct StepResult {
   StepReport report;
 };
 
-/// Runs whole training steps: forward, backward, clip, AdamW, requantise. On a GPU the first two run kernel by kernel;
-/// the third is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the
-/// same bits, without allocations or host work in between. Results come back one step late, so that the GPU never waits
+/// Runs whole training steps: forward, backward, clip, AdamW, requantise. On a GPU the first runs kernel by kernel; the
+/// second is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the same
+/// bits, without allocations or host work in between. Results come back one step late, so that the GPU never waits
 /// for the host.
 class StepRunner {
  public:
