@@ -1,0 +1,81 @@
+// What goes wrong with a GPU itself: no memory left, and a GPU that is lost to the process.
+#include <cuda.h>
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include "core/ops/elementwise.h"
+#include "tests/support/gpu.h"
+#include "tests/support/tiny_run.h"
+#include "train/trainer.h"
+
+namespace mmfree {
+namespace {
+
+TEST(CudaErrors, OutOfMemorySaysWhatToChangeAndLeavesTheGpuUsable) {
+  MMFREE_NEEDS_GPU();
+  const ArenaScope own(Arena::gpu());
+  const auto free = int64_t(gpu::info().free);
+  try {
+    const Tensor t({free / 4 + (1 << 20)}, DType::f32, Device::cuda);
+    ADD_FAILURE() << "more memory than there is";
+  } catch (const Error& e) {
+    const std::string said = e.what();
+    EXPECT_NE(said.find("train.recompute=full"), std::string::npos) << said;
+    EXPECT_EQ(said.find('\n'), std::string::npos) << said;
+  }
+  Tensor t({1000}, DType::f32, Device::cuda);
+  fill(t, 3);
+  EXPECT_EQ(t.to(Device::cpu).data<float>()[999], 3);
+}
+
+/// A kernel that ends the process's use of the GPU, as a hardware fault would.
+void lose_gpu() {
+  constexpr const char* ptx =
+      ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry lose() {\n  trap;\n  ret;\n}\n";
+  const auto driver = [](const char* name) {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found);
+    return entry;
+  };
+  CUmodule module = nullptr;
+  CUfunction function = nullptr;
+  const auto load = reinterpret_cast<decltype(&cuModuleLoadData)>(driver("cuModuleLoadData"));
+  const auto find = reinterpret_cast<decltype(&cuModuleGetFunction)>(driver("cuModuleGetFunction"));
+  const auto launch = reinterpret_cast<decltype(&cuLaunchKernel)>(driver("cuLaunchKernel"));
+  if (load(&module, ptx) != CUDA_SUCCESS || find(&function, module, "lose") != CUDA_SUCCESS ||
+      launch(function, 1, 1, 1, 1, 1, 1, 0, nullptr, nullptr, nullptr) != CUDA_SUCCESS)
+    std::fprintf(stderr, "the kernel that traps could not be started\n");
+}
+
+TEST(CudaErrors, ALostGpuEndsTheRunWithOneLineAndTheCheckpointStays) {
+  MMFREE_NEEDS_GPU();
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // the child starts anew, with a GPU of its own to lose
+  const std::string folder = testing::TempDir() + "mmfree_lost_gpu";
+  std::filesystem::remove_all(folder);
+  RunConfig c = tiny_run(folder);
+  c.train.device = "cuda";
+  c.train.resume = "auto";
+  const auto lose = [&] {
+    RunConfig part = c;
+    part.train.max_time = 1e-9;
+    Trainer(part, true, false).run();
+    Trainer rest(c, true, false);
+    lose_gpu();
+    try {
+      rest.run();
+    } catch (const Error& e) {
+      std::fprintf(stderr, "%s\n", e.what());
+      std::_Exit(int(e.status()) + 100);
+    }
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(lose(), testing::ExitedWithCode(101), "the GPU is lost to this process: run again with --resume");
+  std::vector<std::string> warnings;
+  EXPECT_EQ(newest_checkpoint(folder, warnings), checkpoint_path(folder, 1));
+  EXPECT_TRUE(warnings.empty());
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace mmfree
