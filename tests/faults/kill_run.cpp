@@ -66,6 +66,7 @@ class Cases {
   /// One cut: when the metrics have a random number of lines, some of which this process may have found there, and a
   /// little later, so that starts, steps, evaluations, saves and ends are all hit.
   void cut(int64_t number, const std::string& run_dir, std::mt19937_64& random) {
+    fs::remove(run_dir + "/run.json");
     const auto program = start(run_dir, 1 + int(random() % 3));
     const auto lines = random() % (whole_.metrics.size() + 1);
     while (lines > 0 && program->running() && all_metrics(run_dir).size() < lines)
@@ -86,8 +87,8 @@ class Cases {
     } else if (way == SIGKILL) {
       require(number, status, 1000 + SIGKILL, program->err());
       ++counts_.kills;
-    } else if (status == 1000 + way && !fs::exists(run_dir + "/metrics.jsonl")) {
-      ++counts_.asked;  // before the program had begun to listen
+    } else if (status == 1000 + way && !fs::exists(run_dir + "/run.json")) {
+      ++counts_.kills;  // before the program had begun to listen
     } else {
       require(number, status, 75, program->err());
       const auto saved = checkpoint_steps(run_dir);
