@@ -67,7 +67,7 @@ void Arena::grow(size_t want) {
   }
   const size_t slab = (want + slab_bytes_ - 1) / slab_bytes_ * slab_bytes_;
   char* memory = static_cast<char*>(source_.obtain(slab));
-  MMFREE_CHECK(Error, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ",
+  MMFREE_CHECK(OutOfMemory, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ",
                name_of(source_.device), " with ", stats_.reserved >> 20,
                " MiB in use; reduce train.micro_batch_size, data.seq_len or the model",
                source_.device == Device::cuda ? ", or set train.recompute=full" : "");

@@ -17,6 +17,10 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
 /// Sets bytes to zero, in the order of the kernels on the compute stream.
 void zero_bytes(void* to, Device device, size_t bytes);
 
+/// Bytes of host memory that this process may still take without swapping or being stopped: what the system calls
+/// available, or less where its control group has a limit. 0 if the system does not say.
+size_t available_host_memory();
+
 /// While alive, on this thread: memory of a GPU is counted but not obtained, kernels and copies for it do not run. What
 /// a computation would need can so be measured exactly, on any machine.
 class DryRun {

@@ -43,6 +43,10 @@ struct DeviceError : Error {
 struct UsageError : Error {
   explicit UsageError(const std::string& m) : Error(m, Exit::usage) {}
 };
+/// A device has no room for what is asked.
+struct OutOfMemory : Error {
+  explicit OutOfMemory(const std::string& m) : Error(m) {}
+};
 struct DataError : Error {
   explicit DataError(const std::string& m) : Error(m, Exit::bad_data) {}
 };

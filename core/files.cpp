@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -72,6 +73,16 @@ std::string read_file(const std::string& path, int64_t most) {
   std::string bytes(size_t(size), '\0');
   read_exactly(file, path, 0, bytes.data(), size);
   return bytes;
+}
+
+void require_space(const std::string& path, int64_t bytes) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  struct statvfs info;
+  MMFREE_CHECK(IoError, ::statvfs(folder.empty() ? "." : folder.c_str(), &info) == 0, folder, ": ",
+               std::strerror(errno));
+  const auto free = double(info.f_bavail) * double(info.f_frsize);
+  MMFREE_CHECK(IoError, double(bytes) <= free, path, ": needs ", (bytes >> 20) + 1, " MiB and the disk has ",
+               int64_t(free) >> 20, " MiB free; make room or choose another disk");
 }
 
 void sync_directory(const std::string& path) {

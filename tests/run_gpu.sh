@@ -40,10 +40,13 @@ run_tests '*Cuda*' || status=1
 for argument in "$@"; do
   case $argument in
     --sanitize)
-      ops='Cuda*-CudaStep*:CudaTrainer*'
+      ops='Cuda*-CudaStep*:CudaTrainer*:CudaErrors*:CudaProgram*'
       for tool in memcheck racecheck initcheck; do
         echo "compute-sanitizer $tool"
-        run_tests "$ops" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 || status=1
+        filter=$ops
+        # initcheck does not see what cuBLASLt's s8 products store, and calls reading it uninitialised.
+        [ "$tool" = initcheck ] && filter=$ops:CudaTernary.LinearOfMoreSumsThanFitTheScratch
+        run_tests "$filter" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 || status=1
       done
       ;;
     --bench)

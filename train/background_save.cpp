@@ -1,43 +1,63 @@
 #include "train/background_save.h"
 
+#include <new>
 #include <utility>
 
 #include "core/gpu.h"
 
 namespace mmfree {
+namespace {
+
+/// A copy in memory of its own, for a recorded step writes over what it finds free in its arena. Undefined if there is
+/// no room.
+FlatState snapshot(const FlatState& state) {
+  const bool gpu = state.values.device() == Device::cuda;
+  const auto bytes = size_t(3 * state.values.bytes());
+  if (!gpu && bytes > available_host_memory() / 2) return {};
+  const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : Tensor(); };
+  try {
+    const ArenaScope own(gpu ? Arena::gpu() : Arena::host());
+    const FlatState copies{copy(state.values), copy(state.m), copy(state.v)};
+    if (gpu) gpu::synchronize();
+    return copies;
+  } catch (const OutOfMemory&) {
+    return {};
+  }
+}
+
+}  // namespace
 
 BackgroundSave::~BackgroundSave() {
   if (thread_.joinable()) thread_.join();
 }
 
 void BackgroundSave::start(const FlatState& state, std::function<void(const FlatState&)> write) {
-  wait();
-  FlatState copy;
-  if (state.values.device() == Device::cuda) {
-    // Not from the arena of the steps: a recorded step would write over it.
-    const ArenaScope own(Arena::gpu());
-    try {
-      copy = {state.values.clone(), state.m.clone(), state.v.clone()};
-      gpu::synchronize();
-    } catch (const Error&) {
-      copy = {};  // no room on the device
-    }
-  }
+  MMFREE_CHECK(Error, !pending(), "background save: the one before is still under way");
+  FlatState copy = snapshot(state);
   if (!copy.values.defined()) return write(state);
+  done_ = false;
   thread_ = std::thread([this, copy = std::move(copy), write = std::move(write)]() mutable {
     try {
-      const gpu::OwnStream beside_training;
+      std::optional<gpu::OwnStream> beside_training;
+      if (copy.values.device() == Device::cuda) beside_training.emplace();
       write(copy);
     } catch (...) {
       failure_ = std::current_exception();
     }
     copy = {};
+    done_ = true;
   });
 }
 
 void BackgroundSave::wait() {
   if (thread_.joinable()) thread_.join();
   if (const std::exception_ptr failure = std::exchange(failure_, nullptr)) std::rethrow_exception(failure);
+}
+
+bool BackgroundSave::poll() {
+  if (!pending() || !done_) return false;
+  wait();
+  return true;
 }
 
 }  // namespace mmfree

@@ -13,6 +13,7 @@ namespace fs = std::filesystem;
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
+  require_space(path, (flat.m.defined() ? 3 : 1) * flat.values.bytes() + int64_t(tokenizer_model.size()) + (4 << 20));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
   writer.attribute("step", state.step);
@@ -112,6 +113,7 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
 }
 
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
+  const h5::Reader verified(checkpoint_path(run_dir, newest), "checkpoint");
   std::vector<int64_t> steps = checkpoint_steps(run_dir);
   steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
   for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {

@@ -26,6 +26,7 @@ struct FlatState {
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
+/// Needs the same memory for a model of any size. The disk's free space is checked first.
 /// `layout` says where `flat`, on any device, holds what. @throws CreateError, IoError
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
@@ -62,8 +63,9 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 /// The newest intact checkpoint of a run folder; one line per damaged one goes to `warnings`. Empty if there is none.
 std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
 
-/// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`. Later ones
-/// (damaged, if the run went back) stay and do not count.
+/// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`, once `newest` reads
+/// back intact. Later ones (damaged, if the run went back) stay and do not count. @throws what Checkpoint throws if
+/// `newest` does not; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
 /// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.

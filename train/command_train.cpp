@@ -5,6 +5,7 @@
 #include "core/gpu.h"
 #include "train/commands.h"
 #include "train/memory.h"
+#include "train/signals.h"
 #include "train/trainer.h"
 
 namespace mmfree {
@@ -51,6 +52,7 @@ void run(const Options& o) {
     std::fputs(config_reference().c_str(), stdout);
     return;
   }
+  const StopSignals signals;
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
   std::vector<std::string> overrides = o.overrides;

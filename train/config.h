@@ -29,6 +29,7 @@ struct TrainConfig {
       "false";              ///< false; true: the newest checkpoint of run_dir; auto: the same if there is one; a path
   std::string run_dir;      ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;      ///< seconds after which to save and stop; 0: no limit
+  std::string on_save_error = "continue";  ///< continue or stop when a checkpoint or metrics cannot be written
   int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
 
   /// Sequences per forward pass after the rule above is applied.

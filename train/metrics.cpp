@@ -10,12 +10,15 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
 
 namespace mmfree {
 namespace {
+
+constexpr const char* kEvaluated = "val/loss";
 
 template <class T>
 std::string shortest(T value) {
@@ -26,24 +29,31 @@ std::string shortest(T value) {
 std::string json_number(int64_t value) { return shortest(value); }
 std::string json_number(double value) { return std::isfinite(value) ? shortest(value) : "null"; }
 
-/// The lines of `path` up to `step`, and the number of those that are no metrics.
-std::pair<std::string, int64_t> lines_up_to(const std::string& path, int64_t step) {
+struct Lines {
+  std::string kept;
+  int64_t damaged = 0;     ///< lines that are no metrics
+  int64_t evaluated = -1;  ///< the largest step of a kept evaluation
+};
+
+/// The lines of `path` up to `step`.
+Lines lines_up_to(const std::string& path, int64_t step) {
   std::ifstream in(path, std::ios::binary);
   MMFREE_CHECK(IoError, in.is_open(), path, ": cannot read the metrics of the run to be resumed");
-  std::string kept, line;
-  int64_t damaged = 0;
+  Lines lines;
+  std::string line;
   while (std::getline(in, line)) {
     const bool torn = in.eof();
     const nlohmann::json row = nlohmann::json::parse(line, nullptr, false);
     const auto at = row.is_object() ? row.find("step") : row.end();
     if (torn || at == row.end() || !at->is_number_integer()) {
-      ++damaged;
+      ++lines.damaged;
     } else if (at->get<int64_t>() <= step) {
-      kept += line + "\n";
+      lines.kept += line + "\n";
+      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, at->get<int64_t>());
     }
   }
   MMFREE_CHECK(IoError, !in.bad(), path, ": cannot read the metrics of the run to be resumed");
-  return {kept, damaged};
+  return lines;
 }
 
 }  // namespace
@@ -60,25 +70,51 @@ std::string metrics_line(const Metrics& metrics) {
 MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std::move(path)) {
   std::error_code ignored;
   if (std::filesystem::is_regular_file(path_, ignored)) {
-    std::string kept;
-    if (resume_step >= 0) std::tie(kept, damaged_lines_) = lines_up_to(path_, resume_step);
-    write_file(path_, kept);
+    Lines lines;
+    if (resume_step >= 0) lines = lines_up_to(path_, resume_step);
+    damaged_lines_ = lines.damaged;
+    evaluated_ = lines.evaluated;
+    write_file(path_, lines.kept);
   }
+  open();
+}
+
+void MetricsWriter::open() {
   file_ = Fd(::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666));
   MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", std::strerror(errno));
 }
 
 void MetricsWriter::write(const Metrics& metrics) {
-  MMFREE_CHECK(Error, std::any_of(metrics.begin(), metrics.end(), [](const auto& m) { return m.first == "step"; }),
-               path_, ": a line of metrics without its step");
-  MMFREE_CHECK(IoError, file_.write(metrics_line(metrics) + "\n"), path_,
-               ": cannot write metrics: ", std::strerror(errno));
+  const auto find = [&](const char* key) {
+    return std::find_if(metrics.begin(), metrics.end(), [&](const auto& m) { return m.first == key; });
+  };
+  const auto step = find("step");
+  MMFREE_CHECK(Error, step != metrics.end(), path_, ": a line of metrics without its step");
+  if (find(kEvaluated) != metrics.end()) evaluated_ = std::max(evaluated_, std::get<int64_t>(step->second));
+  unwritten_ += metrics_line(metrics) + "\n";
+  flush();
+}
+
+void MetricsWriter::flush() {
+  while (!unwritten_.empty()) {
+    const ssize_t n = ::write(file_.get(), unwritten_.data(), unwritten_.size());
+    if (n < 0 && errno == EINTR) continue;
+    MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
+    unwritten_.erase(0, size_t(n));
+  }
 }
 
 void MetricsWriter::sync() {
+  flush();
+  if (doubtful_) {
+    write_file(path_, read_file(path_, std::numeric_limits<int64_t>::max()));
+    open();
+    doubtful_ = false;
+    return;
+  }
   // Pipes and devices (/dev/null) cannot be synced, which is no error.
-  MMFREE_CHECK(IoError, ::fdatasync(file_.get()) == 0 || errno == EINVAL, path_,
-               ": cannot bring metrics to the disk: ", std::strerror(errno));
+  doubtful_ = ::fdatasync(file_.get()) != 0 && errno != EINVAL;
+  MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
 }
 
 }  // namespace mmfree

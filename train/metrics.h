@@ -17,7 +17,8 @@ using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double>
 /// One JSON object without a newline. Doubles read back exactly (shortest form); non-finite ones become null.
 std::string metrics_line(const Metrics& metrics);
 
-/// Appends one flat JSON object per line to a file; every line reaches the operating system before write returns.
+/// Appends one flat JSON object per line to a file; every line reaches the operating system before write returns. What
+/// could not be written is kept, and written first by the next write or sync.
 class MetricsWriter {
  public:
   /// Keeps the lines of an existing file whose "step" is <= resume_step (-1: none, a fresh run) and drops the others
@@ -28,14 +29,22 @@ class MetricsWriter {
 
   /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full.
   void write(const Metrics& metrics);
-  /// Brings everything written so far to the device; call before a checkpoint is declared complete.
+  /// Brings everything written so far to the device; call before a checkpoint is declared complete. Throws IoError; the
+  /// next call then writes a new file, for what a failed sync has left on the disk is not known.
   void sync();
+  /// The largest step of a line with "val/loss", -1 without one.
+  int64_t evaluated() const { return evaluated_; }
   /// Damaged lines the constructor dropped, the torn last one included.
   int64_t damaged_lines() const { return damaged_lines_; }
 
  private:
+  void open();
+  void flush();
   std::string path_;
   Fd file_;
+  std::string unwritten_;
+  bool doubtful_ = false;  ///< a sync has failed
+  int64_t evaluated_ = -1;
   int64_t damaged_lines_ = 0;
 };
 

@@ -10,6 +10,7 @@ namespace {
 volatile std::sig_atomic_t noted = 0;
 constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
 struct sigaction previous[3];
+int alive = 0;
 
 void note(int signal) {
   if (signal == SIGINT && noted == SIGINT) _exit(130);
@@ -19,6 +20,7 @@ void note(int signal) {
 }  // namespace
 
 StopSignals::StopSignals() {
+  if (alive++) return;
   noted = 0;
   struct sigaction action = {};
   action.sa_handler = note;
@@ -27,6 +29,7 @@ StopSignals::StopSignals() {
 }
 
 StopSignals::~StopSignals() {
+  if (--alive) return;
   for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &previous[i], nullptr);
 }
 

@@ -174,6 +174,7 @@ void Trainer::check_progress(const StepResult& result) {
   if (bad)
     progress_.message(concat("step ", result.step, ": loss ", result.loss, ", gradient norm ", result.report.grad_norm,
                              ": the update was skipped (", state_.skipped_in_row, " in a row)"));
+  if (state_.skipped_in_row >= config_.train.skip_limit) settle_save(true);
   MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", result.step, ": ",
                state_.skipped_in_row,
                " steps in a row had a non-finite loss or gradient; lower optim.lr or lengthen optim.warmup_steps, and "
@@ -202,57 +203,93 @@ void Trainer::log_step(const StepResult& result) {
                       {}};
   if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, waited, peak};
   progress_.update(state);
-  metrics_->write({{"step", result.step},
-                   {"train/loss", result.loss},
-                   {"train/grad_norm", result.report.grad_norm},
-                   {"train/learning_rate", result.report.learning_rate},
-                   {"train/epoch", double(result.step * config_.train.batch_size) / double(batches_.windows())},
-                   {"train/tokens", result.step * config_.train.batch_size * config_.data.seq_len},
-                   {"train/tokens_per_sec", speed},
-                   {"train/step_time_ms", 1000 * window * step_tokens / double(window_tokens_)},
-                   {"train/mfu", rate > 0 ? flops / rate : std::nan("")},
-                   {"train/data_wait", waited},
-                   {"train/peak_memory", int64_t(peak)},
-                   {"time", double(std::time(nullptr))}});
+  write_metrics({{"step", result.step},
+                 {"train/loss", result.loss},
+                 {"train/grad_norm", result.report.grad_norm},
+                 {"train/learning_rate", result.report.learning_rate},
+                 {"train/epoch", double(result.step * config_.train.batch_size) / double(batches_.windows())},
+                 {"train/tokens", result.step * config_.train.batch_size * config_.data.seq_len},
+                 {"train/tokens_per_sec", speed},
+                 {"train/step_time_ms", 1000 * window * step_tokens / double(window_tokens_)},
+                 {"train/mfu", rate > 0 ? flops / rate : std::nan("")},
+                 {"train/data_wait", waited},
+                 {"train/peak_memory", int64_t(peak)},
+                 {"time", double(std::time(nullptr))}});
   window_start_ = now;
   window_tokens_ = 0;
   window_waited_ = feed_->waited();
 }
 
-Evaluation Trainer::evaluate_valid(int64_t limit) {
-  const double begin = seconds();
-  const Evaluation e = evaluate(lm_, TokenSource::shards(*valid_data_), {config_.data.seq_len, limit, {}});
-  idle_ += seconds() - begin;
-  return e;
+bool Trainer::evaluation_due() const {
+  const TrainConfig& t = config_.train;
+  return valid_data_ && t.eval_every > 0 && state_.step < t.steps && state_.step % t.eval_every == 0 &&
+         metrics_->evaluated() < state_.step;
 }
 
-void Trainer::log_evaluation(const Evaluation& e) {
-  metrics_->write({{"step", state_.step},
-                   {"val/loss", e.loss()},
-                   {"val/ppl", e.perplexity()},
-                   {"val/bpb", e.bits_per_byte()},
-                   {"train/tokens", state_.tokens},
-                   {"time", double(std::time(nullptr))}});
+/// Evaluates and writes the result down, unless it is there already. Nothing if the run is asked to stop meanwhile.
+std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
+  const double begin = seconds();
+  const Evaluation e = evaluate(lm_, TokenSource::shards(*valid_data_),
+                                {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); }});
+  idle_ += seconds() - begin;
+  if (!result_.reason.empty()) return std::nullopt;
+  if (metrics_->evaluated() == state_.step) return e;
+  write_metrics({{"step", state_.step},
+                 {"val/loss", e.loss()},
+                 {"val/ppl", e.perplexity()},
+                 {"val/bpb", e.bits_per_byte()},
+                 {"train/tokens", state_.tokens},
+                 {"time", double(std::time(nullptr))}});
   char line[120];
   std::snprintf(line, sizeof line, "step %lld  val loss %.4f  perplexity %.2f  bits/byte %.4f",
                 static_cast<long long>(state_.step), e.loss(), e.perplexity(), e.bits_per_byte());
   if (!quiet_) progress_.message(line);
+  return e;
+}
+
+void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metrics); } catch (const IoError& e) {
+  save_failed(e);
+}
+
+/// A failed write leaves the older checkpoints as they were. Whether training goes on without is the user's choice, but
+/// a run must not end as if it were saved.
+void Trainer::save_failed(const Error& error) {
+  const std::string newest =
+      saved_step_ >= 0 ? concat("the newest checkpoint is ", checkpoint_path(config_.train.run_dir, saved_step_))
+                       : std::string("there is no checkpoint yet");
+  if (ending_ || config_.train.on_save_error == "stop")
+    throw Error(concat(error.what(), "; ", newest, "; continue from it with --resume"), error.status());
+  progress_.message(concat("warning: ", error.what(), "; ", newest, "; training goes on"));
 }
 
 void Trainer::save() {
   if (saved_step_ == state_.step) return;
   const double begin = seconds();
   take(runner_ ? runner_->collect() : std::nullopt);
-  metrics_->sync();
-  const int64_t step = state_.step;
-  const std::string path = checkpoint_path(config_.train.run_dir, step);
-  saving_.start(
-      {params_.values(), optimizer_.m(), optimizer_.v()}, [this, step, path, state = state_](const FlatState& flat) {
-        save_checkpoint(path, config_, params_, flat, state, tokenizer_ ? tokenizer_->serialized() : std::string());
-        retain_checkpoints(config_.train.run_dir, step, config_.train.keep_last);
-      });
-  saved_step_ = step;
+  settle_save(true);
+  saving_step_ = state_.step;
+  const std::string path = checkpoint_path(config_.train.run_dir, state_.step);
+  const auto write = [this, path, state = state_](const FlatState& flat) {
+    save_checkpoint(path, config_, params_, flat, state, tokenizer_ ? tokenizer_->serialized() : std::string());
+    retain_checkpoints(config_.train.run_dir, state.step, config_.train.keep_last);
+  };
+  try {
+    metrics_->sync();
+    saving_.start({params_.values(), optimizer_.m(), optimizer_.v()}, write);
+    if (!saving_.pending()) saved_step_ = saving_step_;
+  } catch (const Error& e) {
+    save_failed(e);
+  }
   idle_ += seconds() - begin;
+}
+
+/// Takes note of how the save under way ended: if it has, or in any case.
+void Trainer::settle_save(bool wait) try {
+  if (!saving_.pending()) return;
+  if (wait) saving_.wait();
+  if (wait || saving_.poll()) saved_step_ = saving_step_;
+} catch (const Error& e) {
+  save_failed(e);
 }
 
 bool Trainer::consume_file(const char* name) const {
@@ -260,48 +297,62 @@ bool Trainer::consume_file(const char* name) const {
   return fs::remove(fs::path(config_.train.run_dir) / name, error);
 }
 
-std::string Trainer::stop_reason() {
-  if (const int signal = StopSignals::pending()) return signal_name(signal);
-  if (config_.train.max_time > 0 && seconds() >= config_.train.max_time) return "train.max_time reached";
-  if (consume_file("stop")) return "a file named stop in the run folder";
-  return {};
+/// A signal ends the run wherever it is; for the other reasons at least one step is made, or a run could never end.
+bool Trainer::should_stop() {
+  std::string& reason = result_.reason;
+  if (!reason.empty()) return true;
+  if (const int signal = StopSignals::pending())
+    reason = signal_name(signal);
+  else if (run_steps_ == 0)
+    return false;
+  else if (config_.train.max_time > 0 && seconds() >= config_.train.max_time)
+    reason = "train.max_time reached";
+  else if (consume_file("stop"))
+    reason = "a file named stop in the run folder";
+  return !reason.empty();
 }
 
 RunResult Trainer::run() {
-  const StopSignals signals;
   const TrainConfig& t = config_.train;
   banner();
   start_ = Clock::now();
-  if (valid_data_ && t.eval_every > 0 && state_.step == 0) log_evaluation(evaluate_valid(t.eval_tokens));
+  if (evaluation_due()) evaluate_valid(t.eval_tokens);
   runner_ = std::make_unique<StepRunner>(lm_, params_, optimizer_, config_, recompute_of(t, target_.device));
   feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
                                       target_.device == Device::cuda);
-  while (state_.step < t.steps) {
+  while (state_.step < t.steps && !should_stop()) {
     const auto finished = runner_->run(state_.step, *feed_);
     ++state_.step;
+    ++run_steps_;
     state_.tokens += t.batch_size * config_.data.seq_len;
     take(finished);
+    settle_save(false);
     if (state_.step == t.steps) break;
-    if (valid_data_ && t.eval_every > 0 && state_.step % t.eval_every == 0) {
+    if (evaluation_due()) {
       take(runner_->collect());
-      log_evaluation(evaluate_valid(t.eval_tokens));
+      evaluate_valid(t.eval_tokens);
     }
     if ((t.save_every > 0 && state_.step % t.save_every == 0) || consume_file("save")) save();
-    result_.reason = stop_reason();
-    if (!result_.reason.empty()) break;
   }
-  take(runner_->collect());
-  result_.step = state_.step;
-  result_.finished = state_.step >= t.steps;
-  result_.tokens_per_second = double(run_tokens_) / (seconds() - idle_);
-  if (result_.finished && valid_data_) {
-    result_.valid = evaluate_valid(0);
-    if (run_tokens_ > 0) log_evaluation(*result_.valid);
-  }
-  save();
-  saving_.wait();
-  progress_.finish();
+  finish();
   return result_;
+}
+
+/// Saves what was learned, which an evaluation that follows may use the time for.
+void Trainer::finish() {
+  take(runner_->collect());
+  settle_save(true);
+  ending_ = true;
+  result_.step = state_.step;
+  result_.tokens_per_second = double(run_tokens_) / (seconds() - idle_);
+  save();
+  if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) {
+    result_.valid = evaluate_valid(0);
+    metrics_->sync();
+  }
+  settle_save(true);
+  result_.finished = state_.step >= config_.train.steps && result_.reason.empty();
+  progress_.finish();
 }
 
 }  // namespace mmfree

@@ -13,6 +13,7 @@
 #include "train/evaluate.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+#include "train/signals.h"
 #include "train/step.h"
 
 namespace mmfree {
@@ -34,8 +35,11 @@ class Trainer {
  public:
   /// Loads or creates everything the run needs. @throws ConfigError, MissingError, DataError, CreateError
   Trainer(RunConfig config, bool quiet, bool force);
-  /// Trains to the last step, or until a signal, max_time, or a file named `stop` in the run folder ends it (a file
-  /// named `save` asks for a checkpoint only). @throws DivergedError, IoError
+  /// Trains to the last step and evaluates, or until a signal, max_time, or a file named `stop` in the run folder ends
+  /// it (a file named `save` asks for a checkpoint only). Signals are heeded from the constructor on, also during an
+  /// evaluation, which a resumed run then makes again; the others once a step was made. A checkpoint or metrics that
+  /// cannot be written end the run only if train.on_save_error says so, or at its end.
+  /// @throws DivergedError, IoError, CreateError
   RunResult run();
 
  private:
@@ -48,13 +52,18 @@ class Trainer {
   void take(const std::optional<StepResult>& result);
   void check_progress(const StepResult& result);
   void log_step(const StepResult& result);
-  Evaluation evaluate_valid(int64_t limit);
-  void log_evaluation(const Evaluation& e);
+  bool evaluation_due() const;
+  std::optional<Evaluation> evaluate_valid(int64_t limit);
+  void write_metrics(const Metrics& metrics);
   void save();
-  std::string stop_reason();
+  void settle_save(bool wait);
+  void save_failed(const Error& error);
+  void finish();
+  bool should_stop();
   bool consume_file(const char* name) const;
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 
+  StopSignals signals_;
   RunConfig config_;
   bool quiet_;
   ComputeTarget target_;
@@ -70,13 +79,15 @@ class Trainer {
   std::unique_ptr<StepRunner> runner_;
   BackgroundSave saving_;
   RunResult result_;
-  int64_t saved_step_ = -1;
+  int64_t saved_step_ = -1;   ///< of the newest checkpoint
+  int64_t saving_step_ = -1;  ///< of the checkpoint under way, if there is one
+  bool ending_ = false;       ///< the next save is the last: it must not fail
   std::unique_ptr<MetricsWriter> metrics_;
   Progress progress_;
   Clock::time_point start_ = Clock::now();
   double idle_ = 0;  ///< seconds of this process spent evaluating and saving
   double window_start_ = 0, window_waited_ = 0;
-  int64_t window_tokens_ = 0, run_tokens_ = 0;
+  int64_t window_tokens_ = 0, run_tokens_ = 0, run_steps_ = 0;
 };
 
 }  // namespace mmfree

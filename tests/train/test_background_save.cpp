@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "core/error.h"
 #include "tests/support/tensors.h"
 #include "train/background_save.h"
@@ -7,29 +9,57 @@
 namespace mmfree {
 namespace {
 
-TEST(BackgroundSave, OnTheCpuWritesTheVeryTensorsBeforeTrainingGoesOn) {
+TEST(BackgroundSave, WritesTheStateOfTheMomentWhileTrainingChangesIt) {
   BackgroundSave saving;
-  const FlatState state{full({3}, DType::f32, 1), full({3}, DType::f32, 2), full({3}, DType::f32, 3)};
+  FlatState state{full({3}, DType::f32, 1), full({3}, DType::f32, 2), full({3}, DType::f32, 3)};
   for (int time = 0; time < 3; ++time) {
-    bool written = false;
+    std::atomic<bool> changed = false;
+    float seen = 0;
+    state.values.mut<float>()[2] = float(time);
     saving.start(state, [&](const FlatState& s) {
-      EXPECT_EQ(state.values.raw(), s.values.raw());
-      EXPECT_EQ(state.m.raw(), s.m.raw());
-      EXPECT_EQ(state.v.raw(), s.v.raw());
-      written = true;
+      while (!changed) std::this_thread::yield();
+      seen = s.values.data<float>()[2];
+      EXPECT_EQ(s.m.data<float>()[0], 2);
+      EXPECT_EQ(s.v.data<float>()[0], 3);
     });
-    EXPECT_TRUE(written);
+    EXPECT_TRUE(saving.pending());
+    EXPECT_FALSE(saving.poll());
+    state.values.mut<float>()[2] = -1;
+    changed = true;
+    if (time == 0)
+      saving.wait();
+    else
+      while (!saving.poll()) std::this_thread::yield();
+    EXPECT_FALSE(saving.pending());
+    EXPECT_EQ(seen, float(time));
   }
   saving.wait();
-  saving.wait();
+  EXPECT_FALSE(saving.poll());
+}
+
+TEST(BackgroundSave, TrainingWaitsWhereThereIsNoRoomForACopy) {
+  // Memory of the dry kind: a size that no machine has, and that is never touched.
+  const size_t bytes = available_host_memory() / 4;
+  ASSERT_GT(bytes, 0u);
+  const Tensor huge({int64_t(bytes / sizeof(float))}, DType::f32);
+  BackgroundSave saving;
+  const void* seen = nullptr;
+  saving.start({huge, {}, {}}, [&](const FlatState& s) { seen = s.values.raw(); });
+  EXPECT_EQ(seen, huge.raw());
+  EXPECT_FALSE(saving.pending());
 }
 
 TEST(BackgroundSave, PassesOnWhatWritingThrows) {
   BackgroundSave saving;
   const FlatState state{full({3}, DType::f32, 1), {}, {}};
-  EXPECT_THROW(saving.start(state, [](const FlatState&) { throw CreateError("disk"); }), CreateError);
+  saving.start(state, [](const FlatState&) { throw CreateError("disk"); });
+  EXPECT_THROW(saving.wait(), CreateError);
   saving.wait();
+  saving.start(state, [](const FlatState&) { throw CreateError("disk"); });
+  EXPECT_THROW(while (!saving.poll()) std::this_thread::yield(), CreateError);
+  EXPECT_FALSE(saving.poll());
   saving.start(state, [](const FlatState&) {});
+  EXPECT_THROW(saving.start(state, [](const FlatState&) {}), Error) << "the one before is still under way";
 }
 
 }  // namespace

@@ -130,9 +130,11 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   s.path = checkpoint_path(run, 30), s.save();
   retain_checkpoints(run, 30, 2);
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
+  EXPECT_THROW(retain_checkpoints(run, 100, 1), DataError) << "it is damaged";
+  EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
+  s.path = checkpoint_path(run, 100), s.save();
   retain_checkpoints(run, 100, 1);
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{100}));
-  EXPECT_FALSE(newest_checkpoint(run, warnings));
   EXPECT_TRUE(fs::exists(run + "/checkpoints/best.h5"));
 }
 

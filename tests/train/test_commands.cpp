@@ -182,8 +182,8 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
 TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   const Files& f = Files::get();
   // A model of 2.7 billion parameters, on any machine.
-  const std::vector<std::string> big = {"train", source_dir() + "/configs/2.7b.yaml", "--dry-run",
-                                        "train.device=cuda", "train.micro_batch_size=1"};
+  const std::vector<std::string> big = {"train", source_dir() + "/configs/2.7b.yaml", "--dry-run", "train.device=cuda",
+                                        "train.micro_batch_size=1"};
   const std::string said = output(big);
   EXPECT_EQ(0u, said.rfind("2.70G parameters, 1 x ", 0)) << said;
   EXPECT_TRUE(contains(said, "activations in bf16 on a GPU")) << said;

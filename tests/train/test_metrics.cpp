@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <bit>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -87,6 +89,45 @@ TEST_F(MetricsFile, DropsDamagedLinesAndStartsAnew) {
   }
   MetricsWriter fresh(path);
   EXPECT_EQ(content(), "");
+}
+
+TEST_F(MetricsFile, KnowsTheLastEvaluation) {
+  {
+    MetricsWriter writer(path);
+    EXPECT_EQ(writer.evaluated(), -1);
+    writer.write({{"val/loss", 3.0}, {"step", 4}});
+    writer.write(row(5));
+    EXPECT_EQ(writer.evaluated(), 4);
+    writer.write({{"step", 8}, {"val/loss", 2.0}});
+    EXPECT_EQ(writer.evaluated(), 8);
+  }
+  EXPECT_EQ(MetricsWriter(path, 8).evaluated(), 8);
+  EXPECT_EQ(MetricsWriter(path, 7).evaluated(), 4);
+  EXPECT_EQ(MetricsWriter(path, 3).evaluated(), -1);
+}
+
+TEST_F(MetricsFile, KeepsWhatAFullDiskRefusedAndWritesItLater) {
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);
+  MetricsWriter writer(path);
+  writer.write(row(1));
+  const std::string first = content();
+  rlimit limit{};
+  getrlimit(RLIMIT_FSIZE, &limit);
+  const rlimit small{first.size() + 7, limit.rlim_max};  // the next line gets seven bytes far
+  setrlimit(RLIMIT_FSIZE, &small);
+  EXPECT_THROW(writer.write(row(2)), IoError);
+  EXPECT_THROW(writer.write(row(3)), IoError);
+  EXPECT_THROW(writer.sync(), IoError);
+  setrlimit(RLIMIT_FSIZE, &limit);
+  EXPECT_EQ(content().size(), first.size() + 7);
+  writer.sync();
+  writer.write(row(4));
+  std::signal(SIGXFSZ, before);
+  const std::string got = content();
+  std::filesystem::remove(path);
+  MetricsWriter whole(path);
+  for (int64_t step = 1; step <= 4; ++step) whole.write(row(step));
+  EXPECT_EQ(got, content());
 }
 
 TEST_F(MetricsFile, SaysWhenItCannotWrite) {

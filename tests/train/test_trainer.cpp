@@ -1,7 +1,9 @@
 // Whole training runs: what they learn and leave behind, and that stopping, resuming and faults change nothing else.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <chrono>
+#include <csignal>
 #include <limits>
 #include <thread>
 
@@ -192,6 +194,113 @@ TEST(Trainer, AResumedRunEqualsOneNeverCut) {
   const Checkpoint a(checkpoint_path(dir / "whole", 12)), b(checkpoint_path(dir / "cut", 12));
   EXPECT_EQ(a.state().updates, b.state().updates);
   EXPECT_EQ(a.state().tokens, b.state().tokens);
+}
+
+TEST(Trainer, AnEvaluationThatWasCutIsMadeAgain) {
+  const TempDir dir;
+  RunConfig whole = tiny_run(dir / "whole");
+  whole.train.steps = 4;
+  whole.train.eval_every = 2;
+  train(whole);
+  RunConfig cut = whole;
+  cut.train.run_dir = dir / "cut";
+  cut.train.resume = "auto";
+  {
+    Trainer trainer(cut, true, false);
+    std::raise(SIGTERM);
+    const RunResult r = trainer.run();
+    EXPECT_FALSE(r.finished);
+    EXPECT_EQ(r.step, 0);
+    EXPECT_EQ(r.reason, "SIGTERM");
+    EXPECT_TRUE(all_metrics(dir / "cut").empty());
+    EXPECT_EQ(checkpoint_steps(dir / "cut"), (std::vector<int64_t>{0}));
+  }
+  RunConfig part = cut;
+  part.train.max_time = 1e-9;
+  text_of([&] {
+    for (int64_t step = 1; step <= 4; ++step) {
+      const RunResult r = train(part);
+      EXPECT_FALSE(r.finished) << "the evaluation at the end is cut";
+      EXPECT_EQ(r.step, step);
+      EXPECT_EQ(r.valid.has_value(), false);
+    }
+    EXPECT_EQ(all_metrics(dir / "cut").size(), 5u) << "a line per step and the evaluation before the first";
+    EXPECT_TRUE(train(cut).finished);
+  });
+  EXPECT_EQ(timeless_metrics(dir / "whole"), timeless_metrics(dir / "cut"));
+  EXPECT_EQ(learned(checkpoint_path(dir / "whole", 4)), learned(checkpoint_path(dir / "cut", 4)));
+}
+
+/// While alive, no file may grow beyond `bytes`, as on a full disk.
+class FullDisk {
+ public:
+  explicit FullDisk(size_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit small{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+  }
+  ~FullDisk() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  void (*handler_)(int);
+  rlimit before_{};
+};
+
+TEST(Trainer, OnAFullDiskGoesOnOrStopsAsConfigured) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 3;
+  train(c);
+  const std::string kept = slurp(checkpoint_path(dir / "run", 3));
+  c.train.steps = 8;
+  c.train.resume = "auto";
+  c.train.save_every = 2;
+  c.train.keep_last = 1;
+  for (const std::string policy : {"continue", "stop"}) {
+    c.train.on_save_error = policy;
+    std::string message, said;
+    {
+      const FullDisk full(kept.size() / 2);
+      testing::internal::CaptureStderr();
+      try {
+        train(c);
+        ADD_FAILURE() << "a run whose end was not saved is called finished";
+      } catch (const Error& e) {
+        EXPECT_EQ(e.status(), Exit::io);
+        message = e.what();
+      }
+      said = testing::internal::GetCapturedStderr();
+    }
+    EXPECT_TRUE(contains(message, policy == "stop" ? "step-00000004.h5" : "step-00000008.h5")) << message;
+    EXPECT_TRUE(contains(message, "File too large; the newest checkpoint is")) << message;
+    EXPECT_EQ(contains(said, "training goes on"), policy == "continue") << said;
+    EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{3}));
+    EXPECT_EQ(slurp(checkpoint_path(dir / "run", 3)), kept);
+  }
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  RunConfig whole = tiny_run(dir / "whole");
+  whole.train.steps = 3;
+  train(whole);
+  whole.train.steps = 8;
+  whole.train.resume = "auto";
+  text_of([&] { train(whole); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 8)), learned(checkpoint_path(dir / "whole", 8)));
+}
+
+TEST(Trainer, NoCheckpointIsRemovedBeforeTheNewOneReadsBack) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  train(c);
+  ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{4, 8, 12}));
+  damage(checkpoint_path(dir / "run", 12));
+  EXPECT_THROW(retain_checkpoints(dir / "run", 12, 1), DataError);
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{4, 8, 12}));
+  retain_checkpoints(dir / "run", 8, 1);
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
 }
 
 TEST(Trainer, ResumingAFinishedRunChangesNothing) {
