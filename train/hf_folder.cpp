@@ -1,8 +1,7 @@
 #include "train/hf_folder.h"
 
+#include <cstdio>
 #include <filesystem>
-#include <iomanip>
-#include <sstream>
 
 #include "core/files.h"
 #include "train/strict_json.h"
@@ -55,9 +54,9 @@ std::vector<NamedShapes> plan_shards(const NamedShapes& tensors, int64_t element
 
 std::string shard_name(size_t i, size_t count) {
   if (count == 1) return kSingle;
-  std::ostringstream out;
-  out << std::setfill('0') << "model-" << std::setw(5) << i + 1 << "-of-" << std::setw(5) << count << ".safetensors";
-  return out.str();
+  char name[48];
+  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, count);
+  return name;
 }
 
 void write_tensors(const std::string& dir, const NamedShapes& tensors,

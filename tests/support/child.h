@@ -8,11 +8,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <new>
 #include <stdexcept>
 #include <string>
 
 #include "core/error.h"
+#include "core/report.h"
 
 namespace mmfree {
 
@@ -45,22 +45,6 @@ class Shared {
  private:
   T* value_;
 };
-
-/// Runs `body` as the program runs a command: an exception becomes one line and the process's exit status.
-inline int run_reporting(const std::function<void()>& body) {
-  try {
-    body();
-    return 0;
-  } catch (const Error& e) {
-    std::fprintf(stderr, "mmfree: %s\n", e.what());
-    return int(e.status());
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "mmfree: out of memory\n");
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "mmfree: internal error: %s\n", e.what());
-  }
-  return int(Exit::internal);
-}
 
 /// Runs `body` in a child process that leaves through exit(), with `seconds` to do it in; meanwhile `beside`, if given,
 /// runs in this one. The child has no thread but the caller's.

@@ -133,7 +133,7 @@ class ShardOperation : public FaultOperation {
 inline Model seeded_model(uint64_t seed) {
   Model model;
   model.config = tiny_model_config();
-  model.config.num_hidden_layers = 2;
+  model.config.num_hidden_layers = 1;
   model.seq_len = 17;
   model.params = std::make_unique<ParamStore>(parameter_specs(model.config), DType::f32);
   randomise(*model.params, seed);

@@ -16,7 +16,7 @@ class SavedRun {
  public:
   SavedRun() {
     config_.model = tiny_model_config();
-    config_.model.num_hidden_layers = 2;
+    config_.model.num_hidden_layers = 1;
     config_.data.train = {"/corpus/train-*.h5"};
     config_.train.run_dir = "run";
     params_.emplace(parameter_specs(config_.model), DType::f32);
