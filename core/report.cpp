@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <new>
 
@@ -27,10 +26,11 @@ int report() {
   return int(Exit::internal);
 }
 
-/// Libraries allocate in destructors, too.
+/// Libraries allocate in destructors and in functions that may not throw.
 [[noreturn]] void end() {
   if (std::current_exception()) _exit(report());
-  std::abort();
+  std::fputs("mmfree: internal error: ended where no exception may pass; out of memory?\n", stderr);
+  _exit(int(Exit::internal));
 }
 
 }  // namespace
