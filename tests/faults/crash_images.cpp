@@ -261,6 +261,8 @@ class CrashImages {
 int main(int argc, char** argv) {
   MMFREE_CHECK(UsageError, argc == 3 || argc == 4, "usage: crash_images COUNT SEED [CASE]");
   omp_set_num_threads(1);
+  // Its faults are made, so no disk need be waited for.
+  if (fs::is_directory("/dev/shm")) setenv("TMPDIR", "/dev/shm", 0);
   const int64_t count = std::atoll(argv[1]), only = argc == 4 ? std::atoll(argv[3]) : -1;
   const uint64_t seed = std::strtoull(argv[2], nullptr, 10);
   CrashImages program;
