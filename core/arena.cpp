@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <new>
 
 #include "core/gpu.h"
 
@@ -103,7 +104,11 @@ void* Arena::allocate(size_t bytes) {
 void Arena::release(void* p) {
   if (!p) return;
   std::lock_guard lock(mutex_);
-  free_block(static_cast<char*>(p));
+  // Destructors come here: without memory for the note that the block is free, it is lost.
+  try {
+    free_block(static_cast<char*>(p));
+  } catch (const std::bad_alloc&) {
+  }
 }
 
 void Arena::free_block(char* block) {
@@ -132,8 +137,13 @@ void Arena::free_block(char* block) {
 }
 
 void Arena::insert_free(char* begin, size_t bytes, int slab) {
-  free_by_size_.insert({bytes, begin});
-  free_by_address_[begin] = {bytes, slab};
+  const auto listed = free_by_size_.insert({bytes, begin}).first;
+  try {
+    free_by_address_[begin] = {bytes, slab};
+  } catch (...) {
+    free_by_size_.erase(listed);
+    throw;
+  }
 }
 
 ArenaStats Arena::stats() const {

@@ -66,10 +66,11 @@ struct ConfigError : Error {
   explicit ConfigError(const std::string& m) : Error(m, Exit::bad_config) {}
 };
 
-/// Concatenates its arguments with operator<<.
+/// Concatenates its arguments with operator<<. @throws std::bad_alloc
 template <class... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream out;
+  out.exceptions(std::ios_base::badbit);  // or it would end, without a word, where memory does
   (out << ... << parts);
   return out.str();
 }

@@ -27,8 +27,7 @@ Fd::~Fd() { close(); }
 
 bool Fd::write(std::string_view bytes) const {
   while (!bytes.empty()) {
-    const ssize_t n = ::write(fd_, bytes.data(), std::min<size_t>(bytes.size(), 1 << 30));
-    if (n < 0 && errno == EINTR) continue;
+    const ssize_t n = restarted([&] { return ::write(fd_, bytes.data(), std::min<size_t>(bytes.size(), 1 << 30)); });
     if (n <= 0) return false;
     bytes.remove_prefix(size_t(n));
   }
@@ -37,11 +36,11 @@ bool Fd::write(std::string_view bytes) const {
 
 bool Fd::close() {
   const int fd = std::exchange(fd_, -1);
-  return fd < 0 || ::close(fd) == 0;
+  return fd < 0 || ::close(fd) == 0 || errno == EINTR;  // interrupted, it is closed all the same
 }
 
 Fd open_input(const std::string& path) {
-  Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  Fd file(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
   MMFREE_CHECK(MissingError, file.is_open(), path, ": cannot open: ", std::strerror(errno));
   struct stat info;
   MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
@@ -58,8 +57,8 @@ int64_t size_of_file(const Fd& file, const std::string& path) {
 void read_exactly(const Fd& file, const std::string& path, int64_t offset, void* to, int64_t size) {
   char* out = static_cast<char*>(to);
   while (size > 0) {
-    const ssize_t n = ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset);
-    if (n < 0 && errno == EINTR) continue;
+    const ssize_t n =
+        restarted([&] { return ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset); });
     MMFREE_CHECK(IoError, n >= 0, path, ": read at byte ", offset, " failed: ", std::strerror(errno));
     MMFREE_CHECK(DataError, n > 0, path, ": ends at byte ", offset, ", ", size, " bytes too early");
     out += n, offset += n, size -= n;
@@ -85,9 +84,16 @@ void require_space(const std::string& path, int64_t bytes) {
                int64_t(free) >> 20, " MiB free; make room or choose another disk");
 }
 
+namespace {
+bool sync(const Fd& file) {
+  return restarted([&] { return ::fsync(file.get()); }) == 0;
+}
+}  // namespace
+
 void sync_directory(const std::string& path) {
-  const Fd directory(::open(path.empty() ? "." : path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  MMFREE_CHECK(IoError, directory.is_open() && ::fsync(directory.get()) == 0, path,
+  const char* name = path.empty() ? "." : path.c_str();
+  const Fd directory(restarted([&] { return ::open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  MMFREE_CHECK(IoError, directory.is_open() && sync(directory), name,
                ": cannot sync the directory: ", std::strerror(errno));
 }
 
@@ -96,7 +102,7 @@ DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
   // A killed process of the same id, usual in containers, may have left a file of the same name.
   do {
     temporary_ = concat(path_, kTemporaryMark, ::getpid(), "-", number++);
-    file_ = Fd(::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    file_ = Fd(restarted([&] { return ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
   } while (!file_.is_open() && errno == EEXIST);
   MMFREE_CHECK(CreateError, file_.is_open(), temporary_, ": cannot create: ", std::strerror(errno));
 }
@@ -112,7 +118,7 @@ void DurableFile::write(const void* data, size_t size) {
 
 void DurableFile::commit() {
   // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
-  MMFREE_CHECK(IoError, ::fsync(file_.get()) == 0, path_, ": fsync failed: ", std::strerror(errno));
+  MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", std::strerror(errno));
   MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", std::strerror(errno));
   MMFREE_CHECK(IoError, ::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
                ": cannot rename the finished file: ", std::strerror(errno));

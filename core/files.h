@@ -1,4 +1,5 @@
 #pragma once
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -6,6 +7,15 @@
 #include <utility>
 
 namespace mmfree {
+
+/// Makes a system call, again if a signal interrupts it. Not for close, which frees the descriptor in any case.
+template <class Call>
+auto restarted(Call&& call) {
+  for (;;) {
+    const auto result = call();
+    if (result >= 0 || errno != EINTR) return result;
+  }
+}
 
 /// Owns one POSIX file descriptor.
 class Fd {

@@ -6,10 +6,10 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
-#include <mutex>
 #include <vector>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "core/hash.h"
 
 namespace mmfree::h5 {
@@ -26,8 +26,7 @@ void File::write_at(int64_t offset, const void* bytes, int64_t n) {
   end = std::max(end, offset + n);
   const char* p = static_cast<const char*>(bytes);
   while (n > 0 && !error) {
-    const ssize_t done = ::pwrite(fd, p, size_t(n), offset);
-    if (done < 0 && errno == EINTR) continue;
+    const ssize_t done = restarted([&] { return ::pwrite(fd, p, size_t(n), offset); });
     if (done <= 0) {
       if (done == 0) errno = EIO;
       return fail("write");
@@ -39,8 +38,7 @@ void File::write_at(int64_t offset, const void* bytes, int64_t n) {
 void File::read_at(int64_t offset, void* bytes, int64_t n) {
   char* p = static_cast<char*>(bytes);
   while (n > 0 && !error) {
-    const ssize_t done = ::pread(fd, p, size_t(n), offset);
-    if (done < 0 && errno == EINTR) continue;
+    const ssize_t done = restarted([&] { return ::pread(fd, p, size_t(n), offset); });
     if (done < 0) fail("read");
     if (done <= 0) break;
     p += done, offset += done, n -= done;
@@ -109,7 +107,7 @@ herr_t driver_truncate(H5FD_t* f, hid_t, hbool_t) {
   File& file = file_of(f);
   const auto size = int64_t(driver_get_eoa(f, H5FD_MEM_DEFAULT));
   if (size == file.end || file.error) return 0;
-  if (::ftruncate(file.fd, size) != 0) file.fail("ftruncate");
+  if (restarted([&] { return ::ftruncate(file.fd, size); }) != 0) file.fail("ftruncate");
   file.end = size;
   return 0;
 }
@@ -138,16 +136,6 @@ hid_t driver_id() {
 }
 
 }  // namespace
-
-void quiet_hdf5() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    H5dont_atexit();
-    H5open();
-    H5PLset_loading_state(0);
-  });
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-}
 
 Id access_list(File* file) {
   Id list(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);

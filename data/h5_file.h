@@ -58,8 +58,20 @@ class Id {
   Close close_ = nullptr;
 };
 
-/// Prepares HDF5: no exit handler, no plugins, no error output in this thread. Call before any other HDF5 function.
-void quiet_hdf5();
+/// What every use of HDF5 begins with: while it lives, this thread works with HDF5 on the file `path`, which must
+/// outlive it. HDF5 is prepared: no exit handler, no plugins, no error output in this thread. HDF5 1.10 crashes, or
+/// exits without a word, when it gets no memory: instead an allocation that fails in this thread then ends the process,
+/// with one line that names the file, and Exit::io.
+class Session {
+ public:
+  explicit Session(const std::string& path);
+  ~Session();
+  Session(const Session&) = delete;
+
+ private:
+  const char* outer_;
+};
+
 /// A file access property list: our driver on `file`, latest format.
 Id access_list(File* file);
 /// The in-memory HDF5 type of `type` (u16 for bf16).

@@ -50,6 +50,7 @@ struct Reader::Impl {
   std::set<std::pair<unsigned long, haddr_t>> seen;
 
   ~Impl() {
+    const Session session(path);
     datasets.clear();
     hdf5.reset();
   }
@@ -203,7 +204,7 @@ const Dataset& Reader::Impl::find(const std::string& name) const {
 
 Reader::Reader(const std::string& path, const std::string& expected_kind, bool verify)
     : impl_(std::make_unique<Impl>()) {
-  quiet_hdf5();
+  const Session session(path);
   impl_->path = path;
   impl_->open(expected_kind, verify);
 }
@@ -226,7 +227,7 @@ std::vector<std::string> Reader::names(const std::string& prefix) const {
 }
 
 void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DType type, void* out) const {
-  quiet_hdf5();
+  const Session session(impl_->path);
   const Dataset& d = impl_->find(name);
   const bool convertible = is_float(type) == is_float(d.dtype) && (type == DType::bf16) == (d.dtype == DType::bf16);
   MMFREE_CHECK(DTypeError, convertible, impl_->path, ": dataset '", name, "' holds ", name_of(d.dtype),
@@ -253,12 +254,11 @@ Tensor Reader::read_tensor(const std::string& name, DType type) const {
 }
 
 bool Reader::has_attribute(const std::string& name) const {
-  quiet_hdf5();
+  const Session session(impl_->path);
   return H5Aexists(impl_->hdf5, name.c_str()) > 0;
 }
 
 Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t* bytes) const {
-  quiet_hdf5();
   require(H5Aexists(hdf5, name.c_str()) > 0, "has no attribute '", name, "'");
   Id id(H5Aopen(hdf5, name.c_str(), H5P_DEFAULT), H5Aclose);
   require(id >= 0, "attribute '", name, "' cannot be read");
@@ -273,6 +273,7 @@ Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t
 }
 
 std::string Reader::attribute_string(const std::string& name) const {
+  const Session session(impl_->path);
   size_t bytes = 0;
   const Id id = impl_->attribute(name, H5T_STRING, &bytes);
   const Id type(H5Aget_type(id), H5Tclose);
@@ -284,6 +285,7 @@ std::string Reader::attribute_string(const std::string& name) const {
 }
 
 int64_t Reader::attribute_int(const std::string& name) const {
+  const Session session(impl_->path);
   size_t bytes = 0;
   int64_t value = 0;
   const Id id = impl_->attribute(name, H5T_INTEGER, &bytes);
@@ -293,6 +295,7 @@ int64_t Reader::attribute_int(const std::string& name) const {
 }
 
 double Reader::attribute_double(const std::string& name) const {
+  const Session session(impl_->path);
   size_t bytes = 0;
   double value = 0;
   const Id id = impl_->attribute(name, H5T_FLOAT, &bytes);

@@ -85,6 +85,7 @@ struct Writer::Impl {
 
   Impl(const std::string& path, const std::string& kind);
   ~Impl() {
+    const Session session(path);
     series.clear();
     hdf5.reset();
   }
@@ -102,7 +103,7 @@ struct Writer::Impl {
 };
 
 Writer::Impl::Impl(const std::string& path, const std::string& kind) : path(path), kind(kind), output(path) {
-  quiet_hdf5();
+  const Session session(path);
   file.path = path;
   file.fd = output.fd().get();
 
@@ -147,7 +148,7 @@ Writer::~Writer() = default;
 Writer::Writer(Writer&&) noexcept = default;
 
 void Writer::write(const std::string& name, DType dtype, const Shape& shape, const void* values) {
-  quiet_hdf5();
+  const Session session(impl_->path);
   const int rank = shape.rank();
   hsize_t dims[Shape::kMaxRank] = {}, chunk[Shape::kMaxRank] = {}, begin[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) dims[i] = hsize_t(shape[i]);
@@ -189,7 +190,7 @@ void Writer::write(const std::string& name, const Tensor& values) {
 }
 
 void Writer::create_series(const std::string& name, SeriesType type) {
-  quiet_hdf5();
+  const Session session(impl_->path);
   const hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk = kSeriesChunk;
   const Id space(H5Screate_simple(1, &none, &unlimited), H5Sclose);
   const Id list = dataset_list();
@@ -211,7 +212,7 @@ void Writer::Impl::flush(const std::string& name, Series& s) {
 
 template <class T>
 void Writer::Impl::append(const std::string& name, const T* values, int64_t n) {
-  quiet_hdf5();
+  const Session session(path);
   const auto found = series.find(name);
   MMFREE_CHECK(Error, found != series.end(), path, ": append to ", name, ", which create_series did not declare");
   Series& s = found->second;
@@ -234,23 +235,23 @@ void Writer::Impl::attribute(const std::string& name, hid_t type, hid_t memory, 
 }
 
 void Writer::attribute(const std::string& name, const std::string& value) {
-  quiet_hdf5();
+  const Session session(impl_->path);
   const Id type(H5Tcopy(H5T_C_S1), H5Tclose);
   H5Tset_size(type, value.size() + 1);  // HDF5 has no empty strings: the terminating zero is part of the value
   H5Tset_cset(type, H5T_CSET_UTF8);
   impl_->attribute(name, type, type, value.c_str());
 }
 void Writer::attribute(const std::string& name, int64_t value) {
-  quiet_hdf5();
+  const Session session(impl_->path);
   impl_->attribute(name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
 }
 void Writer::attribute(const std::string& name, double value) {
-  quiet_hdf5();
+  const Session session(impl_->path);
   impl_->attribute(name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value);
 }
 
 void Writer::commit() {
-  quiet_hdf5();
+  const Session session(impl_->path);
   Impl& w = *impl_;
   for (auto& [name, s] : w.series) w.flush(name, s);
   w.series.clear();

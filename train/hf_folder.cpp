@@ -1,8 +1,10 @@
 #include "train/hf_folder.h"
 
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstdio>
 #include <filesystem>
-#include <iomanip>
-#include <sstream>
 
 #include "core/files.h"
 #include "train/strict_json.h"
@@ -55,9 +57,9 @@ std::vector<NamedShapes> plan_shards(const NamedShapes& tensors, int64_t element
 
 std::string shard_name(size_t i, size_t count) {
   if (count == 1) return kSingle;
-  std::ostringstream out;
-  out << std::setfill('0') << "model-" << std::setw(5) << i + 1 << "-of-" << std::setw(5) << count << ".safetensors";
-  return out.str();
+  char name[48];
+  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, count);
+  return name;
 }
 
 void write_tensors(const std::string& dir, const NamedShapes& tensors,
@@ -127,10 +129,20 @@ void check_target(const fs::path& target, bool overwrite) {
                ": is not empty and not a model folder (no config.json); not overwritten");
 }
 
-/// Puts `from` in the place of `to`, keeping what was there until the new folder has the name.
+/// Puts `from` in the place of `to`, which keeps what it holds until then.
 void replace_directory(const fs::path& from, const fs::path& to) {
-  const fs::path old = to.string() + ".old";
+  std::error_code ignored;
   const bool replaces = fs::exists(to) && !fs::is_empty(to);
+  // In one step where the file system can: no crash and no error then leaves neither under the name.
+  if (replaces && ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
+    sync_directory(to.parent_path().string());
+    fs::remove_all(from, ignored);
+    return;
+  }
+  const std::error_code reason(errno, std::generic_category());
+  if (replaces && reason != std::errc::invalid_argument && reason != std::errc::function_not_supported)
+    throw fs::filesystem_error("exchange", reason);
+  const fs::path old = to.string() + ".old";
   if (replaces) {
     fs::remove_all(old);
     fs::rename(to, old);
@@ -138,11 +150,11 @@ void replace_directory(const fs::path& from, const fs::path& to) {
   try {
     fs::rename(from, to);
   } catch (const fs::filesystem_error&) {
-    if (replaces) fs::rename(old, to);
+    if (replaces) fs::rename(old, to, ignored);
     throw;
   }
   sync_directory(to.parent_path().string());
-  if (replaces) fs::remove_all(old);
+  if (replaces) fs::remove_all(old, ignored);
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
-#include <new>
 
 #include "core/error.h"
+#include "core/report.h"
 #include "train/commands.h"
 
 int main(int argc, char** argv) {
@@ -22,18 +21,13 @@ int main(int argc, char** argv) {
       "A first run, from text to a trained and exported model, in a few minutes:\n"
       "  bash train/quickstart.sh\n"
       "Help on one command: mmfree COMMAND --help");
-  try {
-    app.parse(argc, argv);
-    return 0;
-  } catch (const CLI::ParseError& e) {
-    return app.exit(e) ? int(mmfree::Exit::usage) : 0;
-  } catch (const mmfree::Error& e) {
-    std::fprintf(stderr, "mmfree: %s\n", e.what());
-    return int(e.status());
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "mmfree: out of memory\n");
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "mmfree: internal error: %s\n", e.what());
-  }
-  return int(mmfree::Exit::internal);
+  int status = 0;
+  const int failed = mmfree::run_reporting([&] {
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+      status = app.exit(e) ? int(mmfree::Exit::usage) : 0;
+    }
+  });
+  return failed ? failed : status;
 }

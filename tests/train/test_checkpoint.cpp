@@ -95,6 +95,28 @@ TEST(Checkpoint, AConfigurationThatDoesNotFitTheTensorsIsRefused) {
   }
 }
 
+/// A line of /proc/self/status, in KiB.
+int64_t memory(const std::string& key) {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1));
+  return -1;
+}
+
+TEST(Checkpoint, SavingNeedsTheSameLittleMemoryAtAnySize) {
+  for (const int64_t vocab_size : {20000, 200000}) {
+    Saved s;
+    s.config.model.vocab_size = vocab_size;
+    const ParamStore params(parameter_specs(s.config.model), DType::f32);
+    const FlatState flat{params.values().clone(), params.values().clone(), params.values().clone()};
+    const int64_t before = memory("VmRSS");
+    std::ofstream("/proc/self/clear_refs") << 5;  // the peak starts anew
+    save_checkpoint(s.path, s.config, params, flat, s.state, "");
+    EXPECT_GT(fs::file_size(s.path), uintmax_t(vocab_size) * 37 * 4 * 3);
+    EXPECT_LT(memory("VmHWM") - before, 8 << 10) << vocab_size;
+  }
+}
+
 TEST(Checkpoint, AnUnwritablePathLeavesNothing) {
   Saved s;
   s.path = s.dir / "no/such/folder/a.h5";
