@@ -158,7 +158,9 @@ bool TextReader::parse(const std::string& line, std::string* text) {
     if (event == json::parse_event_t::key) return depth == 1 && value == "text";
     return !too_deep;
   };
-  const json object = json::parse(line, keep, /*allow_exceptions=*/false);
+  // The parser takes a zero byte for the end of its input and would accept anything behind it.
+  const bool whole = line.find('\0') == std::string::npos;
+  const json object = whole ? json::parse(line, keep, /*allow_exceptions=*/false) : json();
   const auto found = object.is_object() ? object.find("text") : object.end();
   const bool ok = !too_deep && object.is_object() && found != object.end() && found->is_string();
   if (ok) {

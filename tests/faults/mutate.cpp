@@ -50,9 +50,9 @@ void* realloc(void* p, size_t n) { return note(n), __libc_realloc(p, n); }
 namespace mmfree {
 namespace {
 
-constexpr int64_t kBatch = 250;       // cases a process does before a fresh one takes over
+constexpr int64_t kBatch = 250;        // cases a process does before a fresh one takes over
 constexpr unsigned kMostSeconds = 20;  // for one case
-constexpr size_t kFactor = 64;        // memory in all, as a multiple of the file's size; a JSON tree needs about 40
+constexpr size_t kFactor = 64;         // memory in all, as a multiple of the file's size; a JSON tree needs about 40
 
 /// What the process that reads tells the one that watches; it survives a crash.
 struct Report {
@@ -181,8 +181,7 @@ int64_t attack(const HostileReader& reader, const std::vector<std::string>& stra
     if (report->at - told < 5000) continue;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     std::printf("%s: %lld of %lld, %.0f s to go\n", reader.name.c_str(), static_cast<long long>(report->at - begin),
-                static_cast<long long>(end - begin),
-                seconds / double(report->at - begin) * double(end - report->at));
+                static_cast<long long>(end - begin), seconds / double(report->at - begin) * double(end - report->at));
     told = report->at;
   }
   std::printf("%-12s %7lld cases: %lld refused, %lld harmless, %lld WRONG\n", reader.name.c_str(),
@@ -197,8 +196,8 @@ int run(int argc, char** argv) {
   const uint64_t seed = std::stoull(argv[2]);
   setenv("TMPDIR", "/dev/shm", std::filesystem::exists("/dev/shm") ? 0 : 1);
   omp_set_num_threads(1);
-  auto* report = static_cast<Report*>(
-      mmap(nullptr, sizeof(Report), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* report =
+      static_cast<Report*>(mmap(nullptr, sizeof(Report), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   std::vector<std::string> strangers = {"", std::string(5000, '\0')};
   for (const HostileReader& reader : hostile_readers()) {
     const TempDir dir;

@@ -47,8 +47,8 @@ inline void write_safetensors(const std::string& path, int generation) {
   const float reals[] = {1, -2, 0.5f, 3, -0.25f, float(generation)};
   const uint8_t integers[] = {0, 1, 2, 3, 4, uint8_t(generation)};
   for (const std::string dtype : dtypes)
-    writer.write("t." + dtype, dtype[0] == 'F' || dtype == "BF16" ? Tensor::from({3, 2}, reals)
-                                                                  : Tensor::from({3, 2}, integers));
+    writer.write("t." + dtype,
+                 dtype[0] == 'F' || dtype == "BF16" ? Tensor::from({3, 2}, reals) : Tensor::from({3, 2}, integers));
   writer.write("empty", Tensor({0, 4}, DType::f32));
   writer.commit();
 }
@@ -67,7 +67,8 @@ inline void write_folder(const std::string& dir, int generation, int64_t shard_b
   HfWriteOptions options;
   options.max_shard_bytes = shard_bytes;
   options.overwrite = true;
-  write_hf_folder(dir, m.config, tensors, [&](const std::string& name) { return (*m.params)[name].value(); }, options);
+  write_hf_folder(
+      dir, m.config, tensors, [&](const std::string& name) { return (*m.params)[name].value(); }, options);
 }
 
 inline std::string some_yaml(int generation) {
@@ -82,7 +83,8 @@ inline std::string some_yaml(int generation) {
 inline std::string some_lines(int generation) {
   std::string lines;
   for (uint64_t d = 0; d < 8; ++d)
-    lines += nlohmann::json{{"text", tiny_text(20, d + 10 * uint64_t(generation))}, {"meta", {{"id", d}}}}.dump() + "\n";
+    lines +=
+        nlohmann::json{{"text", tiny_text(20, d + 10 * uint64_t(generation))}, {"meta", {{"id", d}}}}.dump() + "\n";
   return lines + "\n";
 }
 
@@ -100,7 +102,8 @@ inline std::string hostile_original(const HostileReader& reader, const std::stri
   if (name == "hf_config") write_folder(dir, generation, int64_t(1) << 30);
   if (name == "hf_index") write_folder(dir, generation, 300);
   if (name == "yaml") spit(path, some_yaml(generation));
-  if (name == "json") spit(path, nlohmann::json{{"a", {1, -2, 0.5, "x\n\u00e9"}}, {"g", generation}, {"o", {{"p", nullptr}}}}.dump(1));
+  if (name == "json")
+    spit(path, nlohmann::json{{"a", {1, -2, 0.5, "x\n\u00e9"}}, {"g", generation}, {"o", {{"p", nullptr}}}}.dump(1));
   if (name == "tokenizer") {
     TokenizerTraining training;
     training.inputs = {spit(dir + "/corpus.jsonl", some_lines(0) + some_lines(1) + some_lines(2) + some_lines(3))};

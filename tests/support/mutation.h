@@ -77,11 +77,44 @@ class Mutator {
 
   /// Inserts or overwrites with a piece of text that means something to one of the parsers.
   void word(std::string& b, size_t at) {
-    static const std::string_view words[] = {
-        "{",      "}",      "[",    "]",    "\"",       ":",           ",",    "\n",        "\n- ", " ",
-        "&a",     "*a",     "<<: ", "!!x",  "? ",       "\xef\xbb\xbf", "\xff", "\0",        "-1",   "1e999",
-        "nan",    "\\u0000", "null", "true", "../../a",  "18446744073709551616", "9223372036854775807", "\"text\":",
-        "[[[[[[", "{\"a\":", "---\n", "...\n", "%YAML 9.9\n", "\"shape\":[", "data_offsets", "\xf0\x9f\xa6\x89", "|\n", "'"};
+    static const std::string_view words[] = {"{",
+                                             "}",
+                                             "[",
+                                             "]",
+                                             "\"",
+                                             ":",
+                                             ",",
+                                             "\n",
+                                             "\n- ",
+                                             " ",
+                                             "&a",
+                                             "*a",
+                                             "<<: ",
+                                             "!!x",
+                                             "? ",
+                                             "\xef\xbb\xbf",
+                                             "\xff",
+                                             "\0",
+                                             "-1",
+                                             "1e999",
+                                             "nan",
+                                             "\\u0000",
+                                             "null",
+                                             "true",
+                                             "../../a",
+                                             "18446744073709551616",
+                                             "9223372036854775807",
+                                             "\"text\":",
+                                             "[[[[[[",
+                                             "{\"a\":",
+                                             "---\n",
+                                             "...\n",
+                                             "%YAML 9.9\n",
+                                             "\"shape\":[",
+                                             "data_offsets",
+                                             "\xf0\x9f\xa6\x89",
+                                             "|\n",
+                                             "'"};
     const std::string_view w = words[below(std::size(words))];
     b.replace(at, below(2) ? std::min(w.size(), b.size() - at) : 0, w.empty() ? std::string_view("\0", 1) : w);
   }
