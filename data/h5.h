@@ -62,9 +62,10 @@ class Writer {
 };
 
 /// Reads a file written by Writer. The constructor checks size, user block and (unless verify is false) the hash before
-/// HDF5 opens the file, then refuses what Writer never makes: links other than hard ones, external or virtual storage,
-/// filters other than fletcher32, shuffle and deflate, types other than integers and floats, rank above 4, and datasets
-/// larger than the bytes stored for them.
+/// HDF5 opens the file, and each object's header before HDF5 follows it. It refuses what Writer never makes: links
+/// other than hard ones, external or virtual storage, filters other than fletcher32, types other than Writer's, rank
+/// above 4, and datasets of which not every chunk is stored at its full size. Memory is bounded by the size of the
+/// file.
 /// @throws MissingError if the file cannot be opened, DataError if it is damaged or of another kind, IoError if reading
 /// fails. Not for concurrent use.
 class Reader {
@@ -88,7 +89,7 @@ class Reader {
 
   /// Reads rows [begin_row, begin_row + rows) of dimension 0 into `out` as `type` (a rank-0 dataset is one row).
   /// Integers convert to integers (values out of range are clipped), floats to floats, bf16 to bf16 only.
-  /// @throws DTypeError for other pairs, ShapeError for rows outside the dataset.
+  /// @throws DataError for other pairs, ShapeError for rows outside the dataset.
   void read(const std::string& name, int64_t begin_row, int64_t rows, DType type, void* out) const;
   /// The whole dataset as a CPU tensor of dtype `type`.
   Tensor read_tensor(const std::string& name, DType type) const;

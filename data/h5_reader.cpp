@@ -1,9 +1,11 @@
+#include <algorithm>
 #include <map>
 #include <set>
 
 #include "core/files.h"
 #include "data/h5.h"
 #include "data/h5_file.h"
+#include "data/h5_structure.h"
 
 namespace mmfree::h5 {
 
@@ -11,9 +13,8 @@ namespace {
 
 constexpr int kMaxDepth = 16;
 constexpr size_t kMaxObjects = 1 << 20;
-constexpr hsize_t kMaxChunkBytes = hsize_t(64) << 20;
 constexpr size_t kMaxAttributeBytes = size_t(32) << 20;
-constexpr uint64_t kMaxDeflateRatio = 1032;  // of the deflate format itself
+constexpr hsize_t kChecksumBytes = 4;
 
 struct Dataset {
   Id id;
@@ -62,11 +63,11 @@ struct Reader::Impl {
     MMFREE_CHECK(DataError, ok, path, ": ", parts...);
   }
   void open(const std::string& kind, bool verify);
-  void walk(hid_t group, const std::string& prefix, int depth);
-  void visit(hid_t group, const std::string& link, const std::string& name, int depth);
+  void walk(Structure& structure, hid_t group, const std::string& prefix, int depth);
+  void visit(Structure& structure, hid_t group, const std::string& link, const std::string& name, int depth);
   Dataset inspect(Id id, const std::string& name) const;
-  bool check_storage(hid_t dataset, const std::string& name) const;
-  DType type_of(hid_t dataset, const std::string& name) const;
+  void check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank, const std::string& name) const;
+  DType type_of(hid_t dataset, hid_t type, const std::string& name) const;
   Id attribute(const std::string& name, H5T_class_t type, size_t* bytes) const;
   const Dataset& find(const std::string& name) const;
 };
@@ -78,127 +79,133 @@ void Reader::Impl::open(const std::string& kind, bool verify) {
   file.end = size_of_file(input, path);
   require(file.end > kUserBlockBytes, "not an mmfree file: only ", file.end, " bytes long");
   const UserBlock block = read_user_block(file);
-  require(block.kind == kind, "a '", block.kind, "' file where a '", kind, "' file is expected");
+  require(block.kind == kind, "a ", quote(block.kind), " file where a '", kind, "' file is expected");
   require(block.file_bytes == file.end, file.end, " bytes long, but ", block.file_bytes,
           " were written: truncated or changed; restore the file from a copy");
   require(!verify || hash_content(file, file.end) == block.hash,
           "damaged: the content does not match its hash; restore the file from a copy");
   hash = block.hash_hex();
+  Structure structure(file);
+  structure.check_root();
   const Id access = access_list(&file);
   hdf5 = Id(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
   require(hdf5 >= 0, "hdf5 cannot open it");
   const Id root(H5Gopen2(hdf5, "/", H5P_DEFAULT), H5Gclose);
   require(root >= 0, "hdf5 cannot open its root group");
-  walk(root, "", 0);
+  walk(structure, root, "", 0);
 }
 
-void Reader::Impl::walk(hid_t group, const std::string& prefix, int depth) {
+void Reader::Impl::walk(Structure& structure, hid_t group, const std::string& prefix, int depth) {
   require(depth < kMaxDepth, "groups nested deeper than ", kMaxDepth);
   struct Links {
-    std::vector<std::string> hard;
+    std::vector<std::pair<std::string, haddr_t>> hard;
     bool others = false;
   } links;
   const auto collect = [](hid_t, const char* name, const H5L_info_t* info, void* to) -> herr_t {
     auto* found = static_cast<Links*>(to);
-    if (info->type != H5L_TYPE_HARD) found->others = true;
-    if (found->hard.size() < kMaxObjects) found->hard.emplace_back(name);
-    return 0;
+    if (info->type != H5L_TYPE_HARD) return found->others = true;  // and stop
+    found->hard.emplace_back(name, info->u.address);
+    return found->hard.size() < kMaxObjects ? 0 : -1;
   };
   const herr_t listed = H5Literate(group, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, collect, &links);
-  require(listed >= 0, "hdf5 cannot list group '", prefix, "'");
-  require(!links.others, "soft or external link in group '", prefix, "'; only hard links are allowed");
-  for (const std::string& link : links.hard) visit(group, link, prefix + link, depth);
+  require(!links.others, "soft or external link in group ", quote(prefix), "; only hard links are allowed");
+  require(listed >= 0, "hdf5 cannot list group ", quote(prefix));
+  for (const auto& [link, address] : links.hard) {
+    structure.check_object(address, quote(prefix + link));
+    visit(structure, group, link, prefix + link, depth);
+  }
 }
 
-void Reader::Impl::visit(hid_t group, const std::string& link, const std::string& name, int depth) {
+void Reader::Impl::visit(Structure& structure, hid_t group, const std::string& link, const std::string& name,
+                         int depth) {
   H5O_info_t info{};
-  const herr_t got = H5Oget_info_by_name(group, link.c_str(), &info, H5P_DEFAULT);
-  require(got >= 0, "hdf5 cannot read object '", name, "'");
-  require(seen.emplace(info.fileno, info.addr).second, "'", name, "' is a second link to the same object");
+  const herr_t got = H5Oget_info_by_name2(group, link.c_str(), &info, H5O_INFO_BASIC, H5P_DEFAULT);
+  require(got >= 0, "hdf5 cannot read object ", quote(name));
+  require(seen.emplace(info.fileno, info.addr).second, quote(name), " is a second link to the same object");
   require(seen.size() < kMaxObjects, "more than ", kMaxObjects, " objects");
   if (info.type == H5O_TYPE_GROUP) {
     const Id child(H5Gopen2(group, link.c_str(), H5P_DEFAULT), H5Gclose);
-    require(child >= 0, "hdf5 cannot open group '", name, "'");
-    return walk(child, name + "/", depth + 1);
+    require(child >= 0, "hdf5 cannot open group ", quote(name));
+    return walk(structure, child, name + "/", depth + 1);
   }
-  require(info.type == H5O_TYPE_DATASET, "'", name, "' is neither a group nor a dataset");
+  require(info.type == H5O_TYPE_DATASET, quote(name), " is neither a group nor a dataset");
   Id id(H5Dopen2(group, link.c_str(), H5P_DEFAULT), H5Dclose);
-  require(id >= 0, "hdf5 cannot open dataset '", name, "'");
+  require(id >= 0, "hdf5 cannot open dataset ", quote(name));
   datasets.emplace(name, inspect(std::move(id), name));
 }
 
-/// Refuses layouts and filters that Writer never makes; true if the data is deflated.
-bool Reader::Impl::check_storage(hid_t dataset, const std::string& name) const {
-  const Id list(H5Dget_create_plist(dataset), H5Pclose);
-  require(list >= 0, "dataset '", name, "' has no creation properties");
-  const H5D_layout_t layout = H5Pget_layout(list);
-  require(layout == H5D_COMPACT || layout == H5D_CONTIGUOUS || layout == H5D_CHUNKED, "dataset '", name,
-          "' has a virtual or unknown layout");
-  require(H5Pget_external_count(list) == 0, "dataset '", name, "' is stored in an external file");
-  bool deflated = false;
-  const int filters = H5Pget_nfilters(list);
-  require(filters >= 0 && filters <= 3, "dataset '", name, "' has ", filters, " filters");
-  for (int i = 0; i < filters; ++i) {
-    unsigned flags = 0;
-    size_t values = 0;
-    const H5Z_filter_t f = H5Pget_filter2(list, unsigned(i), &flags, &values, nullptr, 0, nullptr, nullptr);
-    require(f == H5Z_FILTER_FLETCHER32 || f == H5Z_FILTER_SHUFFLE || f == H5Z_FILTER_DEFLATE, "dataset '", name,
-            "' uses filter ", f, "; allowed are fletcher32, shuffle and deflate");
-    deflated = deflated || f == H5Z_FILTER_DEFLATE;
-  }
-  if (layout != H5D_CHUNKED) return deflated;
-  hsize_t chunk[H5S_MAX_RANK] = {}, bytes = 8;
-  const int rank = H5Pget_chunk(list, H5S_MAX_RANK, chunk);
-  for (int i = 0; i < rank; ++i) {
-    require(chunk[i] <= kMaxChunkBytes / bytes, "dataset '", name, "' has chunks larger than 64 MiB");
-    bytes *= std::max<hsize_t>(chunk[i], 1);
-  }
-  return deflated;
+/// Refuses types that Writer never makes, for HDF5 would convert any.
+DType Reader::Impl::type_of(hid_t dataset, hid_t type, const std::string& name) const {
+  const std::pair<hid_t, DType> known[] = {
+      {H5T_IEEE_F32LE, DType::f32}, {H5T_IEEE_F64LE, DType::f64}, {H5T_STD_I8LE, DType::i8},  {H5T_STD_U8LE, DType::u8},
+      {H5T_STD_I32LE, DType::i32},  {H5T_STD_U32LE, DType::i64},  {H5T_STD_I64LE, DType::i64}};
+  for (const auto& [stored, dtype] : known)
+    if (H5Tequal(type, stored) > 0) return dtype;
+  require(H5Tequal(type, H5T_STD_U16LE) > 0, "dataset ", quote(name), " has a type that mmfree does not write");
+  return H5Aexists(dataset, "dtype") > 0 ? DType::bf16 : DType::i32;
 }
 
-DType Reader::Impl::type_of(hid_t dataset, const std::string& name) const {
-  const Id type(H5Dget_type(dataset), H5Tclose);
-  const H5T_class_t kind = H5Tget_class(type);
-  const size_t bytes = H5Tget_size(type);
-  if (kind == H5T_FLOAT && H5Tequal(type, H5T_IEEE_F32LE) > 0) return DType::f32;
-  if (kind == H5T_FLOAT && H5Tequal(type, H5T_IEEE_F64LE) > 0) return DType::f64;
-  require(kind == H5T_INTEGER && bytes <= 8, "dataset '", name, "' is neither integer nor f32 or f64");
-  const bool is_signed = H5Tget_sign(type) != H5T_SGN_NONE;
-  if (bytes == 1) return is_signed ? DType::i8 : DType::u8;
-  if (bytes == 2 && !is_signed) return H5Aexists(dataset, "dtype") > 0 ? DType::bf16 : DType::i32;
-  return bytes <= 2 || (bytes <= 4 && is_signed) ? DType::i32 : DType::i64;
+/// That the file holds all of the data at its full size. HDF5 believes a stored size, allocates for the extents, and
+/// reads behind the end of a chunk that is stored shorter than it should be.
+void Reader::Impl::check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank,
+                                 const std::string& name) const {
+  const Id list(H5Dget_create_plist(dataset), H5Pclose);
+  require(list >= 0, "dataset ", quote(name), " has no creation properties");
+  require(H5Pget_external_count(list) == 0, "dataset ", quote(name), " is stored in an external file");
+  const H5D_layout_t layout = H5Pget_layout(list);
+  require(layout == H5D_CONTIGUOUS || layout == H5D_CHUNKED, "dataset ", quote(name),
+          " has a virtual or unknown layout");
+  hsize_t chunk[H5S_MAX_RANK] = {}, chunk_bytes = item_bytes, chunks = 1;
+  if (layout == H5D_CHUNKED) {
+    unsigned flags = 0;
+    size_t values = 0;
+    require(H5Pget_nfilters(list) == 1 &&
+                H5Pget_filter2(list, 0, &flags, &values, nullptr, 0, nullptr, nullptr) == H5Z_FILTER_FLETCHER32,
+            "dataset ", quote(name), " has other filters than fletcher32");
+    require(H5Pget_chunk(list, H5S_MAX_RANK, chunk) == rank, "dataset ", quote(name), " has chunks of another rank");
+  } else {
+    require(H5Pget_nfilters(list) == 0, "dataset ", quote(name), " has filters");
+    std::copy(dims, dims + rank, chunk);
+  }
+  const auto most = hsize_t(file.end);
+  for (int i = 0; i < rank; ++i)
+    if (dims[i] == 0) return;  // nothing is stored
+  for (int i = 0; i < rank; ++i) {
+    const hsize_t parts = dims[i] / chunk[i] + (dims[i] % chunk[i] != 0);
+    require(chunk[i] <= most / chunk_bytes && parts <= most / chunks, "dataset ", quote(name),
+            " is larger than the file");
+    chunk_bytes *= chunk[i], chunks *= parts;
+  }
+  require(chunks <= most / chunk_bytes, "dataset ", quote(name), " is larger than the file");
+  if (layout == H5D_CONTIGUOUS)
+    return require(H5Dget_storage_size(dataset) == chunk_bytes, "dataset ", quote(name), " is not stored in full");
+  hsize_t at[H5S_MAX_RANK] = {};
+  for (hsize_t n = 0; n < chunks; ++n) {
+    hsize_t stored = 0;
+    const herr_t found = H5Dget_chunk_storage_size(dataset, at, &stored);
+    require(found >= 0 && stored == chunk_bytes + kChecksumBytes, "dataset ", quote(name), " is not stored in full");
+    for (int i = rank - 1; i >= 0 && (at[i] += chunk[i]) >= dims[i]; --i) at[i] = 0;
+  }
 }
 
 Dataset Reader::Impl::inspect(Id id, const std::string& name) const {
-  const bool deflated = check_storage(id, name);
-  const Id space(H5Dget_space(id), H5Sclose);
+  const Id space(H5Dget_space(id), H5Sclose), type(H5Dget_type(id), H5Tclose);
   const H5S_class_t space_class = H5Sget_simple_extent_type(space);
-  require(space_class == H5S_SIMPLE || space_class == H5S_SCALAR, "dataset '", name, "' has no extent");
+  require(space_class == H5S_SIMPLE || space_class == H5S_SCALAR, "dataset ", quote(name), " has no extent");
   const int rank = H5Sget_simple_extent_ndims(space);
-  require(rank >= 0 && rank <= Shape::kMaxRank, "dataset '", name, "' has rank ", rank, ", at most 4 is allowed");
+  require(rank >= 0 && rank <= Shape::kMaxRank, "dataset ", quote(name), " has rank ", rank, ", at most 4 is allowed");
   hsize_t dims[Shape::kMaxRank] = {};
   H5Sget_simple_extent_dims(space, dims, nullptr);
-
-  const DType dtype = type_of(id, name);
-  const Id type(H5Dget_type(id), H5Tclose);
-  const hsize_t stored = H5Dget_storage_size(id);
-  require(stored <= hsize_t(file.end), "dataset '", name, "' claims more bytes than the file has");
-  const hsize_t most = stored * (deflated ? kMaxDeflateRatio : 1);
-  // With an extent of zero nothing is stored, and the other extents need no room.
-  hsize_t bytes = H5Tget_size(type);
+  const DType dtype = type_of(id, type, name);
+  check_storage(id, H5Tget_size(type), dims, rank, name);
   for (int i = 0; i < rank; ++i)
-    if (dims[i] == 0) bytes = 0;
-  for (int i = 0; i < rank && bytes; ++i) {
-    require(dims[i] <= most / bytes, "dataset '", name, "' is larger than the bytes stored for it");
-    bytes *= dims[i];
-  }
-  for (int i = 0; i < rank; ++i) require(dims[i] <= hsize_t(INT64_MAX) / 8, "dataset '", name, "' has a huge extent");
+    require(dims[i] <= hsize_t(INT64_MAX) / 8, "dataset ", quote(name), " has a huge extent");
   return {std::move(id), make_shape(dims, rank), dtype};
 }
 
 const Dataset& Reader::Impl::find(const std::string& name) const {
   const auto found = datasets.find(name);
-  MMFREE_CHECK(DataError, found != datasets.end(), path, ": has no dataset '", name, "'");
+  MMFREE_CHECK(DataError, found != datasets.end(), path, ": has no dataset ", quote(name));
   return found->second;
 }
 
@@ -230,12 +237,12 @@ void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DTyp
   const Session session(impl_->path);
   const Dataset& d = impl_->find(name);
   const bool convertible = is_float(type) == is_float(d.dtype) && (type == DType::bf16) == (d.dtype == DType::bf16);
-  MMFREE_CHECK(DTypeError, convertible, impl_->path, ": dataset '", name, "' holds ", name_of(d.dtype),
+  MMFREE_CHECK(DataError, convertible, impl_->path, ": dataset ", quote(name), " holds ", name_of(d.dtype),
                ", cannot be read as ", name_of(type));
   const int rank = d.shape.rank();
   const int64_t all = rank ? d.shape[0] : 1;
   MMFREE_CHECK(ShapeError, begin_row >= 0 && rows >= 0 && begin_row <= all && rows <= all - begin_row, impl_->path,
-               ": rows [", begin_row, ", +", rows, ") of dataset '", name, "', which has ", all);
+               ": rows [", begin_row, ", +", rows, ") of dataset ", quote(name), ", which has ", all);
   if (rows == 0 || d.shape.size() == 0) return;
   hsize_t begin[Shape::kMaxRank] = {hsize_t(begin_row)}, count[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) count[i] = hsize_t(i ? d.shape[i] : rows);
@@ -243,7 +250,7 @@ void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DTyp
   const Id memory(rank ? H5Screate_simple(rank, count, nullptr) : H5Screate(H5S_SCALAR), H5Sclose);
   if (rank) H5Sselect_hyperslab(space, H5S_SELECT_SET, begin, nullptr, count, nullptr);
   const herr_t done = H5Dread(d.id, memory_type(type), memory, space, H5P_DEFAULT, out);
-  impl_->require(done >= 0, "dataset '", name, "' cannot be read: its checksum or layout is damaged");
+  impl_->require(done >= 0, "dataset ", quote(name), " cannot be read: its checksum or layout is damaged");
 }
 
 Tensor Reader::read_tensor(const std::string& name, DType type) const {
@@ -263,8 +270,11 @@ Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t
   Id id(H5Aopen(hdf5, name.c_str(), H5P_DEFAULT), H5Aclose);
   require(id >= 0, "attribute '", name, "' cannot be read");
   const Id type(H5Aget_type(id), H5Tclose), space(H5Aget_space(id), H5Sclose);
-  require(H5Tget_class(type) == expected && H5Tis_variable_str(type) <= 0, "attribute '", name,
-          "' is not of the expected type");
+  // A string is read as it is stored, a number only from the one form that Writer gives it.
+  const bool as_expected = expected == H5T_STRING    ? H5Tis_variable_str(type) == 0
+                           : expected == H5T_INTEGER ? H5Tequal(type, H5T_STD_I64LE) > 0
+                                                     : H5Tequal(type, H5T_IEEE_F64LE) > 0;
+  require(H5Tget_class(type) == expected && as_expected, "attribute '", name, "' is not of the expected type");
   require(H5Sget_simple_extent_type(space) == H5S_SCALAR, "attribute '", name, "' is not a single value");
   *bytes = H5Tget_size(type);
   require(*bytes > 0 && *bytes <= std::min(kMaxAttributeBytes, size_t(file.end)), "attribute '", name,

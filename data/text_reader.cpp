@@ -152,15 +152,22 @@ bool TextReader::parse(const std::string& line, std::string* text) {
   using nlohmann::json;
   if (line.find_first_not_of(" \t\r") == std::string::npos) return false;
   bool too_deep = false;
+  int texts = 0;
   // Only "text" is kept, so that other keys cost no memory and no deep value is ever built.
   const auto keep = [&](int depth, json::parse_event_t event, json& value) {
     if (depth > kMaxJsonDepth) too_deep = true;
-    if (event == json::parse_event_t::key) return depth == 1 && value == "text";
+    if (event == json::parse_event_t::key) {
+      const bool is_text = depth == 1 && value == "text";
+      texts += is_text;
+      return is_text;
+    }
     return !too_deep;
   };
-  const json object = json::parse(line, keep, /*allow_exceptions=*/false);
+  // The parser takes a zero byte for the end of its input and would accept anything behind it.
+  const bool whole = line.find('\0') == std::string::npos;
+  const json object = whole ? json::parse(line, keep, /*allow_exceptions=*/false) : json();
   const auto found = object.is_object() ? object.find("text") : object.end();
-  const bool ok = !too_deep && object.is_object() && found != object.end() && found->is_string();
+  const bool ok = !too_deep && texts == 1 && object.is_object() && found != object.end() && found->is_string();
   if (ok) {
     *text = found->get<std::string>();
     MMFREE_CHECK(DataError, int64_t(text->size()) <= kMaxDocumentBytes, files_[file_ - 1], ":", line_number_,

@@ -74,6 +74,9 @@ ShardInfo read_info(const h5::Reader& shard) {
                " entries, expected vocab_size = ", info.vocab_size);
   info.piece_bytes.resize(size_t(pieces));
   shard.read("piece_bytes", 0, pieces, DType::i32, info.piece_bytes.data());
+  for (const int32_t bytes : info.piece_bytes)
+    MMFREE_CHECK(DataError, bytes >= 0 && bytes <= Tokenizer::kMaxPieceBytes, shard.path(), ": a piece of ", bytes,
+                 " bytes, expected 0 to ", Tokenizer::kMaxPieceBytes);
   return info;
 }
 
@@ -90,9 +93,10 @@ void TokenShards::open(const std::string& path) {
   if (shards_.empty()) info_ = info;
   const std::string first = shards_.empty() ? path : shards_[0].path();
   MMFREE_CHECK(DataError, info.tokenizer_hash == info_.tokenizer_hash, path, ": made with tokenizer ",
-               info.tokenizer_hash, ", but ", first, " with ", info_.tokenizer_hash, "; prepare them alike");
-  MMFREE_CHECK(DataError, info.split == info_.split, path, ": is of split '", info.split, "', but ", first, " of '",
-               info_.split, "'; name one split, for example by the pattern '", info_.split, "-*.h5'");
+               quote(info.tokenizer_hash), ", but ", first, " with ", quote(info_.tokenizer_hash),
+               "; prepare them alike");
+  MMFREE_CHECK(DataError, info.split == info_.split, path, ": is of split ", quote(info.split), ", but ", first, " of ",
+               quote(info_.split), "; name one split, for example by the pattern 'train-*.h5'");
   MMFREE_CHECK(DataError, info == info_, path, ": its vocabulary differs from that of ", first);
   const int64_t tokens = length_of(shard, "tokens");
   MMFREE_CHECK(DataError, tokens <= std::numeric_limits<int64_t>::max() - total_tokens(), path, ": too many tokens");

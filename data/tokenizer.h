@@ -24,6 +24,8 @@ struct TokenizerTraining {
 /// Cheap to copy; safe for concurrent use.
 class Tokenizer {
  public:
+  static constexpr int kMaxPieceBytes = 512;
+
   /// @throws MissingError, DataError for a file that is not such a model or exceeds its limits: 32 MiB, 2^20 pieces,
   /// 512 bytes a piece, and a normaliser that changes text (its bytes could not be counted)
   static Tokenizer load(const std::string& path);

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/utf8.h"
+#include "data/tokenizer.h"
 
 namespace mmfree {
 
@@ -14,7 +15,7 @@ namespace {
 
 constexpr size_t kMaxModelBytes = size_t(32) << 20;
 constexpr size_t kMaxPieces = size_t(1) << 20;
-constexpr size_t kMaxPieceBytes = 512;
+constexpr size_t kMaxPieceBytes = Tokenizer::kMaxPieceBytes;
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581
 
 /// One level of a protobuf message, field by field.
@@ -113,8 +114,8 @@ Piece parse_piece(std::string_view bytes, size_t id, const std::string& name) {
                " is empty or contains NUL");
   MMFREE_CHECK(DataError, find_invalid_utf8(piece.text) == std::string::npos, name, ": piece ", id, " is not UTF-8");
   if (piece.type == PieceType::byte) piece.byte = byte_value(piece.text);
-  MMFREE_CHECK(DataError, piece.type != PieceType::byte || piece.byte >= 0, name, ": byte piece ", id, " is '",
-               piece.text, "', expected the form <0x0A>");
+  MMFREE_CHECK(DataError, piece.type != PieceType::byte || piece.byte >= 0, name, ": byte piece ", id, " is ",
+               quote(piece.text), ", expected the form <0x0A>");
   piece.text_bytes = text_length(piece);
   return piece;
 }
@@ -147,8 +148,8 @@ TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& 
     if (m.field() == 1) {
       MMFREE_CHECK(DataError, model.pieces.size() < kMaxPieces, name, ": more than ", kMaxPieces, " pieces");
       model.pieces.push_back(parse_piece(m.bytes(), model.pieces.size(), name));
-      MMFREE_CHECK(DataError, seen.insert(model.pieces.back().text).second, name, ": piece '", model.pieces.back().text,
-                   "' occurs twice");
+      MMFREE_CHECK(DataError, seen.insert(model.pieces.back().text).second, name, ": piece ",
+                   quote(model.pieces.back().text), " occurs twice");
     } else if (m.field() == 2) {
       constexpr uint64_t kWhitespaceAsSuffix = 24;
       Message trainer(m.bytes(), name);
@@ -157,6 +158,8 @@ TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& 
                      ": models with treat_whitespace_as_suffix are not supported");
     } else if (m.field() == 3) {
       normalizer += m.bytes();
+    } else if (m.field() == 4) {
+      MMFREE_CHECK(DataError, m.bytes().empty(), name, ": models with texts to test themselves are not supported");
     } else if (m.field() == 5) {
       Message denormalizer(m.bytes(), name);
       while (denormalizer.next())

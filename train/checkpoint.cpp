@@ -34,13 +34,11 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
 }
 
 Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
-  try {
-    config_ = load_config_text(reader_.attribute_string("config"), path);
-  } catch (const ConfigError& e) {
-    throw DataError(concat(path, ": the configuration inside is not readable: ", e.what()));
-  }
+  config_ = load_stored_config(reader_.attribute_string("config"), path);
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
             reader_.attribute_int("tokens"), reader_.attribute_string("data")};
+  for (const int64_t count : {state_.step, state_.updates, state_.skipped_in_row, state_.tokens})
+    MMFREE_CHECK(DataError, count >= 0, path, ": counts ", count, " steps, updates, skipped steps or tokens");
   specs_ = parameter_specs(config_.model);
   for (const ParamSpec& spec : specs_) require("param/" + spec.name, spec.shape);
 }

@@ -89,6 +89,15 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
   return config;
 }
 
+RunConfig load_stored_config(const std::string& text, const std::string& path) {
+  try {
+    return load_config_text(text, path);
+  } catch (const ConfigError& e) {
+    const std::string all = e.what();
+    throw DataError(concat(path, ": the configuration inside is not readable: ", all.substr(0, all.find('\n'))));
+  }
+}
+
 std::string to_yaml(const RunConfig& config) {
   RunConfig copy = config;
   std::string text;

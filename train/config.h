@@ -55,6 +55,9 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
 RunConfig load_config_text(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides = {});
 
+/// The configuration inside the file `path`. @throws DataError, one line with the first problem
+RunConfig load_stored_config(const std::string& text, const std::string& path);
+
 /// Every key with its value; load_config_text reads back an equal configuration (an empty run_dir gets its default).
 std::string to_yaml(const RunConfig& config);
 

@@ -1,5 +1,7 @@
 #include "train/model.h"
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -42,7 +44,12 @@ Model from_hf_folder(const std::string& dir) {
   m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
   for (size_t i = 0; i < m.params->specs().size(); ++i) {
     Tensor to = m.params->view(m.params->values(), i);
-    cast(folder.read(m.params->specs()[i].name, DType::f32), to);
+    const std::string& name = m.params->specs()[i].name;
+    const Tensor values = folder.read(name, DType::f32);
+    const float* x = values.data<float>();
+    MMFREE_CHECK(DataError, std::all_of(x, x + values.size(), [](float v) { return std::isfinite(v); }), dir,
+                 ": tensor '", name, "' holds a value that is not finite");
+    cast(values, to);
   }
   m.lm = std::make_unique<LM>(*m.params, m.config);
   if (const fs::path model = fs::path(dir) / "tokenizer.model"; fs::exists(model))

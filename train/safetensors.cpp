@@ -249,7 +249,7 @@ Tensor SafetensorsReader::read(const std::string& name, DType as) const {
   visit_file_dtype(e.dtype, [&]<class From>() {
     visit_dtype(as, [&]<class To>() {
       if constexpr (is_float<From> != is_float<To>) {
-        throw DTypeError(
+        throw DataError(
             concat(path_, ": tensor ", quote(name), ": is ", e.dtype, " and cannot be read as ", name_of(as)));
       } else if constexpr (std::is_same_v<From, To>) {
         read_exactly(file_, path_, begin, tensor.raw_mut(), e.end - e.begin);

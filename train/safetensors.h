@@ -50,7 +50,7 @@ class SafetensorsReader {
 
   /// The tensor as `as`: any float dtype as f64, f32 or bf16, any integer dtype (and BOOL) as i64, i32, i8 or u8.
   /// Narrowing floats rounds to nearest even (f64 to bf16 by way of f32).
-  /// @throws DTypeError for float as integer and the reverse, DataError if a finite value does not fit, IoError
+  /// @throws DataError for float as integer and the reverse, or if a finite value does not fit; IoError
   Tensor read(const std::string& name, DType as) const;
   /// The tensor's bytes as they are in the file.
   std::vector<char> bytes(const std::string& name) const;
@@ -77,7 +77,7 @@ class SafetensorsWriter {
   /// `dtype` is one of SafetensorsEntry::dtype. @throws DataError for an unknown dtype, a name twice or not UTF-8.
   void declare(const std::string& name, const std::string& dtype, const Shape& shape);
   /// Writes the next declared tensor, converted to its declared dtype under the rules of SafetensorsReader::read.
-  /// @throws ShapeError, DTypeError, DataError, IoError
+  /// @throws ShapeError, DTypeError for float as integer and the reverse, DataError, IoError
   void write(const std::string& name, const Tensor& tensor);
   /// Makes the file complete and durable. @throws IoError
   void commit();

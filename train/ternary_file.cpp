@@ -107,6 +107,12 @@ Tensor as_stored(const Item& item) {
   return stored;
 }
 
+void check_finite(const std::string& where, const Tensor& values) {
+  const float* x = values.data<float>();
+  const bool ok = std::all_of(x, x + values.size(), [](float v) { return std::isfinite(v); });
+  MMFREE_CHECK(DataError, ok, where, " holds a value that is not finite; export the model again");
+}
+
 void check_codes(const std::string& where, const Tensor& codes) {
   const uint8_t* c = codes.data<uint8_t>();
   uint8_t bad = 0;
@@ -151,25 +157,21 @@ Model read_ternary_file(const std::string& path) {
                  "' in its metadata)");
     return it->second;
   };
-  MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format '",
-               meta("format"), "', expected mmfree-ternary");
-  MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", meta("version"),
+  MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format ",
+               quote(meta("format")), ", expected mmfree-ternary");
+  MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", quote(meta("version")),
                " of the ternary format; this program reads version 1");
   Model model;
   model.kind = "ternary export";
   model.source = path;
-  try {
-    const RunConfig config = load_config_text(meta("config"), path);
-    model.config = config.model;
-    model.seq_len = config.data.seq_len;
-  } catch (const ConfigError& e) {
-    throw DataError(concat(path, ": the configuration inside is not readable: ", e.what()));
-  }
+  const RunConfig config = load_stored_config(meta("config"), path);
+  model.config = config.model;
+  model.seq_len = config.data.seq_len;
   ContentHash hash(meta("config"));
   for (const std::string& name : file.names()) {
     const std::string& dtype = file.dtype_name(name);
-    MMFREE_CHECK(DataError, dtype == "U8" || dtype == "I8" || dtype == "BF16" || dtype == "F32", path, ": tensor '",
-                 name, "' has dtype ", dtype, ", expected U8, I8, BF16 or F32");
+    MMFREE_CHECK(DataError, dtype == "U8" || dtype == "I8" || dtype == "BF16" || dtype == "F32", path, ": tensor ",
+                 quote(name), " has dtype ", dtype, ", expected U8, I8, BF16 or F32");
     hash.add(name, dtype, file.read(name, stored_dtype(dtype)));
   }
   MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
@@ -200,6 +202,7 @@ Model read_ternary_file(const std::string& path) {
                       to);
     else
       cast(read(spec.name, spec.shape, DType::f32), to);
+    check_finite(path + ": tensor '" + spec.name + "'", to);
   }
   model.lm = std::make_unique<LM>(*model.params, model.config);
   for (const ParamSpec& spec : parameter_specs(model.config)) {
@@ -212,6 +215,9 @@ Model read_ternary_file(const std::string& path) {
       ternary.scale = read(name + ".scale", {1}, DType::f32);
       ternary.cols = spec.shape[1];
       check_codes(path + ": tensor '" + name + ".codes'", ternary.codes);
+      const float scale = ternary.scale.data<float>()[0];
+      MMFREE_CHECK(DataError, std::isfinite(scale) && scale > 0, path, ": tensor '", name, ".scale' is ", scale,
+                   ", expected a positive number");
     });
   }
   if (file.has("tokenizer.model")) {

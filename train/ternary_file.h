@@ -22,7 +22,8 @@ enum class EmbeddingStore { f32, bf16, int8 };
 /// @throws CreateError, IoError; UsageError if the model holds no latents or codes for a projection
 void write_ternary_file(const std::string& path, const Model& model, EmbeddingStore embedding);
 
-/// @throws MissingError, DataError (damaged, a code outside {0, 1, 2}, a missing tensor), IoError
+/// @throws MissingError, DataError (damaged, a code outside {0, 1, 2}, a value that is not finite, a missing tensor),
+/// IoError
 Model read_ternary_file(const std::string& path);
 
 /// Replaces the embedding table by what an export with this store gives back.
