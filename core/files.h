@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace mmfree {
 
@@ -37,6 +38,20 @@ std::string read_file(const std::string& path, int64_t most);
 
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
+
+/// A directory that is needed, made with those above it that are missing; what was made and still holds nothing when
+/// this object goes is removed again. The names are durable.
+class NeededDirectory {
+ public:
+  /// "" is the working directory. @throws CreateError, IoError
+  explicit NeededDirectory(const std::string& path);
+  ~NeededDirectory();
+  NeededDirectory(const NeededDirectory&) = delete;
+
+ private:
+  explicit NeededDirectory(std::vector<std::string> made) : made_(std::move(made)) {}
+  std::vector<std::string> made_;  ///< innermost first
+};
 
 /// The names of a DurableFile's temporary files: `path` and this, then the process and a number.
 inline constexpr std::string_view kTemporaryMark = ".tmp-";
