@@ -68,6 +68,7 @@ class DurableFile {
   DurableFile& operator=(const DurableFile&) = delete;
   /// Open for reading and writing until `commit`.
   const Fd& fd() const { return file_; }
+  const std::string& temporary_path() const { return temporary_; }
   /// Appends. @throws IoError
   void write(const void* data, size_t size);
   /// @throws IoError; up to the rename the old file is untouched. If only the directory's sync fails, the new file is
