@@ -167,8 +167,9 @@ class Training {
  private:
   static constexpr int64_t kPlaces = 2 + 2 * 8;
 
-  Var at(const Var& x) {
+  Var at(const Var& x, bool saturating = false) {
     if (places_++ != wanted_ || site_->kind == Kind::quantiser_step) return x;
+    saturates = saturating;
     return disturbed(x, site_->kind == Kind::gradient, site_->element, value_);
   }
 
@@ -176,7 +177,7 @@ class Training {
     const MlGru& m = b.mixer;
     const auto y = norm_linear(in.source(), b.attn_norm, m.eps, BitLinear::kEps,
                                {m.i_proj.projection(), m.f_proj.projection(), m.g_proj.projection()}, Keep::all);
-    const Var a = at(y[0]), z = at(y[1]), g = at(y[2]), s = at(mlgru_scan(z, a, bound, kBatch));
+    const Var a = at(y[0]), z = at(y[1], true), g = at(y[2]), s = at(mlgru_scan(z, a, bound, kBatch));
     const Source gate = Source::gate(g, s, m.gate_norm_weight, m.eps);
     const Residual mid = {at(in.value(y)), at(norm_linear(gate, Var(), BitLinear::kEps, BitLinear::kEps,
                                                           {m.o_proj.projection()}, Keep::all)[0])};
@@ -193,6 +194,7 @@ class Training {
   ParamStore params;
   AdamW optimizer;
   std::function<void()> before_update;
+  bool saturates = false;  ///< the last disturbance was before a sigmoid, of which an infinity is a proper argument
 
  private:
   Var norm_;
@@ -307,7 +309,9 @@ class Injection {
     if (!after.finite() && !save_is_refused()) return "a checkpoint of what is not finite was written";
     if (!report.skipped) {
       if (!std::isfinite(loss) || !std::isfinite(report.grad_norm)) return "made an update from what is not finite";
-      return after.finite() ? "" : "not noticed: parameters or moments are not finite";
+      if (!after.finite()) return "not noticed: parameters or moments are not finite";
+      const bool proper = std::isinf(bad.value) && site.kind == Kind::activation && training_.saturates;
+      return bad.finite || proper ? "" : "lost without a trace";
     }
     if (!(after == before)) return "skipped, but something changed";
     if (bad.finite && std::fpclassify(bad.value) == FP_SUBNORMAL) return "a denormal number stopped the step";
