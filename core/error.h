@@ -16,7 +16,7 @@ enum class Exit : int {
   diverged = 70,       ///< loss or gradients stayed non-finite
   cannot_create = 73,  ///< an output cannot be created
   io = 74,             ///< read, write or sync failed (disk full, quota, device error)
-  stopped = 75,        ///< stopped early on request with a complete checkpoint: run again to continue
+  stopped = 75,        ///< stopped early on request: run again to continue from the checkpoint, or to start over
   bad_config = 78,     ///< the YAML configuration is invalid
 };
 

@@ -97,6 +97,33 @@ void sync_directory(const std::string& path) {
                ": cannot sync the directory: ", std::strerror(errno));
 }
 
+namespace {
+
+std::vector<std::string> missing_directories(const std::string& path) {
+  std::vector<std::string> missing;
+  if (path.empty()) return missing;
+  std::error_code ignored;
+  for (auto p = std::filesystem::absolute(path).lexically_normal(); !std::filesystem::exists(p, ignored);
+       p = p.parent_path())
+    missing.push_back(p.string());
+  return missing;
+}
+
+}  // namespace
+
+NeededDirectory::NeededDirectory(const std::string& path) : NeededDirectory(missing_directories(path)) {
+  for (auto p = made_.rbegin(); p != made_.rend(); ++p) {
+    MMFREE_CHECK(CreateError, ::mkdir(p->c_str(), 0777) == 0 || errno == EEXIST, path,
+                 ": cannot create the directory: ", std::strerror(errno));
+    sync_directory(std::filesystem::path(*p).parent_path().string());
+  }
+  MMFREE_CHECK(CreateError, path.empty() || std::filesystem::is_directory(path), path, ": is not a directory");
+}
+
+NeededDirectory::~NeededDirectory() {
+  for (const std::string& p : made_) ::rmdir(p.c_str());
+}
+
 DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
   static std::atomic<int> number{0};
   // A killed process of the same id, usual in containers, may have left a file of the same name.

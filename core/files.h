@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace mmfree {
 
@@ -51,6 +52,20 @@ void require_space(const std::string& path, int64_t bytes);
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
 
+/// A directory that is needed, made with those above it that are missing; what was made and still holds nothing when
+/// this object goes is removed again. The names are durable.
+class NeededDirectory {
+ public:
+  /// "" is the working directory. @throws CreateError, IoError
+  explicit NeededDirectory(const std::string& path);
+  ~NeededDirectory();
+  NeededDirectory(const NeededDirectory&) = delete;
+
+ private:
+  explicit NeededDirectory(std::vector<std::string> made) : made_(std::move(made)) {}
+  std::vector<std::string> made_;  ///< innermost first
+};
+
 /// The names of a DurableFile's temporary files: `path` and this, then the process and a number.
 inline constexpr std::string_view kTemporaryMark = ".tmp-";
 
@@ -66,6 +81,7 @@ class DurableFile {
   DurableFile& operator=(const DurableFile&) = delete;
   /// Open for reading and writing until `commit`.
   const Fd& fd() const { return file_; }
+  const std::string& temporary_path() const { return temporary_; }
   /// Appends. @throws IoError
   void write(const void* data, size_t size);
   /// @throws IoError; up to the rename the old file is untouched. If only the directory's sync fails, the new file is

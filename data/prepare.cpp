@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "core/hash.h"
 #include "core/parallel.h"
 #include "data/text_reader.h"
@@ -25,16 +26,34 @@ constexpr size_t kLineBytes = 1000;
 /// Documents are encoded in parallel in groups of about this much text.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
 
+/// Sorted; none if there is no such directory. @throws IoError
+std::vector<fs::path> shards_in(const fs::path& directory) {
+  std::vector<fs::path> out;
+  std::error_code error;
+  fs::directory_iterator at(directory, error);
+  for (; !error && at != fs::directory_iterator(); at.increment(error)) {
+    const std::string name = at->path().filename().string();
+    if ((name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5")) out.push_back(at->path());
+  }
+  const bool absent = error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory;
+  MMFREE_CHECK(IoError, !error || absent, directory.string(), ": cannot list: ", error.message());
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+void refuse_to_replace(const fs::path& output) {
+  const auto old = shards_in(output);
+  MMFREE_CHECK(CreateError, old.empty() || fs::exists(output / kPublishing), output.string(),
+               ": already holds shards, for example ", old.front().filename().string(),
+               "; name another directory, or ask to overwrite");
+}
+
 /// Shards under construction, in a directory of their own so that an interrupted run leaves no half corpus behind.
 class Staging {
  public:
-  Staging(const std::string& output, bool overwrite) : output_(output), path_(output_ / ".preparing") {
+  explicit Staging(const std::string& output)
+      : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
     std::error_code error;
-    fs::create_directories(output_, error);
-    MMFREE_CHECK(CreateError, !error, output, ": cannot create the directory: ", error.message());
-    const auto old = shards(output_);
-    MMFREE_CHECK(CreateError, old.empty() || overwrite, output, ": already holds shards, for example ",
-                 old.front().filename().string(), "; name another directory, or ask to overwrite");
     fs::remove_all(path_, error);
     fs::create_directory(path_, error);
     MMFREE_CHECK(CreateError, !error, path_.string(), ": cannot create: ", error.message());
@@ -43,34 +62,37 @@ class Staging {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
   }
+  Staging(const Staging&) = delete;
   std::string file(const std::string& name) const { return (path_ / name).string(); }
-  /// Replaces the directory's shards by the new ones.
-  void publish() const {
-    std::error_code error;
-    for (const fs::path& p : shards(output_)) {
-      fs::remove(p, error);
-      MMFREE_CHECK(IoError, !error, p.string(), ": cannot remove: ", error.message());
-    }
-    for (const fs::path& p : shards(path_)) {
-      fs::rename(p, output_ / p.filename(), error);
-      MMFREE_CHECK(IoError, !error, p.string(), ": cannot move to ", output_.string(), ": ", error.message());
-    }
+
+  /// Replaces the directory's shards by the new ones, which are whole and durable by now. Until none of the old ones is
+  /// left and all of the new ones have their names, kPublishing marks the directory.
+  void publish() {
+    for (const fs::path& p : shards_in(mark_)) remove(p);
+    move(path_, mark_);
+    sync_directory(output_.string());
+    for (const fs::path& p : shards_in(output_)) remove(p);
+    for (const fs::path& p : shards_in(mark_)) move(p, output_ / p.filename());
+    sync_directory(output_.string());
+    remove(mark_);
+    sync_directory(output_.string());
   }
 
  private:
-  static std::vector<fs::path> shards(const fs::path& directory) {
-    std::vector<fs::path> out;
+  static void remove(const fs::path& path) {
     std::error_code error;
-    for (const auto& entry : fs::directory_iterator(directory, error)) {
-      const std::string name = entry.path().filename().string();
-      if ((name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5"))
-        out.push_back(entry.path());
-    }
-    std::sort(out.begin(), out.end());
-    return out;
+    fs::remove(path, error);
+    MMFREE_CHECK(IoError, !error, path.string(), ": cannot remove: ", error.message());
   }
 
-  fs::path output_, path_;
+  static void move(const fs::path& from, const fs::path& to) {
+    std::error_code error;
+    fs::rename(from, to, error);
+    MMFREE_CHECK(IoError, !error, from.string(), ": cannot move to ", to.string(), ": ", error.message());
+  }
+
+  fs::path output_, path_, mark_;
+  NeededDirectory made_;
 };
 
 /// Writes one split's documents to as many shards as it takes.
@@ -146,10 +168,11 @@ void split(std::string text, bool tails, double fraction, std::vector<Part>* par
   if (at < text.size()) parts->push_back({text.substr(at), true, {}});
 }
 
-void encode_all(const Tokenizer& tokenizer, std::vector<Part>* parts) {
+void encode_all(const Tokenizer& tokenizer, const PrepareOptions& options, std::vector<Part>* parts) {
   std::vector<std::exception_ptr> errors(parts->size());
   parallel_for(int64_t(parts->size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = size_t(begin); i < size_t(end); ++i) try {
+        if (options.check_stop) options.check_stop();
         (*parts)[i].ids = tokenizer.encode((*parts)[i].text);
       } catch (...) {
         errors[i] = std::current_exception();
@@ -192,7 +215,8 @@ PrepareSummary prepare(const PrepareOptions& options) {
   check_options(options);
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
   TextReader reader(options.inputs, options.skip_malformed);
-  const Staging staging(options.output, options.overwrite);
+  if (!options.overwrite) refuse_to_replace(options.output);
+  Staging staging(options.output);
   PrepareSummary summary;
   summary.held_out_tails = options.valid_fraction > 0 && has_few_documents(options);
   SplitWriter train(staging, shard_info(tokenizer, "train"), options);
@@ -209,8 +233,11 @@ PrepareSummary prepare(const PrepareOptions& options) {
       group += int64_t(text.size()) + 1;
       split(std::move(text), summary.held_out_tails, options.valid_fraction, &parts);
     }
-    encode_all(tokenizer, &parts);
-    for (const Part& p : parts) (p.valid ? valid : train).add(p.ids, int64_t(p.text.size()));
+    encode_all(tokenizer, options, &parts);
+    for (const Part& p : parts) {
+      if (options.check_stop) options.check_stop();
+      (p.valid ? valid : train).add(p.ids, int64_t(p.text.size()));
+    }
     const int64_t tokens = train.total().tokens + valid.total().tokens;
     if (options.on_progress) options.on_progress({reader.bytes_read(), reader.total_bytes(), tokens});
   }
@@ -220,6 +247,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   summary.valid = valid.total();
   summary.skipped_lines = reader.skipped_lines();
   check_summary(options, summary);
+  if (options.check_stop) options.check_stop();
   staging.publish();
   return summary;
 }

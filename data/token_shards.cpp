@@ -1,6 +1,7 @@
 #include "data/token_shards.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
 
 #include "core/error.h"
@@ -88,6 +89,11 @@ TokenShards::TokenShards(const std::vector<std::string>& entries) {
 }
 
 void TokenShards::open(const std::string& path) {
+  const std::filesystem::path directory = std::filesystem::path(path).parent_path();
+  std::error_code ignored;
+  MMFREE_CHECK(DataError, !std::filesystem::exists(directory / kPublishing, ignored), path,
+               ": is one of a set that 'mmfree prepare' was interrupted at putting in place, and others are missing or "
+               "old; run prepare again");
   h5::Reader shard(path, "tokens");
   ShardInfo info = read_info(shard);
   if (shards_.empty()) info_ = info;

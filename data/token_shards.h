@@ -10,6 +10,10 @@ namespace mmfree {
 
 class Tokenizer;
 
+/// A folder of this name in a directory of shards: `prepare` was killed while it put them in place, so that some are
+/// missing or old.
+inline constexpr const char* kPublishing = ".publishing";
+
 /// What all shards of a corpus share; stored in each.
 struct ShardInfo {
   std::string split;  ///< "train" or "valid"
@@ -46,7 +50,8 @@ class ShardWriter {
 class TokenShards {
  public:
   /// `entries`: files, directories (their *.h5) or glob patterns; each is sorted by name.
-  /// @throws MissingError, DataError if a shard is damaged or the shards differ in tokenizer or split
+  /// @throws MissingError, DataError if a shard is damaged, its directory is marked by kPublishing, or the shards
+  /// differ in tokenizer or split
   explicit TokenShards(const std::vector<std::string>& entries);
 
   int64_t total_tokens() const { return starts_.back(); }

@@ -264,7 +264,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   MMFREE_CHECK(ConfigError, status.ok(), "tokenizer: training failed, usually because the text is too small for ",
                t.vocab_size, " pieces (lower the vocab size or give more text): ", status.message());
   Tokenizer made = from_bytes(std::move(bytes), t.output);
-  write_file(t.output, made.serialized());
+  if (!t.output.empty()) write_file(t.output, made.serialized());
   return made;
 }
 

@@ -11,7 +11,7 @@ namespace mmfree {
 /// What Tokenizer::train reads and makes.
 struct TokenizerTraining {
   std::vector<std::string> inputs;     ///< as for TextReader
-  std::string output;                  ///< path of the .model file to write
+  std::string output;                  ///< path of the .model file to write; empty: none
   int vocab_size = 32000;              ///< pieces, including 3 special ids and 256 bytes
   std::string type = "bpe";            ///< "bpe" or "unigram"
   double character_coverage = 0.9995;  ///< share of the characters that get pieces; the others become bytes

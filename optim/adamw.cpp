@@ -34,8 +34,10 @@ void AdamW::begin_step(int64_t step, int64_t steps) {
   fill(decay, weight_decay(config_, step, steps));
 }
 
-void AdamW::update() {
-  adamw_begin(params_.grads(), step_);
+void AdamW::update(const Tensor& loss) {
+  std::vector<Tensor> finite = {v_, params_.values()};
+  if (loss.defined()) finite.push_back(loss);
+  adamw_begin(params_.grads(), step_, m_, finite);
   adamw(params_.values(), params_.grads(), m_, v_, params_.decays(), step_, abs_sums_);
 }
 

@@ -9,7 +9,7 @@ namespace mmfree {
 struct StepReport {
   double grad_norm = 0;  ///< L2 norm of all gradients together, before clipping
   double learning_rate = 0;
-  bool skipped = false;  ///< the norm was not finite: parameters and moments stayed as they were
+  bool skipped = false;  ///< something was not finite (see adamw_begin): parameters and moments stayed as they were
 };
 
 /// AdamW over the flat buffers of a ParamStore, with clipping to a global norm and schedules from OptimConfig. Every
@@ -22,8 +22,9 @@ class AdamW {
   /// Sets learning rate and weight decay of `step` (1..steps). Outside a recorded step.
   void begin_step(int64_t step, int64_t steps);
   /// One update from the store's gradients; the bias correction counts the updates really made. Clip factor:
-  /// min(1, clip_grad / (norm + 1e-6)).
-  void update();
+  /// min(1, clip_grad / (norm + 1e-6)). Skipped if the gradients, parameters, moments, rates or the `loss` (f64 [1] or
+  /// undefined) are not sound: see adamw_begin.
+  void update(const Tensor& loss = Tensor());
   /// What the last update did, read from the device.
   StepReport report() const { return report(step_params(step_)); }
   static StepReport report(const StepParams& p) { return {p.grad_norm, p.lr, p.skip != 0}; }

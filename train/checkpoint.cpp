@@ -2,14 +2,29 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 
 #include "core/files.h"
+#include "core/ops/elementwise.h"
 #include "layers/parameters.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
+
+namespace {
+
+void write_finite(h5::Writer& writer, const std::string& path, const std::string& name, const Tensor& values) {
+  const Tensor host = values.to(Device::cpu);
+  Tensor total({1}, DType::f64);
+  sum(host, 1, total);
+  MMFREE_CHECK(DivergedError, std::isfinite(*total.data<double>()), path, ": not written, because '", name,
+               "' holds a NaN or an infinity; go on from an older checkpoint");
+  writer.write(name, host);
+}
+
+}  // namespace
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
@@ -23,10 +38,10 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   writer.attribute("data", state.data);
   for (size_t i = 0; i < layout.specs().size(); ++i) {
     const std::string& name = layout.specs()[i].name;
-    writer.write("param/" + name, layout.view(flat.values, i).to(Device::cpu));
+    write_finite(writer, path, "param/" + name, layout.view(flat.values, i));
     if (!flat.m.defined()) continue;
-    writer.write("adam_m/" + name, layout.view(flat.m, i).to(Device::cpu));
-    writer.write("adam_v/" + name, layout.view(flat.v, i).to(Device::cpu));
+    write_finite(writer, path, "adam_m/" + name, layout.view(flat.m, i));
+    write_finite(writer, path, "adam_v/" + name, layout.view(flat.v, i));
   }
   if (!tokenizer_model.empty())
     writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());

@@ -26,8 +26,9 @@ struct FlatState {
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
-/// Needs the same memory for a model of any size. The disk's free space is checked first.
-/// `layout` says where `flat`, on any device, holds what. @throws CreateError, IoError
+/// Needs the same memory for a model of any size. The disk's free space is checked first. `layout` says where `flat`, on
+/// any device, holds what. A NaN or an infinity in it is refused: what is saved is good.
+/// @throws CreateError, IoError, DivergedError
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
 

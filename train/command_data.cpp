@@ -3,23 +3,32 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <utility>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
 #include "train/commands.h"
 #include "train/progress.h"
+#include "train/signals.h"
 
 namespace mmfree {
 
 namespace {
 
-/// Training takes a while: a folder that cannot be made is better known before.
-void create_parent(const std::string& path) {
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  std::error_code error;
-  if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  MMFREE_CHECK(CreateError, !error, path, ": cannot create its folder: ", error.message());
+Tokenizer train_tokenizer(TokenizerTraining training) {
+  const StopSignals signals;
+  const std::string path = std::exchange(training.output, ""), folder = std::filesystem::path(path).parent_path();
+  // Training takes a while: a folder that cannot be made is better known before.
+  { const NeededDirectory attempt(folder); }
+  const Tokenizer trained = [&] {
+    const LeaveAtOnce without_a_trace;
+    return Tokenizer::train(training);
+  }();
+  const NeededDirectory parent(folder);
+  write_file(path, trained.serialized());
+  return trained;
 }
 
 void print_tokenizer(const Tokenizer& t) {
@@ -77,8 +86,7 @@ void add_tokenizer_command(CLI::App& app) {
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
   train->callback([training, limit_mb] {
     training->limit_bytes = int64_t(*limit_mb * 1e6);
-    create_parent(training->output);
-    print_tokenizer(Tokenizer::train(*training));
+    print_tokenizer(train_tokenizer(*training));
     std::cout << "Written to " << training->output << '\n';
   });
 
@@ -113,6 +121,8 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
   prepare_app->footer(
+      "SIGTERM, SIGUSR1 or one Ctrl-C end it after the documents in hand and leave the directory as it was (status "
+      "75).\n"
       "Examples:\n"
       "  mmfree prepare corpus/*.jsonl.zst -t tok.model -o data\n"
       "  mmfree prepare book.txt -t tok.model -o book --valid-fraction 0.1");
@@ -120,6 +130,8 @@ void add_prepare_command(CLI::App& app) {
     options->limit_bytes = int64_t(*limit_mb * 1e6);
     PrepareSummary summary;
     {
+      const StopSignals signals;
+      options->check_stop = throw_if_stopped;
       ShareProgress progress("preparing");
       options->on_progress = [&progress](const PrepareProgress& p) {
         const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));

@@ -9,6 +9,7 @@
 #include "train/evaluate.h"
 #include "train/model.h"
 #include "train/progress.h"
+#include "train/signals.h"
 
 namespace mmfree {
 namespace {
@@ -39,6 +40,8 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
 }
 
 void run(const Options& o) {
+  const StopSignals signals;
+  const LeaveAtOnce nothing_to_clean_up;
   const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
   std::unique_ptr<TokenShards> shards;
   const TokenSource source = open_source(o, model, shards);

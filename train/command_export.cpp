@@ -114,7 +114,8 @@ void add_export_command(CLI::App& app) {
   c->add_flag("--overwrite", o->overwrite, "replace an export that is there already");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
-      "A ternary export is loaded again and must give the model's logits to the bit before success is reported.\n"
+      "A ternary export is loaded again and must give the model's logits to the bit, an hf one its tensors, before an "
+      "older one is replaced.\n"
       "Examples:\n"
       "  mmfree export runs/quickstart model.mmfree\n"
       "  mmfree export runs/quickstart model.mmfree --embedding int8 --overwrite\n"

@@ -7,6 +7,7 @@
 #include "train/commands.h"
 #include "train/model.h"
 #include "train/score.h"
+#include "train/signals.h"
 #include "train/strict_json.h"
 
 namespace mmfree {
@@ -27,7 +28,7 @@ std::vector<int32_t> with_bos(const Model& model, std::vector<int32_t> ids, bool
   return ids;
 }
 
-void print_scores(const Model& model, const std::vector<int32_t>& tokens, const std::string& where) {
+std::string scores_line(const Model& model, const std::vector<int32_t>& tokens, const std::string& where) {
   MMFREE_CHECK(DataError, !tokens.empty(), where, ": nothing to score: the list of tokens is empty");
   for (int32_t id : tokens)
     MMFREE_CHECK(DataError, id >= 0 && id < model.config.vocab_size, where, ": token id ", id, " is outside 0..",
@@ -50,7 +51,7 @@ void print_scores(const Model& model, const std::vector<int32_t>& tokens, const 
   line["greedy"] = greedy;
   line["sum_logprob"] = sum;
   line["scored"] = s.logprobs.size();
-  std::cout << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush;
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 std::vector<int32_t> token_list(const nlohmann::json& list, const std::string& where) {
@@ -64,24 +65,41 @@ std::vector<int32_t> token_list(const nlohmann::json& list, const std::string& w
 }
 
 /// One input line: "a text", {"text": "…"}, [1, 2, 3] or {"tokens": [1, 2, 3]}.
-void score_line(const Model& model, const std::string& line, const std::string& where, bool no_bos) {
+std::string score_line(const Model& model, const std::string& line, const std::string& where, bool no_bos) {
   nlohmann::json j = parse_json(line, where);
   if (j.is_object() && j.contains("tokens")) j = nlohmann::json(j["tokens"]);
   if (j.is_object() && j.contains("text")) j = nlohmann::json(j["text"]);
   MMFREE_CHECK(DataError, j.is_string() || j.is_array(), where,
                ": expected a text, a list of token ids, or an object with \"text\" or \"tokens\"");
-  print_scores(model,
-               j.is_array() ? token_list(j, where)
-                            : with_bos(model, model.need_tokenizer().encode(j.get<std::string>()), no_bos),
-               where);
+  return scores_line(model,
+                     j.is_array() ? token_list(j, where)
+                                  : with_bos(model, model.need_tokenizer().encode(j.get<std::string>()), no_bos),
+                     where);
+}
+
+/// A signal during `work` ends the process.
+template <class Work>
+auto at_once(Work&& work) {
+  const LeaveAtOnce leaving;
+  return work();
 }
 
 void run(const Options& o) {
   MMFREE_CHECK(UsageError, !o.texts.empty() || !o.input.empty(),
                "score: give --text, or --input FILE with one JSON value per line (- for standard input)");
-  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+  const StopSignals signals;
+  const Model model = at_once(
+      [&] { return move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device")); });
+  // A line that was begun is written whole.
+  const auto print = [](const std::string& line) {
+    std::cout << line << std::flush;
+    throw_if_stopped();
+  };
   for (size_t i = 0; i < o.texts.size(); ++i)
-    print_scores(model, with_bos(model, model.need_tokenizer().encode(o.texts[i]), o.no_bos), concat("--text ", i + 1));
+    print(at_once([&] {
+      return scores_line(model, with_bos(model, model.need_tokenizer().encode(o.texts[i]), o.no_bos),
+                         concat("--text ", i + 1));
+    }));
   if (o.input.empty()) return;
   std::ifstream file;
   if (o.input != "-") {
@@ -90,10 +108,10 @@ void run(const Options& o) {
   }
   std::istream& in = o.input == "-" ? std::cin : file;
   int64_t number = 0;
-  for (std::string line; std::getline(in, line);) {
+  for (std::string line; at_once([&] { return bool(std::getline(in, line)); });) {
     ++number;
     if (line.find_first_not_of(" \t\r") != std::string::npos)
-      score_line(model, line, concat(o.input, ':', number), o.no_bos);
+      print(at_once([&] { return score_line(model, line, concat(o.input, ':', number), o.no_bos); }));
   }
 }
 

@@ -4,9 +4,11 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 
 #include "core/files.h"
+#include "core/ops/elementwise.h"
 #include "train/strict_json.h"
 
 namespace mmfree {
@@ -129,32 +131,54 @@ void check_target(const fs::path& target, bool overwrite) {
                ": is not empty and not a model folder (no config.json); not overwritten");
 }
 
-/// Puts `from` in the place of `to`, which keeps what it holds until then.
-void replace_directory(const fs::path& from, const fs::path& to) {
-  std::error_code ignored;
-  const bool replaces = fs::exists(to) && !fs::is_empty(to);
-  // In one step where the file system can: no crash and no error then leaves neither under the name.
-  if (replaces && ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
-    sync_directory(to.parent_path().string());
-    fs::remove_all(from, ignored);
-    return;
+/// What `type` keeps of a tensor, in f32.
+Tensor stored(const Tensor& tensor, const StoreType& type) {
+  Tensor out(tensor.shape(), DType::f32);
+  cast(tensor, out);
+  float* x = out.mut<float>();
+  for (int64_t i = 0; i < out.size() && type.file_dtype != "F32"; ++i)
+    x[i] = type.file_dtype == "BF16" ? float(bf16(x[i])) : float(f16(x[i]));
+  return out;
+}
+
+/// Loads the folder again and compares every tensor's bits.
+void check_folder(const std::string& dir, const NamedShapes& tensors,
+                  const std::function<Tensor(const std::string&)>& get, const StoreType& type) {
+  const HfFolder written(dir);
+  read_hf_config(dir);
+  for (const auto& [name, shape] : tensors) {
+    const Tensor expected = stored(get(name), type), got = written.read(name, DType::f32);
+    MMFREE_CHECK(Error, got.shape() == shape && std::memcmp(expected.raw(), got.raw(), size_t(got.bytes())) == 0, dir,
+                 ": tensor ", quote(name), " reads back other than it was written; the folder was removed");
   }
-  const std::error_code reason(errno, std::generic_category());
-  if (replaces && reason != std::errc::invalid_argument && reason != std::errc::function_not_supported)
-    throw fs::filesystem_error("exchange", reason);
-  const fs::path old = to.string() + ".old";
-  if (replaces) {
+}
+
+/// Puts `from` in the place of `to`. Where the two cannot change places in one step, the old one is called `to`.old for
+/// a moment.
+void replace_directory(const fs::path& from, const fs::path& to) {
+  const fs::path parent = to.parent_path();
+  std::error_code ignored;
+  if (!fs::exists(to) || fs::is_empty(to)) {
+    fs::rename(from, to);
+    return sync_directory(parent.string());
+  }
+  fs::path old = from;
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) != 0) {
+    const std::error_code reason(errno, std::generic_category());
+    if (reason != std::errc::invalid_argument && reason != std::errc::function_not_supported)
+      throw fs::filesystem_error("exchange", reason);
+    old = to.string() + ".old";
     fs::remove_all(old);
     fs::rename(to, old);
+    try {
+      fs::rename(from, to);
+    } catch (const fs::filesystem_error&) {
+      fs::rename(old, to);
+      throw;
+    }
   }
-  try {
-    fs::rename(from, to);
-  } catch (const fs::filesystem_error&) {
-    if (replaces) fs::rename(old, to, ignored);
-    throw;
-  }
-  sync_directory(to.parent_path().string());
-  if (replaces) fs::remove_all(old, ignored);
+  sync_directory(parent.string());
+  fs::remove_all(old, ignored);
 }
 
 }  // namespace
@@ -223,6 +247,7 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
     write_file(work + "/README.md", model_card(target.filename().string(), config, options.torch_dtype));
     if (!options.tokenizer_model.empty()) write_file(work + "/tokenizer.model", options.tokenizer_model);
     write_hf_config(work, config, options.torch_dtype);
+    check_folder(work, tensors, get, store_type(options.torch_dtype));
     replace_directory(temporary, target);
   } catch (const fs::filesystem_error& e) {
     fs::remove_all(temporary, error);

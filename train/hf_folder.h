@@ -57,10 +57,12 @@ struct HfWriteOptions {
 
 /// Writes a folder that `HfFolder` and Hugging Face read: config.json, generation_config.json, model.safetensors (or
 /// shards with an index), tokenizer.model, README.md. `tensors` gives names and shapes in file order; `get` is called
-/// once for each, in that order, so one tensor at a time is in memory. All is written to `dir`.tmp and renamed at the
-/// end: an interrupted export never looks complete, and an old folder stays until the new one is done.
+/// for each, in that order, once to write it and once to compare it with what was written, so one tensor at a time is
+/// in memory. All is written to `dir`.tmp, loaded again and renamed at the end: an interrupted export never looks
+/// complete, and an old folder stays until the new one is proved; then they change names in one step, where the file
+/// system can.
 /// @throws CreateError if `dir` is not empty (with `overwrite`: not empty and without a config.json), UsageError,
-/// ShapeError, IoError
+/// ShapeError, IoError; Error if what was written does not read back to the bit
 void write_hf_folder(const std::string& dir, const ModelConfig& config,
                      const std::vector<std::pair<std::string, Shape>>& tensors,
                      const std::function<Tensor(const std::string&)>& get, const HfWriteOptions& options = {});

@@ -79,6 +79,8 @@ class SafetensorsWriter {
   /// Writes the next declared tensor, converted to its declared dtype under the rules of SafetensorsReader::read.
   /// @throws ShapeError, DTypeError for float as integer and the reverse, DataError, IoError
   void write(const std::string& name, const Tensor& tensor);
+  /// Where the file is before commit(): once the last tensor is written, it can be read there.
+  const std::string& temporary_path() const { return file_.temporary_path(); }
   /// Makes the file complete and durable. @throws IoError
   void commit();
 

@@ -3,6 +3,9 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstring>
+
+#include "core/error.h"
 
 namespace mmfree {
 namespace {
@@ -12,7 +15,20 @@ constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
 struct sigaction previous[3];
 int alive = 0;
 
+volatile std::sig_atomic_t leaves_at_once = 0;
+
+constexpr const char* kStartOver = "; the same command starts over";
+
+/// Only what is allowed in a signal handler.
+[[noreturn]] void leave(int signal) {
+  const char* const parts[] = {isatty(2) ? "\n" : "", "mmfree: stopped by ", signal_name(signal), kStartOver, "\n"};
+  for (const char* part : parts)
+    if (write(2, part, std::strlen(part)) < 0) break;
+  _exit(int(Exit::stopped));
+}
+
 void note(int signal) {
+  if (leaves_at_once) leave(signal);
   if (signal == SIGINT && noted == SIGINT) _exit(130);
   noted = signal;
 }
@@ -34,6 +50,17 @@ StopSignals::~StopSignals() {
 }
 
 int StopSignals::pending() { return noted; }
+
+void throw_if_stopped() {
+  if (noted) throw Error(concat("stopped by ", signal_name(noted), kStartOver), Exit::stopped);
+}
+
+LeaveAtOnce::LeaveAtOnce() {
+  leaves_at_once = 1;
+  if (noted) leave(noted);
+}
+
+LeaveAtOnce::~LeaveAtOnce() { leaves_at_once = 0; }
 
 const char* signal_name(int signal) { return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : "SIGUSR1"; }
 

@@ -13,6 +13,18 @@ class StopSignals {
   static int pending();
 };
 
+/// For work that cannot be continued: throws once a signal asks to stop. @throws Error with Exit::stopped
+void throw_if_stopped();
+
+/// Inside a StopSignals, while there is nothing to clean up and something that cannot be interrupted goes on: a signal
+/// ends the process at once, with the message and the status of throw_if_stopped.
+class LeaveAtOnce {
+ public:
+  LeaveAtOnce();
+  ~LeaveAtOnce();
+  LeaveAtOnce(const LeaveAtOnce&) = delete;
+};
+
 /// "SIGTERM" for a number that StopSignals handles.
 const char* signal_name(int signal);
 

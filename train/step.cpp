@@ -54,7 +54,7 @@ void StepRunner::work() {
     sum(part.value(), 1, loss, row ? 1 : 0);
   }
   params_.finish_gradients();
-  optimizer_.update();
+  optimizer_.update(loss);
   lm_.requantise(optimizer_.abs_sums());
   params.copy_from(optimizer_.step());
 }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <set>
 
@@ -134,7 +133,8 @@ void round_embedding(ParamStore& params, EmbeddingStore embedding) {
   }
 }
 
-void write_ternary_file(const std::string& path, const Model& model, EmbeddingStore embedding) {
+void write_ternary_file(const std::string& path, const Model& model, EmbeddingStore embedding,
+                        const std::function<void(const std::string&)>& check) {
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
@@ -146,6 +146,7 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
       path, {{"format", "mmfree-ternary"}, {"version", "1"}, {"config", yaml}, {"content_hash", hash.value()}});
   for (const Item& item : items) writer.declare(item.name, item.dtype, item.value.shape());
   for (const Item& item : items) writer.write(item.name, as_stored(item));
+  if (check) check(writer.temporary_path());
   writer.commit();
 }
 
@@ -228,18 +229,18 @@ Model read_ternary_file(const std::string& path) {
 }
 
 void export_ternary(const std::string& path, Model& model, EmbeddingStore embedding) {
-  write_ternary_file(path, model, embedding);
-  const Model loaded = read_ternary_file(path);
-  round_embedding(*model.params, embedding);
-  constexpr int64_t kRows = 4, kTokens = 256;
-  Tensor ids({kTokens}, DType::i32);
-  const RandomStream random(1, 0, "export check");
-  for (int64_t i = 0; i < kTokens; ++i)
-    ids.mut<int32_t>()[i] = int32_t(random.uniform(uint64_t(i)) * double(model.config.vocab_size));
-  const Tensor expected = model.lm->logits(ids, kRows), got = loaded.lm->logits(ids, kRows);
-  if (std::memcmp(expected.raw(), got.raw(), size_t(expected.bytes())) == 0) return;
-  std::filesystem::remove(path);
-  throw Error(concat(path, ": the export's logits differ from the model's; the file was removed"));
+  write_ternary_file(path, model, embedding, [&](const std::string& written) {
+    const Model loaded = read_ternary_file(written);
+    round_embedding(*model.params, embedding);
+    constexpr int64_t kRows = 4, kTokens = 256;
+    Tensor ids({kTokens}, DType::i32);
+    const RandomStream random(1, 0, "export check");
+    for (int64_t i = 0; i < kTokens; ++i)
+      ids.mut<int32_t>()[i] = int32_t(random.uniform(uint64_t(i)) * double(model.config.vocab_size));
+    const Tensor expected = model.lm->logits(ids, kRows), got = loaded.lm->logits(ids, kRows);
+    MMFREE_CHECK(Error, std::memcmp(expected.raw(), got.raw(), size_t(expected.bytes())) == 0, path,
+                 ": the export's logits differ from the model's; nothing was written");
+  });
 }
 
 }  // namespace mmfree

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <string>
 
 #include "train/model.h"
@@ -19,8 +20,12 @@ enum class EmbeddingStore { f32, bf16, int8 };
 ///   model.embeddings.weight               F32 | BF16 | I8 [V, D] with model.embeddings.weight.scale F32 [V]
 ///   tokenizer.model  U8                   the SentencePiece model, if there is one
 /// Metadata: format "mmfree-ternary", version "1", config (YAML), content_hash over config and all tensors.
-/// @throws CreateError, IoError; UsageError if the model holds no latents or codes for a projection
-void write_ternary_file(const std::string& path, const Model& model, EmbeddingStore embedding);
+/// `check` is called with the name under which the whole file can be read before it gets its own: what it throws leaves
+/// an older file at `path` as it is.
+/// @throws CreateError, IoError, what `check` throws; UsageError if the model holds no latents or codes for a
+/// projection
+void write_ternary_file(const std::string& path, const Model& model, EmbeddingStore embedding,
+                        const std::function<void(const std::string& written)>& check = {});
 
 /// @throws MissingError, DataError (damaged, a code outside {0, 1, 2}, a value that is not finite, a missing tensor),
 /// IoError
@@ -30,7 +35,7 @@ Model read_ternary_file(const std::string& path);
 void round_embedding(ParamStore& params, EmbeddingStore embedding);
 
 /// Exports and proves it: writes the file, loads it again and compares logits of 256 tokens with the model's, which
-/// must agree to the bit. @throws Error if they do not; the file is then removed
+/// must agree to the bit before the file gets its name. @throws Error if they do not; an older file at `path` stays
 void export_ternary(const std::string& path, Model& model, EmbeddingStore embedding);
 
 }  // namespace mmfree

@@ -10,8 +10,10 @@ namespace mmfree::cpu {
 
 void adamw_begin(const AdamwBeginArgs& g) {
   StepParams& s = *g.step;
-  s.grad_norm = std::sqrt(*g.squares);
-  s.skip = std::isfinite(s.grad_norm) ? 0 : 1;
+  s.grad_norm = std::sqrt(g.sums[0]);
+  const bool sound =
+      s.grad_norm < kMostNorm && g.sums[1] < kMostNorm * kMostNorm && std::isfinite(g.sums[2] + s.lr + s.weight_decay);
+  s.skip = sound ? 0 : 1;
   if (s.skip != 0) return;
   s.updates += 1;
   s.bias1 = 1 - std::pow(s.beta1, s.updates);

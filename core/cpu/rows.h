@@ -6,10 +6,11 @@
 /// The maths of one row, shared by the kernels that fuse it.
 namespace mmfree::cpu {
 
-/// 1 / sqrt(mean x² + eps)
+/// 1 / sqrt(mean x² + eps); NaN, not 0, where the squares overflow, so that such a row does not pass as zeros.
 template <class T>
 inline T rms_reciprocal(const T* x, int64_t d, double eps) {
-  return T(1) / std::sqrt(lane_sum<T>(d, [x](int64_t k) { return x[k] * x[k]; }) / T(d) + T(eps));
+  const T squares = lane_sum<T>(d, [x](int64_t k) { return x[k] * x[k]; });
+  return T(1) / std::sqrt(squares / T(d) + T(eps)) + (squares - squares);
 }
 
 /// y = (a · r ⊙ w) ⊙ SiLU(b), or a ⊙ σ(b) where w is null.

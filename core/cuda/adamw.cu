@@ -7,10 +7,12 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWide = 4;
 
-__global__ void begin(const double* squares, StepParams* step) {
+__global__ void begin(const double* sums, StepParams* step) {
   StepParams s = *step;
-  s.grad_norm = sqrt(*squares);
-  s.skip = isfinite(s.grad_norm) ? 0 : 1;
+  s.grad_norm = sqrt(sums[0]);
+  const bool sound = s.grad_norm < kMostNorm && sums[1] < kMostNorm * kMostNorm &&
+                     isfinite(sums[2] + s.lr + s.weight_decay);
+  s.skip = sound ? 0 : 1;
   if (!s.skip) {
     s.updates += 1;
     s.bias1 = 1 - pow(s.beta1, s.updates);
@@ -78,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, 5) update_block(AdamwArgs g) {
 }  // namespace
 
 void adamw_begin(const AdamwBeginArgs& g) {
-  begin<<<1, 1, 0, stream()>>>(g.squares, g.step);
+  begin<<<1, 1, 0, stream()>>>(g.sums, g.step);
   check_launch("adamw_begin");
 }
 

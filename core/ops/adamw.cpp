@@ -21,12 +21,15 @@ StepParams step_params(const Tensor& step) {
   return p;
 }
 
-void adamw_begin(const Tensor& grads, Tensor& step) {
+void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& m, const std::vector<Tensor>& finite) {
   check_tensor("adamw_begin", "step", step, {kStepParams}, DType::f64);
-  Tensor squares({1}, DType::f64, grads.device());
+  check_device("adamw_begin", grads.device(), {&step, &m});
+  Tensor sums = Tensor::zeros({3}, DType::f64, grads.device());
+  Tensor squares = sums.slice(0, 1), m_squares = sums.slice(1, 2), doubt = sums.slice(2, 3);
   sum_of_squares(grads, squares);
-  const AdamwBeginArgs args{squares.mut<double>(), reinterpret_cast<StepParams*>(step.mut<double>())};
-  check_device("adamw_begin", grads.device(), {&step});
+  if (m.defined()) sum_of_squares(m, m_squares);
+  for (const Tensor& t : finite) sum(t, 0, doubt, 1);  // 0 times what is not finite is NaN
+  const AdamwBeginArgs args{sums.data<double>(), reinterpret_cast<StepParams*>(step.mut<double>())};
   MMFREE_DISPATCH(grads.device(), adamw_begin, args);
 }
 

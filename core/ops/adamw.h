@@ -1,10 +1,15 @@
 #pragma once
+#include <vector>
+
 #include "core/tensor.h"
 
 namespace mmfree {
 
 /// Elements per block of the flat parameter buffers: every parameter starts on a block of its own, the rest is zero.
 inline constexpr int64_t kParamBlock = 4096;
+
+/// The largest norm of gradients, and of first moments, that an update is made with: f32 holds the squares.
+inline constexpr double kMostNorm = 1e18;
 
 /// What an update needs beside parameters, gradients and moments. It lives in an f64 tensor on the parameters' device
 /// (see step_tensor), because a captured step must find its changing numbers in memory.
@@ -17,7 +22,7 @@ struct StepParams {
   double grad_norm = 0;         ///< L2 norm of all gradients of this step
   double grad_scale = 1;        ///< clip factor that multiplies every gradient
   double bias1 = 1, bias2 = 1;  ///< 1 − beta^updates
-  double skip = 0;              ///< 1: the norm was not finite, parameters and moments stay as they are
+  double skip = 0;              ///< 1: see adamw_begin; parameters and moments stay as they are
 };
 inline constexpr int64_t kStepParams = sizeof(StepParams) / sizeof(double);
 
@@ -25,10 +30,12 @@ inline constexpr int64_t kStepParams = sizeof(StepParams) / sizeof(double);
 Tensor step_tensor(const StepParams& step, Device device);
 StepParams step_params(const Tensor& step);
 
-/// From the gradients to the numbers of the update: grad_norm = sqrt(Σ grads²), skip = grad_norm is not finite; unless
-/// skip: updates += 1, bias1 = 1 − beta1^updates, bias2 likewise, grad_scale = min(1, clip / (grad_norm + 1e-6)).
-/// grads [P] P; step [kStepParams] f64.
-void adamw_begin(const Tensor& grads, Tensor& step);
+/// From the gradients to the numbers of the update: grad_norm = sqrt(Σ grads²); unless skip: updates += 1,
+/// bias1 = 1 − beta1^updates, bias2 likewise, grad_scale = min(1, clip / (grad_norm + 1e-6)).
+///   skip = 1 if grad_norm or ‖m‖ is not below kMostNorm, or lr, weight_decay or anything in `finite` is not finite
+/// grads [P] P; step [kStepParams] f64; m [P] P or undefined; finite: f32 | f64 of any shape, such as values and v.
+/// @throws ShapeError, DTypeError, DeviceError
+void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& m = Tensor(), const std::vector<Tensor>& finite = {});
 
 /// AdamW with decoupled weight decay over flat buffers (Loshchilov & Hutter 2019, arXiv:1711.05101), in one pass:
 ///   g = grad·grad_scale,  m = β1 m + (1−β1) g,  v = β2 v + (1−β2) g²
@@ -56,7 +63,7 @@ struct AdamwArgs {
   DType dtype;
 };
 struct AdamwBeginArgs {
-  double* squares;  ///< Σ grads²
+  const double* sums;  ///< Σ grads², Σ m², and 0, or NaN where something is not finite
   StepParams* step;
 };
 

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 #include <zstd.h>
 
+#include <atomic>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -217,7 +219,88 @@ TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {
   }
   s.options.valid_fraction = 1;
   EXPECT_THROW(prepare(s.options), UsageError);
-  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(s.options.output), {}), 0);
+  EXPECT_FALSE(std::filesystem::exists(s.options.output));
+}
+
+/// Names and bytes of what a directory holds.
+std::map<std::string, std::string> content(const std::string& directory) {
+  std::map<std::string, std::string> all;
+  if (!std::filesystem::exists(directory)) return all;
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    all[entry.path().filename().string()] = slurp(entry.path().string());
+  return all;
+}
+
+TEST(Prepare, StoppedAnywhereItLeavesNoTrace) {
+  Corpus s;
+  std::vector<std::string> texts;
+  for (unsigned i = 0; i < 25; ++i) texts.push_back(babble(20, i));
+  s.options.inputs = {spit(s.dir / "a.jsonl", jsonl(texts))};
+  s.options.shard_tokens = 100;
+  s.options.valid_fraction = 0.3;
+  const auto stopped_at_call = [&](int n) {
+    std::atomic<int> calls{0};
+    s.options.check_stop = [&calls, n] {
+      if (++calls == n) throw std::runtime_error("stop");
+    };
+    try {
+      prepare(s.options);
+      return false;
+    } catch (const std::runtime_error& e) {
+      EXPECT_STREQ(e.what(), "stop");
+      return true;
+    }
+  };
+  int calls = 1;
+  for (; stopped_at_call(calls); ++calls) EXPECT_FALSE(std::filesystem::exists(s.dir / "out")) << calls;
+  EXPECT_GT(calls, 25);
+
+  const auto old = content(s.options.output);
+  spit(s.dir / "a.jsonl", jsonl({babble(2000, 99), babble(500, 98)}));
+  s.options.overwrite = true;
+  for (calls = 1; stopped_at_call(calls); ++calls) EXPECT_EQ(content(s.options.output), old) << calls;
+  EXPECT_NE(content(s.options.output), old);
+}
+
+TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
+  Corpus s;
+  s.options.inputs = {spit(s.dir / "a.txt", babble(1000, 1))};
+  s.options.shard_tokens = 100;
+  s.options.valid_fraction = 0.3;
+  prepare(s.options);
+  spit(s.dir / "a.txt", babble(1000, 2));
+  s.options.overwrite = true;
+  // A shard that cannot be removed, and that comes after one that can.
+  const std::string obstacle = s.options.output + "/train-00001.h5";
+  std::filesystem::create_directories(obstacle + "/full");
+  EXPECT_THROW(prepare(s.options), IoError);
+  EXPECT_FALSE(std::filesystem::exists(s.options.output + "/train-00000.h5"));
+  const auto refused = [&] {
+    try {
+      TokenShards({s.options.output + "/valid-*.h5"});
+      return false;
+    } catch (const DataError& e) {
+      EXPECT_NE(std::string(e.what()).find("run prepare again"), std::string::npos) << e.what();
+      return true;
+    }
+  };
+  EXPECT_TRUE(refused());
+  // An attempt that fails takes nothing away, neither the mark nor the shards that became whole.
+  const std::string kept = s.options.output + "/" + kPublishing;
+  const auto whole = content(kept);
+  EXPECT_GT(whole.size(), 1u);
+  auto failing = s.options;
+  failing.inputs = {spit(s.dir / "b.jsonl", "{broken")};
+  EXPECT_THROW(prepare(failing), DataError);
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(content(kept), whole);
+
+  std::filesystem::remove_all(obstacle);
+  s.options.overwrite = false;
+  prepare(s.options);
+  EXPECT_FALSE(std::filesystem::exists(kept));
+  const auto train = documents_of(s.tokenizer, s.options.output, "train");
+  EXPECT_EQ(train.at(0) + documents_of(s.tokenizer, s.options.output, "valid").at(0), babble(1000, 2));
 }
 
 }  // namespace

@@ -148,6 +148,49 @@ TEST(Adamw, BeginsByRefusingGradientsThatAreNotFinite) {
   expect_error<ShapeError>({"adamw_begin", "step"}, [&] { adamw_begin(grads(DType::f32, 1), short_step); });
 }
 
+TEST(Adamw, BeginsByRefusingWhateverWouldSpoilTheParameters) {
+  const Tensor g = grads(DType::f32, 1);
+  const auto skips = [&](const StepParams& params, const Tensor& m, const std::vector<Tensor>& finite) {
+    Tensor step = step_tensor(params, Device::cpu);
+    adamw_begin(g, step, m, finite);
+    const StepParams after = step_params(step);
+    EXPECT_TRUE(std::isfinite(after.grad_norm));
+    EXPECT_EQ(params.updates + (after.skip ? 0 : 1), after.updates);
+    return after.skip != 0;
+  };
+  const State s = make_state(DType::f32);
+  const Tensor loss = full({1}, DType::f64, 3);
+  EXPECT_FALSE(skips(params_of(3), s.m, {s.v, s.p, loss}));
+  for (double bad : {kNaN, kInfinity, -kInfinity}) {
+    Tensor m = s.m.clone(), v = s.v.clone(), p = s.p.clone();
+    for (Tensor* t : {&m, &v, &p}) set(*t, kSize / 3, bad);
+    EXPECT_TRUE(skips(params_of(3), m, {s.v, s.p, loss})) << bad;
+    EXPECT_TRUE(skips(params_of(3), s.m, {v, s.p, loss})) << bad;
+    EXPECT_TRUE(skips(params_of(3), s.m, {s.v, p, loss})) << bad;
+    EXPECT_TRUE(skips(params_of(3), s.m, {s.v, s.p, full({1}, DType::f64, bad)})) << bad;
+    StepParams rates = params_of(3);
+    rates.lr = bad;
+    EXPECT_TRUE(skips(rates, s.m, {s.v, s.p, loss})) << bad;
+    rates = params_of(3);
+    rates.weight_decay = bad;
+    EXPECT_TRUE(skips(rates, s.m, {s.v, s.p, loss})) << bad;
+  }
+  Tensor m = s.m.clone();
+  set(m, 7, 0.9 * kMostNorm);
+  EXPECT_FALSE(skips(params_of(3), m, {}));
+  set(m, 7, 1.1 * kMostNorm);
+  EXPECT_TRUE(skips(params_of(3), m, {}));
+}
+
+TEST(Adamw, BeginsByRefusingANormThatCannotBeSquared) {
+  for (const auto& [norm, skip] : {std::pair{0.9, 0.0}, {1.1, 1.0}}) {
+    Tensor g = Tensor::zeros({kSize}, DType::f32), step = step_tensor(params_of(7), Device::cpu);
+    set(g, 5, norm * kMostNorm);
+    adamw_begin(g, step);
+    EXPECT_EQ(skip, step_params(step).skip);
+  }
+}
+
 TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
   const Tensor g = grads(DType::f32, 1);
   expect_same_bits_for_any_threads([&] {

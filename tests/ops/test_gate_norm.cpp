@@ -124,6 +124,17 @@ TEST(GateNorm, NaNReachesTheOutput) {
     }
 }
 
+TEST(GateNorm, RowsWhoseSquaresOverflowAreNaNAndNotZeros) {
+  for (float large : {1e25f, -1e30f, 3e38f}) {
+    Problem p = make_problem(3, 33, DType::f32, true);
+    set(p.a, 33 + 32, large);
+    const Tensor y = forward(p.a, p.b, p.weight).y;
+    EXPECT_EQ(33, count_non_finite(y)) << large;
+    EXPECT_TRUE(std::isnan(at(y, 33))) << large;
+    EXPECT_EQ(33, count_non_finite(backward(p)[0])) << large;
+  }
+}
+
 TEST(GateNorm, RejectsWrongArguments) {
   const Problem p = make_problem(2, 33, DType::f32, true);
   const Tensor narrow({2, 32}, DType::f32), other({2, 33}, DType::f64);

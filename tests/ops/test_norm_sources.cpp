@@ -298,6 +298,27 @@ TEST(NormSources, NonFiniteNumbersInAnyInputReachTheirRow) {
     }
 }
 
+TEST(NormSources, RowsWhoseSquaresOverflowAreNaNAndNotZeros) {
+  for (const Case& c : kCases)
+    for (float large : {1e25f, -1e30f, 3e38f}) {
+      RowSource s = make_source(c, 3, 33, DType::f32);
+      const int64_t row = s.a.cols(), up = c.kind == RowSource::swiglu ? 33 : 0;
+      set(s.a, row + up + 20, large);
+      for (bool outer : {false, true}) {
+        Tensor x;
+        const Norm norm = run(s, outer, x);
+        for (const NormBranch& b : norm.branches) {
+          const Tensor& seen = b.step.defined() ? b.step : b.out;
+          EXPECT_EQ(seen.slice(1, 2).size(), count_non_finite(seen)) << c.name << ' ' << large;
+          EXPECT_TRUE(std::isnan(at(seen, seen.cols() == 33 ? 33 : 1))) << c.name << ' ' << large;
+        }
+        const Gradients g = backward(s, norm);
+        EXPECT_NE(0, count_non_finite(g.source.a.slice(1, 2))) << c.name << ' ' << large;
+        EXPECT_EQ(0, count_non_finite(g.source.a.slice(0, 1)) + count_non_finite(g.source.a.slice(2, 3))) << c.name;
+      }
+    }
+}
+
 TEST(NormSources, StatsExistWhereTheyAreNeeded) {
   for (const Case& c : kCases)
     for (DType t : {DType::f64, DType::f32})

@@ -1,6 +1,9 @@
 // Checkpoints: what is saved comes back to the bit, and what is damaged or does not fit is refused.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <utility>
+
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
 #include "train/checkpoint.h"
@@ -33,6 +36,29 @@ struct Saved {
     save_checkpoint(path, config, params, flat, state, "some tokenizer bytes");
   }
 };
+
+TEST(Checkpoint, WhatIsNotFiniteIsNeverSaved) {
+  Saved s;
+  s.save();
+  const std::string older = slurp(s.path);
+  const size_t last = s.params.specs().size() - 1;
+  for (float bad : {NAN, INFINITY, -INFINITY})
+    for (const auto& [flat, name] :
+         {std::pair{s.params.values(), "param/"}, {s.optimizer.m(), "adam_m/"}, {s.optimizer.v(), "adam_v/"}}) {
+      Tensor t = s.params.view(flat, last);
+      float& element = t.mut<float>()[t.size() - 1];
+      const float before = std::exchange(element, bad);
+      try {
+        s.save();
+        ADD_FAILURE() << bad << " in " << name << " was saved";
+      } catch (const DivergedError& e) {
+        EXPECT_NE(std::string(e.what()).find(name + s.params.specs()[last].name), std::string::npos) << e.what();
+      }
+      element = before;
+    }
+  EXPECT_EQ(slurp(s.path), older);
+  EXPECT_EQ(s.dir.files(), 1u);
+}
 
 TEST(Checkpoint, EverythingComesBack) {
   Saved s;

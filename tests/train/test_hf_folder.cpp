@@ -233,6 +233,26 @@ TEST(HfFolder, half_precisions_store_the_nearest_value) {
   }
 }
 
+TEST(HfFolder, what_does_not_read_back_never_replaces_another) {
+  for (const char* torch_dtype : {"float32", "bfloat16", "float16"}) {
+    Export e;
+    e.write({.torch_dtype = torch_dtype});
+    const std::string old = slurp(e.dir / "out/model.safetensors");
+    int calls = 0;
+    const auto changing = [&](const std::string& name) {
+      Tensor t = e.tensors.at(name).clone();
+      if (name == "z" && ++calls == 2) t.mut<float>()[23] *= 1.01f;
+      return t;
+    };
+    EXPECT_THROW(write_hf_folder(e.dir / "out", e.config, e.shapes, changing,
+                                 {.torch_dtype = torch_dtype, .max_shard_bytes = 100, .overwrite = true}),
+                 Error);
+    EXPECT_EQ(calls, 2);
+    EXPECT_EQ(slurp(e.dir / "out/model.safetensors"), old);
+    EXPECT_EQ(e.dir.files(), 1u);
+  }
+}
+
 TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
   Export e;
   e.shapes.push_back({"missing", {2}});

@@ -48,6 +48,19 @@ TEST(TernaryFile, LogitsAreBitEqualInEveryStoreAndPrecision) {
     }
 }
 
+TEST(TernaryFile, AnExportThatIsNotTheModelNeverReplacesAnother) {
+  const TempDir dir;
+  Model m = tiny_model(tiny_model_config(), false);
+  spit(dir / "m", "an older export");
+  m.config.gate_order = GateOrder::paper;  // what the file will say, and not what m computes
+  EXPECT_THROW(export_ternary(dir / "m", m, EmbeddingStore::f32), Error);
+  EXPECT_EQ(slurp(dir / "m"), "an older export");
+  EXPECT_EQ(dir.files(), 1u);
+  m.config.gate_order = GateOrder::reference;
+  export_ternary(dir / "m", m, EmbeddingStore::f32);
+  EXPECT_EQ(read_ternary_file(dir / "m").config.gate_order, GateOrder::reference);
+}
+
 TEST(TernaryFile, HoldsCodesAndScalesAndNothingLatent) {
   const TempDir dir;
   ModelConfig config = tiny_model_config();
