@@ -148,7 +148,7 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {73, {"export", ok, f.text}, "--overwrite"},
       {73, {"export", ok, folder, "--format", "hf"}, folder},
       {73, {"export", ok, f.dir / "text.txt/hf", "--format", "hf"}, "text.txt"},
-      {73, {"tokenizer", "train", f.text, "-o", unwritable, "--vocab-size", "300"}, unwritable},
+      {73, {"tokenizer", "train", f.text, "-o", unwritable, "--vocab-size", "300"}, "text.txt/folder: cannot create"},
       {73, {"prepare", f.text, "-t", tok, "-o", f.dir / "text.txt/x"}, "text.txt"},
       {73, {"train", f.config, "train.run_dir=" + (f.dir / "text.txt/x")}, "text.txt"},
       {78, {"train", f.dir / "bad.yaml"}, "hidden"},
@@ -182,8 +182,8 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
 TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   const Files& f = Files::get();
   // A model of 2.7 billion parameters, on any machine.
-  const std::vector<std::string> big = {"train", source_dir() + "/configs/2.7b.yaml", "--dry-run",
-                                        "train.device=cuda", "train.micro_batch_size=1"};
+  const std::vector<std::string> big = {"train", source_dir() + "/configs/2.7b.yaml", "--dry-run", "train.device=cuda",
+                                        "train.micro_batch_size=1"};
   const std::string said = output(big);
   EXPECT_EQ(0u, said.rfind("2.70G parameters, 1 x ", 0)) << said;
   EXPECT_TRUE(contains(said, "activations in bf16 on a GPU")) << said;
