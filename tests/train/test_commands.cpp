@@ -148,7 +148,7 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {73, {"export", ok, f.text}, "--overwrite"},
       {73, {"export", ok, folder, "--format", "hf"}, folder},
       {73, {"export", ok, f.dir / "text.txt/hf", "--format", "hf"}, "text.txt"},
-      {73, {"tokenizer", "train", f.text, "-o", unwritable, "--vocab-size", "300"}, unwritable},
+      {73, {"tokenizer", "train", f.text, "-o", unwritable, "--vocab-size", "300"}, "text.txt/folder: cannot create"},
       {73, {"prepare", f.text, "-t", tok, "-o", f.dir / "text.txt/x"}, "text.txt"},
       {73, {"train", f.config, "train.run_dir=" + (f.dir / "text.txt/x")}, "text.txt"},
       {78, {"train", f.dir / "bad.yaml"}, "hidden"},

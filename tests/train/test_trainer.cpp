@@ -408,7 +408,7 @@ TEST(Trainer, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
 }
 
-TEST(Trainer, NonFiniteParametersSkipUpdatesUntilTheRunGivesUp) {
+TEST(Trainer, ParametersThatOverflowSkipUpdatesUntilTheRunGivesUp) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
   c.train.steps = 3;
@@ -422,7 +422,7 @@ TEST(Trainer, NonFiniteParametersSkipUpdatesUntilTheRunGivesUp) {
     state = file.state();
   }
   Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
-  weight.mut<float>()[5] = std::numeric_limits<float>::quiet_NaN();
+  weight.mut<float>()[5] = std::numeric_limits<float>::max();
   save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
                   "");
   const auto before = learned(checkpoint_path(dir / "run", 3));
@@ -502,7 +502,7 @@ TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
   ParamStore params(parameter_specs(c.model), DType::f32);
   params.initialise(1);
   Tensor norm = params["model.norm.weight"].value();
-  norm.mut<float>()[3] = std::numeric_limits<float>::infinity();
+  norm.mut<float>()[3] = std::numeric_limits<float>::max();
   AdamW optimizer(params, c.optim);
   LoopState state;
   state.data = TokenShards({TinyCorpus::get().train()}).fingerprint();
