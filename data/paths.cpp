@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <new>
 
 #include "core/error.h"
 
@@ -30,9 +31,10 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& entries,
       found.push_back(entry);
     } else {
       glob_t matches{};
-      ::glob(entry.c_str(), 0, nullptr, &matches);
+      const int failed = ::glob(entry.c_str(), 0, nullptr, &matches);
       for (size_t i = 0; i < matches.gl_pathc; ++i) found.emplace_back(matches.gl_pathv[i]);
       ::globfree(&matches);
+      if (failed == GLOB_NOSPACE) throw std::bad_alloc();  // it may have found a part only
       MMFREE_CHECK(MissingError, !found.empty(), entry, ": no such file, and no file matches it as a pattern");
     }
     std::sort(found.begin(), found.end());

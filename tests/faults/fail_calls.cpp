@@ -41,7 +41,8 @@ struct Fault {
 bool transfers(Op op) { return op == Op::read || op == Op::pread || op == Op::write || op == Op::pwrite; }
 bool syncs(Op op) { return op == Op::fsync || op == Op::fdatasync; }
 
-/// Which errors a call may meet. A full disk fails only what needs room.
+/// Which errors a call may meet. A full disk fails only what needs room. The C++ library does not try again when it
+/// opens folders, which no local file system interrupts.
 bool can_fail(const Call& call, int error) {
   switch (error) {
     case kShort:
@@ -51,8 +52,8 @@ bool can_fail(const Call& call, int error) {
       return call.creates || call.op == Op::write || call.op == Op::pwrite || call.op == Op::ftruncate ||
              syncs(call.op) || call.op == Op::close || call.op == Op::rename || call.op == Op::mkdir;
     case EINTR:
-      return transfers(call.op) || syncs(call.op) || call.op == Op::open || call.op == Op::ftruncate ||
-             call.op == Op::close;
+      return transfers(call.op) || syncs(call.op) || (call.op == Op::open && !call.library) ||
+             call.op == Op::ftruncate || call.op == Op::close;
     case ENOMEM:
       return call.op == Op::allocate || call.op == Op::mmap;
     default:
@@ -63,9 +64,9 @@ bool can_fail(const Call& call, int error) {
 /// What is known of one call after a run without faults.
 struct Seen {
   Op op;
-  bool creates;
+  bool creates, library;
   uint32_t size;
-  Call call() const { return {.op = op, .size = size, .creates = creates}; }
+  Call call() const { return {.op = op, .size = size, .creates = creates, .library = library}; }
 };
 struct Trace {
   int64_t count[2];  // of file calls, of allocations
@@ -81,7 +82,8 @@ class Injector : public interpose::Watch {
     const bool memory = call.op == Op::allocate;
     const int64_t number = trace_.count[memory]++;
     if (fault_.at < 0) {
-      if (number < kMostCalls) trace_.calls[memory][number] = {call.op, call.creates, uint32_t(call.size)};
+      if (number < kMostCalls)
+        trace_.calls[memory][number] = {call.op, call.creates, call.library, uint32_t(call.size)};
       return {};
     }
     const bool now = number == fault_.at || (fault_.sticky && number > fault_.at && can_fail(call, fault_.error));
