@@ -3,7 +3,10 @@
 #include <glob.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
+#include <new>
 
 #include "core/error.h"
 
@@ -30,7 +33,10 @@ std::vector<std::string> expand_paths(const std::vector<std::string>& entries,
       found.push_back(entry);
     } else {
       glob_t matches{};
-      ::glob(entry.c_str(), 0, nullptr, &matches);
+      const int failed = ::glob(entry.c_str(), GLOB_ERR, nullptr, &matches);
+      if (failed == GLOB_NOSPACE) throw std::bad_alloc();  // globfree might free twice what was found so far
+      MMFREE_CHECK(IoError, failed != GLOB_ABORTED, entry,
+                   ": a folder of this pattern cannot be read: ", std::strerror(errno));
       for (size_t i = 0; i < matches.gl_pathc; ++i) found.emplace_back(matches.gl_pathv[i]);
       ::globfree(&matches);
       MMFREE_CHECK(MissingError, !found.empty(), entry, ": no such file, and no file matches it as a pattern");

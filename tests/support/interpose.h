@@ -35,6 +35,7 @@ struct Call {
   size_t size = 0;              ///< asked to be transferred or allocated; the new size of ftruncate
   int64_t offset = -1;          ///< of pread and pwrite
   bool creates = false;         ///< open with O_CREAT
+  bool library = false;         ///< open by openat, as only the C++ library does
 };
 
 /// What becomes of a call: it is made, it fails with an errno, or it transfers at most so many bytes.
