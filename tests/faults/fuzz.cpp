@@ -129,7 +129,7 @@ int run(int argc, char** argv) {
     const pid_t process = fork();
     if (process == 0) {
       replay(place, inputs, seeds, std::stoll(argv[1]), std::stoull(argv[2]), progress);
-      _exit(0);
+      leave_fork();
     }
     int status = 0;
     waitpid(process, &status, 0);
