@@ -120,8 +120,9 @@ void Structure::check_message(int type, Bytes& m) {
   switch (type) {
     case kNil:
     case kGroupInfo:
-    case kLink:  // of which HDF5 tells the kind
       return;
+    case kLink:
+      return check_link(m);
     case kDataspace:
       return check_dataspace(m);
     case kLinkInfo:
@@ -141,6 +142,17 @@ void Structure::check_message(int type, Bytes& m) {
     default:
       require(false, "an unknown message in its header");
   }
+}
+
+/// A hard link. HDF5 frees what it never set when it meets a link that it cannot read.
+void Structure::check_link(Bytes& m) {
+  m.expect({1}, "a link of another version");
+  const uint64_t flags = m.number(1);
+  require((flags & ~uint64_t(3)) == 0, "a soft or external link, or one with more than name and address");
+  const uint64_t name = m.number(size_t(1) << flags);
+  require(name > 0, "a link without a name");
+  m.part(name);
+  at(m.number(8), 0, "OHDR");
 }
 
 void Structure::check_dataspace(Bytes& m) {

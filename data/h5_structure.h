@@ -26,6 +26,7 @@ class Structure {
   Bytes at(uint64_t address, uint64_t n, const char* signature);
   void check_messages(Bytes messages, bool ordered, std::vector<Bytes>* more);
   void check_message(int type, Bytes& m);
+  void check_link(Bytes& m);
   void check_dataspace(Bytes& m);
   void check_datatype(Bytes& m, uint64_t most);
   void check_attribute(Bytes& m);

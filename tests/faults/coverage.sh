@@ -12,7 +12,7 @@ files=(data/h5_structure data/h5_reader data/h5_file data/h5_writer data/token_s
 tests='/test_(h5|batches|prepare|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder|ternary_file|model)[.]cpp$'
 cmake -S . -B build-coverage -G Ninja -DMMFREE_CUDA=OFF -DCMAKE_BUILD_TYPE=Coverage \
   -DCMAKE_CXX_FLAGS_COVERAGE="-O0 --coverage" "-DMMFREE_TEST_FILES=$tests" > /dev/null
-ninja -C build-coverage mmfree_tests mutate fuzz
+ninja -C build-coverage -j "${JOBS:-$(nproc)}" mmfree_tests mutate fuzz
 find build-coverage -name '*.gcda' -delete
 build-coverage/mmfree_tests --gtest_brief=1
 build-coverage/mutate "${1:-6000}" 1

@@ -78,22 +78,24 @@ struct Progress {
   char input[1000];
 };
 
-std::map<std::string, std::string> seeds_of(const HostileReader& reader, const std::vector<std::string>& named) {
-  std::vector<std::string> files = named;
-  const std::string folder = source_dir() + "/tests/faults/seeds/" + reader.name;
-  if (named.empty())
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) files.push_back(entry.path().string());
-  std::map<std::string, std::string> seeds;
-  for (const std::string& file : files) seeds[file] = slurp(file);
-  MMFREE_CHECK(MissingError, !seeds.empty(), folder, ": holds no seeds");
+using Files = std::map<std::string, std::string>;  // path -> bytes
+
+std::string seed_folder(const HostileReader& reader) { return source_dir() + "/tests/faults/seeds/" + reader.name; }
+
+Files seeds_of(const HostileReader& reader) {
+  Files seeds;
+  for (const auto& entry : std::filesystem::directory_iterator(seed_folder(reader)))
+    seeds[entry.path().string()] = slurp(entry.path().string());
+  MMFREE_CHECK(MissingError, !seeds.empty(), seed_folder(reader), ": holds no seeds");
   return seeds;
 }
 
-/// With `judged`, seeds called good* must be read and all others refused.
-void replay(const Place& place, const std::map<std::string, std::string>& seeds, bool judged, int64_t count,
-            uint64_t seed, Progress* progress) {
-  for (const auto& [file, bytes] : seeds) {
-    Mutator m(hash64(concat(seed, ' ', std::filesystem::path(file).filename().string())));
+/// Of the files that are seeds, those called good* must be read and all others refused.
+void replay(const Place& place, const Files& inputs, const Files& seeds, int64_t count, uint64_t seed,
+            Progress* progress) {
+  for (const auto& [file, bytes] : inputs) {
+    const std::string name = std::filesystem::path(file).filename().string();
+    Mutator m(hash64(concat(seed, ' ', name)));
     const std::string& other = std::next(seeds.begin(), int64_t(m.below(seeds.size())))->second;
     for (int64_t i = 0; i <= count; ++i) {
       std::snprintf(progress->input, sizeof progress->input, "%s, mutation %lld\n  again: fuzz %lld %llu %s %s",
@@ -101,7 +103,7 @@ void replay(const Place& place, const std::map<std::string, std::string>& seeds,
                     static_cast<unsigned long long>(seed), place.reader.name.c_str(), file.c_str());
       alarm(60);
       const bool refused = read_one(place, i ? m.mutate(bytes, other) : bytes);
-      if (i == 0 && judged && refused == std::filesystem::path(file).filename().string().starts_with("good"))
+      if (i == 0 && seeds.count(file) && refused == name.starts_with("good"))
         fail(refused ? "a good seed was refused" : "a hostile seed was read");
       ++(refused ? progress->refused : progress->read);
     }
@@ -117,19 +119,22 @@ int run(int argc, char** argv) {
   int wrong = 0;
   for (const HostileReader& reader : hostile_readers()) {
     if (argc > 3 && reader.name != hostile_reader(argv[3]).name) continue;
-    const auto seeds = seeds_of(reader, {argv + std::min(argc, 4), argv + argc});
+    const Files seeds = seeds_of(reader);
+    Files inputs;
+    for (int i = 4; i < argc; ++i) inputs[argv[i]] = slurp(argv[i]);
+    if (inputs.empty()) inputs = seeds;
     const Place place(reader);
     *progress = {};
     std::fflush(stdout);
     const pid_t process = fork();
     if (process == 0) {
-      replay(place, seeds, argc <= 4, std::stoll(argv[1]), std::stoull(argv[2]), progress);
-      _exit(0);
+      replay(place, inputs, seeds, std::stoll(argv[1]), std::stoull(argv[2]), progress);
+      leave_fork();
     }
     int status = 0;
     waitpid(process, &status, 0);
     if (status != 0) std::printf("FAILED with status %d: %s\n", status, progress->input), ++wrong;
-    std::printf("%-12s %4zu seeds: %lld inputs refused, %lld read\n", reader.name.c_str(), seeds.size(),
+    std::printf("%-12s %4zu files: %lld inputs refused, %lld read\n", reader.name.c_str(), inputs.size(),
                 static_cast<long long>(progress->refused), static_cast<long long>(progress->read));
     all += progress->refused + progress->read;
   }
