@@ -52,7 +52,7 @@ void run(const Options& o) {
     std::fputs(config_reference().c_str(), stdout);
     return;
   }
-  const StopSignals signals;
+  static const StopSignals until_the_process_ends;
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
   std::vector<std::string> overrides = o.overrides;

@@ -147,6 +147,7 @@ RunConfig random_config(std::mt19937_64& random) {
              text(),
              text(),
              real(0, 1e9),
+             one_of({"continue", "stop"}),
              integer(1, 99)};
   return c;
 }
