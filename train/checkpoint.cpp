@@ -96,17 +96,21 @@ std::string checkpoint_path(const std::string& run_dir, int64_t step) {
 }
 
 std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
+  const fs::path folder = fs::path(run_dir) / "checkpoints";
   std::vector<int64_t> steps;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.size() < 9 || !name.starts_with("step-") || entry.path().extension() != ".h5") continue;
+  for (fs::directory_iterator entry(folder, error); entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.size() < 9 || !name.starts_with("step-") || entry->path().extension() != ".h5") continue;
     int64_t step = -1;
     const char* end = name.data() + name.size() - 3;
     if (std::from_chars(name.data() + 5, end, step).ptr == end && step >= 0 &&
-        checkpoint_path(run_dir, step) == entry.path())
+        checkpoint_path(run_dir, step) == entry->path())
       steps.push_back(step);
   }
+  // A run whose checkpoints cannot be seen must not be taken for one that has none.
+  MMFREE_CHECK(IoError, !error || error == std::errc::no_such_file_or_directory, folder.string(),
+               ": cannot list the checkpoints: ", error.message());
   std::sort(steps.begin(), steps.end());
   return steps;
 }
@@ -127,7 +131,12 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
 
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
   const h5::Reader verified(checkpoint_path(run_dir, newest), "checkpoint");
-  std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  std::vector<int64_t> steps;
+  try {
+    steps = checkpoint_steps(run_dir);
+  } catch (const IoError&) {
+    return;  // what stays is removed after the next save
+  }
   steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
   for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
     std::error_code ignored;

@@ -58,15 +58,17 @@ class Checkpoint {
 /// checkpoints/step-00001000.h5 inside a run folder.
 std::string checkpoint_path(const std::string& run_dir, int64_t step);
 
-/// Steps of the checkpoints in a run folder, ascending; damaged ones included.
+/// Steps of the checkpoints in a run folder, ascending; damaged ones included. None if there is no such folder.
+/// @throws IoError if it cannot be listed
 std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 
 /// The newest intact checkpoint of a run folder; one line per damaged one goes to `warnings`. Empty if there is none.
+/// @throws IoError as checkpoint_steps
 std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
 
 /// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`, once `newest` reads
-/// back intact. Later ones (damaged, if the run went back) stay and do not count. @throws what Checkpoint throws if
-/// `newest` does not; then none is removed
+/// back intact. Later ones (damaged, if the run went back) stay and do not count, and so does what cannot be removed.
+/// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
 /// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.

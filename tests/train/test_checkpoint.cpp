@@ -159,6 +159,8 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   const std::string run = s.dir / "run";
   std::vector<std::string> warnings;
   EXPECT_TRUE(checkpoint_steps(run).empty());
+  spit(s.dir / "checkpoints", "a file where the folder of checkpoints is expected");
+  EXPECT_THROW(checkpoint_steps(s.dir.path()), IoError);
   EXPECT_FALSE(newest_checkpoint(run, warnings));
   fs::create_directories(run + "/checkpoints");
   for (int64_t step : {5, 100, 20}) s.path = checkpoint_path(run, step), s.save();
