@@ -19,5 +19,5 @@ build-coverage/mutate "${1:-6000}" 1
 build-coverage/fuzz 100 1
 for file in "${files[@]}"; do
   room=${file%%/*}
-  gcov --json-format --stdout "build-coverage/CMakeFiles/mmfree_$room.dir/$file.cpp.gcda" 2> /dev/null
+  gcov --branch-probabilities --json-format --stdout "build-coverage/CMakeFiles/mmfree_$room.dir/$file.cpp.gcda" 2> /dev/null
 done | python3 tests/faults/coverage.py "${files[@]}"
