@@ -12,6 +12,7 @@
 
 #include "core/rng.h"
 #include "tests/support/hostile_originals.h"
+#include "tests/support/interpose.h"
 #include "tests/support/mutation.h"
 
 // mutate COUNT SEED [READER [FIRST]]: damages files and has them read. A damaged file must be refused in one clear
@@ -19,36 +20,25 @@
 // none, keeps the reader's promises. No crash, no hang, and no memory beyond a multiple of the file's size. COUNT cases
 // of READER from number FIRST on, or COUNT in all, spread over the readers.
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kLimited = false;  // the sanitizer itself maps terabytes
-namespace {
-std::atomic<size_t> largest_request{0};
-}
-#else
-constexpr bool kLimited = true;
-namespace {
-std::atomic<size_t> largest_request{0};
-void note(size_t n) {
-  if (n > largest_request) largest_request = n;
-}
-}  // namespace
-// In front of the C library's: an allocation that is never touched shows nowhere else.
-extern "C" {
-void* __libc_malloc(size_t);
-void* __libc_calloc(size_t, size_t);
-void* __libc_realloc(void*, size_t);
-void* malloc(size_t n) { return note(n), __libc_malloc(n); }
-void* calloc(size_t n, size_t size) {
-  size_t bytes = 0;
-  note(__builtin_mul_overflow(n, size, &bytes) ? SIZE_MAX : bytes);
-  return __libc_calloc(n, size);
-}
-void* realloc(void* p, size_t n) { return note(n), __libc_realloc(p, n); }
-}
-#endif
-
 namespace mmfree {
 namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kLimited = false;  // the sanitizer itself maps terabytes
+#else
+constexpr bool kLimited = true;
+#endif
+
+/// Keeps the size of the largest allocation: one that is never touched shows nowhere else.
+class LargestRequest : public interpose::Watch {
+ public:
+  interpose::Verdict before(const interpose::Call& call) override {
+    if (call.op == interpose::Op::allocate) bytes = std::max<size_t>(bytes, call.size);
+    return {};
+  }
+  std::atomic<size_t> bytes{0};
+};
+LargestRequest largest_request;
 
 constexpr int64_t kBatch = 250;        // cases a process does before a fresh one takes over
 constexpr unsigned kMostSeconds = 20;  // for one case
@@ -113,7 +103,7 @@ std::string fault_of(const Target& t, const std::string& bytes, bool hashes_fit,
   spit(t.path, bytes);
   const size_t most = t.reader.constant_bytes + 8 * bytes.size();
   limit_memory(mapped_bytes() + 2 * t.reader.constant_bytes + kFactor * bytes.size());
-  largest_request = 0;
+  largest_request.bytes = 0;
   std::string fault, digest;
   bool refused = false;
   alarm(kMostSeconds);
@@ -129,8 +119,8 @@ std::string fault_of(const Target& t, const std::string& bytes, bool hashes_fit,
   }
   alarm(0);
   limit_memory(RLIM_INFINITY);
-  if (fault.empty() && largest_request > most)
-    fault = concat("asks for ", largest_request, " bytes at once for a file of ", bytes.size());
+  if (fault.empty() && largest_request.bytes > most)
+    fault = concat("asks for ", largest_request.bytes, " bytes at once for a file of ", bytes.size());
   if (fault.empty() && !refused && !hashes_fit && !t.good.count(digest))
     fault = "damage behind a hash was read as if it were good";
   ++(refused ? report->refused : report->harmless);
@@ -220,6 +210,7 @@ int run(int argc, char** argv) {
 }  // namespace mmfree
 
 int main(int argc, char** argv) {
+  mmfree::interpose::set_watch(&mmfree::largest_request);
   try {
     return mmfree::run(argc, argv);
   } catch (const std::exception& e) {
