@@ -46,7 +46,8 @@ void read_exactly(const Fd& file, const std::string& path, int64_t offset, void*
 /// The whole of a regular file. @throws MissingError, IoError, or DataError if it is larger than `most` bytes.
 std::string read_file(const std::string& path, int64_t most);
 
-/// @throws IoError unless the file system of the directory of `path` has `bytes` bytes free (a quota is not seen).
+/// @throws IoError unless the file system of the directory of `path` has `bytes` bytes free. A quota is not seen, nor
+/// that there is no such directory.
 void require_space(const std::string& path, int64_t bytes);
 
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError

@@ -109,8 +109,9 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
       steps.push_back(step);
   }
   // A run whose checkpoints cannot be seen must not be taken for one that has none.
-  MMFREE_CHECK(IoError, !error || error == std::errc::no_such_file_or_directory, folder.string(),
-               ": cannot list the checkpoints: ", error.message());
+  std::error_code ignored;
+  const bool none = fs::status(folder, ignored).type() == fs::file_type::not_found;
+  MMFREE_CHECK(IoError, !error || none, folder.string(), ": cannot list the checkpoints: ", error.message());
   std::sort(steps.begin(), steps.end());
   return steps;
 }

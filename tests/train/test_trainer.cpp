@@ -224,7 +224,7 @@ TEST(Trainer, AnEvaluationThatWasCutIsMadeAgain) {
       EXPECT_EQ(r.step, step);
       EXPECT_EQ(r.valid.has_value(), false);
     }
-    EXPECT_EQ(all_metrics(dir / "cut").size(), 5u) << "a line per step and the evaluation before the first";
+    EXPECT_EQ(all_metrics(dir / "cut").size(), 6u) << "a line per step and two evaluations";
     EXPECT_TRUE(train(cut).finished);
   });
   EXPECT_EQ(timeless_metrics(dir / "whole"), timeless_metrics(dir / "cut"));
