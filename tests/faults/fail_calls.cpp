@@ -1,5 +1,7 @@
 // Fails each file call and each allocation of what reads and writes files, in turn: once, and from there on.
-//   fail_calls COUNT SEED [OPERATION [CASE]]     COUNT 0: all cases; else all file calls of save and COUNT others
+//   fail_calls COUNT SEED [OPERATION [CASE [END]]]     COUNT 0: all cases; else all file calls of save and COUNT
+//   others;
+//                                                      with a CASE that one alone, or those from it to before END
 #include <omp.h>
 
 #include <cstring>
@@ -203,7 +205,7 @@ std::set<size_t> choose(const std::vector<Fault>& faults, bool all, bool all_fil
 }
 
 int main(int argc, char** argv) {
-  MMFREE_CHECK(UsageError, argc >= 3 && argc <= 5, "usage: fail_calls COUNT SEED [OPERATION [CASE]]");
+  MMFREE_CHECK(UsageError, argc >= 3 && argc <= 6, "usage: fail_calls COUNT SEED [OPERATION [CASE [END]]]");
   omp_set_num_threads(1);
   // Its faults are made, so no disk need be waited for.
   if (fs::is_directory("/dev/shm")) setenv("TMPDIR", "/dev/shm", 0);
@@ -220,7 +222,11 @@ int main(int argc, char** argv) {
     const int64_t share = (count + int64_t(operations.size()) - 1) / int64_t(operations.size());
     chosen.push_back(choose(program->faults(), count == 0, std::string(operation->name()) == "save", share,
                             RandomStream(seed, 0, operation->name())));
-    if (argc == 5) chosen.back() = {size_t(std::atoll(argv[4]))};
+    if (argc > 4) {
+      chosen.back().clear();
+      const auto first = size_t(std::atoll(argv[4])), end = argc > 5 ? size_t(std::atoll(argv[5])) : first + 1;
+      for (size_t i = first; i < std::min(end, program->faults().size()); ++i) chosen.back().insert(i);
+    }
     cases += int64_t(chosen.back().size());
   }
   Tally tally("fail_calls", cases);
