@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -23,7 +24,8 @@ constexpr const char* kIndex = "model.safetensors.index.json";
 /// True for a name that cannot leave the folder it is looked up in.
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name[0] != '.' && name.find("..") == std::string::npos &&
-         name.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
+         std::none_of(name.begin(), name.end(),
+                      [](unsigned char c) { return c == '/' || c == '\\' || c < ' ' || c == 0x7f; });
 }
 
 struct StoreType {
