@@ -254,11 +254,11 @@ void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metric
 /// A failed write leaves the older checkpoints as they were. Whether training goes on without is the user's choice, but
 /// a run must not end as if it were saved.
 void Trainer::save_failed(const Error& error) {
-  const std::string newest =
-      saved_step_ >= 0 ? concat("the newest checkpoint is ", checkpoint_path(config_.train.run_dir, saved_step_))
-                       : std::string("there is no checkpoint yet");
+  const bool any = saved_step_ >= 0;
+  const std::string newest = any ? "the newest checkpoint is " + checkpoint_path(config_.train.run_dir, saved_step_)
+                                 : "there is no checkpoint";
   if (ending_ || config_.train.on_save_error == "stop")
-    throw Error(concat(error.what(), "; ", newest, "; continue from it with --resume"), error.status());
+    throw Error(concat(error.what(), "; ", newest, any ? "; continue from it with --resume" : ""), error.status());
   progress_.message(concat("warning: ", error.what(), "; ", newest, "; training goes on"));
 }
 

@@ -1,18 +1,17 @@
 // threads ROUNDS SEED: what training does beside the steps, all at once, to be watched by ThreadSanitizer (preset
 // tsan).
 //
-// A feed reads batches ahead, a thread saves checkpoints of a copy of the state as BackgroundSave does on a GPU, and
-// the main thread takes the batches, which must be those of their steps, and writes metrics and progress. Each round
-// ends at a random step, with the feed's thread in any state.
+// A feed reads batches ahead, checkpoints are saved in the background, and the main thread takes the batches, which
+// must be those of their steps, and writes metrics and progress. Each round ends at a random step, with the feed's
+// thread in any state.
 #include <cstdio>
-#include <thread>
 
 #include "data/batches.h"
 #include "layers/parameters.h"
 #include "tests/support/compare.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
-#include "train/checkpoint.h"
+#include "train/background_save.h"
 #include "train/feed.h"
 #include "train/metrics.h"
 #include "train/progress.h"
@@ -66,7 +65,7 @@ class Round {
       progress.update(shown);
       if (random_.uniform(uint64_t(step + 2)) < 0.2) save(step, metrics);
     }
-    finish_saving();
+    saving_.wait();
     return wrong;
   }
 
@@ -80,17 +79,14 @@ class Round {
   }
 
   void save(int64_t step, MetricsWriter& metrics) {
-    finish_saving();
+    if (step % 2 || !saving_.poll()) saving_.wait();
     metrics.sync();
-    saving_ = std::thread([this, step, copy = params_.values().clone()] {
+    saving_.start({params_.values(), params_.values(), params_.values()}, [this, step](const FlatState& flat) {
       LoopState state;
       state.step = step;
-      save_checkpoint(checkpoint_path(dir_, step), config_, params_, {copy, copy, copy}, state, "");
+      save_checkpoint(checkpoint_path(dir_, step), config_, params_, flat, state, "");
       retain_checkpoints(dir_, step, 2);
     });
-  }
-  void finish_saving() {
-    if (saving_.joinable()) saving_.join();
   }
 
   TokenShards shards_, again_;
@@ -99,7 +95,7 @@ class Round {
   std::string dir_;
   RandomStream random_;
   RunConfig config_;
-  std::thread saving_;
+  BackgroundSave saving_;
 };
 
 }  // namespace
