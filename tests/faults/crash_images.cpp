@@ -2,7 +2,6 @@
 // disk may then hold: an acknowledged checkpoint is found to the bit, and never anything but the one before or after.
 //   crash_images COUNT SEED [CASE]     CASE: only this one
 #include <fcntl.h>
-#include <omp.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -11,9 +10,9 @@
 #include "core/files.h"
 #include "core/rng.h"
 #include "tests/support/child.h"
+#include "tests/support/fault_main.h"
 #include "tests/support/interpose.h"
 #include "tests/support/saved_run.h"
-#include "tests/support/tally.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -258,29 +257,11 @@ class CrashImages {
   std::vector<Event> events_;
 };
 
-int main(int argc, char** argv) {
-  MMFREE_CHECK(UsageError, argc == 3 || argc == 4, "usage: crash_images COUNT SEED [CASE]");
-  omp_set_num_threads(1);
-  // Its faults are made, so no disk need be waited for.
-  if (fs::is_directory("/dev/shm")) setenv("TMPDIR", "/dev/shm", 0);
-  const int64_t count = std::atoll(argv[1]), only = argc == 4 ? std::atoll(argv[3]) : -1;
-  const uint64_t seed = std::strtoull(argv[2], nullptr, 10);
-  CrashImages program;
-  Tally tally("crash_images", only < 0 ? count : 1);
-  for (int64_t i = only < 0 ? 0 : only; i < (only < 0 ? count : only + 1); ++i) {
-    const std::string wrong = program.run(seed, i, tally);
-    if (!wrong.empty())
-      tally.fail(concat("case ", i, " of seed ", seed, ": ", wrong), concat("crash_images ", count, " ", seed, " ", i));
-    tally.done_one();
-  }
-  return tally.finish();
-}
-
 }  // namespace
 }  // namespace mmfree
 
 int main(int argc, char** argv) {
-  int status = 0;
-  const int failed = mmfree::run_reporting([&] { status = mmfree::main(argc, argv); });
-  return failed ? failed : status;
+  // Its faults are made, so no disk need be waited for.
+  if (std::filesystem::is_directory("/dev/shm")) setenv("TMPDIR", "/dev/shm", 0);
+  return mmfree::fault_main([&] { return mmfree::run_cases<mmfree::CrashImages>("crash_images", argc, argv); });
 }

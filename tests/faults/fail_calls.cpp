@@ -11,9 +11,9 @@
 
 #include "core/rng.h"
 #include "tests/support/child.h"
+#include "tests/support/fault_main.h"
 #include "tests/support/fault_operations.h"
 #include "tests/support/interpose.h"
-#include "tests/support/tally.h"
 
 namespace mmfree {
 namespace {
@@ -249,7 +249,5 @@ int main(int argc, char** argv) {
 }  // namespace mmfree
 
 int main(int argc, char** argv) {
-  int status = 0;
-  const int failed = mmfree::run_reporting([&] { status = mmfree::main(argc, argv); });
-  return failed ? failed : status;
+  return mmfree::fault_main([&] { return mmfree::main(argc, argv); });
 }

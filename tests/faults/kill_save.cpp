@@ -1,14 +1,12 @@
 // Kills the process inside a save: the newest checkpoint that loads is then the old or the new one, to the bit.
 //   kill_save COUNT SEED [CASE]     CASE: only this one
-#include <omp.h>
-
 #include <numeric>
 
 #include "core/rng.h"
 #include "tests/support/child.h"
+#include "tests/support/fault_main.h"
 #include "tests/support/interpose.h"
 #include "tests/support/saved_run.h"
-#include "tests/support/tally.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -144,27 +142,9 @@ class KillSave {
   double seconds_ = 0;
 };
 
-int main(int argc, char** argv) {
-  MMFREE_CHECK(UsageError, argc == 3 || argc == 4, "usage: kill_save COUNT SEED [CASE]");
-  omp_set_num_threads(1);
-  const int64_t count = std::atoll(argv[1]), only = argc == 4 ? std::atoll(argv[3]) : -1;
-  const uint64_t seed = std::strtoull(argv[2], nullptr, 10);
-  KillSave program;
-  Tally tally("kill_save", only < 0 ? count : 1);
-  for (int64_t i = only < 0 ? 0 : only; i < (only < 0 ? count : only + 1); ++i) {
-    const std::string wrong = program.run(seed, i, tally);
-    if (!wrong.empty())
-      tally.fail(concat("case ", i, " of seed ", seed, ": ", wrong), concat("kill_save ", count, " ", seed, " ", i));
-    tally.done_one();
-  }
-  return tally.finish();
-}
-
 }  // namespace
 }  // namespace mmfree
 
 int main(int argc, char** argv) {
-  int status = 0;
-  const int failed = mmfree::run_reporting([&] { status = mmfree::main(argc, argv); });
-  return failed ? failed : status;
+  return mmfree::fault_main([&] { return mmfree::run_cases<mmfree::KillSave>("kill_save", argc, argv); });
 }
