@@ -94,8 +94,10 @@ TEST(Signals, PrepareLeavesNothingOrTheOldShards) {
 TEST(Signals, TokenizerTrainingLeavesNothing) {
   const TempDir dir;
   spit(dir / "big.txt", tiny_text(400'000, 3));
-  Program p({"tokenizer", "train", dir / "big.txt", "-o", dir / "deep/er/tok.model", "--vocab-size", "4000"});
-  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  std::vector<std::string> arguments = {"tokenizer", "train", "-o", dir / "deep/er/tok.model", "--vocab-size", "400"};
+  arguments.insert(arguments.end(), 60, dir / "big.txt");  // much longer than the wait
+  Program p(arguments);
+  std::this_thread::sleep_for(std::chrono::seconds(1));
   p.signal(SIGTERM);
   EXPECT_EQ(p.wait(), 75);
   EXPECT_EQ(p.err(), kAll[0].said);
