@@ -15,6 +15,8 @@
 
 namespace mmfree {
 
+namespace fs = std::filesystem;
+
 Fd& Fd::operator=(Fd&& other) noexcept {
   if (this != &other) {
     close();
@@ -74,8 +76,18 @@ std::string read_file(const std::string& path, int64_t most) {
   return bytes;
 }
 
+std::vector<std::string> names_in(const std::string& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  fs::directory_iterator at(directory.empty() ? "." : directory, error);
+  for (; !error && at != fs::directory_iterator(); at.increment(error)) names.push_back(at->path().filename().string());
+  MMFREE_CHECK(IoError, !error || error == std::errc::no_such_file_or_directory, directory, ": cannot be listed: ", error.message());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 void require_space(const std::string& path, int64_t bytes) {
-  const std::string folder = std::filesystem::path(path).parent_path().string();
+  const std::string folder = fs::path(path).parent_path().string();
   struct statvfs info;
   if (::statvfs(folder.empty() ? "." : folder.c_str(), &info) != 0) return;  // creating the file will say why
   const auto free = double(info.f_bavail) * double(info.f_frsize);
@@ -102,7 +114,7 @@ std::vector<std::string> missing_directories(const std::string& path) {
   std::vector<std::string> missing;
   if (path.empty()) return missing;
   std::error_code ignored;
-  for (auto p = std::filesystem::absolute(path).lexically_normal(); !std::filesystem::exists(p, ignored);
+  for (auto p = fs::absolute(path).lexically_normal(); !fs::exists(p, ignored);
        p = p.parent_path())
     missing.push_back(p.string());
   return missing;
@@ -114,9 +126,9 @@ NeededDirectory::NeededDirectory(const std::string& path) : NeededDirectory(miss
   for (auto p = made_.rbegin(); p != made_.rend(); ++p) {
     MMFREE_CHECK(CreateError, ::mkdir(p->c_str(), 0777) == 0 || errno == EEXIST, path,
                  ": cannot create the directory: ", std::strerror(errno));
-    sync_directory(std::filesystem::path(*p).parent_path().string());
+    sync_directory(fs::path(*p).parent_path().string());
   }
-  MMFREE_CHECK(CreateError, path.empty() || std::filesystem::is_directory(path), path, ": is not a directory");
+  MMFREE_CHECK(CreateError, path.empty() || fs::is_directory(path), path, ": is not a directory");
 }
 
 NeededDirectory::~NeededDirectory() {
@@ -149,7 +161,7 @@ void DurableFile::commit() {
   MMFREE_CHECK(IoError, ::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
                ": cannot rename the finished file: ", std::strerror(errno));
   temporary_.clear();
-  sync_directory(std::filesystem::path(path_).parent_path().string());
+  sync_directory(fs::path(path_).parent_path().string());
 }
 
 void write_file(const std::string& path, std::string_view bytes) {

@@ -46,6 +46,9 @@ void read_exactly(const Fd& file, const std::string& path, int64_t offset, void*
 /// The whole of a regular file. @throws MissingError, IoError, or DataError if it is larger than `most` bytes.
 std::string read_file(const std::string& path, int64_t most);
 
+/// The names in a directory, sorted; none if nothing has its name. @throws IoError
+std::vector<std::string> names_in(const std::string& directory);
+
 /// @throws IoError unless the file system of the directory of `path` has `bytes` bytes free. A quota is not seen, nor
 /// that there is no such directory.
 void require_space(const std::string& path, int64_t bytes);

@@ -1,6 +1,5 @@
 #include "data/prepare.h"
 
-#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -29,15 +28,9 @@ constexpr int64_t kGroupBytes = int64_t(8) << 20;
 /// Sorted; none if there is no such directory. @throws IoError
 std::vector<fs::path> shards_in(const fs::path& directory) {
   std::vector<fs::path> out;
-  std::error_code error;
-  fs::directory_iterator at(directory, error);
-  for (; !error && at != fs::directory_iterator(); at.increment(error)) {
-    const std::string name = at->path().filename().string();
-    if ((name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5")) out.push_back(at->path());
-  }
-  const bool absent = error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory;
-  MMFREE_CHECK(IoError, !error || absent, directory.string(), ": cannot list: ", error.message());
-  std::sort(out.begin(), out.end());
+  for (const std::string& name : names_in(directory.string()))
+    if ((name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5"))
+      out.push_back(directory / name);
   return out;
 }
 

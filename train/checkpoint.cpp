@@ -98,20 +98,14 @@ std::string checkpoint_path(const std::string& run_dir, int64_t step) {
 std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
   const fs::path folder = fs::path(run_dir) / "checkpoints";
   std::vector<int64_t> steps;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error); entry != fs::directory_iterator(); entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    if (name.size() < 9 || !name.starts_with("step-") || entry->path().extension() != ".h5") continue;
+  for (const std::string& name : names_in(folder.string())) {
+    if (name.size() < 9 || !name.starts_with("step-") || !name.ends_with(".h5")) continue;
     int64_t step = -1;
     const char* end = name.data() + name.size() - 3;
     if (std::from_chars(name.data() + 5, end, step).ptr == end && step >= 0 &&
-        checkpoint_path(run_dir, step) == entry->path())
+        checkpoint_path(run_dir, step) == folder / name)
       steps.push_back(step);
   }
-  // A run whose checkpoints cannot be seen must not be taken for one that has none.
-  std::error_code ignored;
-  const bool none = fs::status(folder, ignored).type() == fs::file_type::not_found;
-  MMFREE_CHECK(IoError, !error || none, folder.string(), ": cannot list the checkpoints: ", error.message());
   std::sort(steps.begin(), steps.end());
   return steps;
 }
@@ -146,14 +140,12 @@ void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep
 }
 
 void remove_unfinished_checkpoints(const std::string& run_dir) {
-  std::vector<fs::path> unfinished;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", ignored)) {
-    const std::string name = entry.path().filename().string();
+  const fs::path folder = fs::path(run_dir) / "checkpoints";
+  for (const std::string& name : names_in(folder.string())) {
+    std::error_code ignored;
     if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
-      unfinished.push_back(entry.path());
+      fs::remove(folder / name, ignored);
   }
-  for (const fs::path& path : unfinished) fs::remove(path, ignored);
 }
 
 }  // namespace mmfree
