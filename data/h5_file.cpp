@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <vector>
 
 #include "core/error.h"
@@ -136,6 +137,16 @@ hid_t driver_id() {
 }
 
 }  // namespace
+
+Session::Session(const std::string& path) : guard_("hdf5", path.c_str()) {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    H5dont_atexit();
+    H5open();
+    H5PLset_loading_state(0);
+  });
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
 
 Id access_list(File* file) {
   Id list(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);

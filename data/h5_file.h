@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/dtype.h"
+#include "core/memory_guard.h"
 
 /// What Writer and Reader share: the user block and a file driver that keeps I/O errors away from HDF5. Private to h5.
 namespace mmfree::h5 {
@@ -60,16 +61,13 @@ class Id {
 
 /// What every use of HDF5 begins with: while it lives, this thread works with HDF5 on the file `path`, which must
 /// outlive it. HDF5 is prepared: no exit handler, no plugins, no error output in this thread. HDF5 1.10 crashes, or
-/// exits without a word, when it gets no memory: instead an allocation that fails in this thread then ends the process,
-/// with one line that names the file, and Exit::io.
+/// exits without a word, when it gets no memory, hence the guard.
 class Session {
  public:
   explicit Session(const std::string& path);
-  ~Session();
-  Session(const Session&) = delete;
 
  private:
-  const char* outer_;
+  MemoryGuard guard_;
 };
 
 /// A file access property list: our driver on `file`, latest format.

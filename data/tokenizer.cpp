@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "core/hash.h"
+#include "core/memory_guard.h"
 #include "core/utf8.h"
 #include "data/text_reader.h"
 #include "data/tokenizer_model.h"
@@ -30,6 +31,9 @@ struct Tokenizer::Model {
   sentencepiece::SentencePieceProcessor processor;
   std::string unknown_text;  // what decode shows for the unknown piece
 
+  /// SentencePiece crashes when it gets no memory.
+  MemoryGuard guard() const { return {"sentencepiece", name.c_str()}; }
+
   const Piece& at(int32_t id) const {
     MMFREE_CHECK(DataError, id >= 0 && size_t(id) < parsed.pieces.size(), name, ": token id ", id,
                  " is outside the vocabulary of ", parsed.pieces.size());
@@ -43,6 +47,7 @@ Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
   auto model = std::make_shared<Model>();
   model->name = name;
   model->parsed = parse_tokenizer_model(bytes, name);
+  const MemoryGuard guard = model->guard();
   const auto status = model->processor.LoadFromSerializedProto(bytes);
   MMFREE_CHECK(DataError, status.ok(), name, ": not a usable SentencePiece model: ", status.message());
   MMFREE_CHECK(DataError, size_t(model->processor.GetPieceSize()) == model->parsed.pieces.size(), name,
@@ -78,6 +83,7 @@ size_t first_part(std::string_view text) {
 }  // namespace
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  const MemoryGuard guard = model_->guard();
   std::vector<int32_t> all;
   std::vector<int> ids;
   bool first = true;
@@ -96,6 +102,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   for (int32_t id : ids) model_->at(id);
+  const MemoryGuard guard = model_->guard();
   std::string text;
   const auto status = model_->processor.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
   MMFREE_CHECK(DataError, status.ok(), model_->name, ": cannot decode the ids: ", status.message());
@@ -259,6 +266,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
       {"minloglevel", "2"},
   };
   std::string bytes;
+  const MemoryGuard guard("sentencepiece", t.output.c_str());
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &bytes);
   sentences.rethrow();
   MMFREE_CHECK(ConfigError, status.ok(), "tokenizer: training failed, usually because the text is too small for ",

@@ -9,7 +9,7 @@
 #include "data/prepare.h"
 #include "data/text_reader.h"
 #include "data/token_shards.h"
-#include "tests/data/corpus.h"
+#include "tests/support/corpus.h"
 
 namespace mmfree {
 namespace {

@@ -3,7 +3,7 @@
 #include "core/error.h"
 #include "core/utf8.h"
 #include "data/tokenizer.h"
-#include "tests/data/corpus.h"
+#include "tests/support/corpus.h"
 
 namespace mmfree {
 namespace {

@@ -1,19 +1,14 @@
-// Records what saves do to files, cuts the record at a random point as a power failure would, and starts from what a
-// disk may then hold: an acknowledged checkpoint is found to the bit, and never anything but the one before or after.
+// Records what operations that write do to a folder, cuts the record at a random point as a power failure would, and
+// looks at what a disk may then hold: the old state or the new one, and once the operation had returned, the new one.
 //   crash_images COUNT SEED [CASE]     CASE: only this one
-#include <fcntl.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <map>
 
 #include "core/files.h"
 #include "core/rng.h"
-#include "tests/support/child.h"
 #include "tests/support/fault_main.h"
+#include "tests/support/fault_operations.h"
 #include "tests/support/interpose.h"
-#include "tests/support/saved_run.h"
-#include "tests/support/temp_dir.h"
 
 namespace mmfree {
 namespace {
@@ -21,23 +16,55 @@ namespace {
 namespace fs = std::filesystem;
 using interpose::Call;
 using interpose::Op;
-using interpose::Verdict;
 
-/// One thing done to the files of a folder. Files have numbers of their own: names come and go.
-struct Event {
-  enum Kind { create, write, truncate, sync, rename, unlink, sync_folder, acknowledge } kind;
-  int file = -1;
-  int64_t offset = 0;      ///< of write; the new size of truncate; the number of acknowledge
-  std::string bytes = {};  ///< of write
-  std::string name = {}, to = {};
+/// Files and folders have numbers of their own, because names come and go.
+using Node = int;
+inline constexpr Node kRoot = 0, kNone = -1;
+
+/// What a folder holds, and the folders in it.
+struct Tree {
+  std::map<Node, std::map<std::string, Node>> folders{{kRoot, {}}};
+  std::map<Node, std::string> files;
+
+  void read(const std::string& path, Node folder, Node& next) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(path)) {
+      const Node node = next++;
+      folders[folder][entry.path().filename().string()] = node;
+      if (entry.is_directory())
+        folders[node], read(entry.path().string(), node, next);
+      else
+        files[node] = slurp(entry.path().string());
+    }
+  }
+  void write(const std::string& path, Node folder = kRoot) const {
+    fs::create_directories(path);
+    for (const auto& [name, node] : folders.at(folder)) {
+      if (folders.count(node))
+        write(path + "/" + name, node);
+      else
+        spit(path + "/" + name, files.count(node) ? files.at(node) : "");
+    }
+  }
 };
 
-/// Notes what happens in one folder.
+/// One thing done to a folder.
+struct Event {
+  enum Kind { write, truncate, sync, link, unlink, rename, exchange, sync_folder } kind;
+  Node node = kNone;                  ///< the file or folder that it is done to
+  int64_t offset = 0;                 ///< of write; the new size of truncate
+  std::string bytes = {};             ///< of write
+  Node folder = kNone, to = kNone;    ///< where the name is; where it goes
+  std::string name = {}, new_name = {};
+  Node other = kNone;                 ///< what exchange puts in node's place
+  bool is_folder = false;             ///< of link
+};
+
+/// Notes what happens below one folder.
 class Recorder : public interpose::Watch {
  public:
-  explicit Recorder(const std::string& folder) : folder_(folder) {}
-  const std::vector<Event>& events() const { return events_; }
-  void acknowledge(int64_t number) { events_.push_back({.kind = Event::acknowledge, .offset = number}); }
+  Recorder(std::string path, const Tree& before, Node next)
+      : path_(std::move(path)), folders_(before.folders), next_(next) {}
+  std::vector<Event> events;
 
   void after(const Call& call, int64_t result) override {
     if (result < 0) return;
@@ -57,11 +84,13 @@ class Recorder : public interpose::Watch {
       case Op::fsync:
       case Op::fdatasync:
         return note(call.fd, {.kind = Event::sync});
-      case Op::rename:
-        events_.push_back({.kind = Event::rename, .name = name_in_folder(call.path), .to = name_in_folder(call.to)});
+      case Op::mkdir:
+        if (const Place place = find(call.path)) folders_[link(place, true)];
         return;
+      case Op::rename:
+        return renamed(call);
       case Op::unlink:
-        events_.push_back({.kind = Event::unlink, .name = name_in_folder(call.path)});
+        if (const Place place = find(call.path, call.fd)) unlinked(place);
         return;
       default:
         return;
@@ -69,18 +98,65 @@ class Recorder : public interpose::Watch {
   }
 
  private:
-  static constexpr int kFolder = -2;
+  /// A name in a folder; false if it is not below the recorded one.
+  struct Place {
+    Node folder = kNone;
+    std::string name = {};
+    explicit operator bool() const { return folder != kNone; }
+  };
 
-  std::string name_in_folder(const std::string& path) const {
-    MMFREE_CHECK(Error, path.starts_with(folder_ + "/"), path, ": a name outside the folder changes");
-    return path.substr(folder_.size() + 1);
+  Place find(const std::string& path, int at = -1) const {
+    const auto base = open_.find(at);
+    const bool absolute = path.starts_with(path_ + "/");
+    if (!absolute && base == open_.end()) return {};
+    Place place{absolute ? kRoot : base->second};
+    const fs::path below = absolute ? path.substr(path_.size() + 1) : path;
+    for (const fs::path& part : below) {
+      if (!place.name.empty()) place.folder = folders_.at(place.folder).at(place.name);
+      place.name = part.string();
+    }
+    return place;
   }
+  Node at(const Place& place) const {
+    const auto& names = folders_.at(place.folder);
+    const auto found = names.find(place.name);
+    return found == names.end() ? kNone : found->second;
+  }
+
   void opened(const Call& call, int fd) {
+    open_.erase(fd);
+    if (call.path == path_) open_[fd] = kRoot;
+    const Place place = find(call.path, call.fd);
+    if (!place) return;
     positions_[fd] = 0;
-    if (call.path == folder_) open_[fd] = kFolder;
-    if (!call.creates) return;
-    open_[fd] = files_++;
-    note(fd, {.kind = Event::create, .name = name_in_folder(call.path)});
+    open_[fd] = call.creates && at(place) == kNone ? link(place, false) : at(place);
+  }
+  Node link(const Place& place, bool is_folder) {
+    const Node node = next_++;
+    folders_[place.folder][place.name] = node;
+    events.push_back(
+        {.kind = Event::link, .node = node, .folder = place.folder, .name = place.name, .is_folder = is_folder});
+    return node;
+  }
+  void unlinked(const Place& place) {
+    events.push_back({.kind = Event::unlink, .node = at(place), .folder = place.folder, .name = place.name});
+    folders_[place.folder].erase(place.name);
+  }
+  void renamed(const Call& call) {
+    const Place from = find(call.path), to = find(call.to);
+    MMFREE_CHECK(Error, bool(from) == bool(to), call.path, ": a name comes into the folder or leaves it");
+    if (!from) return;
+    const Node node = at(from), other = at(to);
+    events.push_back({.kind = call.exchanges ? Event::exchange : Event::rename,
+                      .node = node,
+                      .folder = from.folder,
+                      .to = to.folder,
+                      .name = from.name,
+                      .new_name = to.name,
+                      .other = other});
+    folders_[from.folder].erase(from.name);
+    folders_[to.folder][to.name] = node;
+    if (call.exchanges) folders_[from.folder][from.name] = other;
   }
   void wrote(const Call& call, int64_t offset, int64_t n) {
     note(call.fd, {.kind = Event::write, .offset = offset, .bytes = {static_cast<const char*>(call.bytes), size_t(n)}});
@@ -88,59 +164,45 @@ class Recorder : public interpose::Watch {
   void note(int fd, Event event) {
     const auto found = open_.find(fd);
     if (found == open_.end()) return;
-    event.file = found->second;
-    if (event.file == kFolder) event.kind = Event::sync_folder;
-    events_.push_back(std::move(event));
+    event.node = found->second;
+    if (folders_.count(event.node)) event.kind = Event::sync_folder;
+    events.push_back(std::move(event));
   }
 
-  std::string folder_;
-  std::vector<Event> events_;
-  std::map<int, int> open_;  // descriptor -> file
+  std::string path_;
+  std::map<Node, std::map<std::string, Node>> folders_;  // as the program sees them
+  Node next_;
+  std::map<int, Node> open_;  // by descriptor
   std::map<int, int64_t> positions_;
-  int files_ = 0;
 };
 
 /// What a disk may hold when the power fails after the first `end` events. Of what was not synced, each write is kept,
-/// dropped or torn to some of its blocks, whatever the others are; each change of a name is kept or not, but names
-/// never come apart from their files. A bare write that is missing leaves zeros.
+/// dropped or torn to some of its blocks, whatever the others are; each change of a name is kept or not, but a rename is
+/// never half done, and names never come apart from their files. A bare write that is missing leaves zeros.
 class Image {
  public:
-  Image(const std::vector<Event>& events, size_t end, std::map<std::string, std::string> durable,
-        const RandomStream& random)
-      : names_(), random_(random) {
-    for (auto& [name, bytes] : durable) {
-      names_[name] = kDurable - int(contents_.size());
-      contents_[names_[name]] = bytes;
-    }
+  Image(const std::vector<Event>& events, size_t end, const Tree& before, const RandomStream& random)
+      : disk_(before), random_(random) {
     // With this chance a thing that was not synced is on the disk; all or nothing are likely too.
     const double u = next();
     chance_ = u < 0.2 ? 0 : u < 0.4 ? 1 : next();
     block_ = next() < 0.5 ? 512 : 4096;
     for (size_t i = 0; i < end; ++i) apply(events, i, end);
   }
-
-  /// Writes the files into a folder.
-  void write_to(const std::string& folder) const {
-    for (const auto& [name, file] : names_) {
-      const auto found = contents_.find(file);
-      spit(folder + "/" + name, found == contents_.end() ? "" : found->second);
-    }
-  }
+  const Tree& disk() const { return disk_; }
 
  private:
-  static constexpr int kDurable = -10;
-
   double next() { return random_.uniform(drawn_++); }
   bool kept(bool synced) { return synced || next() < chance_; }
 
   /// True if an event that makes `event` durable comes before `end`.
   static bool is_synced(const std::vector<Event>& events, size_t at, size_t end) {
-    const bool data = events[at].kind == Event::write || events[at].kind == Event::truncate;
-    for (size_t i = at + 1; i < end; ++i)
-      if (data ? events[i].kind == Event::sync && events[i].file == events[at].file
-               : events[i].kind == Event::sync_folder)
-        return true;
-    return false;
+    const Event& e = events[at];
+    const bool data = e.kind == Event::write || e.kind == Event::truncate;
+    const Node holder = data ? e.node : e.to != kNone ? e.to : e.folder;
+    return std::any_of(events.begin() + int64_t(at) + 1, events.begin() + int64_t(end), [&](const Event& later) {
+      return later.kind == (data ? Event::sync : Event::sync_folder) && later.node == holder;
+    });
   }
 
   void apply(const std::vector<Event>& events, size_t at, size_t end) {
@@ -150,28 +212,35 @@ class Image {
       case Event::write:
         return write(e, synced);
       case Event::truncate:
-        if (kept(synced)) contents_[e.file].resize(size_t(e.offset));
+        if (kept(synced)) disk_.files[e.node].resize(size_t(e.offset));
         return;
-      case Event::create:
-        file_of_[e.name] = e.file;
-        if (kept(synced)) names_[e.name] = e.file;
-        return;
-      case Event::rename:
-        file_of_[e.to] = file_of_.at(e.name);
-        file_of_.erase(e.name);
-        if (kept(synced)) names_.erase(e.name), names_[e.to] = file_of_[e.to];
+      case Event::link:
+        if (e.is_folder) disk_.folders[e.node];
+        if (kept(synced)) disk_.folders[e.folder][e.name] = e.node;
         return;
       case Event::unlink:
-        file_of_.erase(e.name);
-        if (kept(synced)) names_.erase(e.name);
+        if (kept(synced)) erase(e);
         return;
-      default:
+      case Event::rename:
+        if (kept(synced)) erase(e), disk_.folders[e.to][e.new_name] = e.node;
+        return;
+      case Event::exchange:
+        if (kept(synced)) disk_.folders[e.folder][e.name] = e.other, disk_.folders[e.to][e.new_name] = e.node;
+        return;
+      case Event::sync:
+      case Event::sync_folder:
         return;
     }
   }
 
+  void erase(const Event& e) {
+    auto& names = disk_.folders[e.folder];
+    const auto found = names.find(e.name);
+    if (found != names.end() && found->second == e.node) names.erase(found);
+  }
+
   void write(const Event& e, bool synced) {
-    std::string& to = contents_[e.file];
+    std::string& to = disk_.files[e.node];
     const bool torn = !synced && next() < 0.3;
     if (!torn && !kept(synced)) return;
     for (size_t i = 0; i < e.bytes.size();) {
@@ -186,75 +255,86 @@ class Image {
     }
   }
 
-  std::map<std::string, int> names_;    // on the disk
-  std::map<std::string, int> file_of_;  // as the program sees it
-  std::map<int, std::string> contents_;
+  Tree disk_;
   RandomStream random_;
   uint64_t drawn_ = 0;
   double chance_ = 0;
   int block_ = 512;
 };
 
-/// Saves of a run, each over older checkpoints with retention.
-class CrashImages {
+/// An operation over an older state, and the record of it.
+class Recorded {
  public:
-  CrashImages() {
-    start_run(run_, recorded_, kFirst);
-    const std::string first = checkpoint_path(recorded_, kFirst);
-    durable_[fs::path(first).filename().string()] = slurp(first);
-    Recorder recorder(recorded_ + "/checkpoints");
-    for (int64_t step = kFirst + 10; step <= kLast; step += 10) {
-      run_.assume(step);
-      interpose::set_watch(&recorder);
-      run_.save_now(recorded_, step, 1, [&] { recorder.acknowledge(step); });
-      interpose::set_watch(nullptr);
-    }
-    events_ = recorder.events();
-    const auto writes = std::count_if(events_.begin(), events_.end(), [](auto& e) { return e.kind == Event::write; });
-    MMFREE_CHECK(Error, writes > 20, "of the saves only ", events_.size(), " events were seen");
-    std::printf("crash_images: %zu events recorded, %lld of them writes\n", events_.size(), (long long)writes);
+  explicit Recorded(std::unique_ptr<FaultOperation> operation) : operation_(std::move(operation)) {
+    const std::string folder = dir_ / "recorded";
+    operation_->prepare(folder);
+    Node next = kRoot + 1;
+    before_.read(folder, kRoot, next);
+    Recorder recorder(folder, before_, next);
+    operation_->run(folder, [&] { interpose::set_watch(&recorder); });
+    interpose::set_watch(nullptr);
+    operation_->check(folder, true);
+    events_ = std::move(recorder.events);
+    const auto of = [&](Event::Kind kind) {
+      return std::count_if(events_.begin(), events_.end(), [&](const Event& e) { return e.kind == kind; });
+    };
+    const auto renames = of(Event::rename) + of(Event::exchange);
+    MMFREE_CHECK(Error, of(Event::write) > 0 && of(Event::sync) > 0 && of(Event::sync_folder) > 0 && renames > 0,
+                 operation_->name(), ": of ", events_.size(), " events none is a write, a sync or a rename");
+    std::printf("crash_images: %s: %zu events recorded, %lld of them writes\n", operation_->name(), events_.size(),
+                (long long)of(Event::write));
   }
 
   /// One case. Returns what is wrong, empty if nothing is.
   std::string run(uint64_t seed, int64_t number, Tally& tally) {
     const RandomStream random(seed, uint64_t(number), "crash_images");
     const size_t end = point(random);
-    fs::remove_all(folder_);
-    fs::create_directories(folder_ + "/checkpoints");
-    Image(events_, end, durable_, RandomStream(seed, uint64_t(number), "image")).write_to(folder_ + "/checkpoints");
-    int64_t acknowledged = kFirst;
-    for (size_t i = 0; i < end; ++i)
-      if (events_[i].kind == Event::acknowledge) acknowledged = events_[i].offset;
-    const std::string where =
-        concat("power fails after event ", end, " of ", events_.size(), ", step ", acknowledged, " acknowledged: ");
+    // Who returned after the last event is done; the power may also fail later.
+    const bool done = end == events_.size() && random.uniform(2) < 0.8;
+    const std::string folder = dir_ / "image";
+    fs::remove_all(folder);
+    Image(events_, end, before_, RandomStream(seed, uint64_t(number), "image")).disk().write(folder);
     try {
-      const int64_t step = run_.restart(folder_);
-      if (step != acknowledged && step != acknowledged + 10) return concat(where, "found step ", step);
-      tally.count(step == acknowledged ? "with the acknowledged one found" : "with the one in progress found");
+      operation_->check(folder, done);
+      tally.count(done ? "after the end" : "before the end");
     } catch (const Error& e) {
-      return where + e.what();
+      return concat(operation_->name(), ": power fails after event ", end, " of ", events_.size(),
+                    done ? ", the operation has returned: " : ": ", e.what());
     }
     return {};
   }
 
  private:
-  static constexpr int64_t kFirst = 10, kLast = 30;
-
-  /// Half of the time around a change of names, where few events lie.
+  /// Half of the time around a change of names, where few events lie; often enough at the end.
   size_t point(const RandomStream& random) const {
+    if (random.uniform(3) < 0.15) return events_.size();
     if (random.uniform(0) < 0.5) return size_t(random.uniform(1) * double(events_.size() + 1));
     std::vector<size_t> near;
     for (size_t i = 0; i < events_.size(); ++i)
       if (events_[i].kind != Event::write)
-        for (size_t k = i; k <= std::min(i + 1, events_.size()); ++k) near.push_back(k);
+        for (size_t k = i; k <= i + 1; ++k) near.push_back(k);
     return near[size_t(random.uniform(1) * double(near.size()))];
   }
 
+  std::unique_ptr<FaultOperation> operation_;
   TempDir dir_;
-  std::string recorded_ = dir_ / "recorded", folder_ = dir_ / "run";
-  SavedRun run_;
-  std::map<std::string, std::string> durable_;
+  Tree before_;
   std::vector<Event> events_;
+};
+
+/// Takes the operations that write in turns.
+class CrashImages {
+ public:
+  CrashImages() {
+    for (auto& operation : fault_operations())
+      if (operation->writes()) recorded_.push_back(std::make_unique<Recorded>(std::move(operation)));
+  }
+  std::string run(uint64_t seed, int64_t number, Tally& tally) {
+    return recorded_[size_t(number) % recorded_.size()]->run(seed, number, tally);
+  }
+
+ private:
+  std::vector<std::unique_ptr<Recorded>> recorded_;
 };
 
 }  // namespace

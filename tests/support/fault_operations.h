@@ -2,11 +2,15 @@
 #include <unistd.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "core/files.h"
+#include "data/prepare.h"
 #include "data/token_shards.h"
+#include "tests/support/corpus.h"
 #include "tests/support/saved_run.h"
 #include "tests/support/temp_dir.h"
 #include "train/hf_folder.h"
@@ -22,6 +26,8 @@ class FaultOperation {
  public:
   virtual ~FaultOperation() = default;
   virtual const char* name() const = 0;
+  /// Whether it changes files.
+  virtual bool writes() const { return true; }
   /// Makes `dir` and the last good state in it.
   virtual void prepare(const std::string& dir) = 0;
   /// Does it. Faults may begin when `begin` is called.
@@ -59,6 +65,7 @@ class SaveOperation : public FaultOperation {
 class LoadOperation : public FaultOperation {
  public:
   const char* name() const override { return "load"; }
+  bool writes() const override { return false; }
   void prepare(const std::string& dir) override {
     start_run(run_, dir, 10);
     run_.save(dir, 20, 2, [] {});
@@ -85,6 +92,7 @@ class ShardOperation : public FaultOperation {
  public:
   explicit ShardOperation(bool writes) : writes_(writes) {}
   const char* name() const override { return writes_ ? "shard_write" : "shard_read"; }
+  bool writes() const override { return writes_; }
   void prepare(const std::string& dir) override {
     std::filesystem::create_directories(dir);
     write(dir, 0, 1);
@@ -213,6 +221,87 @@ class HfOperation : public FaultOperation {
   }
 };
 
+/// Preparing a corpus over an older one.
+class PrepareOperation : public FaultOperation {
+ public:
+  const char* name() const override { return "prepare"; }
+  void prepare(const std::string& dir) override {
+    std::filesystem::create_directories(dir);
+    TempDir scratch;
+    TokenizerTraining training;
+    training.inputs = {spit(scratch / "text.txt", testing_data::babble(3000, 7))};
+    training.output = tokenizer(dir);
+    training.vocab_size = 300;
+    Tokenizer::train(training);
+    for (const char* version : {"old", "new"}) {
+      std::filesystem::create_directory(text(dir, version));
+      for (unsigned i = 0; i < 3; ++i)
+        spit(concat(text(dir, version), "/", i, ".txt"), testing_data::babble(version[0] == 'o' ? 700 : 900, i));
+      write(dir, version, expected(dir, version), false);
+    }
+    write(dir, "old", output(dir), false);
+  }
+  void run(const std::string& dir, const std::function<void()>& begin) override {
+    begin();
+    write(dir, "new", output(dir), true);
+  }
+  void check(const std::string& dir, bool succeeded) override {
+    if (std::filesystem::exists(output(dir) + "/" + kPublishing)) {
+      // Between the two: nobody reads it, and prepare makes it anew without being asked to overwrite.
+      MMFREE_CHECK(Error, !succeeded && is_refused(output(dir)), "a mixture of shards is taken for a corpus");
+      write(dir, "new", output(dir), false);
+      succeeded = true;
+    }
+    open(output(dir));
+    const auto got = shards(output(dir));
+    if (got == shards(expected(dir, "new"))) return;
+    MMFREE_CHECK(Error, !succeeded, "the corpus is not the new one");
+    MMFREE_CHECK(Error, got == shards(expected(dir, "old")), "the corpus is neither the old nor the new one");
+  }
+
+ private:
+  static std::string tokenizer(const std::string& dir) { return dir + "/tokenizer.model"; }
+  static std::string output(const std::string& dir) { return dir + "/corpus"; }
+  static std::string text(const std::string& dir, const std::string& version) { return dir + "/text-" + version; }
+  static std::string expected(const std::string& dir, const std::string& version) {
+    return dir + "/expected-" + version;
+  }
+  static void write(const std::string& dir, const std::string& version, const std::string& output, bool overwrite) {
+    PrepareOptions options;
+    options.inputs = {text(dir, version)};
+    options.tokenizer = tokenizer(dir);
+    options.output = output;
+    options.shard_tokens = 2000;
+    options.valid_fraction = 0.2;
+    options.overwrite = overwrite;
+    mmfree::prepare(options);
+  }
+  /// As training and evaluation do. @throws Error
+  static void open(const std::string& corpus) {
+    for (const char* split : {"/train-*.h5", "/valid-*.h5"}) TokenShards({corpus + split});
+  }
+  static bool is_refused(const std::string& corpus) {
+    try {
+      open(corpus);
+      return false;
+    } catch (const Error&) {
+      return true;
+    }
+  }
+  /// Tokens of each shard by its name.
+  static std::map<std::string, std::vector<int32_t>> shards(const std::string& corpus) {
+    std::map<std::string, std::vector<int32_t>> all;
+    for (const std::string& name : names_in(corpus)) {
+      if (!name.ends_with(".h5")) continue;
+      const TokenShards shard({corpus + "/" + name});
+      std::vector<int32_t>& ids = all[name];
+      ids.resize(size_t(shard.total_tokens()));
+      shard.read(0, shard.total_tokens(), ids.data());
+    }
+    return all;
+  }
+};
+
 inline std::vector<std::unique_ptr<FaultOperation>> fault_operations() {
   std::vector<std::unique_ptr<FaultOperation>> all;
   all.push_back(std::make_unique<SaveOperation>());
@@ -221,6 +310,7 @@ inline std::vector<std::unique_ptr<FaultOperation>> fault_operations() {
   all.push_back(std::make_unique<ShardOperation>(true));
   all.push_back(std::make_unique<TernaryOperation>());
   all.push_back(std::make_unique<HfOperation>());
+  all.push_back(std::make_unique<PrepareOperation>());
   return all;
 }
 

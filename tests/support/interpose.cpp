@@ -95,7 +95,7 @@ using mmfree::interpose::real;
     va_start(rest, flags);                                                                              \
     const unsigned mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, unsigned) : 0;                   \
     va_end(rest);                                                                                       \
-    return int(pass({.op = Op::open, .path = path, .creates = (flags & O_CREAT) != 0, .library = true}, \
+    return int(pass({.op = Op::open, .fd = at, .path = path, .creates = (flags & O_CREAT) != 0, .library = true}, \
                     [&](size_t) { return real(found, #name)(at, path, flags, mode); }));                \
   }
 #define MMFREE_PREAD(name)                                                        \
@@ -158,7 +158,7 @@ int rename(const char* from, const char* to) noexcept {
 
 int renameat2(int from_at, const char* from, int to_at, const char* to, unsigned flags) noexcept {
   static int (*found)(int, const char*, int, const char*, unsigned);
-  return int(pass({.op = Op::rename, .path = from, .to = to},
+  return int(pass({.op = Op::rename, .path = from, .to = to, .exchanges = (flags & RENAME_EXCHANGE) != 0},
                   [&](size_t) { return real(found, "renameat2")(from_at, from, to_at, to, flags); }));
 }
 
@@ -174,7 +174,8 @@ int unlink(const char* path) noexcept {
 
 int unlinkat(int at, const char* path, int flags) noexcept {
   static int (*found)(int, const char*, int);
-  return int(pass({.op = Op::unlink, .path = path}, [&](size_t) { return real(found, "unlinkat")(at, path, flags); }));
+  return int(pass({.op = Op::unlink, .fd = at, .path = path},
+                  [&](size_t) { return real(found, "unlinkat")(at, path, flags); }));
 }
 
 int remove(const char* path) noexcept {

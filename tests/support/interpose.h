@@ -28,13 +28,14 @@ const char* name_of(Op op);
 /// One call as it was made. What an operation lacks keeps its default.
 struct Call {
   Op op;
-  int fd = -1;
+  int fd = -1;                  ///< of open and unlink: the directory that `path` may be relative to
   const char* path = nullptr;   ///< of open, mkdir, unlink; the old one of rename
   const char* to = nullptr;     ///< the new one of rename
   const void* bytes = nullptr;  ///< of write and pwrite
   size_t size = 0;              ///< asked to be transferred or allocated; the new size of ftruncate
   int64_t offset = -1;          ///< of pread and pwrite
   bool creates = false;         ///< open with O_CREAT
+  bool exchanges = false;       ///< rename with RENAME_EXCHANGE
   bool library = false;         ///< open by openat, as only the C++ library does
 };
 
