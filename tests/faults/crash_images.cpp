@@ -183,17 +183,23 @@ class Image {
  public:
   Image(const std::vector<Event>& events, size_t end, const Tree& before, const RandomStream& random)
       : disk_(before), random_(random) {
-    // With this chance a thing that was not synced is on the disk; all or nothing are likely too.
+    int unsynced = 0;
+    for (size_t i = 0; i < end; ++i) unsynced += changes(events[i]) && !is_synced(events, i, end);
+    // With this chance a thing that was not synced is on the disk; all, nothing, and all or nothing but one are likely.
     const double u = next();
-    chance_ = u < 0.2 ? 0 : u < 0.4 ? 1 : next();
+    chance_ = u < 0.3 ? 0 : u < 0.6 ? 1 : next();
+    if (u > 0.15 && u < 0.45) odd_ = int(next() * unsynced);
     block_ = next() < 0.5 ? 512 : 4096;
-    for (size_t i = 0; i < end; ++i) apply(events, i, end);
+    for (size_t i = 0; i < end; ++i)
+      if (changes(events[i])) apply(events[i], is_synced(events, i, end));
   }
   const Tree& disk() const { return disk_; }
 
  private:
   double next() { return random_.uniform(drawn_++); }
-  bool kept(bool synced) { return synced || next() < chance_; }
+  bool kept(bool synced) { return synced || (unsynced_++ == odd_) != (next() < chance_); }
+
+  static bool changes(const Event& e) { return e.kind != Event::sync && e.kind != Event::sync_folder; }
 
   /// True if an event that makes `event` durable comes before `end`.
   static bool is_synced(const std::vector<Event>& events, size_t at, size_t end) {
@@ -205,9 +211,7 @@ class Image {
     });
   }
 
-  void apply(const std::vector<Event>& events, size_t at, size_t end) {
-    const Event& e = events[at];
-    const bool synced = is_synced(events, at, end);
+  void apply(const Event& e, bool synced) {
     switch (e.kind) {
       case Event::write:
         return write(e, synced);
@@ -259,6 +263,7 @@ class Image {
   RandomStream random_;
   uint64_t drawn_ = 0;
   double chance_ = 0;
+  int unsynced_ = 0, odd_ = -1;
   int block_ = 512;
 };
 
