@@ -310,15 +310,17 @@ class Recorded {
   }
 
  private:
-  /// Half of the time around a change of names, where few events lie; often enough at the end.
+  /// After how many events the power fails: any number, around a change of names, when most waits for a sync of its
+  /// folder, or at the end.
   size_t point(const RandomStream& random) const {
-    if (random.uniform(3) < 0.15) return events_.size();
-    if (random.uniform(0) < 0.5) return size_t(random.uniform(1) * double(events_.size() + 1));
-    std::vector<size_t> near;
-    for (size_t i = 0; i < events_.size(); ++i)
-      if (events_[i].kind != Event::write)
-        for (size_t k = i; k <= i + 1; ++k) near.push_back(k);
-    return near[size_t(random.uniform(1) * double(near.size()))];
+    std::vector<size_t> points;
+    const double u = random.uniform(0);
+    for (size_t i = 0; i < events_.size(); ++i) {
+      const Event::Kind kind = events_[i].kind;
+      if (u < 0.25 || (u < 0.5 && kind != Event::write) || (u < 0.8 && kind == Event::sync_folder)) points.push_back(i);
+      if (u < 0.5 && kind != Event::write) points.push_back(i + 1);
+    }
+    return points.empty() ? events_.size() : points[size_t(random.uniform(1) * double(points.size()))];
   }
 
   std::unique_ptr<FaultOperation> operation_;
