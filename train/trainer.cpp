@@ -169,15 +169,18 @@ void Trainer::take(const std::optional<StepResult>& result) {
 }
 
 void Trainer::check_progress(const StepResult& result) {
+  const double norm = result.report.grad_norm;
   const bool bad = result.report.skipped || !std::isfinite(result.loss);
+  const bool shown = !std::isfinite(result.loss) || !(norm < kMostNorm);
   state_.skipped_in_row = bad ? state_.skipped_in_row + 1 : 0;
   if (bad)
-    progress_.message(concat("step ", result.step, ": loss ", result.loss, ", gradient norm ", result.report.grad_norm,
+    progress_.message(concat("step ", result.step, ": loss ", result.loss, ", gradient norm ", norm,
+                             shown ? "" : "; moments, parameters or the learning rate are not finite or too large",
                              ": the update was skipped (", state_.skipped_in_row, " in a row)"));
   if (state_.skipped_in_row >= config_.train.skip_limit) settle_save(true);
   MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", result.step, ": ",
                state_.skipped_in_row,
-               " steps in a row had a non-finite loss or gradient; lower optim.lr or lengthen optim.warmup_steps, and "
+               " steps in a row had a loss, gradients, moments or parameters that are not finite; lower optim.lr or lengthen optim.warmup_steps, and "
                "resume from ",
                saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : std::string("the start"));
 }
