@@ -180,7 +180,8 @@ void Trainer::check_progress(const StepResult& result) {
   if (state_.skipped_in_row >= config_.train.skip_limit) settle_save(true);
   MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", result.step, ": ",
                state_.skipped_in_row,
-               " steps in a row had a loss, gradients, moments or parameters that are not finite; lower optim.lr or lengthen optim.warmup_steps, and "
+               " steps in a row had a loss, gradients, moments or parameters that are not finite; lower optim.lr or "
+               "lengthen optim.warmup_steps, and "
                "resume from ",
                saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : std::string("the start"));
 }

@@ -42,7 +42,8 @@ void plant(const TempDir& dir) {
 TEST(Paths, PatternsMatchWhatTheShellWouldMatch) {
   TempDir dir;
   plant(dir);
-  const char* parts[] = {"*", "?", "a", "b", "[ab]", "[!a]", "[a-b]", "\\*", "\\[", "]", "1", ".h5", ".1", ".h", "/", "-", "/*"};
+  const char* parts[] = {"*", "?", "a",   "b",  "[ab]", "[!a]", "[a-b]", "\\*", "\\[",
+                         "]", "1", ".h5", ".1", ".h",   "/",    "-",     "/*"};
   const RandomStream random(1, 0, "patterns");
   int64_t drawn = 0, with_matches = 0;
   for (int i = 0; i < 4000; ++i) {
@@ -50,7 +51,8 @@ TEST(Paths, PatternsMatchWhatTheShellWouldMatch) {
     const int n = 1 + int(random.uniform(uint64_t(drawn++)) * 4);
     for (int k = 0; k < n; ++k) pattern += parts[size_t(random.uniform(uint64_t(drawn++)) * double(std::size(parts)))];
     // A slash at the end asks for a folder, and a folder stands for its shards: neither is a pattern's business.
-    if (pattern.ends_with('/') || pattern.find("//") != std::string::npos || std::filesystem::is_directory(pattern)) continue;
+    if (pattern.ends_with('/') || pattern.find("//") != std::string::npos || std::filesystem::is_directory(pattern))
+      continue;
     const Paths expected = globbed(pattern);
     ASSERT_EQ(expanded(pattern), expected) << pattern;
     with_matches += !expected.empty();

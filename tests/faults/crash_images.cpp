@@ -50,13 +50,13 @@ struct Tree {
 /// One thing done to a folder.
 struct Event {
   enum Kind { write, truncate, sync, link, unlink, rename, exchange, sync_folder } kind;
-  Node node = kNone;                  ///< the file or folder that it is done to
-  int64_t offset = 0;                 ///< of write; the new size of truncate
-  std::string bytes = {};             ///< of write
-  Node folder = kNone, to = kNone;    ///< where the name is; where it goes
+  Node node = kNone;                ///< the file or folder that it is done to
+  int64_t offset = 0;               ///< of write; the new size of truncate
+  std::string bytes = {};           ///< of write
+  Node folder = kNone, to = kNone;  ///< where the name is; where it goes
   std::string name = {}, new_name = {};
-  Node other = kNone;                 ///< what exchange puts in node's place
-  bool is_folder = false;             ///< of link
+  Node other = kNone;      ///< what exchange puts in node's place
+  bool is_folder = false;  ///< of link
 };
 
 /// Notes what happens below one folder.
@@ -177,8 +177,8 @@ class Recorder : public interpose::Watch {
 };
 
 /// What a disk may hold when the power fails after the first `end` events. Of what was not synced, each write is kept,
-/// dropped or torn to some of its blocks, whatever the others are; each change of a name is kept or not, but a rename is
-/// never half done, and names never come apart from their files. A bare write that is missing leaves zeros.
+/// dropped or torn to some of its blocks, whatever the others are; each change of a name is kept or not, but a rename
+/// is never half done, and names never come apart from their files. A bare write that is missing leaves zeros.
 class Image {
  public:
   Image(const std::vector<Event>& events, size_t end, const Tree& before, const RandomStream& random)
