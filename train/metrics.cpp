@@ -80,7 +80,8 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std:
 }
 
 void MetricsWriter::open() {
-  file_ = Fd(::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666));
+  const int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC;
+  file_ = Fd(restarted([&] { return ::open(path_.c_str(), flags, 0666); }));
   MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", std::strerror(errno));
 }
 
@@ -97,8 +98,7 @@ void MetricsWriter::write(const Metrics& metrics) {
 
 void MetricsWriter::flush() {
   while (!unwritten_.empty()) {
-    const ssize_t n = ::write(file_.get(), unwritten_.data(), unwritten_.size());
-    if (n < 0 && errno == EINTR) continue;
+    const ssize_t n = restarted([&] { return ::write(file_.get(), unwritten_.data(), unwritten_.size()); });
     MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
     unwritten_.erase(0, size_t(n));
   }
@@ -113,7 +113,7 @@ void MetricsWriter::sync() {
     return;
   }
   // Pipes and devices (/dev/null) cannot be synced, which is no error.
-  doubtful_ = ::fdatasync(file_.get()) != 0 && errno != EINVAL;
+  doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
   MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
 }
 
