@@ -68,13 +68,15 @@ std::string metrics_line(const Metrics& metrics) {
 }
 
 MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std::move(path)) {
+  namespace fs = std::filesystem;
   std::error_code ignored;
-  if (std::filesystem::is_regular_file(path_, ignored)) {
+  const fs::file_type type = fs::status(path_, ignored).type();
+  if (type == fs::file_type::regular || type == fs::file_type::not_found) {
     Lines lines;
-    if (resume_step >= 0) lines = lines_up_to(path_, resume_step);
+    if (resume_step >= 0 && type == fs::file_type::regular) lines = lines_up_to(path_, resume_step);
     damaged_lines_ = lines.damaged;
     evaluated_ = lines.evaluated;
-    write_file(path_, lines.kept);
+    write_file(path_, lines.kept);  // so that its name is durable too
   }
   open();
 }
