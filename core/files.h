@@ -64,6 +64,8 @@ class NeededDirectory {
   explicit NeededDirectory(const std::string& path);
   ~NeededDirectory();
   NeededDirectory(const NeededDirectory&) = delete;
+  /// What was made stays, even if it holds nothing.
+  void keep() { made_.clear(); }
 
  private:
   explicit NeededDirectory(std::vector<std::string> made) : made_(std::move(made)) {}

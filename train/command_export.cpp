@@ -28,12 +28,22 @@ void refuse_existing(const Options& o) {
                ": exists already; choose another name or give --overwrite");
 }
 
+bool lies_in(const std::string& source, const std::string& folder) {
+  std::error_code ignored;
+  fs::path p = fs::weakly_canonical(source, ignored);
+  for (; p != p.parent_path(); p = p.parent_path())
+    if (fs::equivalent(p, folder, ignored)) return true;
+  return false;
+}
+
 /// --overwrite replaces an old export, never the model that is being exported: its latent weights would be lost.
 void refuse_source(const Options& o, const Model& model) {
   std::error_code ignored;
-  for (const std::string& source : {o.model, model.source})
-    MMFREE_CHECK(UsageError, !fs::equivalent(source, o.out, ignored), o.out,
-                 ": is the model to be exported; choose another name");
+  for (const std::string& source : {o.model, model.source}) {
+    const bool same = fs::equivalent(source, o.out, ignored);
+    MMFREE_CHECK(UsageError, !same && !(o.overwrite && lies_in(source, o.out)), o.out, same ? ": is" : ": holds",
+                 " the model to be exported; choose another name");
+  }
 }
 
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }

@@ -155,8 +155,8 @@ void check_folder(const std::string& dir, const NamedShapes& tensors,
   }
 }
 
-/// Puts `from` in the place of `to`. Where the two cannot change places in one step, the old one is called `to`.old for
-/// a moment.
+/// Puts `from` in the place of `to`. Where the two cannot change places in one step, the old one is called `to`.old, or
+/// by another name like it that is free, for a moment.
 void replace_directory(const fs::path& from, const fs::path& to) {
   const fs::path parent = to.parent_path();
   std::error_code ignored;
@@ -170,7 +170,7 @@ void replace_directory(const fs::path& from, const fs::path& to) {
     if (reason != std::errc::invalid_argument && reason != std::errc::function_not_supported)
       throw fs::filesystem_error("exchange", reason);
     old = to.string() + ".old";
-    fs::remove_all(old);
+    for (int i = 1; fs::exists(old); ++i) old = concat(to.string(), ".old-", i);  // whatever that is, it is not ours
     fs::rename(to, old);
     try {
       fs::rename(from, to);
@@ -238,9 +238,10 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
                      const std::function<Tensor(const std::string&)>& get, const HfWriteOptions& options) {
   const fs::path target = normal(dir), temporary = target.string() + ".tmp";
   check_target(target, options.overwrite);
+  const NeededDirectory parent(target.parent_path().string());
   std::error_code error;
   fs::remove_all(temporary, error);
-  fs::create_directories(temporary, error);
+  fs::create_directory(temporary, error);
   MMFREE_CHECK(CreateError, !error, temporary.string(), ": cannot create: ", error.message());
   try {
     const std::string work = temporary.string();

@@ -68,19 +68,22 @@ std::string metrics_line(const Metrics& metrics) {
 }
 
 MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std::move(path)) {
+  namespace fs = std::filesystem;
   std::error_code ignored;
-  if (std::filesystem::is_regular_file(path_, ignored)) {
+  const fs::file_type type = fs::status(path_, ignored).type();
+  if (type == fs::file_type::regular || type == fs::file_type::not_found) {
     Lines lines;
-    if (resume_step >= 0) lines = lines_up_to(path_, resume_step);
+    if (resume_step >= 0 && type == fs::file_type::regular) lines = lines_up_to(path_, resume_step);
     damaged_lines_ = lines.damaged;
     evaluated_ = lines.evaluated;
-    write_file(path_, lines.kept);
+    write_file(path_, lines.kept);  // so that its name is durable too
   }
   open();
 }
 
 void MetricsWriter::open() {
-  file_ = Fd(::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666));
+  const int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC;
+  file_ = Fd(restarted([&] { return ::open(path_.c_str(), flags, 0666); }));
   MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", std::strerror(errno));
 }
 
@@ -97,8 +100,7 @@ void MetricsWriter::write(const Metrics& metrics) {
 
 void MetricsWriter::flush() {
   while (!unwritten_.empty()) {
-    const ssize_t n = ::write(file_.get(), unwritten_.data(), unwritten_.size());
-    if (n < 0 && errno == EINTR) continue;
+    const ssize_t n = restarted([&] { return ::write(file_.get(), unwritten_.data(), unwritten_.size()); });
     MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
     unwritten_.erase(0, size_t(n));
   }
@@ -113,7 +115,7 @@ void MetricsWriter::sync() {
     return;
   }
   // Pipes and devices (/dev/null) cannot be synced, which is no error.
-  doubtful_ = ::fdatasync(file_.get()) != 0 && errno != EINVAL;
+  doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
   MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
 }
 

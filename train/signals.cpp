@@ -10,7 +10,7 @@
 namespace mmfree {
 namespace {
 
-volatile std::sig_atomic_t noted = 0;
+volatile std::sig_atomic_t noted = 0, interrupted = 0;
 constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
 struct sigaction previous[3];
 int alive = 0;
@@ -28,7 +28,8 @@ volatile std::sig_atomic_t leaves_at_once = 0;
 
 void note(int signal) {
   if (leaves_at_once) leave(signal);
-  if (signal == SIGINT && noted == SIGINT) _exit(130);
+  if (signal == SIGINT && interrupted) _exit(130);
+  if (signal == SIGINT) interrupted = 1;
   noted = signal;
 }
 
@@ -37,6 +38,7 @@ void note(int signal) {
 StopSignals::StopSignals() {
   if (alive++) return;
   noted = 0;
+  interrupted = 0;
   struct sigaction action = {};
   action.sa_handler = note;
   action.sa_flags = SA_RESTART;

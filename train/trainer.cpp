@@ -102,23 +102,27 @@ void Trainer::resume_from(const std::string& path, bool force) {
   MMFREE_CHECK(ConfigError, dangerous.empty() || force, path,
                ": the run would not continue the same training: ", dangerous,
                " changed; undo it, start a new train.run_dir, or insist with --force");
+  const int64_t step = file.state().step;
+  std::error_code ignored;
+  const bool of_this_run = fs::equivalent(path, checkpoint_path(config_.train.run_dir, step), ignored);
   const std::vector<int64_t> present = checkpoint_steps(config_.train.run_dir);
-  MMFREE_CHECK(ConfigError, config_.train.resume != path || present.empty() || present.back() <= file.state().step,
+  MMFREE_CHECK(ConfigError,
+               config_.train.resume != path || present.empty() || present.back() < step + (of_this_run ? 1 : 0),
                config_.train.run_dir, ": holds later checkpoints than ", path,
-               ", which a later --resume would continue; remove them or choose another train.run_dir");
+               ", or another of its step, which a later --resume would continue; remove them or choose another "
+               "train.run_dir");
   const std::string data = state_.data;
   file.load(params_, &optimizer_);
   state_ = file.state();
   state_.data = data;
-  saved_step_ = state_.step;
+  if (of_this_run) saved_step_ = step;
+  resumed_from_ = path;
   progress_.message(concat("resuming from ", path, " at step ", state_.step));
 }
 
 void Trainer::open_run_folder() {
   const fs::path dir = config_.train.run_dir;
-  std::error_code error;
-  fs::create_directories(dir / "checkpoints", error);
-  MMFREE_CHECK(CreateError, !error, dir.string(), ": cannot create the run folder: ", error.message());
+  NeededDirectory((dir / "checkpoints").string()).keep();
   remove_unfinished_checkpoints(dir.string());
   if (fs::is_regular_file(config_.source))
     write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
@@ -183,7 +187,7 @@ void Trainer::check_progress(const StepResult& result) {
                " steps in a row had a loss, gradients, moments or parameters that are not finite; lower optim.lr or "
                "lengthen optim.warmup_steps, and "
                "resume from ",
-               saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : std::string("the start"));
+               newest().empty() ? "the start" : newest());
 }
 
 void Trainer::log_step(const StepResult& result) {
@@ -258,12 +262,15 @@ void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metric
 /// A failed write leaves the older checkpoints as they were. Whether training goes on without is the user's choice, but
 /// a run must not end as if it were saved.
 void Trainer::save_failed(const Error& error) {
-  const bool any = saved_step_ >= 0;
-  const std::string newest = any ? "the newest checkpoint is " + checkpoint_path(config_.train.run_dir, saved_step_)
-                                 : "there is no checkpoint";
+  const std::string which = newest().empty() ? "there is no checkpoint" : "the newest checkpoint is " + newest();
   if (ending_ || config_.train.on_save_error == "stop")
-    throw Error(concat(error.what(), "; ", newest, any ? "; continue from it with --resume" : ""), error.status());
-  progress_.message(concat("warning: ", error.what(), "; ", newest, "; training goes on"));
+    throw Error(concat(error.what(), "; ", which, saved_step_ >= 0 ? "; continue from it with --resume" : ""),
+                error.status());
+  progress_.message(concat("warning: ", error.what(), "; ", which, "; training goes on"));
+}
+
+std::string Trainer::newest() const {
+  return saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : resumed_from_;
 }
 
 void Trainer::save() {

@@ -58,6 +58,7 @@ class Trainer {
   void save();
   void settle_save(bool wait);
   void save_failed(const Error& error);
+  std::string newest() const;
   void finish();
   bool should_stop();
   bool consume_file(const char* name) const;
@@ -79,7 +80,8 @@ class Trainer {
   std::unique_ptr<StepRunner> runner_;
   BackgroundSave saving_;
   RunResult result_;
-  int64_t saved_step_ = -1;   ///< of the newest checkpoint
+  std::string resumed_from_;  ///< the checkpoint that this process went on from, if any
+  int64_t saved_step_ = -1;   ///< of the newest checkpoint in the run folder, -1 for none
   int64_t saving_step_ = -1;  ///< of the checkpoint under way, if there is one
   bool ending_ = false;       ///< the next save is the last: it must not fail
   std::unique_ptr<MetricsWriter> metrics_;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <limits>
 
 #include "core/error.h"
 #include "core/files.h"
@@ -63,6 +64,48 @@ TEST(Files, leftovers_of_a_killed_process_of_the_same_id_are_no_obstacle) {
   write_file(dir / "x", "new");
   EXPECT_EQ(slurp(dir / "x"), "new");
   EXPECT_EQ(dir.files(), 1001u);
+}
+
+TEST(Files, names_are_sorted_and_what_is_not_there_holds_none) {
+  const TempDir dir;
+  for (const char* name : {"b", "a", "d", "c", "10", "9"}) spit(dir / name, "");
+  EXPECT_EQ(names_in(dir.path()), (std::vector<std::string>{"10", "9", "a", "b", "c", "d"}));
+  EXPECT_TRUE(names_in(dir / "none").empty());
+  EXPECT_TRUE(names_in(dir / "a/none").empty()) << "below a file there is nothing";
+  EXPECT_THROW(names_in(dir / "a"), IoError) << "a file is no empty folder";
+}
+
+TEST(Files, space_is_asked_for_in_time) {
+  const TempDir dir;
+  EXPECT_THROW(require_space(dir / "x", std::numeric_limits<int64_t>::max()), IoError);
+  EXPECT_NO_THROW(require_space(dir / "x", 1));
+  EXPECT_NO_THROW(require_space(dir / "no/folder/x", std::numeric_limits<int64_t>::max()));
+}
+
+TEST(Files, a_needed_directory_goes_again_unless_it_is_used_or_kept) {
+  const TempDir dir;
+  for (const char* name : {"a/b/c", "a/b/c/"}) {
+    {
+      const NeededDirectory made(dir / name);
+      EXPECT_TRUE(std::filesystem::is_directory(dir / name)) << name;
+    }
+    EXPECT_EQ(dir.files(), 0u) << name;
+  }
+  {
+    const NeededDirectory made(dir / "a/b/c");
+    spit(dir / "a/b/x", "");
+  }
+  EXPECT_TRUE(std::filesystem::exists(dir / "a/b/x"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "a/b/c"));
+  NeededDirectory(dir / "kept/empty").keep();
+  EXPECT_TRUE(std::filesystem::is_directory(dir / "kept/empty"));
+  { const NeededDirectory there(dir / "kept/empty"); }
+  EXPECT_TRUE(std::filesystem::is_directory(dir / "kept/empty")) << "it was there before";
+
+  std::filesystem::create_symlink("loop", dir / "loop");
+  for (const char* name : {"a/b/x", "a/b/x/y", "a/b/n/../x", "loop", "loop/y"})
+    EXPECT_THROW(NeededDirectory(dir / name), CreateError) << name;
+  EXPECT_EQ(slurp(dir / "a/b/x"), "");
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <zstd.h>
 
 #include <atomic>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -58,7 +59,8 @@ TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
   const std::string deep = R"({"text":"deep","a":)" + std::string(100000, '[') + std::string(100000, ']') + "}";
   for (const std::string& bad :
        {std::string("{"), std::string("[1]"), std::string(R"({"text":3})"), std::string(R"({"txt":"a"})"),
-        std::string("{\"text\":\"\xFF\"}"), deep, std::string(R"({"a":{"text":"inner"}})"), std::string("\"text\"")}) {
+        std::string("{\"text\":\"\xFF\"}"), deep, std::string(R"({"text":"a","text":"b"})"),
+        std::string("{\"text\":\"a\"}\0", 13), std::string(R"({"a":{"text":"inner"}})"), std::string("\"text\"")}) {
     spit(dir / "a.jsonl", R"({"text":"good"})"
                           "\n" +
                               bad + "\n" + R"({"text":"more"})");
@@ -72,6 +74,55 @@ TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
     EXPECT_EQ(read_all(lenient), (std::vector<std::string>{"good", "more"}));
     EXPECT_EQ(lenient.skipped_lines(), 1);
   }
+}
+
+TEST(TextReader, EachFileCountsItsOwnLines) {
+  TempDir dir;
+  spit(dir / "a.jsonl", jsonl({"one", "two", "three"}));
+  spit(dir / "b.jsonl", jsonl({"one"}) + "{");
+  TextReader reader({dir.path()});
+  try {
+    read_all(reader);
+    ADD_FAILURE();
+  } catch (const DataError& e) {
+    EXPECT_NE(std::string(e.what()).find("b.jsonl:2:"), std::string::npos) << e.what();
+  }
+}
+
+TEST(TextReader, WhatIsTooLongIsRefusedAndNotSkipped) {
+  TempDir dir;
+  const auto refusal = [&](const std::string& name) {
+    TextReader reader({dir / name}, true);
+    try {
+      return concat(read_all(reader).size(), " documents");
+    } catch (const DataError& e) {
+      return std::string(e.what());
+    }
+  };
+  const int64_t most = TextReader::kMaxDocumentBytes;
+  const std::string front = "{\"text\":\"", back = "\"}\n";
+  spit(dir / "fits.jsonl", front + std::string(size_t(most), 'x') + back);
+  EXPECT_EQ(refusal("fits.jsonl"), "1 documents");
+  spit(dir / "long.jsonl", front + std::string(size_t(most) + 1, 'x') + back);
+  EXPECT_NE(refusal("long.jsonl").find("long.jsonl:1: the document has more than"), std::string::npos);
+  for (const char* name : {"line.jsonl", "book.txt"}) {
+    spit(dir / name, "");
+    std::filesystem::resize_file(dir / name, uintmax_t(2 * most) + 1);
+  }
+  EXPECT_NE(refusal("line.jsonl").find("a line is longer than"), std::string::npos);
+  EXPECT_NE(refusal("book.txt").find("expected at most"), std::string::npos);
+  // As many short lines as no text gives.
+  std::string lines = std::string(999, ' ') + "\n";
+  while (lines.size() < size_t(200) << 20) lines += lines;
+  spit(dir / "bomb.jsonl.zst", compress(lines));
+  EXPECT_NE(refusal("bomb.jsonl.zst").find("refused as hostile"), std::string::npos);
+}
+
+TEST(TextReader, AReadThatFailsIsNoEnd) {
+  TempDir dir;
+  std::filesystem::create_symlink("/proc/self/mem", dir / "a.jsonl");  // its first page cannot be read
+  TextReader reader({dir / "a.jsonl"}, true);
+  EXPECT_THROW(read_all(reader), IoError);
 }
 
 TEST(TextReader, DamagedFilesAreErrors) {
@@ -113,6 +164,15 @@ std::vector<std::string> documents_of(const Tokenizer& t, const std::string& dir
   EXPECT_EQ(int64_t(out.size()), shards.documents());
   EXPECT_EQ(shards.info(), shard_info(t, split));
   return out;
+}
+
+/// Names and bytes of what a directory holds.
+std::map<std::string, std::string> content(const std::string& directory) {
+  std::map<std::string, std::string> all;
+  if (!std::filesystem::exists(directory)) return all;
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    all[entry.path().filename().string()] = entry.is_directory() ? "" : slurp(entry.path().string());
+  return all;
 }
 
 struct Corpus {
@@ -178,6 +238,66 @@ TEST(Prepare, FewDocumentsLoseTheirTails) {
   EXPECT_EQ(summary.valid.bytes, int64_t(valid[0].size() + valid[1].size()));
 }
 
+TEST(Prepare, ATailBeginsAtALineOnlyIfOneIsNear) {
+  Corpus s;
+  const std::string far = std::string(100, 'k') + "\n" + std::string(4000, 'k'), one = "k";
+  s.options.inputs = {spit(s.dir / "b1.txt", far), spit(s.dir / "b2.txt", one)};
+  s.options.valid_fraction = 0.25;
+  prepare(s.options);
+  const auto train = documents_of(s.tokenizer, s.options.output, "train");
+  const auto valid = documents_of(s.tokenizer, s.options.output, "valid");
+  ASSERT_EQ(train.size(), 1u) << "there is no empty document";
+  EXPECT_EQ(train[0].size(), size_t(double(far.size()) * 0.75));
+  EXPECT_EQ(train[0] + valid.at(0), far);
+  EXPECT_EQ(valid.at(1), one);
+}
+
+TEST(Prepare, FewDocumentsAreFewerThanTwentyOfThoseTaken) {
+  Corpus s;
+  const auto tails = [&](size_t documents, int64_t limit) {
+    std::vector<std::string> texts;
+    for (size_t i = 0; i < documents; ++i) texts.push_back(babble(20, unsigned(i)));
+    s.options.inputs = {spit(s.dir / "a.jsonl", "{broken\n" + jsonl(texts))};
+    s.options.skip_malformed = s.options.overwrite = true;
+    s.options.valid_fraction = 0.3;
+    s.options.limit_bytes = limit;
+    return prepare(s.options).held_out_tails;
+  };
+  EXPECT_TRUE(tails(19, 0));
+  EXPECT_FALSE(tails(20, 0));
+  EXPECT_TRUE(tails(40, 1000)) << "the limit takes fewer";
+}
+
+TEST(Prepare, WhatAKilledRunLeftBehindIsNotPublished) {
+  Corpus s;
+  s.options.inputs = {spit(s.dir / "a.txt", babble(1000, 1))};
+  s.options.shard_tokens = 100;
+  prepare(s.options);
+  const std::string out = s.options.output;
+  std::filesystem::create_directory(out + "/.preparing");
+  for (const char* name : {"train-00000.h5", "train-00900.h5", "valid-00900.h5", "train-00900.h5.tmp-1-0"})
+    std::filesystem::copy_file(out + "/train-00000.h5", out + "/.preparing/" + name);
+  s.options.shard_tokens = 1 << 20;
+  s.options.overwrite = true;
+  prepare(s.options);
+  std::vector<std::string> names;
+  for (const auto& [name, bytes] : content(out)) names.push_back(name);
+  EXPECT_EQ(names, (std::vector<std::string>{"train-00000.h5", "valid-00000.h5"}));
+}
+
+TEST(Prepare, OptionsThatMakeNoSenseAreRefused) {
+  Corpus s;
+  s.options.inputs = {spit(s.dir / "a.txt", babble(100, 1))};
+  for (const auto& spoil : std::vector<std::function<void(PrepareOptions&)>>{
+           [](PrepareOptions& o) { o.limit_bytes = -1; }, [](PrepareOptions& o) { o.shard_tokens = 0; },
+           [](PrepareOptions& o) { o.valid_fraction = -0.1; }, [](PrepareOptions& o) { o.valid_fraction = NAN; }}) {
+    PrepareOptions bad = s.options;
+    spoil(bad);
+    EXPECT_THROW(prepare(bad), UsageError);
+  }
+  EXPECT_FALSE(std::filesystem::exists(s.dir / "out"));
+}
+
 TEST(Prepare, OptionsBosEosLimitAndNoSplit) {
   Corpus s;
   s.options.inputs = {spit(s.dir / "a.jsonl", jsonl(std::vector<std::string>(30, "kalo mi")))};
@@ -186,8 +306,14 @@ TEST(Prepare, OptionsBosEosLimitAndNoSplit) {
   s.options.limit_bytes = 20;
   const PrepareSummary summary = prepare(s.options);
   EXPECT_EQ(summary.train.documents, 3);
+  EXPECT_EQ(summary.train.bytes, 21);
   EXPECT_EQ(summary.train.tokens, 3 * int64_t(s.tokenizer.encode("kalo mi").size()));
   EXPECT_EQ(summary.valid.shards, 0);
+  s.options.overwrite = true;
+  for (const auto& [limit, documents] : {std::pair{21, 3}, {22, 4}, {1, 1}}) {
+    s.options.limit_bytes = limit;
+    EXPECT_EQ(prepare(s.options).train.documents, documents) << limit;
+  }
 }
 
 TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {
@@ -220,15 +346,6 @@ TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {
   s.options.valid_fraction = 1;
   EXPECT_THROW(prepare(s.options), UsageError);
   EXPECT_FALSE(std::filesystem::exists(s.options.output));
-}
-
-/// Names and bytes of what a directory holds.
-std::map<std::string, std::string> content(const std::string& directory) {
-  std::map<std::string, std::string> all;
-  if (!std::filesystem::exists(directory)) return all;
-  for (const auto& entry : std::filesystem::directory_iterator(directory))
-    all[entry.path().filename().string()] = entry.is_directory() ? "" : slurp(entry.path().string());
-  return all;
 }
 
 /// A corpus of several shards, and starts of its preparation that may be cut.

@@ -1,14 +1,19 @@
 // Records what operations that write do to a folder, cuts the record at a random point as a power failure would, and
 // looks at what a disk may then hold: the old state or the new one, and once the operation had returned, the new one.
 //   crash_images COUNT SEED [CASE]     CASE: only this one
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <map>
+#include <mutex>
 
 #include "core/files.h"
 #include "core/rng.h"
 #include "tests/support/fault_main.h"
 #include "tests/support/fault_operations.h"
 #include "tests/support/interpose.h"
+#include "tests/support/tiny_run.h"
+#include "train/trainer.h"
 
 namespace mmfree {
 namespace {
@@ -68,6 +73,7 @@ class Recorder : public interpose::Watch {
 
   void after(const Call& call, int64_t result) override {
     if (result < 0) return;
+    const std::lock_guard lock(mutex_);
     switch (call.op) {
       case Op::open:
         return opened(call, int(result));
@@ -128,7 +134,8 @@ class Recorder : public interpose::Watch {
     if (call.path == path_) open_[fd] = kRoot;
     const Place place = find(call.path, call.fd);
     if (!place) return;
-    positions_[fd] = 0;
+    struct stat info {};
+    positions_[fd] = call.appends && ::fstat(fd, &info) == 0 ? info.st_size : 0;
     open_[fd] = call.creates && at(place) == kNone ? link(place, false) : at(place);
   }
   Node link(const Place& place, bool is_folder) {
@@ -169,6 +176,7 @@ class Recorder : public interpose::Watch {
     events.push_back(std::move(event));
   }
 
+  std::mutex mutex_;  // checkpoints are written by a thread of their own
   std::string path_;
   std::map<Node, std::map<std::string, Node>> folders_;  // as the program sees them
   Node next_;
@@ -329,10 +337,62 @@ class Recorded {
   std::vector<Event> events_;
 };
 
+/// Training: a run that goes on, and one in a folder that is not there yet. Each makes a step, saves and ends.
+class TrainOperation : public FaultOperation {
+ public:
+  const char* name() const override { return "train"; }
+  void prepare(const std::string& dir) override {
+    const TempDir whole;
+    for (int64_t step = 1; step <= 2; ++step) {
+      make_step(whole.path());
+      learned_[step] = learned(checkpoint_path(whole.path(), step));
+    }
+    rows_ = timeless_metrics(whole.path());
+    make_step(dir + "/old");
+  }
+  void run(const std::string& dir, const std::function<void()>& begin) override {
+    begin();
+    make_step(dir + "/old");
+    make_step(dir + "/new/deep");
+  }
+  void check(const std::string& dir, bool succeeded) override {
+    check_run(dir + "/old", succeeded ? 2 : 1, 2);
+    check_run(dir + "/new/deep", succeeded ? 1 : 0, 1);
+  }
+
+ private:
+  static void make_step(const std::string& run_dir) {
+    RunConfig config = tiny_run(run_dir);
+    config.data.valid.clear();
+    config.train.steps = 3;
+    config.train.resume = "auto";
+    config.train.max_time = 1e-9;
+    Trainer(config, true, false).run();
+  }
+  /// What a restart finds: a checkpoint of a step from `least` to `most`, and the metrics up to it.
+  void check_run(const std::string& run_dir, int64_t least, int64_t most) const {
+    std::vector<std::string> warnings;
+    const auto newest = newest_checkpoint(run_dir, warnings);
+    MMFREE_CHECK(Error, warnings.empty(), "a damaged checkpoint under its final name: ", warnings.front());
+    const int64_t step = newest ? Checkpoint(*newest).state().step : 0;
+    MMFREE_CHECK(Error, step >= least && step <= most, run_dir, ": is at step ", step);
+    if (step == 0) return;
+    MMFREE_CHECK(Error, learned(*newest) == learned_.at(step), run_dir, ": other bits after step ", step);
+    MetricsWriter(run_dir + "/metrics.jsonl", step);
+    const auto rows = timeless_metrics(run_dir);
+    MMFREE_CHECK(Error, rows == std::vector(rows_.begin(), rows_.begin() + step), run_dir, ": ", rows.size(),
+                 " lines of metrics are left, or other ones, at step ", step);
+  }
+
+  std::map<int64_t, std::map<std::string, std::string>> learned_;  // by step
+  std::vector<nlohmann::json> rows_;
+};
+
 /// Takes the operations that write in turns.
 class CrashImages {
  public:
   CrashImages() {
+    recorded_.push_back(std::make_unique<Recorded>(std::make_unique<TrainOperation>()));
     for (auto& operation : fault_operations())
       if (operation->writes()) recorded_.push_back(std::make_unique<Recorded>(std::move(operation)));
   }

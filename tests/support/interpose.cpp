@@ -78,15 +78,16 @@ using mmfree::interpose::real;
 // Each function of libc by its two names: the second is what 64-bit file offsets may be compiled to.
 #define MMFREE_TWICE(define, name) define(name) define(name##64)
 
-#define MMFREE_OPEN(name)                                                              \
-  int name(const char* path, int flags, ...) {                                         \
-    static int (*found)(const char*, int, ...);                                        \
-    va_list rest;                                                                      \
-    va_start(rest, flags);                                                             \
-    const unsigned mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, unsigned) : 0;  \
-    va_end(rest);                                                                      \
-    return int(pass({.op = Op::open, .path = path, .creates = (flags & O_CREAT) != 0}, \
-                    [&](size_t) { return real(found, #name)(path, flags, mode); }));   \
+#define MMFREE_OPEN(name)                                                                                           \
+  int name(const char* path, int flags, ...) {                                                                      \
+    static int (*found)(const char*, int, ...);                                                                     \
+    va_list rest;                                                                                                   \
+    va_start(rest, flags);                                                                                          \
+    const unsigned mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, unsigned) : 0;                               \
+    va_end(rest);                                                                                                   \
+    return int(                                                                                                     \
+        pass({.op = Op::open, .path = path, .creates = (flags & O_CREAT) != 0, .appends = (flags & O_APPEND) != 0}, \
+             [&](size_t) { return real(found, #name)(path, flags, mode); }));                                       \
   }
 #define MMFREE_OPENAT(name)                                                                                       \
   int name(int at, const char* path, int flags, ...) {                                                            \

@@ -35,6 +35,7 @@ struct Call {
   size_t size = 0;              ///< asked to be transferred or allocated; the new size of ftruncate
   int64_t offset = -1;          ///< of pread and pwrite
   bool creates = false;         ///< open with O_CREAT
+  bool appends = false;         ///< open with O_APPEND
   bool exchanges = false;       ///< rename with RENAME_EXCHANGE
   bool library = false;         ///< open by openat, as only the C++ library does
 };

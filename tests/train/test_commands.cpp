@@ -259,6 +259,16 @@ TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
   EXPECT_DOUBLE_EQ(results[0]["ppl"], std::exp(results[0]["loss"].get<double>()));
   EXPECT_EQ(slurp(f.checkpoint), before);
 
+  // A folder that holds the model to be exported is not replaced, by whatever name.
+  fs::rename(dir / "back.h5", dir / "hf2/back.h5");
+  fs::create_symlink(dir / "hf2/back.h5", dir / "link.h5");
+  for (const std::string& model : {dir / "hf2/back.h5", dir / "link.h5"}) {
+    Program holds({"export", model, dir / "hf2", "--format", "hf", "--overwrite"});
+    EXPECT_EQ(holds.wait(), 2);
+    EXPECT_TRUE(contains(holds.err(), "holds the model")) << holds.err();
+  }
+  EXPECT_TRUE(fs::exists(dir / "hf2/back.h5"));
+
   Program refused({"export", dir / "m.mmfree", dir / "hf3", "--format", "hf"});
   EXPECT_EQ(refused.wait(), 2);
   EXPECT_TRUE(contains(refused.err(), "holds no latent weights"));

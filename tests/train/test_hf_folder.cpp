@@ -1,5 +1,9 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -10,6 +14,21 @@
 #include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"
 #include "train/hf_folder.h"
+
+namespace {
+bool can_exchange = true;
+int renames_until_failure = -1;
+}  // namespace
+
+// In place of libc's, for a file system on which two names cannot be exchanged and on which a rename may fail.
+extern "C" int renameat2(int from_dir, const char* from, int to_dir, const char* to, unsigned flags) noexcept {
+  if ((flags & RENAME_EXCHANGE) && !can_exchange) return errno = EINVAL, -1;
+  return int(syscall(SYS_renameat2, from_dir, from, to_dir, to, flags));
+}
+extern "C" int rename(const char* from, const char* to) noexcept {
+  if (renames_until_failure >= 0 && renames_until_failure-- == 0) return errno = EIO, -1;
+  return int(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
+}
 
 namespace mmfree {
 namespace {
@@ -283,6 +302,50 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
   fs::remove_all(e.dir / "out");
   EXPECT_THROW(e.write({}), DataError) << "a name twice";
   EXPECT_THROW(e.write({.torch_dtype = "float8"}), UsageError);
+}
+
+TEST(HfFolder, an_older_folder_is_replaced_where_names_cannot_be_exchanged) {
+  can_exchange = false;
+  Export e;
+  e.write({});
+  const std::string old = slurp(e.dir / "out/model.safetensors");
+  fs::create_directory(e.dir / "out.old");
+  spit(e.dir / "out.old/mine", "not to be touched");
+  e.tensors.at("a").mut<float>()[0] += 1;
+  // All files are in place before; then come the old folder's rename, the new one's, and the old one's back.
+  int failures = 0;
+  for (int n = 0;; ++n) {
+    renames_until_failure = n;
+    try {
+      e.write({.overwrite = true});
+      break;
+    } catch (const IoError&) {
+      ++failures;
+      EXPECT_EQ(slurp(e.dir / "out/model.safetensors"), old) << n;
+      EXPECT_EQ(e.dir.files(), 2u) << n;
+    }
+  }
+  renames_until_failure = -1;
+  can_exchange = true;
+  EXPECT_GT(failures, 2);
+  EXPECT_NE(slurp(e.dir / "out/model.safetensors"), old);
+  EXPECT_EQ(HfFolder(e.dir / "out").names().size(), 5u);
+  EXPECT_EQ(slurp(e.dir / "out.old/mine"), "not to be touched");
+  EXPECT_EQ(e.dir.files(), 2u);
+}
+
+TEST(HfFolder, a_new_folder_may_be_deep_and_leaves_no_trace_if_it_fails) {
+  Export e;
+  const auto write = [&] {
+    write_hf_folder(e.dir / "deep/er/out", e.config, e.shapes,
+                    [&](const std::string& name) { return e.tensors.at(name); }, {});
+  };
+  e.shapes.push_back({"missing", {2}});
+  EXPECT_THROW(write(), std::out_of_range);
+  EXPECT_EQ(e.dir.files(), 0u);
+  e.shapes.pop_back();
+  write();
+  EXPECT_EQ(HfFolder(e.dir / "deep/er/out").names().size(), 5u);
 }
 
 TEST(HfFolder, refuses_an_index_that_lies) {

@@ -141,6 +141,14 @@ TEST_F(MetricsFile, SaysWhenItCannotWrite) {
   }
 }
 
+TEST_F(MetricsFile, NeedsNoDiskToSyncButReadsWhatItContinues) {
+  MetricsWriter nowhere("/dev/null");
+  nowhere.write(row(1));
+  nowhere.sync();
+  std::filesystem::create_symlink("/proc/self/mem", path);  // its first page cannot be read
+  EXPECT_THROW(MetricsWriter(path, 3), IoError);
+}
+
 TEST(Progress, FormatsNumbersForPeople) {
   const std::pair<double, const char*> counts[] = {
       {0, "0"},        {999, "999"},        {999.6, "1.00k"},  {1234567, "1.23M"},

@@ -42,6 +42,40 @@ TEST(Signals, ASecondInterruptLeavesAtOnce) {
       testing::ExitedWithCode(130), "^$");
 }
 
+TEST(Signals, ASecondInterruptLeavesAtOnceWhateverCameBetween) {
+  EXPECT_EXIT(
+      {
+        const StopSignals signals;
+        raise(SIGINT);
+        raise(SIGTERM);
+        if (StopSignals::pending() == SIGTERM) raise(SIGINT);
+      },
+      testing::ExitedWithCode(130), "^$");
+}
+
+TEST(Signals, SeveralNestAsOneAndTheLastRestoresWhatWasThere) {
+  static int seen = 0;
+  const auto before = std::signal(SIGUSR1, [](int) { ++seen; });
+  {
+    const StopSignals outer;
+    raise(SIGUSR1);
+    {
+      const StopSignals inner;
+      EXPECT_EQ(StopSignals::pending(), SIGUSR1) << "forgotten";
+    }
+    raise(SIGTERM);
+    EXPECT_EQ(StopSignals::pending(), SIGTERM);
+    EXPECT_EQ(seen, 0);
+  }
+  raise(SIGUSR1);
+  EXPECT_EQ(seen, 1);
+  {
+    const StopSignals again;
+    EXPECT_EQ(StopSignals::pending(), 0);
+  }
+  std::signal(SIGUSR1, before);
+}
+
 TEST(Signals, WorkWithoutTracesEndsAtTheFirst) {
   const StopSignals signals;
   EXPECT_NO_THROW(throw_if_stopped());

@@ -56,7 +56,7 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
   c.train.steps = 60;
-  c.train.log_every = 20;
+  c.train.log_every = 25;
   c.train.eval_every = 30;
   c.train.save_every = 25;
   c.train.keep_last = 2;
@@ -94,7 +94,7 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
     EXPECT_DOUBLE_EQ(row["val/ppl"], std::exp(row["val/loss"].get<double>()));
   }
   EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{
-                      {0, false}, {1, true}, {20, true}, {30, false}, {40, true}, {60, true}, {60, false}}));
+                      {0, false}, {1, true}, {25, true}, {30, false}, {50, true}, {60, true}, {60, false}}));
 }
 
 /// A corpus of `windows` whole windows of random tokens.
@@ -275,7 +275,8 @@ TEST(Trainer, OnAFullDiskGoesOnOrStopsAsConfigured) {
       said = testing::internal::GetCapturedStderr();
     }
     EXPECT_TRUE(contains(message, policy == "stop" ? "step-00000004.h5" : "step-00000008.h5")) << message;
-    EXPECT_TRUE(contains(message, "File too large; the newest checkpoint is")) << message;
+    EXPECT_TRUE(contains(message, "File too large; the newest checkpoint is " + checkpoint_path(dir / "run", 3)))
+        << message;
     EXPECT_EQ(contains(said, "training goes on"), policy == "continue") << said;
     EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{3}));
     EXPECT_EQ(slurp(checkpoint_path(dir / "run", 3)), kept);
@@ -288,6 +289,47 @@ TEST(Trainer, OnAFullDiskGoesOnOrStopsAsConfigured) {
   whole.train.resume = "auto";
   text_of([&] { train(whole); });
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 8)), learned(checkpoint_path(dir / "whole", 8)));
+}
+
+TEST(Trainer, ASaveThatFailsBesideTrainingEndsItBeforeItsLastStep) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 100000;
+  c.train.on_save_error = "stop";
+  Trainer trainer(c, true, false);
+  spit(dir / "run/save", "");
+  const FullDisk full(50000);
+  EXPECT_TRUE(contains(error_of<Error>([&] { trainer.run(); }), "step-00000001.h5: "));
+}
+
+TEST(Trainer, MetricsThatCannotBeWrittenGoOnOrStopAsConfigured) {
+  for (const std::string policy : {"continue", "stop"}) {
+    const TempDir dir;
+    RunConfig c = tiny_run(dir / "run");
+    c.train.steps = 30;
+    c.train.on_save_error = policy;
+    Trainer trainer(c, true, false);
+    const FullDisk full(3000);
+    testing::internal::CaptureStderr();
+    EXPECT_THROW(trainer.run(), Error);
+    const std::string said = testing::internal::GetCapturedStderr();
+    const std::string warning = "metrics.jsonl: cannot write metrics: File too large; there is no checkpoint; training";
+    EXPECT_EQ(contains(said, warning), policy == "continue") << said;
+  }
+}
+
+TEST(Trainer, ASaveThatFailedOnTheWayDoesNotSpoilTheLast) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 3;
+  train(c);
+  fs::create_directories(checkpoint_path(dir / "run", 11) + "/in the way");
+  c.train.steps = 12;
+  c.train.save_every = 11;
+  c.train.resume = "auto";
+  const std::string said = text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_TRUE(contains(said, "step-00000011.h5: cannot rename")) << said;
+  EXPECT_TRUE(contains(said, "the newest checkpoint is " + checkpoint_path(dir / "run", 3))) << said;
 }
 
 TEST(Trainer, NoCheckpointIsRemovedBeforeTheNewOneReadsBack) {
@@ -309,8 +351,10 @@ TEST(Trainer, ResumingAFinishedRunChangesNothing) {
   train(c);
   const auto rows = timeless_metrics(dir / "run");
   const std::string bytes = slurp(checkpoint_path(dir / "run", 12));
+  const std::string leftover = spit(checkpoint_path(dir / "run", 11) + ".tmp-1-0", "of a killed save");
   c.train.resume = "auto";
   text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_FALSE(fs::exists(leftover));
   EXPECT_EQ(slurp(checkpoint_path(dir / "run", 12)), bytes);
   EXPECT_EQ(timeless_metrics(dir / "run"), rows);
 }
@@ -370,7 +414,24 @@ TEST(Trainer, ADangerousChangeNeedsForce) {
     fs::copy(dir / "run", copy / "run", fs::copy_options::recursive);
     changed.train.run_dir = copy / "run";
     text_of([&] { EXPECT_EQ(train(changed, true).step, 8) << key; });
+    changed.train.steps = 9;
+    text_of([&] { EXPECT_EQ(train(changed).step, 9) << key << " was insisted on once"; });
   }
+}
+
+TEST(Trainer, OtherTokensUnderTheSameNameNeedForce) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.data.train = {random_shard(dir, 8, 17)};
+  c.train.steps = 3;
+  train(c);
+  random_shard(dir, 9, 17);
+  c.train.steps = 4;
+  c.train.resume = "auto";
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "the content of data.train changed"));
+  text_of([&] { EXPECT_TRUE(train(c, true).finished); });
+  c.train.steps = 5;
+  text_of([&] { EXPECT_TRUE(train(c).finished) << "it was insisted on once"; });
 }
 
 TEST(Trainer, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
@@ -406,6 +467,50 @@ TEST(Trainer, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {
   c.train.run_dir = dir / "other";
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
+}
+
+TEST(Trainer, AnotherRunsCheckpointIsSavedAgainHoweverSoonTheRunStops) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  train(c);
+  c.train.resume = checkpoint_path(dir / "run", 4);
+  c.train.run_dir = dir / "other";
+  text_of([&] {
+    Trainer trainer(c, true, false);
+    std::raise(SIGTERM);
+    const RunResult r = trainer.run();
+    EXPECT_EQ(r.reason, "SIGTERM");
+    EXPECT_EQ(r.step, 4);
+  });
+  EXPECT_EQ(checkpoint_steps(dir / "other"), (std::vector<int64_t>{4})) << "--resume would start over";
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 4)), learned(checkpoint_path(dir / "other", 4)));
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "another of its step"));
+  c.train.resume = "true";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
+}
+
+TEST(Trainer, AGoodStepEndsARowOfSkippedOnes) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 3;
+  train(c);
+  ParamStore params(parameter_specs(c.model), DType::f32);
+  AdamW optimizer(params, c.optim);
+  LoopState state;
+  {
+    const Checkpoint file(checkpoint_path(dir / "run", 3));
+    file.load(params, &optimizer);
+    state = file.state();
+  }
+  state.skipped_in_row = 2;
+  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
+                  "");
+  c.train.steps = 4;
+  c.train.resume = "auto";
+  text_of([&] { train(c); });
+  EXPECT_EQ(Checkpoint(checkpoint_path(dir / "run", 4)).state().skipped_in_row, 0);
 }
 
 TEST(Trainer, ParametersThatOverflowSkipUpdatesUntilTheRunGivesUp) {
@@ -455,7 +560,7 @@ TEST(Trainer, RefusesDataThatDoNotFit) {
   c.data.seq_len = 1 << 19;
   EXPECT_TRUE(contains(error_of<DataError>([&] { train(c); }), "fewer than one window"));
   c = tiny_run(TinyCorpus::get().tokenizer_path() + "/run");
-  EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "cannot create the run folder"));
+  EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "cannot create the directory"));
 }
 
 /// Runs the real program for `steps` steps and a few more, then sends it a signal.
