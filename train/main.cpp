@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <csignal>
 
 #include "core/error.h"
 #include "core/report.h"
@@ -21,6 +22,7 @@ int main(int argc, char** argv) {
       "A first run, from text to a trained and exported model, in a few minutes:\n"
       "  bash train/quickstart.sh\n"
       "Help on one command: mmfree COMMAND --help");
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit of a file's size fails instead, and is reported
   int status = 0;
   const int failed = mmfree::run_reporting([&] {
     try {

@@ -33,7 +33,8 @@ struct RunResult {
 /// stopped and resumed equals one that was not, bit for bit.
 class Trainer {
  public:
-  /// Loads or creates everything the run needs. @throws ConfigError, MissingError, DataError, CreateError
+  /// Loads or creates everything the run needs. @throws ConfigError, MissingError, DataError, CreateError, also if
+  /// another process trains in the folder
   Trainer(RunConfig config, bool quiet, bool force);
   /// Trains to the last step and evaluates, or until a signal, max_time, or a file named `stop` in the run folder ends
   /// it (a file named `save` asks for a checkpoint only). Signals are heeded from the constructor on, also during an
@@ -46,6 +47,7 @@ class Trainer {
   using Clock = std::chrono::steady_clock;
 
   void open_run_folder();
+  void lock_run_folder();
   void resume_from(const std::string& path, bool force);
   std::optional<std::string> checkpoint_to_resume();
   void banner() const;
@@ -76,6 +78,7 @@ class Trainer {
   LM lm_;
   AdamW optimizer_;
   LoopState state_;
+  Fd lock_;                          // of the run folder
   std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
   std::unique_ptr<StepRunner> runner_;
   BackgroundSave saving_;

@@ -1,5 +1,6 @@
 // The program as a user meets it: what each subcommand prints, and how each mistake ends.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cmath>
 
@@ -274,6 +275,23 @@ TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
   EXPECT_TRUE(contains(refused.err(), "holds no latent weights"));
   output({"export", f.checkpoint, dir / "m.mmfree", "--embedding", "int8", "--overwrite"});
   output({"generate", dir / "m.mmfree", "-n", "3"});
+}
+
+TEST(Commands, ALimitOfFileSizeEndsInOneLineAndLeavesWhatWasThere) {
+  const Files& f = Files::get();
+  const TempDir dir;
+  spit(dir / "m.mmfree", "older");
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit small{5000, before.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  Program p({"export", f.checkpoint, dir / "m.mmfree", "--overwrite"});
+  const int status = p.wait();
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_EQ(status, 74);
+  EXPECT_EQ(p.err(), "mmfree: " + (dir / "m.mmfree") + ": write failed: File too large\n");
+  EXPECT_EQ(slurp(dir / "m.mmfree"), "older");
+  EXPECT_EQ(dir.files(), 1u);
 }
 
 TEST(Commands, EvalCountsTheTextsBytes) {

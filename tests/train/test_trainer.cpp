@@ -377,6 +377,19 @@ TEST(Trainer, StopAndSaveFilesAreObeyedOnce) {
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{1, 2, 12}));
 }
 
+TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = "auto";
+  {
+    Trainer first(c, true, false);
+    const std::string saving = spit(checkpoint_path(dir / "run", 5) + ".tmp-1-0", "a save under way");
+    EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "another process is training"));
+    EXPECT_TRUE(fs::exists(saving));
+  }
+  EXPECT_TRUE(train(c).finished);
+}
+
 TEST(Trainer, RefusesToOverwriteARunOrToContinueNone) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
