@@ -48,6 +48,7 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
 
 Staging::Staging(const std::string& output, const std::string& plan)
     : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
+  lock_ = lock_directory(output_.string());
   const std::string hash = hex16(hash64(plan));
   if (has_plan(path_ / kPlan, hash)) return;
   std::error_code error;

@@ -19,7 +19,7 @@ class Staging {
   };
 
   /// `plan`: all that the shards' content depends on. What was made for another plan is removed.
-  /// @throws CreateError, IoError
+  /// @throws CreateError, also if another process prepares in the directory, IoError
   Staging(const std::string& output, const std::string& plan);
   ~Staging();
   Staging(const Staging&) = delete;
@@ -37,6 +37,7 @@ class Staging {
  private:
   std::filesystem::path output_, path_, mark_;
   NeededDirectory made_;
+  Fd lock_;
 };
 
 /// The shards directly in a directory, sorted; none if there is no such directory. @throws IoError

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "data/prepare.h"
 #include "data/text_reader.h"
 #include "data/token_shards.h"
@@ -485,6 +486,16 @@ TEST(Prepare, GoesOnOnlyFromWholeShardsOfTheSamePlan) {
   starts_over([&] { s.options.inputs.push_back(spit(s.dir / "b.jsonl", jsonl({babble(20, 77)}))); });
   starts_over([&] { spit(waiting + "/plan", "another"); });
   starts_over([&] { spit(s.dir / "a.jsonl", slurp(s.dir / "a.jsonl") + jsonl({babble(20, 78)})); });
+}
+
+TEST(Prepare, OnlyOneAtATimeInADirectory) {
+  CutCorpus s;
+  std::filesystem::create_directories(s.options.output);
+  {
+    const Fd other = lock_directory(s.options.output);
+    EXPECT_THROW(prepare(s.options), CreateError);
+  }
+  prepare(s.options);
 }
 
 TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
