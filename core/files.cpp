@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include "core/error.h"
 
@@ -126,9 +128,13 @@ std::vector<std::string> missing_directories(const std::string& path) {
 
 Fd lock_directory(const std::string& path) {
   Fd lock(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  const bool taken =
-      lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 && errno == EWOULDBLOCK;
-  MMFREE_CHECK(CreateError, !taken, path,
+  const auto taken = [&] {
+    return lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 &&
+           errno == EWOULDBLOCK;
+  };
+  // A process that was killed just now may hold it for another moment.
+  for (int waits = 0; waits < 20 && taken(); ++waits) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  MMFREE_CHECK(CreateError, !taken(), path,
                ": another process works in this folder; wait for its end, or choose another folder");
   return lock;
 }

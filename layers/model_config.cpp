@@ -64,8 +64,8 @@ void ModelConfig::validate() const {
   for (const PrecisionRule& rule : precision_rules) {
     for (const std::string& name : rule.projections)
       MMFREE_CHECK(ConfigError, std::find(known.begin(), known.end(), name) != known.end(),
-                   "model.precision_rules: unknown projection '", name,
-                   "' (known: i_proj f_proj g_proj o_proj gate_proj down_proj lm_head)");
+                   "model.precision_rules: unknown projection ", quote(name),
+                   " (known: i_proj f_proj g_proj o_proj gate_proj down_proj lm_head)");
     for (int layer : rule.layers)
       MMFREE_CHECK(ConfigError, layer >= 0 && layer < num_hidden_layers, "model.precision_rules: layer ", layer,
                    " is outside 0..", num_hidden_layers - 1);

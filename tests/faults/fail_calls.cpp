@@ -207,6 +207,10 @@ std::set<size_t> choose(const std::vector<Fault>& faults, bool all, bool all_fil
 int main(int argc, char** argv) {
   MMFREE_CHECK(UsageError, argc >= 3 && argc <= 6, "usage: fail_calls COUNT SEED [OPERATION [CASE [END]]]");
   omp_set_num_threads(1);
+  // Before the first fault: libgomp itself ends a process, with a line of its own, that has no memory for its threads.
+#pragma omp parallel
+  {
+  }
   // Its faults are made, so no disk need be waited for.
   if (fs::is_directory("/dev/shm")) setenv("TMPDIR", "/dev/shm", 0);
   const int64_t count = std::atoll(argv[1]);
