@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -37,22 +36,21 @@ struct Lines {
 
 /// The lines of `path` up to `step`.
 Lines lines_up_to(const std::string& path, int64_t step) {
-  std::ifstream in(path, std::ios::binary);
-  MMFREE_CHECK(IoError, in.is_open(), path, ": cannot read the metrics of the run to be resumed");
+  const std::string text = read_file(path, std::numeric_limits<int64_t>::max());
   Lines lines;
-  std::string line;
-  while (std::getline(in, line)) {
-    const bool torn = in.eof();
+  for (size_t at = 0, end; at < text.size(); at = end + 1) {
+    end = std::min(text.find('\n', at), text.size());
+    const bool torn = end == text.size();
+    const std::string line = text.substr(at, end - at);
     const nlohmann::json row = nlohmann::json::parse(line, nullptr, false);
-    const auto at = row.is_object() ? row.find("step") : row.end();
-    if (torn || at == row.end() || !at->is_number_integer()) {
+    const auto found = row.is_object() ? row.find("step") : row.end();
+    if (torn || found == row.end() || !found->is_number_integer()) {
       ++lines.damaged;
-    } else if (at->get<int64_t>() <= step) {
+    } else if (const auto of_line = found->get<int64_t>(); of_line <= step) {
       lines.kept += line + "\n";
-      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, at->get<int64_t>());
+      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, of_line);
     }
   }
-  MMFREE_CHECK(IoError, !in.bad(), path, ": cannot read the metrics of the run to be resumed");
   return lines;
 }
 
@@ -80,7 +78,7 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std:
 }
 
 void MetricsWriter::open() {
-  file_ = Fd(::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666));
+  file_ = Fd(restarted([&] { return ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666); }));
   MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", std::strerror(errno));
 }
 
@@ -97,8 +95,7 @@ void MetricsWriter::write(const Metrics& metrics) {
 
 void MetricsWriter::flush() {
   while (!unwritten_.empty()) {
-    const ssize_t n = ::write(file_.get(), unwritten_.data(), unwritten_.size());
-    if (n < 0 && errno == EINTR) continue;
+    const ssize_t n = restarted([&] { return ::write(file_.get(), unwritten_.data(), unwritten_.size()); });
     MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
     unwritten_.erase(0, size_t(n));
   }
@@ -113,7 +110,7 @@ void MetricsWriter::sync() {
     return;
   }
   // Pipes and devices (/dev/null) cannot be synced, which is no error.
-  doubtful_ = ::fdatasync(file_.get()) != 0 && errno != EINVAL;
+  doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
   MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
 }
 
