@@ -31,7 +31,7 @@ cd "$build"
 # Without memory clang's OpenMP library calls itself for ever when the process exits, which these report as failures. The
 # cases of file calls come first.
 ./fail_calls 400 1 || true
-for operation in hf prepare metrics; do ./fail_calls 0 1 $operation 0 1500 || true; done
+for operation in hf prepare metrics; do ./fail_calls 0 1 $operation 0 900 || true; done
 ./kill_save 40 1
 ./crash_images 40 1
 

@@ -388,7 +388,7 @@ TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
   EXPECT_EQ(c.model.precision_rules.at(0).precision, Precision::f32);
   const std::pair<const char*, const char*> bad[] = {
       {"optim.lr=1 # x", "command line: optim.lr: expected a number, found '1 # x'"},
-      {"optim.lr=\"", "command line: not valid YAML: EOF while parsing quoted scalar"},
+      {"optim.lr=\"\\", "command line: not valid YAML: unknown escape character in double quotes; write \\ for a backslash"},
       {"lr=1", "command line: unknown key 'lr' (did you mean 'optim.lr'?)"},
       {"optim.lr.x=1", "command line: unknown key 'optim.lr.x'"},
       {"optim=1", "command line: optim: expected keys with values, found '1'"},
