@@ -86,7 +86,8 @@ TEST(TokenShards, WhatContradictsItselfIsRefused) {
   };
   const auto open = [&](const Content& c) {
     h5::Writer writer(dir / "a.h5", "tokens");
-    for (const auto& [name, value] : {std::pair{"vocab_size", c.vocab}, {"bos_id", 1}, {"eos_id", 2}, {"dummy_prefix", 1}})
+    for (const auto& [name, value] :
+         {std::pair{"vocab_size", c.vocab}, {"bos_id", 1}, {"eos_id", 2}, {"dummy_prefix", 1}})
       writer.attribute(name, value);
     writer.attribute("split", "train");
     writer.attribute("tokenizer_hash", "0123");

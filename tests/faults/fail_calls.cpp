@@ -71,9 +71,7 @@ struct Seen {
   Op op;
   bool creates, exchanges, library;
   uint32_t size;
-  Call call() const {
-    return {.op = op, .size = size, .creates = creates, .exchanges = exchanges, .library = library};
-  }
+  Call call() const { return {.op = op, .size = size, .creates = creates, .exchanges = exchanges, .library = library}; }
 };
 struct Trace {
   int64_t count[2];  // of file calls, of allocations
@@ -177,8 +175,7 @@ class FailCalls {
 
   std::string judge(const Fault& fault, Op op, const Ended& ended) const {
     if (ended.signal || ended.status == kFalseSuccess) return ended.describe();
-    const bool harmless =
-        (fault.error == EINTR || fault.error == EINVAL || fault.error == kShort) && trace_->hit;
+    const bool harmless = (fault.error == EINTR || fault.error == EINVAL || fault.error == kShort) && trace_->hit;
     if (ended.ok()) return ended.err.empty() ? "" : "succeeds, but says " + ended.err;
     if (harmless) return "is not tried again: " + ended.describe();
     const size_t end = ended.err.find('\n');
