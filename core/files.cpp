@@ -79,7 +79,8 @@ std::vector<std::string> names_in(const std::string& directory) {
   std::error_code error;
   fs::directory_iterator at(directory.empty() ? "." : directory, error);
   for (; !error && at != fs::directory_iterator(); at.increment(error)) names.push_back(at->path().filename().string());
-  MMFREE_CHECK(IoError, !error || error == std::errc::no_such_file_or_directory, directory, ": cannot be listed: ", error.message());
+  MMFREE_CHECK(IoError, !error || error == std::errc::no_such_file_or_directory, directory,
+               ": cannot be listed: ", error.message());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -112,8 +113,7 @@ std::vector<std::string> missing_directories(const std::string& path) {
   std::vector<std::string> missing;
   if (path.empty()) return missing;
   std::error_code ignored;
-  for (auto p = fs::absolute(path).lexically_normal(); !fs::exists(p, ignored);
-       p = p.parent_path())
+  for (auto p = fs::absolute(path).lexically_normal(); !fs::exists(p, ignored); p = p.parent_path())
     missing.push_back(p.string());
   return missing;
 }

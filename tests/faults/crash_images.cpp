@@ -1,6 +1,9 @@
 // Records what operations that write do to a folder, cuts the record at a random point as a power failure would, and
 // looks at what a disk may then hold: the old state or the new one, and once the operation had returned, the new one.
 //   crash_images COUNT SEED [CASE]     CASE: only this one
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
 
@@ -50,13 +53,13 @@ struct Tree {
 /// One thing done to a folder.
 struct Event {
   enum Kind { write, truncate, sync, link, unlink, rename, exchange, sync_folder } kind;
-  Node node = kNone;                  ///< the file or folder that it is done to
-  int64_t offset = 0;                 ///< of write; the new size of truncate
-  std::string bytes = {};             ///< of write
-  Node folder = kNone, to = kNone;    ///< where the name is; where it goes
+  Node node = kNone;                ///< the file or folder that it is done to
+  int64_t offset = 0;               ///< of write; the new size of truncate
+  std::string bytes = {};           ///< of write
+  Node folder = kNone, to = kNone;  ///< where the name is; where it goes
   std::string name = {}, new_name = {};
-  Node other = kNone;                 ///< what exchange puts in node's place
-  bool is_folder = false;             ///< of link
+  Node other = kNone;      ///< what exchange puts in node's place
+  bool is_folder = false;  ///< of link
 };
 
 /// Notes what happens below one folder.
@@ -128,7 +131,7 @@ class Recorder : public interpose::Watch {
     if (call.path == path_) open_[fd] = kRoot;
     const Place place = find(call.path, call.fd);
     if (!place) return;
-    positions_[fd] = 0;
+    positions_[fd] = fcntl(fd, F_GETFL) & O_APPEND ? lseek(fd, 0, SEEK_END) : 0;
     open_[fd] = call.creates && at(place) == kNone ? link(place, false) : at(place);
   }
   Node link(const Place& place, bool is_folder) {
@@ -177,8 +180,8 @@ class Recorder : public interpose::Watch {
 };
 
 /// What a disk may hold when the power fails after the first `end` events. Of what was not synced, each write is kept,
-/// dropped or torn to some of its blocks, whatever the others are; each change of a name is kept or not, but a rename is
-/// never half done, and names never come apart from their files. A bare write that is missing leaves zeros.
+/// dropped or torn to some of its blocks, whatever the others are; each change of a name is kept or not, but a rename
+/// is never half done, and names never come apart from their files. A bare write that is missing leaves zeros.
 class Image {
  public:
   Image(const std::vector<Event>& events, size_t end, const Tree& before, const RandomStream& random)

@@ -292,8 +292,8 @@ TEST(HfFolder, says_when_the_folder_cannot_be) {
   spit(e.dir / "out", "a file");
   EXPECT_THROW(e.write({.overwrite = true}), CreateError);
   const auto below = [&] {
-    write_hf_folder(
-        e.dir / "out/below", e.config, e.shapes, [&](const std::string& name) { return e.tensors.at(name); }, {});
+    write_hf_folder(e.dir / "out/below", e.config, e.shapes,
+                    [&](const std::string& name) { return e.tensors.at(name); }, {});
   };
   EXPECT_THROW(below(), CreateError);
   EXPECT_EQ(slurp(e.dir / "out"), "a file");
