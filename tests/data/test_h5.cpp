@@ -288,14 +288,24 @@ TEST(H5, StructuresThatWriterNeverMakesAreRefusedBehindRightHashes) {
     int value;
     const char* message;
   };
-  const std::string_view layout("\x03\x01\x0a\x64\x04"), filter("\x02\x01\x03\x00", 4);
+  const std::string_view layout("\x03\x01\x0a\x64\x04"), unfiltered("\x04\x02\x02\x03\x01\x0a"),
+      filter("\x02\x01\x03\x00", 4);
   const Case cases[] = {
-      {"FRHP", 5, 9, "a heap with other parameters"},     {"FRHP", 7, 1, "a heap with other parameters"},
-      {"FRHP", 112, 1, "a heap with other parameters"},   {"FRHP", 130, 2, "a heap with other parameters"},
-      {"BTHD", 10, 4, "a tree with other parameters"},    {"BTHD", 10, 33, "a tree with other parameters"},
-      {"BTHD", 12, 9, "a tree with other parameters"},    {"BTHD", 33, 0x7f, "a tree larger than the file"},
-      {"EAHD", 6, 7, "an index of chunks with other"},    {"EAHD", 6, 21, "an index of chunks with other"},
-      {layout, 1, 9, "a chunked layout of unknown form"}, {filter, size_t(-4), 0, "other filters than fletcher32"},
+      {"FRHP", 5, 9, "a heap with other parameters"},
+      {"FRHP", 7, 1, "a heap with other parameters"},
+      {"FRHP", 112, 1, "a heap with other parameters"},
+      {"FRHP", 130, 2, "a heap with other parameters"},
+      {"BTHD", 10, 4, "a tree with other parameters"},
+      {"BTHD", 10, 33, "a tree with other parameters"},
+      {"BTHD", 12, 9, "a tree with other parameters"},
+      {"BTHD", 33, 0x7f, "a tree larger than the file"},
+      {"EAHD", 6, 7, "an index of chunks with other"},
+      {"EAHD", 6, 21, "an index of chunks with other"},
+      {"FRHP", 120, 1, "a heap with other parameters"},
+      {layout, 0, 1, "a chunked layout of unknown form"},
+      {unfiltered, 2, 0, ""},
+      {layout, 1, 9, "a chunked layout of unknown form"},
+      {filter, size_t(-4), 0, "other filters than fletcher32"},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(concat(c.block, '+', int64_t(c.at), " = ", c.value));

@@ -183,6 +183,7 @@ TEST(Tokenizer, LongTextsWithoutALineToEndAt) {
   const std::string words = std::string(300000, 'k');
   expect_exact(t, words);
   expect_exact(t, words + "\n\n\n" + words + "\n");
+  expect_exact(t, std::string((1 << 18) - 1, 'k') + "\n\n\nmi");
 }
 
 TEST(Tokenizer, WithoutADummyPrefixNothingIsTakenAway) {
@@ -199,12 +200,13 @@ TEST(Tokenizer, TrainingReadsBlankLinesAndCutsAtCharacters) {
   std::string wide;
   for (int i = 0; i < 3000; ++i) wide += "日";
   TokenizerTraining training;
-  training.inputs = {spit(dir / "a.txt", babble(20000, 7) + "\n\n\n" + wide + "\nx" + wide)};
+  training.inputs = {spit(dir / "a.txt", babble(20000, 7) + "\n\n\n" + wide + "\nx" + wide), spit(dir / "b.txt", wide)};
   training.output = dir / "a.model";
   training.vocab_size = 400;
   const Tokenizer whole = Tokenizer::train(training);
   EXPECT_LT(whole.encode(wide).size(), 1000u) << "the parts of the long line have been learnt from";
 
+  training.inputs.pop_back();
   training.limit_bytes = babble(20000, 7).size() + 3 + 1;  // inside the first character of the long line
   const Tokenizer cut = Tokenizer::train(training);
   EXPECT_GT(cut.encode(wide).size(), 3000u) << "bytes, for it has never seen the character";
