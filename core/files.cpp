@@ -21,10 +21,8 @@ namespace mmfree {
 namespace fs = std::filesystem;
 
 Fd& Fd::operator=(Fd&& other) noexcept {
-  if (this != &other) {
-    close();
-    fd_ = std::exchange(other.fd_, -1);
-  }
+  Fd taken(std::move(other));
+  std::swap(fd_, taken.fd_);
   return *this;
 }
 

@@ -19,7 +19,7 @@
 namespace mmfree::h5 {
 
 /// Integer types a series may have in the file; those that DType lacks exist on disk only.
-enum class SeriesType : uint8_t { u8, u16, u32, i32, i64 };
+enum class SeriesType : uint8_t { u16, u32, i64 };
 
 /// Writes one file atomically, as a DurableFile: it gets its name at commit(). Memory use does not grow with the size
 /// of the data. The bytes written depend on the calls alone (no times).

@@ -16,7 +16,6 @@
 namespace mmfree::h5 {
 
 void File::fail(const char* what) {
-  if (error) return;
   error = errno ? errno : EIO;
   call = what;
 }
@@ -60,8 +59,7 @@ File& file_of(const H5FD_t* f) { return *reinterpret_cast<const DriverFile*>(f)-
 H5FD_t* driver_open(const char*, unsigned, hid_t access, haddr_t) {
   const auto* file = static_cast<File* const*>(H5Pget_driver_info(access));
   if (!file) return nullptr;
-  auto* opened = new (std::nothrow) DriverFile{};
-  if (!opened) return nullptr;
+  auto* opened = new DriverFile{};  // without memory the guard of the session has ended the process
   opened->file = *file;
   return &opened->base;
 }

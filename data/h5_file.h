@@ -26,7 +26,7 @@ struct File {
   File() = default;
   File(const File&) = delete;
   File& operator=(const File&) = delete;
-  /// Notes errno unless a failure was noted before.
+  /// Notes errno. Nothing is read or written after the first failure.
   void fail(const char* what);
   /// @throws IoError if a call has failed
   void check() const;

@@ -18,35 +18,13 @@ struct Range {
 };
 
 Range range_of(SeriesType type) {
-  switch (type) {
-    case SeriesType::u8:
-      return {0, std::numeric_limits<uint8_t>::max()};
-    case SeriesType::u16:
-      return {0, std::numeric_limits<uint16_t>::max()};
-    case SeriesType::u32:
-      return {0, std::numeric_limits<uint32_t>::max()};
-    case SeriesType::i32:
-      return {std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()};
-    case SeriesType::i64:
-      break;
-  }
+  if (type == SeriesType::u16) return {0, std::numeric_limits<uint16_t>::max()};
+  if (type == SeriesType::u32) return {0, std::numeric_limits<uint32_t>::max()};
   return {std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};
 }
 
 hid_t file_type(SeriesType type) {
-  switch (type) {
-    case SeriesType::u8:
-      return H5T_STD_U8LE;
-    case SeriesType::u16:
-      return H5T_STD_U16LE;
-    case SeriesType::u32:
-      return H5T_STD_U32LE;
-    case SeriesType::i32:
-      return H5T_STD_I32LE;
-    case SeriesType::i64:
-      break;
-  }
-  return H5T_STD_I64LE;
+  return type == SeriesType::u16 ? H5T_STD_U16LE : type == SeriesType::u32 ? H5T_STD_U32LE : H5T_STD_I64LE;
 }
 
 /// Chunk extents of at most kChunkBytes in all, whole inner rows first, the rows spread evenly over the chunks.

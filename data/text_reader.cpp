@@ -166,8 +166,8 @@ bool TextReader::parse(const std::string& line, std::string* text) {
   // The parser takes a zero byte for the end of its input and would accept anything behind it.
   const bool whole = line.find('\0') == std::string::npos;
   const json object = whole ? json::parse(line, keep, /*allow_exceptions=*/false) : json();
-  const auto found = object.is_object() ? object.find("text") : object.end();
-  const bool ok = !too_deep && texts == 1 && object.is_object() && found != object.end() && found->is_string();
+  const auto found = object.find("text");
+  const bool ok = !too_deep && texts == 1 && found != object.end() && found->is_string();
   if (ok) {
     *text = found->get<std::string>();
     MMFREE_CHECK(DataError, int64_t(text->size()) <= kMaxDocumentBytes, files_[file_ - 1], ":", line_number_,

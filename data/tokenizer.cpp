@@ -196,12 +196,12 @@ class Sentences : public sentencepiece::SentenceIterator {
     return true;
   }
 
-  /// Length of a part of at most kMaxBytes: up to the last space, or else to a character's border.
+  /// Length of a part of at most kMaxBytes: up to the last space, or else to a character's border. All text is UTF-8.
   size_t cut(size_t from) const {
     const size_t space = document_.rfind(' ', from + kMaxBytes);
     if (space != std::string::npos && space > from) return space - from;
     size_t n = kMaxBytes;
-    while (n > 1 && (static_cast<unsigned char>(document_[from + n]) & 0xC0) == 0x80) --n;
+    while ((static_cast<unsigned char>(document_[from + n]) & 0xC0) == 0x80) --n;
     return n;
   }
 

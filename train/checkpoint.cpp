@@ -72,7 +72,6 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
-  if (to.size() == 0) return;
   Tensor host = to.device() == Device::cpu ? to : Tensor(to.shape(), to.dtype()), target = to;
   reader_.read(name, 0, to.dim(0), to.dtype(), host.raw_mut());
   if (to.device() != Device::cpu) target.copy_from(host);

@@ -72,7 +72,7 @@ class TreeBuilder : public YAML::EventHandler {
 
   ConfigNode node(const YAML::Mark& mark, const std::string& tag, ConfigNode::Kind kind) {
     // The parser reports "?" for untagged values and "!" for quoted ones.
-    if (!tag.empty() && tag != "?" && tag != "!") refuse(mark, "tags (" + quote(tag) + ") are not supported");
+    if (tag != "?" && tag != "!") refuse(mark, "tags (" + quote(tag) + ") are not supported");
     if (++nodes_ > kMaxNodes) refuse(mark, concat("more than ", kMaxNodes, " values"));
     ConfigNode made;
     made.kind = kind;
@@ -160,22 +160,14 @@ std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line,
 }  // namespace
 
 const ConfigNode* ConfigNode::find(std::string_view name) const {
-  if (kind != Kind::map) return nullptr;
   const auto at = std::find_if(items.begin(), items.end(), [&](const ConfigNode& item) { return item.key == name; });
   return at == items.end() ? nullptr : &*at;
 }
 
 std::string ConfigNode::describe() const {
-  switch (kind) {
-    case Kind::nothing:
-      return "nothing";
-    case Kind::list:
-      return "a list";
-    case Kind::map:
-      return "a map";
-    case Kind::scalar:
-      break;
-  }
+  if (kind == Kind::nothing) return "nothing";
+  if (kind == Kind::list) return "a list";
+  if (kind == Kind::map) return "a map";
   return (quoted ? "quoted " : "") + quote(text);
 }
 

@@ -53,8 +53,8 @@ class Fields {
   int64_t as_integer(const Json& value, const char* key) const {
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
     MMFREE_CHECK(DataError, value.is_number_integer(), where_, key, " must be an integer");
-    const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(kMost)
-                                                 : value.get<int64_t>() >= -kMost && value.get<int64_t>() <= kMost;
+    const bool fits =
+        value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(kMost) : value.get<int64_t>() >= -kMost;
     MMFREE_CHECK(DataError, fits, where_, key, " must lie within -", kMost, "..", kMost);
     return value.get<int64_t>();
   }

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -37,22 +36,21 @@ struct Lines {
 
 /// The lines of `path` up to `step`.
 Lines lines_up_to(const std::string& path, int64_t step) {
-  std::ifstream in(path, std::ios::binary);
-  MMFREE_CHECK(IoError, in.is_open(), path, ": cannot read the metrics of the run to be resumed");
+  const std::string text = read_file(path, std::numeric_limits<int64_t>::max());
   Lines lines;
-  std::string line;
-  while (std::getline(in, line)) {
-    const bool torn = in.eof();
+  for (size_t at = 0, end; at < text.size(); at = end + 1) {
+    end = std::min(text.find('\n', at), text.size());
+    const bool torn = end == text.size();
+    const std::string line = text.substr(at, end - at);
     const nlohmann::json row = nlohmann::json::parse(line, nullptr, false);
-    const auto at = row.is_object() ? row.find("step") : row.end();
-    if (torn || at == row.end() || !at->is_number_integer()) {
+    const auto found = row.is_object() ? row.find("step") : row.end();
+    if (torn || found == row.end() || !found->is_number_integer()) {
       ++lines.damaged;
-    } else if (at->get<int64_t>() <= step) {
+    } else if (const auto of_line = found->get<int64_t>(); of_line <= step) {
       lines.kept += line + "\n";
-      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, at->get<int64_t>());
+      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, of_line);
     }
   }
-  MMFREE_CHECK(IoError, !in.bad(), path, ": cannot read the metrics of the run to be resumed");
   return lines;
 }
 

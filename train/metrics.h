@@ -24,7 +24,7 @@ class MetricsWriter {
   /// Keeps the lines of an existing file whose "step" is <= resume_step (-1: none, a fresh run) and drops the others
   /// together with torn or damaged lines, so that a resumed run's file equals an uninterrupted one's. The kept lines
   /// replace the file in one rename. Rows of step S must be written before the checkpoint of step S.
-  /// Throws CreateError if the file cannot be created and IoError if reading or writing fails.
+  /// Throws CreateError if the file cannot be created, MissingError or IoError if reading or writing fails.
   explicit MetricsWriter(std::string path, int64_t resume_step = -1);
 
   /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full.

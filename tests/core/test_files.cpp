@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -106,6 +107,30 @@ TEST(Files, a_needed_directory_goes_again_unless_it_is_used_or_kept) {
   for (const char* name : {"a/b/x", "a/b/x/y", "a/b/n/../x", "loop", "loop/y"})
     EXPECT_THROW(NeededDirectory(dir / name), CreateError) << name;
   EXPECT_EQ(slurp(dir / "a/b/x"), "");
+}
+
+TEST(Files, a_read_that_fails_names_the_place) {
+  const TempDir dir;
+  const Fd folder(::open(dir.path().c_str(), O_RDONLY | O_DIRECTORY));
+  char byte;
+  EXPECT_THROW(read_exactly(folder, dir.path(), 0, &byte, 1), IoError);
+}
+
+TEST(Files, the_working_directory_needs_no_name) {
+  sync_directory("");
+  const NeededDirectory here("");
+  require_space("x", 1);
+}
+
+TEST(Files, a_directory_that_cannot_be_made_is_an_error) {
+  const TempDir dir;
+  spit(dir / "file", "x");
+  EXPECT_THROW(NeededDirectory(dir / "file"), CreateError);
+  EXPECT_THROW(NeededDirectory(dir / "file/below"), std::exception);
+  EXPECT_THROW(NeededDirectory("/proc/self/below"), CreateError);
+  std::filesystem::create_symlink(dir / "nowhere", dir / "link");
+  EXPECT_THROW(NeededDirectory(dir / "link"), CreateError) << "its name is taken, and it leads nowhere";
+  EXPECT_EQ(dir.files(), 2u);
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 #include "core/error.h"
 #include "data/batches.h"
+#include "data/h5.h"
+#include "data/tokenizer.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -73,6 +75,51 @@ TEST(TokenShards, DisagreementAndDamageAreErrors) {
   bytes[bytes.size() / 2] ^= 1;
   spit(first, bytes);
   EXPECT_THROW(TokenShards({first}), DataError);
+}
+
+TEST(TokenShards, WhatContradictsItselfIsRefused) {
+  TempDir dir;
+  struct Content {
+    Shape tokens = {5};
+    std::vector<int32_t> ids = {0, 1, 2, 3, 4}, piece_bytes = std::vector<int32_t>(10, 3);
+    int64_t vocab = 10;
+  };
+  const auto open = [&](const Content& c) {
+    h5::Writer writer(dir / "a.h5", "tokens");
+    for (const auto& [name, value] :
+         {std::pair{"vocab_size", c.vocab}, {"bos_id", 1}, {"eos_id", 2}, {"dummy_prefix", 1}})
+      writer.attribute(name, value);
+    writer.attribute("split", "train");
+    writer.attribute("tokenizer_hash", "0123");
+    writer.write("tokens", DType::i32, c.tokens, c.ids.data());
+    writer.write("piece_bytes", DType::i32, {int64_t(c.piece_bytes.size())}, c.piece_bytes.data());
+    writer.create_series("document_starts", h5::SeriesType::i64);
+    writer.commit();
+    const TokenShards shards({dir / "a.h5"});
+    std::vector<int32_t> out(5);
+    shards.read(0, 5, out.data());
+    EXPECT_THROW(shards.read(0, -1, out.data()), ShapeError);
+    EXPECT_THROW(shards.read(6, 0, out.data()), ShapeError);
+  };
+  EXPECT_NO_THROW(open({}));
+  EXPECT_THROW(open({.tokens = {5, 1}}), DataError);
+  EXPECT_THROW(open({.ids = {0, -1, 2, 3, 4}}), DataError);
+  EXPECT_THROW(open({.vocab = 11}), DataError) << "a piece without its length";
+  for (const int bytes : {-1, Tokenizer::kMaxPieceBytes + 1}) {
+    Content c;
+    c.piece_bytes[3] = bytes;
+    EXPECT_THROW(open(c), DataError) << bytes;
+  }
+}
+
+TEST(TokenShards, OneSplitAndOneVocabularyAtATime) {
+  TempDir dir;
+  write_shard(dir / "a.h5", info_of(100), 0, {5});
+  write_shard(dir / "b.h5", info_of(100, "0123", "valid"), 0, {5});
+  EXPECT_THROW(TokenShards({dir / "a.h5", dir / "b.h5"}), DataError);
+  write_shard(dir / "b.h5", info_of(101), 0, {5});
+  EXPECT_THROW(TokenShards({dir / "a.h5", dir / "b.h5"}), DataError);
+  EXPECT_THROW(TokenShards({}), MissingError);
 }
 
 TEST(TokenShards, FingerprintFollowsTokensAndOrder) {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "data/h5.h"
+#include "tests/support/h5_repair.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -234,6 +235,93 @@ TEST(H5, FailedWritesLeaveTheOldFile) {
   const FileSizeLimit cap(old.size());
   small_file(dir, "a.h5", 2);
   EXPECT_NE(slurp(dir / "a.h5"), old);
+}
+
+TEST(H5, WhatDoesNotFitIsRefused) {
+  TempDir dir;
+  h5::Writer writer(dir / "a.h5", "checkpoint");
+  const bf16 half[3] = {bf16(1.0f), bf16(2.0f), bf16(3.0f)};
+  writer.write("half", DType::bf16, {3}, half);
+  writer.write("bytes", DType::u8, {3}, "abc");
+  EXPECT_THROW(writer.write("bytes", DType::u8, {3}, "abc"), IoError) << "a name twice";
+  writer.attribute("large", std::string(33 << 20, 'x'));
+  writer.commit();
+  const h5::Reader reader(dir / "a.h5", "checkpoint");
+  int32_t out[3];
+  EXPECT_THROW(reader.read("half", 0, 3, DType::i32, out), DataError);
+  EXPECT_THROW(reader.read("bytes", -1, 1, DType::u8, out), ShapeError);
+  EXPECT_THROW(reader.read("bytes", 0, -1, DType::u8, out), ShapeError);
+  EXPECT_THROW(reader.attribute_string("large"), DataError);
+
+  h5::Writer long_kind(dir / "b.h5", "a kind of 16 byt");
+  EXPECT_THROW(long_kind.commit(), Error);
+}
+
+TEST(H5, AnotherVersionIsNamed) {
+  TempDir dir;
+  std::string bytes = slurp(small_file(dir, "a.h5", 1));
+  bytes[8] = 2;
+  const uint64_t hash = hash64({bytes.data(), 4088});
+  std::memcpy(&bytes[4088], &hash, 8);
+  spit(dir / "a.h5", bytes);
+  try {
+    h5::Reader(dir / "a.h5", "checkpoint");
+    ADD_FAILURE() << "read";
+  } catch (const DataError& e) {
+    EXPECT_NE(std::string(e.what()).find("format version 2"), std::string::npos) << e.what();
+  }
+}
+
+TEST(H5, StructuresThatWriterNeverMakesAreRefusedBehindRightHashes) {
+  TempDir dir;
+  const std::vector<float> values(1000);
+  h5::Writer writer(dir / "a.h5", "tokens");
+  for (int i = 0; i < 20; ++i) writer.write(concat("param/", i), DType::f32, {10, 100}, values.data());
+  writer.create_series("tokens", h5::SeriesType::u16);
+  const std::vector<int32_t> tokens(40000, 7);
+  writer.append("tokens", tokens.data(), int64_t(tokens.size()));
+  writer.commit();
+  const std::string good = slurp(dir / "a.h5").substr(4096);
+  struct Case {
+    std::string_view block;
+    size_t at;
+    int value;
+    const char* message;
+  };
+  const std::string_view layout("\x03\x01\x0a\x64\x04"), unfiltered("\x04\x02\x02\x03\x01\x0a"),
+      filter("\x02\x01\x03\x00", 4);
+  const Case cases[] = {
+      {"FRHP", 5, 9, "a heap with other parameters"},
+      {"FRHP", 7, 1, "a heap with other parameters"},
+      {"FRHP", 112, 1, "a heap with other parameters"},
+      {"FRHP", 130, 2, "a heap with other parameters"},
+      {"BTHD", 10, 4, "a tree with other parameters"},
+      {"BTHD", 10, 33, "a tree with other parameters"},
+      {"BTHD", 12, 9, "a tree with other parameters"},
+      {"BTHD", 33, 0x7f, "a tree larger than the file"},
+      {"EAHD", 6, 7, "an index of chunks with other"},
+      {"EAHD", 6, 21, "an index of chunks with other"},
+      {"FRHP", 120, 1, "a heap with other parameters"},
+      {layout, 0, 1, "a chunked layout of unknown form"},
+      {unfiltered, 2, 0, ""},
+      {layout, 1, 9, "a chunked layout of unknown form"},
+      {filter, size_t(-4), 0, "other filters than fletcher32"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(concat(c.block, '+', int64_t(c.at), " = ", c.value));
+    std::string bad = good;
+    ASSERT_NE(bad.find(c.block), std::string::npos);
+    bad[bad.find(c.block) + c.at] = char(c.value);
+    spit(dir / "a.h5", h5_file_of(repair_h5_checksums(bad), "tokens"));
+    try {
+      h5::Reader(dir / "a.h5", "tokens");
+      ADD_FAILURE() << "read";
+    } catch (const DataError& e) {
+      EXPECT_NE(std::string(e.what()).find(c.message), std::string::npos) << e.what();
+    }
+  }
+  spit(dir / "a.h5", h5_file_of(repair_h5_checksums(good), "tokens"));
+  EXPECT_NO_THROW(h5::Reader(dir / "a.h5", "tokens"));
 }
 
 }  // namespace

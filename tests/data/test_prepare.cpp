@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <zstd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <map>
@@ -143,6 +145,33 @@ TEST(TextReader, DamagedFilesAreErrors) {
   spit(dir / "a.csv", "x");
   EXPECT_THROW(TextReader({dir / "a.csv"}), UsageError);
   EXPECT_THROW(TextReader({dir / "absent.txt"}), MissingError);
+}
+
+TEST(TextReader, FilesThatChangeOrAreNoFiles) {
+  TempDir dir;
+  const std::string path = spit(dir / "a.jsonl", R"({"text":"one"})");
+  std::string text;
+  TextReader gone({path}), folder({path}), half({path});
+  ASSERT_TRUE(half.next(&text));
+  EXPECT_EQ(half.bytes_read(), half.total_bytes());
+  std::filesystem::remove(path);
+  EXPECT_THROW(gone.next(&text), MissingError);
+  std::filesystem::create_directory(path);
+  EXPECT_THROW(folder.next(&text), IoError);
+  ASSERT_EQ(::mkfifo((dir / "pipe.txt").c_str(), 0600), 0);
+  EXPECT_THROW(TextReader({dir / "pipe.txt"}), MissingError);
+}
+
+TEST(TextReader, LinesAndDocumentsHaveALimit) {
+  TempDir dir;
+  const std::string path = spit(dir / "a.jsonl", "");
+  std::filesystem::resize_file(path, uintmax_t(TextReader::kMaxDocumentBytes) * 2 + 1);
+  std::string text;
+  TextReader line({path}, true);
+  EXPECT_THROW(line.next(&text), DataError);
+  spit(path, "{\"text\":\"" + std::string(size_t(TextReader::kMaxDocumentBytes) + 1, 'x') + "\"}\n");
+  TextReader document({path}, true);
+  EXPECT_THROW(document.next(&text), DataError);
 }
 
 /// Texts of the documents in the shards of one split, bos and eos checked and removed.
@@ -537,6 +566,54 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
   EXPECT_FALSE(std::filesystem::exists(kept));
   const auto train = documents_of(s.tokenizer, s.options.output, "train");
   EXPECT_EQ(train.at(0) + documents_of(s.tokenizer, s.options.output, "valid").at(0), babble(1000, 2));
+}
+
+TEST(Prepare, TailsOfAnyTextAddUpToIt) {
+  Corpus s;
+  std::vector<std::string> texts = {"x", "\n" + std::string(50, 'k'), std::string(50, 'k') + "\n",
+                                    "a\n" + std::string(6000, 'k')};
+  for (double fraction : {0.01, 0.5, 0.99}) {
+    s.options.inputs = {spit(s.dir / "a.jsonl", jsonl(texts))};
+    s.options.valid_fraction = fraction;
+    s.options.overwrite = true;
+    const PrepareSummary summary = prepare(s.options);
+    std::string all, parts;
+    for (const std::string& text : texts) all += text;
+    for (const char* split : {"train", "valid"})
+      for (const std::string& text : documents_of(s.tokenizer, s.options.output, split)) parts += text;
+    EXPECT_EQ(summary.train.bytes + summary.valid.bytes, int64_t(all.size())) << fraction;
+    std::sort(all.begin(), all.end()), std::sort(parts.begin(), parts.end());
+    EXPECT_EQ(parts, all) << fraction;
+  }
+  s.options.valid_fraction = 1e-18;
+  EXPECT_THROW(prepare(s.options), DataError) << "nothing is left to hold out";
+}
+
+TEST(Prepare, LimitsOtherFilesAndATokenizerWithoutEnds) {
+  Corpus s;
+  std::string model = s.tokenizer.serialized();
+  for (const char* piece : {"<s>", "</s>"}) model[model.find(piece) + 1] = '?';
+  s.options.tokenizer = spit(s.dir / "endless.model", model);
+  s.options.inputs = {spit(s.dir / "a.jsonl", jsonl(std::vector<std::string>(30, "kalo mi lo")))};
+  s.options.limit_bytes = 45;
+  s.options.valid_fraction = 0.3;
+  std::filesystem::create_directories(s.options.output);
+  spit(s.options.output + "/train-notes.txt", "stays");
+  const PrepareSummary summary = prepare(s.options);
+  EXPECT_TRUE(summary.held_out_tails) << "of five documents";
+  EXPECT_EQ(summary.train.bytes + summary.valid.bytes, 50);
+  EXPECT_EQ(slurp(s.options.output + "/train-notes.txt"), "stays");
+  const TokenShards shards({s.options.output + "/train-*.h5"});
+  EXPECT_EQ(shards.info().bos_id, -1);
+  EXPECT_EQ(shards.info().eos_id, -1);
+  EXPECT_EQ(summary.train.documents, shards.documents());
+
+  std::vector<PrepareOptions> bad(4, s.options);
+  bad[0].valid_fraction = -0.1;
+  bad[1].valid_fraction = std::nan("");
+  bad[2].shard_tokens = 0;
+  bad[3].limit_bytes = -1;
+  for (const PrepareOptions& options : bad) EXPECT_THROW(prepare(options), UsageError);
 }
 
 }  // namespace

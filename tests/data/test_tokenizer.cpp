@@ -177,7 +177,63 @@ TEST(Tokenizer, HostileModelsAreRefused) {
   EXPECT_THROW(Tokenizer::load(dir / "absent.model"), MissingError);
 }
 
+TEST(Tokenizer, LongTextsWithoutALineToEndAt) {
+  TempDir dir;
+  const Tokenizer t = small_tokenizer(dir);
+  const std::string words = std::string(300000, 'k');
+  expect_exact(t, words);
+  expect_exact(t, words + "\n\n\n" + words + "\n");
+  expect_exact(t, std::string((1 << 18) - 1, 'k') + "\n\n\nmi");
+}
+
+TEST(Tokenizer, WithoutADummyPrefixNothingIsTakenAway) {
+  TempDir dir;
+  const std::string bytes = small_tokenizer(dir).serialized() + field(3, std::string("\x18\0", 2));
+  const Tokenizer t = Tokenizer::from_bytes(bytes);
+  EXPECT_FALSE(t.adds_dummy_prefix());
+  expect_exact(t, " kalo mi");
+  expect_exact(t, std::string(300000, 'k') + "\n kalo mi");
+}
+
+TEST(Tokenizer, TrainingReadsBlankLinesAndCutsAtCharacters) {
+  TempDir dir;
+  std::string wide;
+  for (int i = 0; i < 3000; ++i) wide += "日";
+  TokenizerTraining training;
+  training.inputs = {spit(dir / "a.txt", babble(20000, 7) + "\n\n\n" + wide + "\nx" + wide), spit(dir / "b.txt", wide)};
+  training.output = dir / "a.model";
+  training.vocab_size = 400;
+  const Tokenizer whole = Tokenizer::train(training);
+  EXPECT_LT(whole.encode(wide).size(), 1000u) << "the parts of the long line have been learnt from";
+
+  training.inputs.pop_back();
+  training.limit_bytes = babble(20000, 7).size() + 3 + 1;  // inside the first character of the long line
+  const Tokenizer cut = Tokenizer::train(training);
+  EXPECT_GT(cut.encode(wide).size(), 3000u) << "bytes, for it has never seen the character";
+}
+
+TEST(Tokenizer, TrainingSaysWhatItCannotDo) {
+  TempDir dir;
+  TokenizerTraining good;
+  good.inputs = {spit(dir / "a.txt", babble(2000, 7)), spit(dir / "b.jsonl", "{broken")};
+  EXPECT_THROW(Tokenizer::train(good), DataError) << "the second file, when training is under way";
+  std::vector<TokenizerTraining> bad(5, good);
+  bad[0].type = "word";
+  bad[1].vocab_size = 261;
+  bad[2].vocab_size = (1 << 20) + 1;
+  bad[3].character_coverage = 0;
+  bad[4].character_coverage = 1.5;
+  for (const TokenizerTraining& t : bad) EXPECT_THROW(Tokenizer::train(t), UsageError);
+}
+
+TEST(Tokenizer, TooManyPiecesAreRefused) {
+  std::string bytes;
+  for (int i = 0; i <= 1 << 20; ++i) bytes += field(1, field(1, concat(i)));
+  EXPECT_THROW(Tokenizer::from_bytes(bytes), DataError);
+}
+
 TEST(Utf8, CharactersAndDamage) {
+  EXPECT_EQ(utf8_char(""), 0);
   EXPECT_EQ(utf8_char("a"), 1);
   EXPECT_EQ(utf8_char("é"), 2);
   EXPECT_EQ(utf8_char("日"), 3);

@@ -8,6 +8,7 @@ A condition of a source file counts once, however many templates or programs it 
 if any of them took it.
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -69,7 +70,13 @@ def plain(text):
 
 
 class Source:
+    @staticmethod
+    @functools.cache
+    def of(path):
+        return Source(path)
+
     def __init__(self, path):
+        self.name = path
         self.text = open(path, encoding="utf-8").read()
         self.starts = [0]
         for line in self.text.splitlines(keepends=True):
@@ -108,29 +115,30 @@ def outcomes(report, sources):
     for function, name in zip(functions, names):
         files = function["filenames"]
         within = {r[6]: r for r in function["regions"] if r[7] == EXPANSION}
-        of_check = {}  # expansion -> the operands of its condition that are still to be matched
+        left = {}  # expansion of MMFREE_CHECK -> operands of its condition that are still to come
         for branch in function["branches"]:
-            line, column, file = branch[0], branch[1], branch[6]
-            taken, root = [branch[4] > 0, branch[5] > 0], file
+            (line, column), file, taken = branch[:2], branch[6], [branch[4] > 0, branch[5] > 0]
+            root = file
             while root in within:
-                line, column, root = within[root][0], within[root][1], within[root][5]
-            source = next((s for s in sources if files[root].endswith("/" + s)), None)
+                (line, column), root = within[root][:2], within[root][5]
+            source = next((sources[s] for s in sources if files[root].endswith("/" + s)), None)
             if not source:
                 continue
-            text = sources[source].between(branch) if root == file else None
-            condition = None if root == file else sources[source].check(line, column)
+            text = source.between(branch if root == file else within[file])
+            condition = source.check(line, column) if root != file else None
             if condition is not None:
                 parts = operands(condition)
-                if len(parts) == 1 and branch[3] - branch[1] > 1 and file not in of_check:
-                    of_check[file] = []
-                    text, taken = parts[0], taken[::-1]  # the macro asks for the opposite
+                place = Source.of(files[file]).between(branch)  # in the macro
+                if place == "!(condition)":
+                    text, taken = condition, taken[::-1]
+                elif place == "condition":
+                    text = left.setdefault(file, parts).pop(0)
                 else:
-                    rest = of_check.setdefault(file, parts)
-                    text = rest.pop(0) if rest else "in the message of " + parts[0]
-            key = (source, line, column, text or sources[source].between(within[file]), function_name(name))
-            both = found.setdefault(key, [False, False])
-            both[0] |= taken[0]
-            both[1] |= taken[1]
+                    text = "in the message of " + plain(condition)
+            if not is_compound(text):  # clang adds the whole of some expressions to their operands
+                key = (source.name, line, column, plain(text), function_name(name))
+                both = found.setdefault(key, [False, False])
+                found[key] = [both[0] or taken[0], both[1] or taken[1]]
     return found
 
 
@@ -145,7 +153,7 @@ def reasons(path):
 
 
 def main(report, readers, names):
-    sources = {name: Source(name) for name in names}
+    sources = {name: Source.of(name) for name in names}
     found = outcomes(json.load(open(report, encoding="utf-8")), sources)
     known, used = reasons(readers), set()
     without = all_taken = 0

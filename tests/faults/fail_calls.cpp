@@ -57,6 +57,8 @@ bool can_fail(const Call& call, int error) {
     case EINTR:
       return transfers(call.op) || syncs(call.op) || (call.op == Op::open && !call.library) ||
              call.op == Op::ftruncate || call.op == Op::close;
+    case EINVAL:  // of file systems that cannot let two names change places
+      return call.exchanges;
     case ENOMEM:
       return call.op == Op::allocate || call.op == Op::mmap;
     default:
@@ -67,9 +69,9 @@ bool can_fail(const Call& call, int error) {
 /// What is known of one call after a run without faults.
 struct Seen {
   Op op;
-  bool creates, library;
+  bool creates, exchanges, library;
   uint32_t size;
-  Call call() const { return {.op = op, .size = size, .creates = creates, .library = library}; }
+  Call call() const { return {.op = op, .size = size, .creates = creates, .exchanges = exchanges, .library = library}; }
 };
 struct Trace {
   int64_t count[2];  // of file calls, of allocations
@@ -86,7 +88,7 @@ class Injector : public interpose::Watch {
     const int64_t number = trace_.count[memory]++;
     if (fault_.at < 0) {
       if (number < kMostCalls)
-        trace_.calls[memory][number] = {call.op, call.creates, call.library, uint32_t(call.size)};
+        trace_.calls[memory][number] = {call.op, call.creates, call.exchanges, call.library, uint32_t(call.size)};
       return {};
     }
     const bool now = number == fault_.at || (fault_.sticky && number > fault_.at && can_fail(call, fault_.error));
@@ -163,7 +165,7 @@ class FailCalls {
     for (const bool memory : {false, true}) {
       MMFREE_CHECK(Error, trace_->count[memory] <= kMostCalls, operation_.name(), ": too many calls to list");
       for (int64_t i = 0; i < trace_->count[memory]; ++i)
-        for (const int error : {EIO, ENOSPC, EDQUOT, EINTR, kShort, ENOMEM})
+        for (const int error : {EIO, ENOSPC, EDQUOT, EINTR, EINVAL, kShort, ENOMEM})
           for (const bool sticky : {false, true})
             if ((error == ENOMEM || !memory) && can_fail(trace_->calls[memory][i].call(), error) &&
                 !(error == EINTR && sticky))
@@ -173,7 +175,7 @@ class FailCalls {
 
   std::string judge(const Fault& fault, Op op, const Ended& ended) const {
     if (ended.signal || ended.status == kFalseSuccess) return ended.describe();
-    const bool harmless = (fault.error == EINTR || fault.error == kShort) && trace_->hit;
+    const bool harmless = (fault.error == EINTR || fault.error == EINVAL || fault.error == kShort) && trace_->hit;
     if (ended.ok()) return ended.err.empty() ? "" : "succeeds, but says " + ended.err;
     if (harmless) return "is not tried again: " + ended.describe();
     const size_t end = ended.err.find('\n');

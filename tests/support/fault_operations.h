@@ -14,6 +14,7 @@
 #include "tests/support/saved_run.h"
 #include "tests/support/temp_dir.h"
 #include "train/hf_folder.h"
+#include "train/metrics.h"
 #include "train/ternary_file.h"
 
 namespace mmfree {
@@ -305,6 +306,39 @@ class PrepareOperation : public FaultOperation {
   }
 };
 
+/// A resumed run's metrics: what a later step left goes, a line is added and brought to the disk.
+class MetricsOperation : public FaultOperation {
+ public:
+  const char* name() const override { return "metrics"; }
+  void prepare(const std::string& dir) override {
+    std::filesystem::create_directories(dir);
+    spit(file(dir), lines(3));
+  }
+  void run(const std::string& dir, const std::function<void()>& begin) override {
+    begin();
+    MetricsWriter metrics(file(dir), 2);
+    metrics.write({{"step", int64_t(3)}, {"again", int64_t(1)}});
+    try {
+      metrics.sync();
+    } catch (const IoError&) {
+      metrics.sync();  // as the next save does; what a failed sync leaves in doubt is written anew
+    }
+  }
+  void check(const std::string& dir, bool succeeded) override {
+    const std::string got = slurp(file(dir));
+    if (got == lines(2) + "{\"step\": 3, \"again\": 1}\n") return;
+    MMFREE_CHECK(Error, !succeeded && (got == lines(3) || got == lines(2)), "metrics are lost: ", got);
+  }
+
+ private:
+  static std::string file(const std::string& dir) { return dir + "/metrics.jsonl"; }
+  static std::string lines(int64_t steps) {
+    std::string all;
+    for (int64_t step = 1; step <= steps; ++step) all += metrics_line({{"step", step}}) + "\n";
+    return all;
+  }
+};
+
 inline std::vector<std::unique_ptr<FaultOperation>> fault_operations() {
   std::vector<std::unique_ptr<FaultOperation>> all;
   all.push_back(std::make_unique<SaveOperation>());
@@ -314,6 +348,7 @@ inline std::vector<std::unique_ptr<FaultOperation>> fault_operations() {
   all.push_back(std::make_unique<TernaryOperation>());
   all.push_back(std::make_unique<HfOperation>());
   all.push_back(std::make_unique<PrepareOperation>());
+  all.push_back(std::make_unique<MetricsOperation>());
   return all;
 }
 

@@ -9,6 +9,7 @@
 #include "optim/schedule.h"
 #include "tests/support/paths.h"
 #include "train/config.h"
+#include "train/config_tree.h"
 
 namespace mmfree {
 namespace {
@@ -183,6 +184,12 @@ TEST(Config, ReadsEveryKindOfValue) {
   EXPECT_EQ(c.source, "dir/my.run.yaml");
 }
 
+TEST(Config, DurationsHaveFourUnits) {
+  for (const auto& [text, seconds] : {std::pair{"1d2h3m4s", 93784.0}, {"5s", 5.0}, {"2d", 172800.0}, {"0.5", 0.5}})
+    EXPECT_EQ(load_config_text(concat("train: {max_time: ", text, "}"), "x.yaml").train.max_time, seconds) << text;
+  EXPECT_NE(message_of("", {"train.max_time="}), "accepted");
+}
+
 TEST(Config, EmptyTextGivesTheDefaults) {
   RunConfig defaults;
   defaults.train.run_dir = "runs/x";
@@ -260,6 +267,7 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        "i_proj|f_proj|g_proj|o_proj|gate_proj|down_proj|lm_head, found 'q_proj'"},
       {"model:\n  num_hidden_layers: 2\n  precision_rules: [{layers: [2], precision: f32}]",
        "x.yaml:3: model.precision_rules: layer 2 is outside 0..1"},
+      {"\nmodel: {vocab_size: 2}", "x.yaml:2: model.eos_token_id: 2 is outside -1..1"},
       {"model:\n  vocab_size: 10\n  eos_token_id: 10", "x.yaml:3: model.eos_token_id: 10 is outside -1..9"},
       {"train:\n  batch_size: 10\n  micro_batch_size: 4",
        "x.yaml:3: train.micro_batch_size: 4 does not divide train.batch_size (10)"},
@@ -275,6 +283,17 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"optim: {lr: !x 3}", "x.yaml:1: tags ('!x') are not supported"},
       {"{[a]: 3}", "x.yaml:1: a key must be plain text, found a list (is a bracket left open?)"},
       {"optim: {}\n---\noptim: {}", "x.yaml:3: a second YAML document; a configuration is one document"},
+      {"train: {max_time: \"90\"}",
+       "x.yaml:1: train.max_time: expected seconds or a duration such as 90m or 2h30m, found quoted '90'"},
+      {"train: {max_time: 90q}",
+       "x.yaml:1: train.max_time: expected seconds or a duration such as 90m or 2h30m, found '90q'"},
+      {"train: {max_time: 1h5}",
+       "x.yaml:1: train.max_time: expected seconds or a duration such as 90m or 2h30m, found '1h5'"},
+      {"train: {max_time: 20000d}", "x.yaml:1: train.max_time: expected 0 to 1e9 seconds, found '20000d'"},
+      {"train: {capture: \"true\"}", "x.yaml:1: train.capture: expected true or false, found quoted 'true'"},
+      {"train: {threads: 4097}", "x.yaml:1: train.threads: expected an integer in 0..4096, found '4097'"},
+      {"model: {precision: [f32]}", "x.yaml:1: model.precision: expected ternary|bf16|f32, found a list"},
+      {"train: {batch_size: x, micro_batch_size: 7}", "x.yaml:1: train.batch_size: expected an integer, found 'x'"},
       {"a: b: c", "x.yaml:1: not valid YAML: illegal map value"},
       {"a: \"\\", "x.yaml:1: not valid YAML: unknown escape character in double quotes; write \\ for a backslash"},
       {"optim:\n  lr: [1\n", "x.yaml:3: not valid YAML: end of sequence flow not found"},
@@ -302,6 +321,20 @@ TEST(Config, ReportsAllProblemsInTheOrderOfTheFile) {
             "command line: 'oops' is not an override; expected section.key=value\n"
             "command line: data.seq_len: expected an integer in 1..1048576, found '-1'\n"
             "command line: unknown key 'optim.epz' (did you mean 'eps'?)");
+}
+
+TEST(Config, AProblemBelowAKeyIsOneOfTheKey) {
+  Problems problems("x.yaml");
+  problems.add(Problems::kNoLine, "data.valid[0]", "no line has it");
+  EXPECT_TRUE(problems.failed("data.valid"));
+  EXPECT_TRUE(problems.failed("data"));
+  EXPECT_FALSE(problems.failed("data.val"));
+  try {
+    problems.throw_if_any();
+    FAIL();
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(error.what(), "x.yaml: no line has it");
+  }
 }
 
 TEST(Config, LimitsSizeDepthAndCount) {
@@ -358,6 +391,8 @@ TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
   EXPECT_EQ(c.model.precision_rules.at(0).precision, Precision::f32);
   const std::pair<const char*, const char*> bad[] = {
       {"optim.lr=1 # x", "command line: optim.lr: expected a number, found '1 # x'"},
+      {"optim.lr=\"\\",
+       "command line: not valid YAML: unknown escape character in double quotes; write \\ for a backslash"},
       {"lr=1", "command line: unknown key 'lr' (did you mean 'optim.lr'?)"},
       {"optim.lr.x=1", "command line: unknown key 'optim.lr.x'"},
       {"optim=1", "command line: optim: expected keys with values, found '1'"},
@@ -381,6 +416,7 @@ TEST(Config, MissingFilesHaveTheirOwnStatus) {
     }
   }
   EXPECT_THROW(load_config("/dev/zero"), ConfigError);
+  EXPECT_THROW(load_config("/proc/self/mem"), MissingError) << "opens, and cannot be read";
 }
 
 TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {

@@ -149,6 +149,8 @@ TEST(HfConfig, refuses_other_models_and_bad_values_naming_the_key) {
       {R"("hidden_size":-1)", "hidden_size"},
       {R"("hidden_size":18446744073709551615)", "hidden_size"},
       {R"("hidden_size":true)", "hidden_size"},
+      {R"("hidden_size":-2147483648)", "hidden_size"},
+      {R"("model_type":5)", "model_type"},
       {R"("num_hidden_layers":0)", "num_hidden_layers"},
       {R"("rms_norm_eps":"1e-6")", "rms_norm_eps"},
       {R"("rms_norm_eps":1e999)", "JSON"},
@@ -348,6 +350,25 @@ TEST(HfFolder, a_new_folder_may_be_deep_and_leaves_no_trace_if_it_fails) {
   EXPECT_EQ(HfFolder(e.dir / "deep/er/out").names().size(), 5u);
 }
 
+TEST(HfFolder, says_when_the_folder_cannot_be) {
+  Export e;
+  spit(e.dir / "out", "a file");
+  EXPECT_THROW(e.write({.overwrite = true}), CreateError);
+  const auto below = [&] {
+    write_hf_folder(e.dir / "out/below", e.config, e.shapes,
+                    [&](const std::string& name) { return e.tensors.at(name); }, {});
+  };
+  EXPECT_THROW(below(), CreateError);
+  EXPECT_EQ(slurp(e.dir / "out"), "a file");
+}
+
+TEST(HfFolder, its_card_tells_of_settings_that_others_do_not_know) {
+  Export e;
+  e.config.precision = Precision::bf16;
+  e.write({});
+  EXPECT_NE(slurp(e.dir / "out/README.md").find("precision `bf16`"), std::string::npos);
+}
+
 TEST(HfFolder, refuses_an_index_that_lies) {
   Export e;
   e.write({.max_shard_bytes = 100});
@@ -361,7 +382,7 @@ TEST(HfFolder, refuses_an_index_that_lies) {
   };
   const std::vector<std::string> escapes = {
       "../outside.safetensors",      e.dir / "outside.safetensors", "..",   ".",      "",
-      "x/../../outside.safetensors", "..\\outside.safetensors",     "a..b", ".hidden"};
+      "x/../../outside.safetensors", "sub\\outside.safetensors",    "a..b", ".hidden"};
   for (const std::string& file : escapes) {
     Json index = good;
     index["weight_map"]["model.embeddings.weight"] = file;
@@ -382,6 +403,7 @@ TEST(HfFolder, refuses_an_index_that_lies) {
   index = good;
   index["weight_map"].erase("a");
   refused(index, "does not name");
+  refused({{"weight_map", Json::array()}}, "weight_map");
   refused(Json::object(), "weight_map");
   refused(Json::array(), "weight_map");
 

@@ -130,6 +130,12 @@ TEST_F(MetricsFile, KeepsWhatAFullDiskRefusedAndWritesItLater) {
   EXPECT_EQ(got, content());
 }
 
+TEST_F(MetricsFile, DevicesNeedNoSync) {
+  MetricsWriter writer("/dev/null");
+  writer.write(row(1));
+  writer.sync();
+}
+
 TEST_F(MetricsFile, SaysWhenItCannotWrite) {
   EXPECT_THROW(MetricsWriter("no/such/directory/m.jsonl"), CreateError);
   MetricsWriter full("/dev/full");

@@ -373,6 +373,21 @@ TEST(SafetensorsWriter, a_full_disk_is_an_io_error_and_keeps_the_old_file) {
   EXPECT_EQ(dir.files(), 1u) << "a temporary file was left behind";
 }
 
+TEST(SafetensorsWriter, refuses_what_no_file_can_hold) {
+  TempDir dir;
+  SafetensorsWriter sum(dir / "sum");
+  sum.declare("a", "U8", {int64_t(1) << 62});
+  EXPECT_THROW(sum.declare("b", "U8", {int64_t(1) << 62}), DataError);
+  SafetensorsWriter order(dir / "order");
+  order.declare("a", "F32", {2});
+  EXPECT_THROW(order.write("a", Tensor::zeros({3}, DType::f32)), ShapeError);
+  order.write("a", Tensor::zeros({2}, DType::f32));
+  EXPECT_THROW(order.write("a", Tensor::zeros({2}, DType::f32)), Error) << "all are written";
+  SafetensorsWriter header(dir / "header", {{"text", std::string(100'000'000, 'x')}});
+  header.declare("a", "F32", {});
+  EXPECT_THROW(header.write("a", Tensor::zeros({}, DType::f32)), DataError);
+}
+
 TEST(Safetensors, no_tensors_at_all) {
   TempDir dir;
   SafetensorsWriter(dir / "x", {}).commit();

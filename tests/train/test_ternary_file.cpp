@@ -1,6 +1,8 @@
 // The deployment format: bit-equal logits, nothing latent inside, its promised size, and no damage that goes unseen.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "core/hash.h"
 #include "core/ops/elementwise.h"
 #include "tests/support/compare.h"
@@ -190,6 +192,15 @@ TEST(TernaryFile, ForgedContentIsRefused) {
            [&](const std::string&name, std::string&, Tensor&) { return name != "lm_head.scale"; },
            [&](const std::string&name, std::string&, Tensor&) { return name != "model.embeddings.weight.scale"; },
            [&](const std::string&name, std::string&, Tensor&) { return name != "model.norm.weight"; },
+           [&](const std::string&name, std::string&, Tensor&) { return name != "model.embeddings.weight"; },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "model.norm.weight") t.mut<float>()[0] = NAN;
+             return true;
+           },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "lm_head.scale") t.mut<float>()[0] = -1;
+             return true;
+           },
            [&](const std::string&name, std::string&, Tensor&t) { return t = name == codes ? t.slice(0, 36) : t, true; },
            [&](const std::string&name, std::string&, Tensor&t) {
              return t = name == codes ? t.reshape({t.size()}) : t, true;
