@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -21,6 +22,19 @@ using testing_data::small_tokenizer;
 std::string compress(const std::string& bytes) {
   std::string out(ZSTD_compressBound(bytes.size()), '\0');
   out.resize(ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), 3));
+  return out;
+}
+
+/// The same in blocks of `bytes` bytes of text, as a program does that flushes now and then.
+std::string compress_in_blocks(const std::string& bytes, size_t block) {
+  const std::unique_ptr<ZSTD_CStream, size_t (*)(ZSTD_CStream*)> stream(ZSTD_createCStream(), ZSTD_freeCStream);
+  std::string out(2 * ZSTD_compressBound(bytes.size()), '\0');
+  ZSTD_outBuffer to{out.data(), out.size(), 0};
+  for (size_t at = 0; at < bytes.size(); at += block) {
+    ZSTD_inBuffer from{bytes.data() + at, std::min(block, bytes.size() - at), 0};
+    ZSTD_compressStream2(stream.get(), &to, &from, at + block < bytes.size() ? ZSTD_e_flush : ZSTD_e_end);
+  }
+  out.resize(to.pos);
   return out;
 }
 
@@ -73,6 +87,16 @@ TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
     }
     EXPECT_EQ(read_all(lenient), (std::vector<std::string>{"good", "more"}));
     EXPECT_EQ(lenient.skipped_lines(), 1);
+  }
+}
+
+TEST(TextReader, BlocksOfAnySizeAreReadToTheirEnd) {
+  TempDir dir;
+  const std::vector<std::string> texts = {babble(60000, 1), babble(10, 2)};
+  for (size_t block : {1000, 100000, 131071, 131072, 131073}) {
+    spit(dir / "a.jsonl.zst", compress_in_blocks(jsonl(texts), block));
+    TextReader reader({dir / "a.jsonl.zst"});
+    EXPECT_EQ(read_all(reader), texts) << block;
   }
 }
 
@@ -314,6 +338,20 @@ TEST(Prepare, OptionsBosEosLimitAndNoSplit) {
     s.options.limit_bytes = limit;
     EXPECT_EQ(prepare(s.options).train.documents, documents) << limit;
   }
+}
+
+TEST(Prepare, ATokenizerWithoutBosGetsNone) {
+  Corpus s;
+  std::string model = slurp(s.options.tokenizer);
+  const std::string bos("\x03<s>\x15\0\0\0\0\x18\x03", 11);  // a piece, its score and its type: control
+  ASSERT_NE(model.find(bos), std::string::npos);
+  model[model.find(bos) + bos.size() - 1] = 1;
+  s.options.tokenizer = spit(s.dir / "no_bos.model", model);
+  const Tokenizer tokenizer = Tokenizer::load(s.options.tokenizer);
+  ASSERT_EQ(tokenizer.bos_id(), -1);
+  s.options.inputs = {spit(s.dir / "a.txt", "kalo mi")};
+  s.options.valid_fraction = 0;
+  EXPECT_EQ(prepare(s.options).train.tokens, int64_t(tokenizer.encode("kalo mi").size()) + 1);
 }
 
 TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {

@@ -108,6 +108,16 @@ TEST(Checkpoint, EveryFlippedByteAndEveryTruncationIsFound) {
   EXPECT_THROW(Checkpoint{s.dir.path()}, Error);
 }
 
+TEST(Checkpoint, NegativeCountsAreRefused) {
+  for (int64_t LoopState::*count :
+       {&LoopState::step, &LoopState::updates, &LoopState::skipped_in_row, &LoopState::tokens}) {
+    Saved s;
+    s.state.*count = -1;
+    s.save();
+    EXPECT_THROW(Checkpoint{s.path}, DataError);
+  }
+}
+
 TEST(Checkpoint, AConfigurationThatDoesNotFitTheTensorsIsRefused) {
   for (const auto& change : std::vector<std::function<void(ModelConfig&)>>{
            [](ModelConfig& m) { m.hidden_size = 38; }, [](ModelConfig& m) { m.num_hidden_layers = 3; },

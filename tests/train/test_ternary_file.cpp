@@ -1,6 +1,8 @@
 // The deployment format: bit-equal logits, nothing latent inside, its promised size, and no damage that goes unseen.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "core/hash.h"
 #include "core/ops/elementwise.h"
 #include "tests/support/compare.h"
@@ -186,6 +188,18 @@ TEST(TernaryFile, ForgedContentIsRefused) {
              if (name == codes) t.mut<uint8_t>()[5] |= 0x30;
              return true;
            },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "model.norm.weight") t.mut<float>()[1] = NAN;
+             return true;
+           },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "lm_head.scale") *t.mut<float>() = INFINITY;
+             return true;
+           },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "lm_head.scale") *t.mut<float>() = 0;
+             return true;
+           },
            [&](const std::string&name, std::string&, Tensor&) { return name != codes; },
            [&](const std::string&name, std::string&, Tensor&) { return name != "lm_head.scale"; },
            [&](const std::string&name, std::string&, Tensor&) { return name != "model.embeddings.weight.scale"; },
@@ -212,6 +226,12 @@ TEST(TernaryFile, ForgedContentIsRefused) {
     forge(dir / "m", dir / "bad", same, change);
     EXPECT_THROW(read_ternary_file(dir / "bad"), DataError);
   }
+  std::string later = slurp(dir / "m");
+  const std::string version = R"("version":"1")";
+  ASSERT_NE(later.find(version), std::string::npos);
+  later.replace(later.find(version), version.size(), R"("version":"2")");
+  spit(dir / "later", later);
+  EXPECT_THROW(read_ternary_file(dir / "later"), DataError);
   for (const auto& [from, to] :
        std::vector<std::pair<std::string, std::string>>{{"num_hidden_layers: 3", "num_hidden_layers: 4096"},
                                                         {"hidden_size: 37", "hidden_size: 131072"},
