@@ -1,6 +1,7 @@
 #include "core/files.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -122,6 +123,15 @@ std::vector<std::string> missing_directories(const std::string& path) {
 }
 
 }  // namespace
+
+Fd lock_directory(const std::string& path) {
+  Fd lock(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  const bool taken =
+      lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 && errno == EWOULDBLOCK;
+  MMFREE_CHECK(CreateError, !taken, path,
+               ": another process works in this folder; wait for its end, or choose another folder");
+  return lock;
+}
 
 NeededDirectory::NeededDirectory(const std::string& path) : NeededDirectory(missing_directories(path)) {
   for (auto p = made_.rbegin(); p != made_.rend(); ++p) {

@@ -56,6 +56,10 @@ void require_space(const std::string& path, int64_t bytes);
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
 
+/// Keeps a directory to this process as long as the result lives; on a file system without locks it does nothing.
+/// @throws CreateError if another process has it
+Fd lock_directory(const std::string& path);
+
 /// A directory that is needed, made with those above it that are missing; what was made and still holds nothing when
 /// this object goes is removed again. The names are durable.
 class NeededDirectory {

@@ -1,14 +1,14 @@
 #include "data/prepare.h"
 
-#include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <memory>
+#include <sstream>
 
 #include "core/error.h"
-#include "core/files.h"
 #include "core/hash.h"
 #include "core/parallel.h"
+#include "data/staging.h"
 #include "data/text_reader.h"
 #include "data/token_shards.h"
 #include "data/tokenizer.h"
@@ -25,15 +25,6 @@ constexpr size_t kLineBytes = 1000;
 /// Documents are encoded in parallel in groups of about this much text.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
 
-/// Sorted; none if there is no such directory. @throws IoError
-std::vector<fs::path> shards_in(const fs::path& directory) {
-  std::vector<fs::path> out;
-  for (const std::string& name : names_in(directory.string()))
-    if ((name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5"))
-      out.push_back(directory / name);
-  return out;
-}
-
 void refuse_to_replace(const fs::path& output) {
   const auto old = shards_in(output);
   MMFREE_CHECK(CreateError, old.empty() || fs::exists(output / kPublishing), output.string(),
@@ -41,76 +32,30 @@ void refuse_to_replace(const fs::path& output) {
                "; name another directory, or ask to overwrite");
 }
 
-/// Shards under construction, in a directory of their own so that an interrupted run leaves no half corpus behind.
-class Staging {
- public:
-  explicit Staging(const std::string& output)
-      : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
-    std::error_code error;
-    fs::remove_all(path_, error);
-    fs::create_directory(path_, error);
-    MMFREE_CHECK(CreateError, !error, path_.string(), ": cannot create: ", error.message());
-  }
-  ~Staging() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  Staging(const Staging&) = delete;
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-
-  /// Replaces the directory's shards by the new ones, which are whole and durable by now. Until none of the old ones is
-  /// left and all of the new ones have their names, kPublishing marks the directory.
-  void publish() {
-    for (const fs::path& p : shards_in(mark_)) remove(p);
-    move(path_, mark_);
-    sync_directory(output_.string());
-    for (const fs::path& p : shards_in(output_)) remove(p);
-    for (const fs::path& p : shards_in(mark_)) move(p, output_ / p.filename());
-    sync_directory(output_.string());
-    remove(mark_);
-    sync_directory(output_.string());
-  }
-
- private:
-  static void remove(const fs::path& path) {
-    std::error_code error;
-    fs::remove(path, error);
-    MMFREE_CHECK(IoError, !error, path.string(), ": cannot remove: ", error.message());
-  }
-
-  static void move(const fs::path& from, const fs::path& to) {
-    std::error_code error;
-    fs::rename(from, to, error);
-    MMFREE_CHECK(IoError, !error, from.string(), ": cannot move to ", to.string(), ": ", error.message());
-  }
-
-  fs::path output_, path_, mark_;
-  NeededDirectory made_;
-};
-
 /// Writes one split's documents to as many shards as it takes.
 class SplitWriter {
  public:
-  SplitWriter(const Staging& staging, ShardInfo info, const PrepareOptions& options)
-      : staging_(staging), info_(std::move(info)), options_(options) {
+  SplitWriter(Staging& staging, ShardInfo info, const PrepareOptions& options)
+      : staging_(staging), info_(std::move(info)), options_(options), kept_(staging.keep(info_)) {
     for (const std::string& input : options.inputs) source_ += (source_.empty() ? "" : ", ") + input;
+    total_.shards = kept_.shards;
+    total_.tokens = kept_.tokens;
   }
 
-  void add(const std::vector<int32_t>& ids, int64_t bytes) {
-    if (!shard_) {
-      char name[64];
-      std::snprintf(name, sizeof name, "%s-%05lld.h5", info_.split.c_str(), static_cast<long long>(total_.shards));
-      shard_ = std::make_unique<ShardWriter>(staging_.file(name), info_, source_);
-      ++total_.shards;
-    }
+  /// Counts the next document. Returns true if an earlier start has written it.
+  bool is_kept(int64_t bytes) {
+    total_.bytes += bytes;
+    return total_.documents++ < kept_.documents;
+  }
+
+  void add(const std::vector<int32_t>& ids) {
+    if (!shard_) shard_ = std::make_unique<ShardWriter>(staging_.file(info_.split, total_.shards++), info_, source_);
     std::vector<int32_t> document;
     document.reserve(ids.size() + 2);
     if (options_.bos && info_.bos_id >= 0) document.push_back(info_.bos_id);
     document.insert(document.end(), ids.begin(), ids.end());
     if (options_.eos && info_.eos_id >= 0) document.push_back(info_.eos_id);
     shard_->add(document);
-    ++total_.documents;
-    total_.bytes += bytes;
     total_.tokens += int64_t(document.size());
     if (shard_->tokens() >= options_.shard_tokens) close();
   }
@@ -119,12 +64,15 @@ class SplitWriter {
     if (shard_) shard_->commit();
     shard_.reset();
   }
+  const Staging::Kept& kept() const { return kept_; }
+  bool lacks_kept() const { return total_.documents < kept_.documents; }
   const PrepareSummary::Split& total() const { return total_; }
 
  private:
-  const Staging& staging_;
+  Staging& staging_;
   ShardInfo info_;
   const PrepareOptions& options_;
+  Staging::Kept kept_;
   std::string source_;
   std::unique_ptr<ShardWriter> shard_;
   PrepareSummary::Split total_;
@@ -186,6 +134,25 @@ bool has_few_documents(const PrepareOptions& options) {
   return count < kFewDocuments;
 }
 
+/// All that the shards depend on; of the inputs what shows that they are the same.
+std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const std::vector<std::string>& files) {
+  std::ostringstream plan;
+  plan << tokenizer.hash() << '\n'
+       << o.shard_tokens << '\n'
+       << std::hexfloat << o.valid_fraction << '\n'
+       << o.bos << o.eos << '\n'
+       << o.limit_bytes << '\n';
+  for (const std::string& input : o.inputs) plan << input << '\n';
+  for (const std::string& file : files) {
+    std::error_code error;
+    const auto bytes = fs::file_size(file, error);
+    const auto written = fs::last_write_time(file, error).time_since_epoch().count();
+    MMFREE_CHECK(IoError, !error, file, ": cannot be looked up: ", error.message());
+    plan << file << '\n' << bytes << ' ' << written << '\n';
+  }
+  return plan.str();
+}
+
 void check_options(const PrepareOptions& o) {
   MMFREE_CHECK(UsageError, o.valid_fraction >= 0 && o.valid_fraction < 1, "prepare: valid fraction ", o.valid_fraction,
                ", expected 0 up to below 1");
@@ -193,13 +160,17 @@ void check_options(const PrepareOptions& o) {
   MMFREE_CHECK(UsageError, o.limit_bytes >= 0, "prepare: limit of ", o.limit_bytes, " bytes, expected 0 or more");
 }
 
-void check_summary(const PrepareOptions& o, const PrepareSummary& s) {
-  MMFREE_CHECK(DataError, s.train.documents + s.valid.documents > 0,
-               "prepare: the inputs hold no text; each .jsonl line needs a non-empty \"text\"");
-  MMFREE_CHECK(DataError, s.train.documents > 0, "prepare: all ", s.valid.documents,
-               " documents went to validation; lower the valid fraction (", o.valid_fraction, ")");
-  MMFREE_CHECK(DataError, o.valid_fraction == 0 || s.valid.documents > 0, "prepare: none of ", s.train.documents,
-               " documents went to validation; raise the valid fraction (", o.valid_fraction, ") or set it to 0");
+/// Why the result is no corpus; empty if it is one.
+std::string problem_of(const PrepareOptions& o, const PrepareSummary& s) {
+  if (s.train.documents + s.valid.documents == 0)
+    return "the inputs hold no text; each .jsonl line needs a non-empty \"text\"";
+  if (s.train.documents == 0)
+    return concat("all ", s.valid.documents, " documents went to validation; lower the valid fraction (",
+                  o.valid_fraction, ")");
+  if (o.valid_fraction > 0 && s.valid.documents == 0)
+    return concat("none of ", s.train.documents, " documents went to validation; raise the valid fraction (",
+                  o.valid_fraction, ") or set it to 0");
+  return {};
 }
 
 }  // namespace
@@ -209,11 +180,14 @@ PrepareSummary prepare(const PrepareOptions& options) {
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
   TextReader reader(options.inputs, options.skip_malformed);
   if (!options.overwrite) refuse_to_replace(options.output);
-  Staging staging(options.output);
+  Staging staging(options.output, plan_of(options, tokenizer, reader.files()));
   PrepareSummary summary;
   summary.held_out_tails = options.valid_fraction > 0 && has_few_documents(options);
   SplitWriter train(staging, shard_info(tokenizer, "train"), options);
   SplitWriter valid(staging, shard_info(tokenizer, "valid"), options);
+  const auto writer_of = [&](const Part& p) -> SplitWriter& { return p.valid ? valid : train; };
+  const int64_t kept = train.kept().shards + valid.kept().shards;
+  if (kept && options.on_resume) options.on_resume(kept, train.kept().tokens + valid.kept().tokens);
 
   int64_t bytes = 0;
   std::string text;
@@ -226,10 +200,11 @@ PrepareSummary prepare(const PrepareOptions& options) {
       group += int64_t(text.size()) + 1;
       split(std::move(text), summary.held_out_tails, options.valid_fraction, &parts);
     }
+    std::erase_if(parts, [&](const Part& p) { return writer_of(p).is_kept(int64_t(p.text.size())); });
     encode_all(tokenizer, options, &parts);
     for (const Part& p : parts) {
       if (options.check_stop) options.check_stop();
-      (p.valid ? valid : train).add(p.ids, int64_t(p.text.size()));
+      writer_of(p).add(p.ids);
     }
     const int64_t tokens = train.total().tokens + valid.total().tokens;
     if (options.on_progress) options.on_progress({reader.bytes_read(), reader.total_bytes(), tokens});
@@ -239,7 +214,11 @@ PrepareSummary prepare(const PrepareOptions& options) {
   summary.train = train.total();
   summary.valid = valid.total();
   summary.skipped_lines = reader.skipped_lines();
-  check_summary(options, summary);
+  std::string problem = problem_of(options, summary);
+  if (train.lacks_kept() || valid.lacks_kept())
+    problem = "the shards that an earlier start left hold more than the inputs, which have changed; run it again";
+  if (!problem.empty()) staging.discard();
+  MMFREE_CHECK(DataError, problem.empty(), "prepare: ", problem);
   if (options.check_stop) options.check_stop();
   staging.publish();
   return summary;

@@ -23,8 +23,9 @@ struct PrepareOptions {
   bool skip_malformed = false;               ///< as for TextReader
   bool overwrite = false;                    ///< replace shards that `output` already holds
   std::function<void(const PrepareProgress&)> on_progress;
-  /// Called between documents, from several threads at a time: what it throws ends prepare, which then leaves nothing
-  /// behind.
+  /// Called at the start if an earlier start of the same left whole shards.
+  std::function<void(int64_t shards, int64_t tokens)> on_resume;
+  /// Called between documents, from several threads at a time: what it throws ends prepare.
   std::function<void()> check_stop;
 };
 
@@ -42,9 +43,11 @@ struct PrepareSummary {
 /// same split, and adding data moves nothing. A corpus of fewer than 20 documents (books, say) is split otherwise: each
 /// document's tail, from the line break nearest before the last valid_fraction of its bytes, is held out.
 /// The result does not depend on the number of threads. Shards appear in the directory only when all are complete and
-/// durable; up to then old ones stay as they are, and without success a directory that was not there is not there
-/// after. A process killed while it puts the new ones in place leaves a folder kPublishing (data/token_shards.h), with
-/// which TokenShards refuses the mixture and the next prepare starts over without `overwrite`.
+/// durable; up to then old ones stay as they are. However prepare ends before, whole shards wait in a hidden folder of
+/// the directory (data/staging.h): the same command, as long as the input files keep their sizes and times, makes only
+/// the others, with the same result to the bit; another one removes them. A process killed while it puts the new ones
+/// in place leaves a folder kPublishing (data/token_shards.h), with which TokenShards refuses the mixture and the next
+/// prepare starts over without `overwrite`.
 /// @throws UsageError for bad options, MissingError, DataError (malformed text, an empty input or split), CreateError
 /// (the directory cannot be made, or holds shards and `overwrite` is not set), IoError, and what `check_stop` throws
 PrepareSummary prepare(const PrepareOptions& options);

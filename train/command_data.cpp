@@ -121,8 +121,9 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
   prepare_app->footer(
-      "SIGTERM, SIGUSR1 or one Ctrl-C end it after the documents in hand and leave the directory as it was (status "
-      "75).\n"
+      "SIGTERM, SIGUSR1 or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, the "
+      "same\n"
+      "command goes on after the shards that are whole. Until all are, the directory's older shards stay.\n"
       "Examples:\n"
       "  mmfree prepare corpus/*.jsonl.zst -t tok.model -o data\n"
       "  mmfree prepare book.txt -t tok.model -o book --valid-fraction 0.1");
@@ -131,7 +132,10 @@ void add_prepare_command(CLI::App& app) {
     PrepareSummary summary;
     {
       const StopSignals signals;
-      options->check_stop = throw_if_stopped;
+      options->check_stop = [] { throw_if_stopped("goes on after the shards that are whole"); };
+      options->on_resume = [](int64_t shards, int64_t tokens) {
+        std::cerr << "going on after " << shards << " whole shards, " << format_count(double(tokens)) << " tokens\n";
+      };
       ShareProgress progress("preparing");
       options->on_progress = [&progress](const PrepareProgress& p) {
         const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));

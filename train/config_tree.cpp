@@ -132,6 +132,14 @@ class TreeBuilder : public YAML::EventHandler {
   std::vector<Open> open_;
 };
 
+/// Without the parts of a file that the parser repeats as they are, control characters and half letters among them.
+std::string describe(const YAML::Exception& error) {
+  if (error.msg.starts_with(YAML::ErrorMsg::UNKNOWN_ANCHOR)) return kNoAliases;
+  if (error.msg.starts_with(YAML::ErrorMsg::INVALID_ESCAPE))
+    return "not valid YAML: unknown escape character in double quotes; write \\ for a backslash";
+  return "not valid YAML: " + error.msg;
+}
+
 /// The document in `text`, or nothing after reporting why it cannot be understood.
 std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line, Problems& problems) {
   TreeBuilder builder(problems, command_line), second(problems, command_line);
@@ -144,8 +152,7 @@ std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line,
   } catch (const Refused& refused) {
     problems.add(refused.line, "", refused.message);
   } catch (const YAML::Exception& error) {
-    problems.add(command_line ? 0 : std::max(error.mark.line, 0) + 1, "",
-                 (error.msg.starts_with(YAML::ErrorMsg::UNKNOWN_ANCHOR) ? kNoAliases : "not valid YAML: " + error.msg));
+    problems.add(command_line ? 0 : std::max(error.mark.line, 0) + 1, "", describe(error));
   }
   return std::nullopt;
 }

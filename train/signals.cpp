@@ -17,11 +17,10 @@ int alive = 0;
 
 volatile std::sig_atomic_t leaves_at_once = 0;
 
-constexpr const char* kStartOver = "; the same command starts over";
-
 /// Only what is allowed in a signal handler.
 [[noreturn]] void leave(int signal) {
-  const char* const parts[] = {isatty(2) ? "\n" : "", "mmfree: stopped by ", signal_name(signal), kStartOver, "\n"};
+  const char* const parts[] = {isatty(2) ? "\n" : "", "mmfree: stopped by ", signal_name(signal),
+                               "; the same command starts over", "\n"};
   for (const char* part : parts)
     if (write(2, part, std::strlen(part)) < 0) break;
   _exit(int(Exit::stopped));
@@ -53,8 +52,8 @@ StopSignals::~StopSignals() {
 
 int StopSignals::pending() { return noted; }
 
-void throw_if_stopped() {
-  if (noted) throw Error(concat("stopped by ", signal_name(noted), kStartOver), Exit::stopped);
+void throw_if_stopped(const char* again) {
+  if (noted) throw Error(concat("stopped by ", signal_name(noted), "; the same command ", again), Exit::stopped);
 }
 
 LeaveAtOnce::LeaveAtOnce() {

@@ -13,8 +13,9 @@ class StopSignals {
   static int pending();
 };
 
-/// For work that cannot be continued: throws once a signal asks to stop. @throws Error with Exit::stopped
-void throw_if_stopped();
+/// Throws once a signal asks to stop, and says what becomes of the work if `the same command` is given again.
+/// @throws Error with Exit::stopped
+void throw_if_stopped(const char* again = "starts over");
 
 /// Inside a StopSignals, while there is nothing to clean up and something that cannot be interrupted goes on: a signal
 /// ends the process at once, with the message and the status of throw_if_stopped.

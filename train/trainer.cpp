@@ -1,10 +1,7 @@
 #include "train/trainer.h"
 
-#include <fcntl.h>
 #include <omp.h>
-#include <sys/file.h>
 
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
@@ -123,20 +120,10 @@ void Trainer::resume_from(const std::string& path, bool force) {
   progress_.message(concat("resuming from ", path, " at step ", state_.step));
 }
 
-/// Two runs in one folder would take each other's files away. Where there are no locks, nothing is checked.
-void Trainer::lock_run_folder() {
-  const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
-  lock_ = Fd(restarted([&] { return ::open(config_.train.run_dir.c_str(), flags); }));
-  const bool taken = lock_.is_open() && restarted([&] { return ::flock(lock_.get(), LOCK_EX | LOCK_NB); }) != 0 &&
-                     errno == EWOULDBLOCK;
-  MMFREE_CHECK(CreateError, !taken, config_.train.run_dir,
-               ": another process is training in this folder; wait for its end, or choose another train.run_dir");
-}
-
 void Trainer::open_run_folder() {
   const fs::path dir = config_.train.run_dir;
   NeededDirectory((dir / "checkpoints").string()).keep();
-  lock_run_folder();
+  lock_ = lock_directory(dir.string());
   remove_unfinished_checkpoints(dir.string());
   if (fs::is_regular_file(config_.source))
     write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));

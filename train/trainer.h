@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "core/files.h"
 #include "data/batches.h"
 #include "data/tokenizer.h"
 #include "layers/lm.h"
@@ -47,7 +48,6 @@ class Trainer {
   using Clock = std::chrono::steady_clock;
 
   void open_run_folder();
-  void lock_run_folder();
   void resume_from(const std::string& path, bool force);
   std::optional<std::string> checkpoint_to_resume();
   void banner() const;
@@ -78,7 +78,7 @@ class Trainer {
   LM lm_;
   AdamW optimizer_;
   LoopState state_;
-  Fd lock_;                          // of the run folder
+  Fd lock_;                          // of the run folder: two runs in one would take each other's files away
   std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
   std::unique_ptr<StepRunner> runner_;
   BackgroundSave saving_;

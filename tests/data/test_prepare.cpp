@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "data/prepare.h"
 #include "data/text_reader.h"
 #include "data/token_shards.h"
@@ -195,7 +196,7 @@ std::map<std::string, std::string> content(const std::string& directory) {
   std::map<std::string, std::string> all;
   if (!std::filesystem::exists(directory)) return all;
   for (const auto& entry : std::filesystem::directory_iterator(directory))
-    all[entry.path().filename().string()] = slurp(entry.path().string());
+    all[entry.path().filename().string()] = entry.is_directory() ? "" : slurp(entry.path().string());
   return all;
 }
 
@@ -386,35 +387,153 @@ TEST(Prepare, RefusesWithoutTouchingWhatIsThere) {
   EXPECT_FALSE(std::filesystem::exists(s.options.output));
 }
 
-TEST(Prepare, StoppedAnywhereItLeavesNoTrace) {
-  Corpus s;
-  std::vector<std::string> texts;
-  for (unsigned i = 0; i < 25; ++i) texts.push_back(babble(20, i));
-  s.options.inputs = {spit(s.dir / "a.jsonl", jsonl(texts))};
-  s.options.shard_tokens = 100;
-  s.options.valid_fraction = 0.3;
-  const auto stopped_at_call = [&](int n) {
+/// A corpus of several shards, and starts of its preparation that may be cut.
+struct CutCorpus : Corpus {
+  int64_t kept = -1;  ///< shards that the last start found, -1 if it found none
+  CutCorpus() {
+    std::vector<std::string> texts;
+    for (unsigned i = 0; i < 25; ++i) texts.push_back(babble(20, i));
+    options.inputs = {spit(dir / "a.jsonl", jsonl(texts))};
+    options.shard_tokens = 100;
+    options.valid_fraction = 0.3;
+    options.on_resume = [this](int64_t shards, int64_t) { kept = shards; };
+  }
+  /// Cut at the n-th time that it could be. Returns false if it comes to its end before.
+  bool is_cut(int n) {
     std::atomic<int> calls{0};
-    s.options.check_stop = [&calls, n] {
+    kept = -1;
+    options.check_stop = [&calls, n] {
       if (++calls == n) throw std::runtime_error("stop");
     };
     try {
-      prepare(s.options);
+      prepare(options);
       return false;
     } catch (const std::runtime_error& e) {
       EXPECT_STREQ(e.what(), "stop");
       return true;
     }
-  };
-  int calls = 1;
-  for (; stopped_at_call(calls); ++calls) EXPECT_FALSE(std::filesystem::exists(s.dir / "out")) << calls;
-  EXPECT_GT(calls, 25);
+  }
+  /// The shards that a start that is never cut makes in a place of its own.
+  std::map<std::string, std::string> whole() {
+    PrepareOptions uncut = options;
+    uncut.output = dir / "whole";
+    uncut.check_stop = {};
+    std::filesystem::remove_all(uncut.output);
+    prepare(uncut);
+    return content(uncut.output);
+  }
+};
 
-  const auto old = content(s.options.output);
+TEST(Prepare, CutAnywhereItGoesOnToTheSameShards) {
+  CutCorpus s;
+  const auto whole = s.whole();
+  ASSERT_GT(whole.size(), 5u);
+  int cuts = 1, goes_on = 0;
+  for (; s.is_cut(cuts); ++cuts) {
+    SCOPED_TRACE(cuts);
+    const bool nothing = !std::filesystem::exists(s.dir / "out");
+    if (!nothing) {
+      EXPECT_EQ(content(s.options.output), (std::map<std::string, std::string>{{".preparing", ""}}));
+    }
+    EXPECT_FALSE(s.is_cut(1 << 20));
+    EXPECT_EQ(s.kept < 0, nothing);
+    goes_on += s.kept > 0;
+    EXPECT_EQ(content(s.options.output), whole);
+    std::filesystem::remove_all(s.dir / "out");
+  }
+  EXPECT_GT(cuts, 25);
+  EXPECT_GT(goes_on, 10);
+  EXPECT_EQ(content(s.options.output), whole);
+}
+
+TEST(Prepare, CutAgainAndAgainItComesToTheEnd) {
+  CutCorpus s;
+  const auto whole = s.whole();
+  int cuts = 0;
+  while (s.is_cut(35)) ASSERT_LT(++cuts, 10);
+  EXPECT_GT(cuts, 0);
+  EXPECT_EQ(content(s.options.output), whole);
+}
+
+TEST(Prepare, CutItKeepsTheOldShards) {
+  CutCorpus s;
+  prepare(s.options);
+  auto old = content(s.options.output);
+  old[".preparing"] = "";
   spit(s.dir / "a.jsonl", jsonl({babble(2000, 99), babble(500, 98)}));
   s.options.overwrite = true;
-  for (calls = 1; stopped_at_call(calls); ++calls) EXPECT_EQ(content(s.options.output), old) << calls;
-  EXPECT_NE(content(s.options.output), old);
+  const auto whole = s.whole();
+  for (int cuts = 1; s.is_cut(cuts); ++cuts) {
+    auto now = content(s.options.output);
+    now[".preparing"] = "";
+    EXPECT_EQ(now, old) << cuts;
+  }
+  EXPECT_EQ(content(s.options.output), whole);
+}
+
+TEST(Prepare, GoesOnOnlyFromWholeShardsOfTheSamePlan) {
+  CutCorpus s;
+  ASSERT_TRUE(s.is_cut(45));
+  const std::string waiting = s.options.output + "/.preparing";
+  const std::string backup = s.dir / "backup";
+  const auto as_cut = [&] {
+    std::filesystem::remove_all(s.dir / "out");
+    std::filesystem::create_directories(s.options.output);
+    std::filesystem::copy(backup, waiting, std::filesystem::copy_options::recursive);
+  };
+  std::filesystem::copy(waiting, backup, std::filesystem::copy_options::recursive);
+  const auto finish = [&] {
+    const auto whole = s.whole();
+    EXPECT_FALSE(s.is_cut(1 << 20));
+    EXPECT_EQ(content(s.options.output), whole);
+    return s.kept;
+  };
+  const int64_t all = finish();
+  ASSERT_GE(all, 3);
+
+  as_cut();  // damaged: neither it nor what comes after it counts
+  std::string bytes = slurp(waiting + "/train-00001.h5");
+  bytes[bytes.size() / 2] ^= 1;
+  spit(waiting + "/train-00001.h5", bytes);
+  const int64_t intact = finish();
+  EXPECT_GE(intact, 1);
+  EXPECT_LT(intact, all);
+
+  as_cut();  // more than the inputs can have made
+  std::filesystem::copy(waiting + "/train-00000.h5", waiting + "/train-00002.h5",
+                        std::filesystem::copy_options::overwrite_existing);
+  for (int i = 3; i < 20; ++i)
+    std::filesystem::copy(waiting + "/train-00000.h5", concat(waiting, "/train-000", i < 10 ? "0" : "", i, ".h5"),
+                          std::filesystem::copy_options::overwrite_existing);
+  s.options.check_stop = {};
+  EXPECT_THROW(prepare(s.options), DataError);
+  prepare(s.options);
+  EXPECT_EQ(content(s.options.output), s.whole());
+
+  const auto starts_over = [&](auto&& change) {
+    as_cut();
+    const PrepareOptions before = s.options;
+    change();
+    EXPECT_EQ(finish(), -1);
+    s.options = before;
+  };
+  starts_over([&] { s.options.shard_tokens = 120; });
+  starts_over([&] { s.options.valid_fraction = 0.31; });
+  starts_over([&] { s.options.eos = false; });
+  starts_over([&] { s.options.limit_bytes = 1500; });
+  starts_over([&] { s.options.inputs.push_back(spit(s.dir / "b.jsonl", jsonl({babble(20, 77)}))); });
+  starts_over([&] { spit(waiting + "/plan", "another"); });
+  starts_over([&] { spit(s.dir / "a.jsonl", slurp(s.dir / "a.jsonl") + jsonl({babble(20, 78)})); });
+}
+
+TEST(Prepare, OnlyOneAtATimeInADirectory) {
+  CutCorpus s;
+  std::filesystem::create_directories(s.options.output);
+  {
+    const Fd other = lock_directory(s.options.output);
+    EXPECT_THROW(prepare(s.options), CreateError);
+  }
+  prepare(s.options);
 }
 
 TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {

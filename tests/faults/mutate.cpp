@@ -154,7 +154,7 @@ int64_t attack(const HostileReader& reader, const std::vector<std::string>& stra
     if (process == 0) {
       read_batch(target, strangers, seed, std::min(end, report->at + kBatch), report);
       std::fflush(stdout);
-      leave_fork();
+      _exit(0);  // the exit handlers are the parent's
     }
     int status = 0;
     waitpid(process, &status, 0);

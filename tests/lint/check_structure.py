@@ -33,7 +33,7 @@ OWNERS = {
     "xxhash*": ["core/hash.cpp"],
     "nlohmann/*": ["data/text_reader.cpp", "train/*", "tests/*"],
     "gtest/*": ["tests/*"],
-    "glob.h": ["tests/data/test_paths.cpp"],
+    "glob.h": ["tests/data/test_paths.cpp"],  # the oracle for our own patterns
     **dict.fromkeys(["cuda*", "cub/*", "cublas*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
 }
 # The backends' own headers serve nobody else: ops reach a backend by MMFREE_DISPATCH, everyone else by core/gpu.h.

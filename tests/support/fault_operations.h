@@ -260,10 +260,13 @@ class PrepareOperation : public FaultOperation {
       succeeded = true;
     }
     open(output(dir));
+    const auto whole = shards(expected(dir, "new"));
     const auto got = shards(output(dir));
-    if (got == shards(expected(dir, "new"))) return;
+    if (got == whole) return;
     MMFREE_CHECK(Error, !succeeded, "the corpus is not the new one");
     MMFREE_CHECK(Error, got == shards(expected(dir, "old")), "the corpus is neither the old nor the new one");
+    write(dir, "new", output(dir), true);
+    MMFREE_CHECK(Error, shards(output(dir)) == whole, "going on from there does not give the new corpus");
   }
 
  private:

@@ -18,10 +18,6 @@
 #include "train/strict_json.h"
 #include "train/ternary_file.h"
 
-#ifdef MMFREE_COVERAGE
-extern "C" void __gcov_dump();
-#endif
-
 /// The readers of files that come from outside, as the programs that attack them see them.
 namespace mmfree {
 
@@ -202,14 +198,6 @@ inline const std::vector<HostileReader>& hostile_readers() {
       {"zstd", "x.jsonl.zst", load_text, nullptr, 0, kWindow},
   };
   return all;
-}
-
-/// Ends a forked process without the exit handlers that belong to its parent.
-[[noreturn]] inline void leave_fork() {
-#ifdef MMFREE_COVERAGE
-  __gcov_dump();
-#endif
-  _exit(0);
 }
 
 /// The reader of this name. @throws UsageError naming those there are

@@ -276,6 +276,7 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"{[a]: 3}", "x.yaml:1: a key must be plain text, found a list (is a bracket left open?)"},
       {"optim: {}\n---\noptim: {}", "x.yaml:3: a second YAML document; a configuration is one document"},
       {"a: b: c", "x.yaml:1: not valid YAML: illegal map value"},
+      {"a: \"\\", "x.yaml:1: not valid YAML: unknown escape character in double quotes; write \\ for a backslash"},
       {"optim:\n  lr: [1\n", "x.yaml:3: not valid YAML: end of sequence flow not found"},
       {"a: \xff", "x.yaml: not UTF-8 text; is this a configuration?"},
   };

@@ -96,31 +96,38 @@ TEST(Signals, WorkWithoutTracesEndsAtTheFirst) {
   EXPECT_THROW(throw_if_stopped(), Error);
 }
 
-TEST(Signals, PrepareLeavesNothingOrTheOldShards) {
+TEST(Signals, PrepareKeepsWholeShardsBesideTheOldOnes) {
   const TempDir dir;
   std::string lines;
   for (uint64_t d = 0; d < 500; ++d) lines += nlohmann::json{{"text", tiny_text(200, d)}}.dump() + "\n";
   spit(dir / "a.jsonl", lines);
-  const std::string out = dir / "deep/out", tokenizer = TinyCorpus::get().tokenizer_path();
+  const std::string out = dir / "deep/out", waiting = out + "/.preparing",
+                    tokenizer = TinyCorpus::get().tokenizer_path();
   std::vector<std::string> arguments = {"prepare", "-t", tokenizer, "-o", out, "--overwrite", "--shard-tokens", "1000"};
   arguments.insert(arguments.end(), 5000, dir / "a.jsonl");  // minutes of work
   const auto stop = [&](const Signal& s) {
+    const auto whole = [&] { return fs::exists(waiting) ? std::distance(fs::directory_iterator(waiting), {}) : 0; };
+    const auto before = whole();
     Program p(arguments);
-    wait_until([&] { return fs::exists(out + "/.preparing/train-00003.h5") || !p.running(); });
+    wait_until([&] { return whole() >= before + 4 || !p.running(); });
     p.signal(s.number);
     EXPECT_EQ(p.wait(), 75);
-    EXPECT_TRUE(p.err().ends_with(s.said)) << p.err();
+    const std::string said = concat("mmfree: stopped by ", signal_name(s.number),
+                                    "; the same command goes on after the ", "shards that are whole\n");
+    EXPECT_TRUE(p.err().ends_with(said)) << p.err();
     EXPECT_EQ(p.out(), "");
+    EXPECT_GE(whole(), before + 3);
+    return p.err();
   };
   for (const Signal& s : kAll) {
-    stop(s);
-    EXPECT_FALSE(fs::exists(dir / "deep"));
+    EXPECT_EQ(stop(s).find("going on") == std::string::npos, s.number == kAll[0].number);
+    EXPECT_EQ(std::distance(fs::directory_iterator(out), {}), 1);
   }
   Program whole({"prepare", "-t", tokenizer, "-o", out, dir / "a.jsonl"});
   ASSERT_EQ(whole.wait(), 0) << whole.err();
   const std::string train = slurp(out + "/train-00000.h5"), valid = slurp(out + "/valid-00000.h5");
   stop(kAll[0]);
-  EXPECT_EQ(std::distance(fs::directory_iterator(out), {}), 2);
+  EXPECT_EQ(std::distance(fs::directory_iterator(out), {}), 3);
   EXPECT_EQ(slurp(out + "/train-00000.h5"), train);
   EXPECT_EQ(slurp(out + "/valid-00000.h5"), valid);
 }

@@ -384,7 +384,7 @@ TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
   {
     Trainer first(c, true, false);
     const std::string saving = spit(checkpoint_path(dir / "run", 5) + ".tmp-1-0", "a save under way");
-    EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "another process is training"));
+    EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "another process works in this folder"));
     EXPECT_TRUE(fs::exists(saving));
   }
   EXPECT_TRUE(train(c).finished);
