@@ -226,12 +226,14 @@ TEST(TernaryFile, ForgedContentIsRefused) {
     forge(dir / "m", dir / "bad", same, change);
     EXPECT_THROW(read_ternary_file(dir / "bad"), DataError);
   }
-  std::string later = slurp(dir / "m");
-  const std::string version = R"("version":"1")";
-  ASSERT_NE(later.find(version), std::string::npos);
-  later.replace(later.find(version), version.size(), R"("version":"2")");
-  spit(dir / "later", later);
-  EXPECT_THROW(read_ternary_file(dir / "later"), DataError);
+  for (const auto& [from, to] : {std::pair<std::string, std::string>{R"("version":"1")", R"("version":"2")"},
+                                 {R"("mmfree-ternary")", R"("mmfree-quinary")"}}) {
+    std::string other = slurp(dir / "m");
+    ASSERT_NE(other.find(from), std::string::npos) << from;
+    other.replace(other.find(from), from.size(), to);
+    spit(dir / "other", other);
+    EXPECT_THROW(read_ternary_file(dir / "other"), DataError) << to;
+  }
   for (const auto& [from, to] :
        std::vector<std::pair<std::string, std::string>>{{"num_hidden_layers: 3", "num_hidden_layers: 4096"},
                                                         {"hidden_size: 37", "hidden_size: 131072"},
