@@ -34,8 +34,9 @@ Paths expanded(const std::string& pattern) {
 
 /// A tree with names that patterns may trip over.
 void plant(const TempDir& dir) {
-  for (const char* folder : {"a", "b", "a/b", ".h", "a-b"}) std::filesystem::create_directory(dir / folder);
-  for (const char* file : {"a/1.h5", "a/2.h5", "a/b/1.h5", "b/1.h5", ".h/1.h5", "a/.1.h5", "1.h5", "ab", "[a]", "a*"})
+  for (const char* folder : {"a", "b", "a/b", ".h", "a-b", "a-c"}) std::filesystem::create_directory(dir / folder);
+  for (const char* file :
+       {"a/1.h5", "a/2.h5", "a/b/1.h5", "a-c/1.h5", "b/1.h5", ".h/1.h5", "a/.1.h5", "1.h5", "ab", "[a]", "a*"})
     spit(dir / file, "x");
 }
 

@@ -393,6 +393,7 @@ class CrashImages {
  public:
   CrashImages() {
     recorded_.push_back(std::make_unique<Recorded>(std::make_unique<TrainOperation>()));
+    recorded_.push_back(std::make_unique<Recorded>(std::make_unique<HfOperation>(false)));
     for (auto& operation : fault_operations())
       if (operation->writes()) recorded_.push_back(std::make_unique<Recorded>(std::move(operation)));
   }

@@ -149,6 +149,32 @@ TEST(AdamW, ANonFiniteGradientChangesNothing) {
   }
 }
 
+TEST(AdamW, AnythingElseThatIsNotFiniteChangesNothingEither) {
+  for (const std::string what : {"values", "m", "v", "loss"}) {
+    ParamStore params(specs(), DType::f32);
+    params.initialise(1);
+    AdamW optimizer(params, OptimConfig{});
+    fill_gradients(params, 1, 1);
+    update(optimizer, 1, 10);
+    Tensor loss = Tensor::zeros({1}, DType::f64);
+    if (what == "loss")
+      *loss.mut<double>() = std::numeric_limits<double>::quiet_NaN();
+    else
+      params.view(what == "values" ? params.values()
+                  : what == "m"    ? optimizer.m()
+                                   : optimizer.v(),
+                  1)
+          .mut<float>()[4] = std::numeric_limits<float>::quiet_NaN();
+    const Tensor p = params.values().clone(), m = optimizer.m().clone(), v = optimizer.v().clone();
+    fill_gradients(params, 2, 1);
+    optimizer.begin_step(2, 10);
+    optimizer.update(loss);
+    EXPECT_TRUE(optimizer.report().skipped) << what;
+    EXPECT_EQ(optimizer.updates(), 1) << what;
+    EXPECT_TRUE(same_bits(params.values(), p) && same_bits(optimizer.m(), m) && same_bits(optimizer.v(), v)) << what;
+  }
+}
+
 TEST(AdamW, ContinuesFromMomentsAndUpdates) {
   ParamStore a(specs(), DType::f32), b(specs(), DType::f32);
   a.initialise(1);

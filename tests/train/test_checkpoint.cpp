@@ -109,10 +109,13 @@ TEST(Checkpoint, EveryFlippedByteAndEveryTruncationIsFound) {
 }
 
 TEST(Checkpoint, NegativeCountsAreRefused) {
-  Saved s;
-  s.state.tokens = -1;
-  s.save();
-  EXPECT_THROW(Checkpoint{s.path}, DataError);
+  for (int64_t LoopState::*count :
+       {&LoopState::step, &LoopState::updates, &LoopState::skipped_in_row, &LoopState::tokens}) {
+    Saved s;
+    s.state.*count = -1;
+    s.save();
+    EXPECT_THROW(Checkpoint{s.path}, DataError);
+  }
 }
 
 TEST(Checkpoint, AConfigurationThatDoesNotFitTheTensorsIsRefused) {

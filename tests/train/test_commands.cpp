@@ -269,6 +269,12 @@ TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
     EXPECT_TRUE(contains(holds.err(), "holds the model")) << holds.err();
   }
   EXPECT_TRUE(fs::exists(dir / "hf2/back.h5"));
+  const std::string newest = checkpoint_path(dir / "run", 3);
+  fs::create_directories(dir / "run/checkpoints");
+  fs::copy_file(f.checkpoint, newest);
+  Program is({"export", dir / "run", newest, "--overwrite"});
+  EXPECT_EQ(is.wait(), 2);
+  EXPECT_EQ(slurp(newest), before);
 
   Program refused({"export", dir / "m.mmfree", dir / "hf3", "--format", "hf"});
   EXPECT_EQ(refused.wait(), 2);

@@ -16,13 +16,13 @@
 #include "train/hf_folder.h"
 
 namespace {
-bool can_exchange = true;
+int exchange_error = 0;
 int renames_until_failure = -1;
 }  // namespace
 
 // In place of libc's, for a file system on which two names cannot be exchanged and on which a rename may fail.
 extern "C" int renameat2(int from_dir, const char* from, int to_dir, const char* to, unsigned flags) noexcept {
-  if ((flags & RENAME_EXCHANGE) && !can_exchange) return errno = EINVAL, -1;
+  if ((flags & RENAME_EXCHANGE) && exchange_error != 0) return errno = exchange_error, -1;
   return int(syscall(SYS_renameat2, from_dir, from, to_dir, to, flags));
 }
 extern "C" int rename(const char* from, const char* to) noexcept {
@@ -295,7 +295,7 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
   e.shapes[1].second = {3};
   e.write({.overwrite = true});
   EXPECT_FALSE(fs::exists(e.dir / "out/extra"));
-  EXPECT_FALSE(fs::exists(e.dir / "out.old"));
+  EXPECT_EQ(e.dir.files(), 1u) << "the old folder is gone";
   EXPECT_EQ(HfFolder(e.dir / "out").names().size(), 5u);
 
   fs::remove(e.dir / "out/config.json");
@@ -307,10 +307,13 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
 }
 
 TEST(HfFolder, an_older_folder_is_replaced_where_names_cannot_be_exchanged) {
-  can_exchange = false;
   Export e;
   e.write({});
   const std::string old = slurp(e.dir / "out/model.safetensors");
+  exchange_error = EIO;
+  EXPECT_THROW(e.write({.overwrite = true}), IoError) << "that is no reason to try it otherwise";
+  EXPECT_EQ(e.dir.files(), 1u);
+  exchange_error = EINVAL;
   fs::create_directory(e.dir / "out.old");
   spit(e.dir / "out.old/mine", "not to be touched");
   e.tensors.at("a").mut<float>()[0] += 1;
@@ -328,7 +331,7 @@ TEST(HfFolder, an_older_folder_is_replaced_where_names_cannot_be_exchanged) {
     }
   }
   renames_until_failure = -1;
-  can_exchange = true;
+  exchange_error = 0;
   EXPECT_GT(failures, 2);
   EXPECT_NE(slurp(e.dir / "out/model.safetensors"), old);
   EXPECT_EQ(HfFolder(e.dir / "out").names().size(), 5u);
@@ -346,6 +349,10 @@ TEST(HfFolder, a_new_folder_may_be_deep_and_leaves_no_trace_if_it_fails) {
   EXPECT_THROW(write(), std::out_of_range);
   EXPECT_EQ(e.dir.files(), 0u);
   e.shapes.pop_back();
+  e.config.num_hidden_layers = 0;
+  EXPECT_THROW(write(), DataError) << "a configuration that nobody could load";
+  EXPECT_EQ(e.dir.files(), 0u);
+  e.config.num_hidden_layers = 1;
   write();
   EXPECT_EQ(HfFolder(e.dir / "deep/er/out").names().size(), 5u);
 }

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <bit>
+#include <cerrno>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
@@ -11,10 +14,21 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
+#include <utility>
 
 #include "core/error.h"
 #include "train/metrics.h"
 #include "train/progress.h"
+
+namespace {
+int error_of_next_sync = 0;
+}  // namespace
+
+/// In place of libc's, to fail.
+extern "C" int fdatasync(int fd) {
+  if (error_of_next_sync != 0) return errno = std::exchange(error_of_next_sync, 0), -1;
+  return int(syscall(SYS_fdatasync, fd));
+}
 
 namespace mmfree {
 namespace {
@@ -145,6 +159,30 @@ TEST_F(MetricsFile, SaysWhenItCannotWrite) {
   } catch (const IoError& error) {
     EXPECT_STREQ(error.what(), "/dev/full: cannot write metrics: No space left on device");
   }
+}
+
+TEST_F(MetricsFile, AfterAFailedSyncTheFileIsWrittenAnew) {
+  const auto number = [&] {
+    struct stat info {};
+    EXPECT_EQ(stat(path.c_str(), &info), 0);
+    return info.st_ino;
+  };
+  MetricsWriter writer(path);
+  writer.write(row(1));
+  const std::string line = content();
+  const auto first = number();
+  error_of_next_sync = EINTR;
+  writer.sync();
+  EXPECT_EQ(number(), first) << "an interrupted sync has not failed";
+  error_of_next_sync = EIO;
+  EXPECT_THROW(writer.sync(), IoError);
+  EXPECT_EQ(number(), first);
+  writer.sync();
+  EXPECT_NE(number(), first) << "what the disk holds of the old file is not known";
+  EXPECT_EQ(content(), line);
+  writer.write(row(2));
+  writer.sync();
+  EXPECT_EQ(content(), line + metrics_line(row(2)) + "\n");
 }
 
 TEST_F(MetricsFile, NeedsNoDiskToSyncButReadsWhatItContinues) {

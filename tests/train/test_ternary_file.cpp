@@ -188,6 +188,18 @@ TEST(TernaryFile, ForgedContentIsRefused) {
              if (name == codes) t.mut<uint8_t>()[5] |= 0x30;
              return true;
            },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "model.norm.weight") t.mut<float>()[1] = NAN;
+             return true;
+           },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "lm_head.scale") *t.mut<float>() = INFINITY;
+             return true;
+           },
+           [&](const std::string&name, std::string&, Tensor&t) {
+             if (name == "lm_head.scale") *t.mut<float>() = 0;
+             return true;
+           },
            [&](const std::string&name, std::string&, Tensor&) { return name != codes; },
            [&](const std::string&name, std::string&, Tensor&) { return name != "lm_head.scale"; },
            [&](const std::string&name, std::string&, Tensor&) { return name != "model.embeddings.weight.scale"; },
@@ -222,6 +234,14 @@ TEST(TernaryFile, ForgedContentIsRefused) {
            }}) {
     forge(dir / "m", dir / "bad", same, change);
     EXPECT_THROW(read_ternary_file(dir / "bad"), DataError);
+  }
+  for (const auto& [from, to] : {std::pair<std::string, std::string>{R"("version":"1")", R"("version":"2")"},
+                                 {R"("mmfree-ternary")", R"("mmfree-quinary")"}}) {
+    std::string other = slurp(dir / "m");
+    ASSERT_NE(other.find(from), std::string::npos) << from;
+    other.replace(other.find(from), from.size(), to);
+    spit(dir / "other", other);
+    EXPECT_THROW(read_ternary_file(dir / "other"), DataError) << to;
   }
   for (const auto& [from, to] :
        std::vector<std::pair<std::string, std::string>>{{"num_hidden_layers: 3", "num_hidden_layers: 4096"},
