@@ -121,7 +121,8 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
   prepare_app->footer(
-      "SIGTERM, SIGUSR1 or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, the "
+      "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "
+      "the "
       "same\n"
       "command goes on after the shards that are whole. Until all are, the directory's older shards stay.\n"
       "Examples:\n"

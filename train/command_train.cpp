@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdio>
 #include <memory>
 
@@ -53,6 +54,7 @@ void run(const Options& o) {
     return;
   }
   static const StopSignals until_the_process_ends;
+  std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
   std::vector<std::string> overrides = o.overrides;
@@ -90,7 +92,8 @@ void add_train_command(CLI::App& app) {
       "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
       "  mmfree train configs/370m.yaml train.device=cuda --dry-run    how much GPU memory, without a GPU\n"
       "  mmfree train --help-config\n"
-      "SIGTERM, SIGUSR1 or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at once.");
+      "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at "
+      "once.");
   c->callback([o] { run(*o); });
 }
 

@@ -4,6 +4,7 @@
 
 #include <csignal>
 #include <cstring>
+#include <iterator>
 
 #include "core/error.h"
 
@@ -11,8 +12,8 @@ namespace mmfree {
 namespace {
 
 volatile std::sig_atomic_t noted = 0, interrupted = 0;
-constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
-struct sigaction previous[3];
+constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
+struct sigaction previous[std::size(kSignals)];
 int alive = 0;
 
 volatile std::sig_atomic_t leaves_at_once = 0;
@@ -42,12 +43,16 @@ StopSignals::StopSignals() {
   struct sigaction action = {};
   action.sa_handler = note;
   action.sa_flags = SA_RESTART;
-  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &previous[i]);
+  for (size_t i = 0; i < std::size(kSignals); ++i) {
+    sigaction(kSignals[i], &action, &previous[i]);
+    // Who started the process wants it to outlive the terminal: nohup.
+    if (kSignals[i] == SIGHUP && previous[i].sa_handler == SIG_IGN) std::signal(SIGHUP, SIG_IGN);
+  }
 }
 
 StopSignals::~StopSignals() {
   if (--alive) return;
-  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &previous[i], nullptr);
+  for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &previous[i], nullptr);
 }
 
 int StopSignals::pending() { return noted; }
@@ -63,6 +68,8 @@ LeaveAtOnce::LeaveAtOnce() {
 
 LeaveAtOnce::~LeaveAtOnce() { leaves_at_once = 0; }
 
-const char* signal_name(int signal) { return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : "SIGUSR1"; }
+const char* signal_name(int signal) {
+  return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : signal == SIGHUP ? "SIGHUP" : "SIGUSR1";
+}
 
 }  // namespace mmfree

@@ -2,8 +2,9 @@
 
 namespace mmfree {
 
-/// While alive, SIGTERM, SIGUSR1 and the first SIGINT are noted instead of ending the process, so that the work in
-/// hand can be finished and saved; a second SIGINT ends it at once with status 130. Several nest as one.
+/// While alive, SIGTERM, SIGUSR1, SIGHUP and the first SIGINT are noted instead of ending the process, so that the work
+/// in hand can be finished and saved; a second SIGINT ends it at once with status 130. A SIGHUP that was ignored
+/// (nohup) stays ignored. Several nest as one.
 class StopSignals {
  public:
   StopSignals();

@@ -1,9 +1,12 @@
 #include "train/trainer.h"
 
 #include <omp.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -124,6 +127,8 @@ void Trainer::open_run_folder() {
   const fs::path dir = config_.train.run_dir;
   NeededDirectory((dir / "checkpoints").string()).keep();
   lock_ = lock_directory(dir.string());
+  MMFREE_CHECK(CreateError, ::access((dir / "checkpoints").c_str(), W_OK | X_OK) == 0, (dir / "checkpoints").string(),
+               ": no checkpoints can be written here: ", std::strerror(errno));
   remove_unfinished_checkpoints(dir.string());
   if (fs::is_regular_file(config_.source))
     write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
@@ -333,7 +338,7 @@ RunResult Trainer::run() {
   feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
                                       target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
-    const auto finished = runner_->run(state_.step, *feed_);
+    const auto finished = make_step();
     ++state_.step;
     ++run_steps_;
     state_.tokens += t.batch_size * config_.data.seq_len;
@@ -348,6 +353,19 @@ RunResult Trainer::run() {
   }
   finish();
   return result_;
+}
+
+/// Data that cannot be read ends the run, but takes no finished step away.
+std::optional<StepResult> Trainer::make_step() try {
+  return runner_->run(state_.step, *feed_);
+} catch (const Error& e) {
+  const bool data = e.status() == Exit::bad_data || e.status() == Exit::io || e.status() == Exit::missing_input;
+  if (!data || run_steps_ == 0) throw;
+  ending_ = true;
+  save();
+  settle_save(true);
+  throw Error(concat(e.what(), "; the ", state_.step, " steps before it are saved: continue with --resume"),
+              e.status());
 }
 
 /// Saves what was learned, which an evaluation that follows may use the time for.

@@ -22,7 +22,8 @@ struct Signal {
 };
 const Signal kAll[] = {{SIGTERM, "mmfree: stopped by SIGTERM; the same command starts over\n"},
                        {SIGINT, "mmfree: stopped by SIGINT; the same command starts over\n"},
-                       {SIGUSR1, "mmfree: stopped by SIGUSR1; the same command starts over\n"}};
+                       {SIGUSR1, "mmfree: stopped by SIGUSR1; the same command starts over\n"},
+                       {SIGHUP, "mmfree: stopped by SIGHUP; the same command starts over\n"}};
 
 template <class Condition>
 void wait_until(Condition&& met) {
@@ -51,6 +52,16 @@ TEST(Signals, ASecondInterruptLeavesAtOnceWhateverCameBetween) {
         if (StopSignals::pending() == SIGTERM) raise(SIGINT);
       },
       testing::ExitedWithCode(130), "^$");
+}
+
+TEST(Signals, AHangupThatWasIgnoredStaysIgnored) {
+  const auto before = std::signal(SIGHUP, SIG_IGN);
+  {
+    const StopSignals signals;
+    raise(SIGHUP);
+    EXPECT_EQ(StopSignals::pending(), 0);
+  }
+  EXPECT_EQ(std::signal(SIGHUP, before), SIG_IGN);
 }
 
 TEST(Signals, SeveralNestAsOneAndTheLastRestoresWhatWasThere) {

@@ -504,6 +504,36 @@ TEST(Trainer, AnotherRunsCheckpointIsSavedAgainHoweverSoonTheRunStops) {
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
 }
 
+TEST(Trainer, DataThatCannotBeReadTakesNoFinishedStepAway) {
+  const TempDir dir;
+  const TokenShards shards({TinyCorpus::get().train()});
+  std::vector<int32_t> ids(size_t(shards.total_tokens()));
+  shards.read(0, shards.total_tokens(), ids.data());
+  const auto corpus = [&](const char* name) {
+    ShardWriter writer(dir / name, shards.info(), "made up");
+    writer.add(ids);
+    writer.commit();
+    return dir / name;
+  };
+  RunConfig good = tiny_run(dir / "good"), bad = tiny_run(dir / "bad");
+  good.data.train = {corpus("good.h5")};
+  for (size_t i = 300; i < ids.size(); i += 300) ids[i] = 60000;
+  bad.data.train = {corpus("bad.h5")};
+  good.train.save_every = 1;
+  good.train.keep_last = 100;
+  bad.train.save_every = 0;
+  train(good);
+  const std::string said = error_of<Error>([&] { train(bad); });
+  EXPECT_TRUE(contains(said, "token 60000")) << said;
+  std::vector<std::string> warnings;
+  const auto saved = newest_checkpoint(bad.train.run_dir, warnings);
+  ASSERT_TRUE(saved) << "the first step met bad data already";
+  const int64_t step = Checkpoint(*saved).state().step;
+  EXPECT_LT(step, good.train.steps);
+  EXPECT_TRUE(contains(said, concat("the ", step, " steps before it are saved"))) << said;
+  EXPECT_EQ(learned(*saved), learned(checkpoint_path(good.train.run_dir, step)));
+}
+
 TEST(Trainer, AGoodStepEndsARowOfSkippedOnes) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
