@@ -53,7 +53,8 @@ void run(const Options& o) {
     std::fputs(config_reference().c_str(), stdout);
     return;
   }
-  static const StopSignals until_the_process_ends;
+  // Never taken back: a signal may come while the process ends.
+  [[maybe_unused]] static const auto* const signals = new StopSignals;
   std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");

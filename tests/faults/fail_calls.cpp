@@ -178,6 +178,8 @@ class FailCalls {
     const bool harmless = (fault.error == EINTR || fault.error == EINVAL || fault.error == kShort) && trace_->hit;
     if (ended.ok()) return ended.err.empty() ? "" : "succeeds, but says " + ended.err;
     if (harmless) return "is not tried again: " + ended.describe();
+    // libgomp ends a process itself that has no memory for a loop, with a line of its own.
+    if (fault.memory && ended.err.starts_with("\nlibgomp: Out of memory")) return {};
     const size_t end = ended.err.find('\n');
     if (end == std::string::npos || end + 1 != ended.err.size()) return "not one line: " + ended.describe();
     const auto says = [&](const std::string& what) { return ended.err.find(what) != std::string::npos; };
@@ -209,10 +211,6 @@ std::set<size_t> choose(const std::vector<Fault>& faults, bool all, bool all_fil
 int main(int argc, char** argv) {
   MMFREE_CHECK(UsageError, argc >= 3 && argc <= 6, "usage: fail_calls COUNT SEED [OPERATION [CASE [END]]]");
   omp_set_num_threads(1);
-  // Before the first fault: libgomp itself ends a process, with a line of its own, that has no memory for its threads.
-#pragma omp parallel
-  {
-  }
   // Its faults are made, so no disk need be waited for.
   if (fs::is_directory("/dev/shm")) setenv("TMPDIR", "/dev/shm", 0);
   const int64_t count = std::atoll(argv[1]);
