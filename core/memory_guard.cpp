@@ -41,8 +41,16 @@ MemoryGuard::~MemoryGuard() { guard = outer_; }
 
 }  // namespace mmfree
 
+#if defined(__has_feature)  // clang
+#define MMFREE_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MMFREE_SANITIZED 1
+#else
+#define MMFREE_SANITIZED 0
+#endif
+
 // Libraries take their memory from these, and we have no other way to learn of a failure in time.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !MMFREE_SANITIZED
 
 extern "C" {
 
