@@ -38,7 +38,10 @@ class Program {
     if (process_ > 0) kill(process_, SIGKILL), wait();
   }
   Program(const Program&) = delete;
-  void signal(int number) const { kill(process_, number); }
+  /// Nothing if it is known to have ended: process 0 would be everyone around.
+  void signal(int number) const {
+    if (process_ > 0) kill(process_, number);
+  }
   /// The exit status, or 1000 + the signal that ended it.
   int wait() {
     collect(0);
