@@ -15,7 +15,7 @@ class TextReader {
  public:
   static constexpr int64_t kMaxDocumentBytes = int64_t(64) << 20;
 
-  /// `entries`: files, directories or glob patterns. With `skip_malformed`, lines that are not JSON objects with a
+  /// `entries`: files, directories or shell patterns. With `skip_malformed`, lines that are not JSON objects with a
   /// "text" string are counted instead of being a DataError. @throws MissingError, UsageError for another file type
   explicit TextReader(const std::vector<std::string>& entries, bool skip_malformed = false);
   ~TextReader();

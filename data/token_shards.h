@@ -49,7 +49,7 @@ class ShardWriter {
 /// The tokens of several shards as one sequence. Not for concurrent use.
 class TokenShards {
  public:
-  /// `entries`: files, directories (their *.h5) or glob patterns; each is sorted by name.
+  /// `entries`: files, directories (their *.h5) or shell patterns; each is sorted by name.
   /// @throws MissingError, DataError if a shard is damaged, its directory is marked by kPublishing, or the shards
   /// differ in tokenizer or split
   explicit TokenShards(const std::vector<std::string>& entries);
