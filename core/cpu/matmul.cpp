@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #endif
@@ -13,15 +14,28 @@
 namespace mmfree::cpu {
 namespace {
 
-/// While alive, OpenMP regions opened by this thread have one thread: oneDNN must not split a tile by thread count.
-class OneThread {
+/// While alive, this thread is in oneDNN. OpenMP regions that it opens have one thread, for oneDNN must not split a
+/// tile by thread count. And signals wait: before version 3.11.2, oneDNN's products without packing keep the stack
+/// pointer at the start of a buffer on the heap (its issue 4845), and a signal would write its frame over what lies
+/// before.
+class InOneDnn {
  public:
-  OneThread() : saved_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(saved_); }
-  OneThread(const OneThread&) = delete;
+  InOneDnn() : threads_(omp_get_max_threads()) {
+    omp_set_num_threads(1);
+    sigset_t waiting;
+    sigfillset(&waiting);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP}) sigdelset(&waiting, fault);
+    pthread_sigmask(SIG_BLOCK, &waiting, &signals_);
+  }
+  ~InOneDnn() {
+    pthread_sigmask(SIG_SETMASK, &signals_, nullptr);
+    omp_set_num_threads(threads_);
+  }
+  InOneDnn(const InOneDnn&) = delete;
 
  private:
-  int saved_;
+  int threads_;
+  sigset_t signals_;
 };
 
 /// Calls body(row_begin, rows, col_begin, cols) for fixed tiles that cover an [m, n] matrix, in parallel.
@@ -60,7 +74,7 @@ void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
   }
   const TileShape tile = tile_of(p);
   for_tiles(p.m, p.n, tile.m, tile.n, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
-    const OneThread guard;
+    const InOneDnn guard;
     dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', rows, cols, p.k, float(p.alpha),
                a + (p.transpose_a ? i : i * p.lda), p.lda, b + (p.transpose_b ? j * p.ldb : j), p.ldb, float(p.beta),
                c + i * p.n + j, p.n);

@@ -2,10 +2,12 @@
 #include <omp.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
 #include "core/ops/matmul.h"
+#include "tests/support/signal_storm.h"
 
 using namespace mmfree;
 
@@ -123,6 +125,18 @@ TEST(Matmul, GivesTheSameBitsForAnyNumberOfThreads) {
       ASSERT_EQ(0, std::memcmp(first.raw(), c.raw(), size_t(c.bytes()))) << threads;
       ASSERT_EQ(0, std::memcmp(linear_first.raw(), y.raw(), size_t(y.bytes()))) << threads;
     }
+  }
+}
+
+TEST(Matmul, SignalsFindTheStackPointerOnTheStack) {
+  const Tensor a = random_tensor<float>({64, 512}, 12), b = random_tensor<float>({512, 64}, 13);
+  Tensor quiet({64, 64}, DType::f32), c({64, 64}, DType::f32);
+  matmul(a, false, b, false, quiet);
+  const SignalStorm storm;
+  while (storm.arrived() < 2000) {
+    matmul(a, false, b, false, c);
+    ASSERT_EQ(0, storm.elsewhere());
+    ASSERT_EQ(0, std::memcmp(quiet.raw(), c.raw(), size_t(c.bytes())));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "tests/support/program.h"
+#include "tests/support/signal_storm.h"
 #include "tests/support/tiny_run.h"
 #include "train/trainer.h"
 
@@ -50,6 +51,20 @@ void damage(const std::string& path) {
   std::string bytes = slurp(path);
   bytes[bytes.size() / 2] ^= 4;
   spit(path, bytes);
+}
+
+/// Changes what the checkpoint at `path` holds.
+void rewrite(const std::string& path, const RunConfig& c, const std::function<void(ParamStore&, LoopState&)>& change) {
+  ParamStore params(parameter_specs(c.model), DType::f32);
+  AdamW optimizer(params, c.optim);
+  LoopState state;
+  {
+    const Checkpoint file(path);
+    file.load(params, &optimizer);
+    state = file.state();
+  }
+  change(params, state);
+  save_checkpoint(path, c, params, {params.values(), optimizer.m(), optimizer.v()}, state, "");
 }
 
 TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
@@ -163,6 +178,22 @@ TEST(Trainer, MicroBatchesAndThreadsChangeNothingThatMatters) {
       EXPECT_NEAR(rows[i][k]["train/loss"].get<double>(), rows[0][k]["train/loss"].get<double>(), 0.02);
     }
   }
+}
+
+TEST(Trainer, SignalsAtAnyMomentChangeNothing) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "quiet");
+  c.train.steps = 20;
+  c.train.threads = 1;
+  train(c);
+  c.train.run_dir = dir / "storm";
+  {
+    const SignalStorm storm;
+    train(c);
+    EXPECT_GT(storm.arrived(), 0);
+    EXPECT_EQ(storm.elsewhere(), 0);
+  }
+  EXPECT_EQ(learned(checkpoint_path(dir / "storm", 20)), learned(checkpoint_path(dir / "quiet", 20)));
 }
 
 TEST(Trainer, AResumedRunEqualsOneNeverCut) {
@@ -539,17 +570,7 @@ TEST(Trainer, AGoodStepEndsARowOfSkippedOnes) {
   RunConfig c = tiny_run(dir / "run");
   c.train.steps = 3;
   train(c);
-  ParamStore params(parameter_specs(c.model), DType::f32);
-  AdamW optimizer(params, c.optim);
-  LoopState state;
-  {
-    const Checkpoint file(checkpoint_path(dir / "run", 3));
-    file.load(params, &optimizer);
-    state = file.state();
-  }
-  state.skipped_in_row = 2;
-  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
-                  "");
+  rewrite(checkpoint_path(dir / "run", 3), c, [](ParamStore&, LoopState& state) { state.skipped_in_row = 2; });
   c.train.steps = 4;
   c.train.resume = "auto";
   text_of([&] { train(c); });
@@ -561,18 +582,10 @@ TEST(Trainer, ParametersThatOverflowSkipUpdatesUntilTheRunGivesUp) {
   RunConfig c = tiny_run(dir / "run");
   c.train.steps = 3;
   train(c);
-  ParamStore params(parameter_specs(c.model), DType::f32);
-  AdamW optimizer(params, c.optim);
-  LoopState state;
-  {
-    const Checkpoint file(checkpoint_path(dir / "run", 3));
-    file.load(params, &optimizer);
-    state = file.state();
-  }
-  Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
-  weight.mut<float>()[5] = std::numeric_limits<float>::max();
-  save_checkpoint(checkpoint_path(dir / "run", 3), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
-                  "");
+  rewrite(checkpoint_path(dir / "run", 3), c, [](ParamStore& params, LoopState&) {
+    Tensor weight = params["model.layers.1.mlp.down_proj.weight"].value();
+    weight.mut<float>()[5] = std::numeric_limits<float>::max();
+  });
   const auto before = learned(checkpoint_path(dir / "run", 3));
   c.train.steps = 30;
   c.train.resume = "auto";
