@@ -1,6 +1,9 @@
 #include "train/background_save.h"
 
+#include <omp.h>
+
 #include <new>
+#include <system_error>
 #include <utility>
 
 #include "core/gpu.h"
@@ -33,20 +36,34 @@ BackgroundSave::~BackgroundSave() {
 
 void BackgroundSave::start(const FlatState& state, std::function<void(const FlatState&)> write) {
   MMFREE_CHECK(Error, !pending(), "background save: the one before is still under way");
+  const auto save = [write = std::move(write)](const FlatState& from) {
+    try {
+      write(from);
+    } catch (const std::bad_alloc&) {
+      throw OutOfMemory("out of memory while saving a checkpoint");
+    }
+  };
   FlatState copy = snapshot(state);
-  if (!copy.values.defined()) return write(state);
+  if (!copy.values.defined()) return save(state);
   done_ = false;
-  thread_ = std::thread([this, copy = std::move(copy), write = std::move(write)]() mutable {
+  auto beside = [this, copy, save]() mutable {
+    omp_set_num_threads(1);  // the cores are busy with training
     try {
       std::optional<gpu::OwnStream> beside_training;
       if (copy.values.device() == Device::cuda) beside_training.emplace();
-      write(copy);
+      save(copy);
     } catch (...) {
       failure_ = std::current_exception();
     }
     copy = {};
     done_ = true;
-  });
+  };
+  copy = {};
+  try {
+    thread_ = std::thread(std::move(beside));
+  } catch (const std::system_error&) {  // the system has no thread left: training waits
+    save(state);
+  }
 }
 
 void BackgroundSave::wait() {

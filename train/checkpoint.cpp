@@ -117,7 +117,8 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
       h5::Reader verified(path, "checkpoint");
       return path;
     } catch (const Error& e) {
-      warnings.push_back(concat("passing over a damaged checkpoint: ", e.what()));
+      const char* kind = e.status() == Exit::bad_data ? "a damaged" : "an unreadable";
+      warnings.push_back(concat("passing over ", kind, " checkpoint: ", e.what()));
     }
   }
   return std::nullopt;

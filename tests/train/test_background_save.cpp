@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <new>
 
 #include "core/error.h"
 #include "tests/support/tensors.h"
@@ -49,6 +51,39 @@ TEST(BackgroundSave, TrainingWaitsWhereThereIsNoRoomForACopy) {
   EXPECT_FALSE(saving.pending());
 }
 
+/// While alive, the system has no stack for a new thread.
+class NoThreads {
+ public:
+  NoThreads() {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t huge;
+    pthread_attr_init(&huge);
+    pthread_attr_setstacksize(&huge, size_t(1) << 46);
+    pthread_setattr_default_np(&huge);
+    pthread_attr_destroy(&huge);
+  }
+  ~NoThreads() {
+    pthread_setattr_default_np(&before_);
+    pthread_attr_destroy(&before_);
+  }
+  NoThreads(const NoThreads&) = delete;
+
+ private:
+  pthread_attr_t before_;
+};
+
+TEST(BackgroundSave, TrainingWaitsWhereThereIsNoThread) {
+  BackgroundSave saving;
+  const FlatState state{full({3}, DType::f32, 1), {}, {}};
+  const void* seen = nullptr;
+  const NoThreads none;
+  saving.start(state, [&](const FlatState& s) { seen = s.values.raw(); });
+  EXPECT_EQ(seen, state.values.raw());
+  EXPECT_FALSE(saving.pending());
+  EXPECT_THROW(saving.start(state, [](const FlatState&) { throw std::bad_alloc(); }), OutOfMemory);
+  EXPECT_FALSE(saving.pending());
+}
+
 TEST(BackgroundSave, PassesOnWhatWritingThrows) {
   BackgroundSave saving;
   const FlatState state{full({3}, DType::f32, 1), {}, {}};
@@ -58,6 +93,8 @@ TEST(BackgroundSave, PassesOnWhatWritingThrows) {
   saving.start(state, [](const FlatState&) { throw CreateError("disk"); });
   EXPECT_THROW(while (!saving.poll()) std::this_thread::yield(), CreateError);
   EXPECT_FALSE(saving.poll());
+  saving.start(state, [](const FlatState&) { throw std::bad_alloc(); });
+  EXPECT_THROW(saving.wait(), OutOfMemory);
   saving.start(state, [](const FlatState&) {});
   EXPECT_THROW(saving.start(state, [](const FlatState&) {}), Error) << "the one before is still under way";
 }

@@ -487,12 +487,15 @@ TEST(Trainer, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
   const auto good = learned(checkpoint_path(dir / "run", 12));
   ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
   damage(checkpoint_path(dir / "run", 12));
+  fs::create_symlink("step-00000011.h5", checkpoint_path(dir / "run", 11));  // to itself: cannot be opened
   c.train.resume = "auto";
   c.train.keep_last = 1;
   RunConfig part = c;
   part.train.max_time = 1e-9;
   const std::string said = text_of([&] { EXPECT_EQ(train(part).step, 9); });
   EXPECT_TRUE(contains(said, "warning: passing over a damaged checkpoint")) << said;
+  EXPECT_TRUE(contains(said, "warning: passing over an unreadable checkpoint")) << said;
+  fs::remove(checkpoint_path(dir / "run", 11));
   EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 9))) << "the only intact checkpoint is gone";
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), good);
