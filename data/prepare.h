@@ -47,7 +47,7 @@ struct PrepareSummary {
 /// the directory (data/staging.h): the same command, as long as the input files keep their sizes and times, makes only
 /// the others, with the same result to the bit; another one removes them. A process killed while it puts the new ones
 /// in place leaves a folder kPublishing (data/token_shards.h), with which TokenShards refuses the mixture and the next
-/// prepare starts over without `overwrite`.
+/// prepare goes on without `overwrite`.
 /// @throws UsageError for bad options, MissingError, DataError (malformed text, an empty input or split), CreateError
 /// (the directory cannot be made, or holds shards and `overwrite` is not set), IoError, and what `check_stop` throws
 PrepareSummary prepare(const PrepareOptions& options);

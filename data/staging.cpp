@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <set>
+#include <sstream>
 
 #include "core/error.h"
 #include "core/hash.h"
@@ -13,6 +14,9 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kPlan = "plan";
+/// In a folder kPublishing: the names of all shards that are to replace the old ones.
+constexpr const char* kNames = "names";
+constexpr int64_t kMaxNames = int64_t(64) << 20;
 
 void remove_name(const fs::path& path) {
   std::error_code error;
@@ -36,13 +40,17 @@ bool has_plan(const fs::path& file, const std::string& hash) {
   }
 }
 
+bool is_shard(const std::string& name) {
+  return (name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5") &&
+         name.find('/') == std::string::npos;
+}
+
 }  // namespace
 
 std::vector<fs::path> shards_in(const fs::path& directory) {
   std::vector<fs::path> out;
   for (const std::string& name : names_in(directory.string()))
-    if ((name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5"))
-      out.push_back(directory / name);
+    if (is_shard(name)) out.push_back(directory / name);
   return out;
 }
 
@@ -50,17 +58,30 @@ Staging::Staging(const std::string& output, const std::string& plan)
     : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
   lock_ = lock_directory(output_.string());
   const std::string hash = hex16(hash64(plan));
-  if (has_plan(path_ / kPlan, hash)) return;
-  std::error_code error;
-  fs::remove_all(path_, error);
-  fs::create_directory(path_, error);
-  MMFREE_CHECK(CreateError, !error, path_.string(), ": cannot create: ", error.message());
-  try {
-    write_file((path_ / kPlan).string(), hash);
-  } catch (...) {
+  if (!has_plan(path_ / kPlan, hash)) {
+    std::error_code error;
     fs::remove_all(path_, error);
-    throw;
+    fs::create_directory(path_, error);
+    MMFREE_CHECK(CreateError, !error, path_.string(), ": cannot create: ", error.message());
+    try {
+      write_file((path_ / kPlan).string(), hash);
+    } catch (...) {
+      fs::remove_all(path_, error);
+      throw;
+    }
   }
+  std::error_code ignored;
+  if (has_plan(mark_ / kPlan, hash) && fs::exists(mark_ / kNames, ignored)) take_back();
+}
+
+/// An earlier start was cut while its shards got their names: those that have theirs come back, too. The mark stays.
+void Staging::take_back() {
+  std::error_code error;
+  std::istringstream names(read_file((mark_ / kNames).string(), kMaxNames));
+  for (std::string name; std::getline(names, name);)
+    for (const fs::path& from : {mark_ / name, output_ / name})
+      if (is_shard(name) && !fs::exists(path_ / name, error) && fs::exists(from, error)) move_name(from, path_ / name);
+  remove_name(mark_ / kPlan);
 }
 
 Staging::~Staging() {
@@ -101,16 +122,28 @@ void Staging::discard() {
 }
 
 void Staging::publish() {
-  for (const fs::path& p : shards_in(mark_)) remove_name(p);
-  remove_name(mark_ / kPlan);
+  std::set<std::string> names;
+  std::string list;
+  for (const fs::path& p : shards_in(path_)) {
+    names.insert(p.filename());
+    list += p.filename().string() + '\n';
+  }
+  write_file((path_ / kNames).string(), list);
+  clear_mark();
   move_name(path_, mark_);
   sync_directory(output_.string());
-  for (const fs::path& p : shards_in(output_)) remove_name(p);
-  for (const fs::path& p : shards_in(mark_)) move_name(p, output_ / p.filename());
+  for (const std::string& name : names) move_name(mark_ / name, output_ / name);
+  for (const fs::path& p : shards_in(output_))
+    if (!names.count(p.filename())) remove_name(p);
   sync_directory(output_.string());
-  remove_name(mark_ / kPlan);
+  clear_mark();
   remove_name(mark_);
   sync_directory(output_.string());
+}
+
+void Staging::clear_mark() {
+  for (const fs::path& p : shards_in(mark_)) remove_name(p);
+  for (const char* name : {kPlan, kNames}) remove_name(mark_ / name);
 }
 
 }  // namespace mmfree

@@ -9,8 +9,8 @@
 namespace mmfree {
 
 /// Token shards under construction, in a folder `.preparing` of the output directory: shards get their places there
-/// only when all are whole. Without that, whole shards stay in the folder for the next start with the same plan; if
-/// there is none, nothing stays, and an output directory that was not there is not there after.
+/// only when all are whole. Without that, whole shards stay for the next start with the same plan, also those that have
+/// their places already; if there is none, nothing stays, and an output directory that was not there is not there after.
 class Staging {
  public:
   /// Of one split: how many shards, from the first on, an earlier start left whole, and what they hold.
@@ -31,10 +31,13 @@ class Staging {
   /// Removes all shards under construction. @throws IoError
   void discard();
   /// Replaces the directory's shards by the new ones, which are whole and durable by now. Until none of the old ones is
-  /// left and all of the new ones have their names, kPublishing marks the directory. @throws IoError
+  /// left and all of the new ones have their names, a folder kPublishing marks the directory. @throws IoError
   void publish();
 
  private:
+  void take_back();
+  void clear_mark();
+
   std::filesystem::path output_, path_, mark_;
   NeededDirectory made_;
   Fd lock_;

@@ -1,11 +1,5 @@
 #include "data/text_reader.h"
 
-#include <zstd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -18,92 +12,7 @@ namespace mmfree {
 
 namespace {
 constexpr int kMaxJsonDepth = 32;
-/// A line also carries keys and escapes (up to 6 bytes for one of text).
-constexpr size_t kMaxLineBytes = size_t(TextReader::kMaxDocumentBytes) * 2;
-/// Far above what text compresses to; stops files made to expand without end.
-constexpr int64_t kMaxRatio = 4096;
 }  // namespace
-
-/// Lines of a plain or zstd-compressed file.
-class TextReader::Lines {
- public:
-  explicit Lines(const std::string& path)
-      : path_(path), file_(std::fopen(path.c_str(), "rb"), std::fclose), decoder_(nullptr, ZSTD_freeDStream) {
-    MMFREE_CHECK(MissingError, file_, path, ": cannot open: ", std::strerror(errno));
-    if (path.ends_with(".zst")) {
-      decoder_.reset(ZSTD_createDStream());
-      if (!decoder_) throw std::bad_alloc();
-      ZSTD_DCtx_setParameter(decoder_.get(), ZSTD_d_windowLogMax, 27);
-    }
-  }
-
-  /// Stores the next line without its '\n'; false at the end of the file.
-  bool next(std::string* line) {
-    line->clear();
-    for (bool any = false;; any = true) {
-      if (at_ == text_.size() && !fill()) return any;
-      const char* begin = text_.data() + at_;
-      const size_t left = text_.size() - at_;
-      const auto* end = static_cast<const char*>(std::memchr(begin, '\n', left));
-      const size_t n = end ? size_t(end - begin) : left;
-      MMFREE_CHECK(DataError, line->size() + n <= kMaxLineBytes, path_, ": a line is longer than ", kMaxLineBytes,
-                   " bytes; split the document");
-      line->append(begin, n);
-      at_ += n + (end ? 1 : 0);
-      if (end) return true;
-    }
-  }
-
-  int64_t bytes_read() const { return bytes_in_; }
-
- private:
-  static constexpr size_t kBlock = 1 << 17;
-
-  size_t read(std::string* block) {
-    block->resize(kBlock);
-    block->resize(std::fread(block->data(), 1, kBlock, file_.get()));
-    MMFREE_CHECK(IoError, !std::ferror(file_.get()), path_, ": read failed: ", std::strerror(errno));
-    bytes_in_ += int64_t(block->size());
-    return block->size();
-  }
-
-  bool fill() {
-    at_ = 0;
-    if (!decoder_) return read(&text_) > 0;
-    do {
-      // Output may still wait inside the decoder after all input went in: ask with what is left before reading on.
-      if (input_.pos == input_.size && !output_full_) {
-        const size_t n = read(&compressed_);
-        input_ = {compressed_.data(), n, 0};
-        if (input_.size == 0) {
-          MMFREE_CHECK(DataError, frame_complete_, path_, ": the compressed file is truncated; get it again");
-          text_.clear();
-          return false;
-        }
-      }
-      text_.resize(kBlock);
-      ZSTD_outBuffer output{text_.data(), kBlock, 0};
-      const size_t state = ZSTD_decompressStream(decoder_.get(), &output, &input_);
-      MMFREE_CHECK(DataError, !ZSTD_isError(state), path_, ": damaged zstd data: ", ZSTD_getErrorName(state));
-      frame_complete_ = state == 0;
-      output_full_ = output.pos == output.size;
-      text_.resize(output.pos);
-      bytes_out_ += int64_t(output.pos);
-      MMFREE_CHECK(DataError, bytes_out_ <= kMaxDocumentBytes + kMaxRatio * bytes_in_, path_, ": expands more than ",
-                   kMaxRatio, "-fold: refused as hostile");
-    } while (text_.empty());
-    return true;
-  }
-
-  std::string path_;
-  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
-  std::unique_ptr<ZSTD_DStream, size_t (*)(ZSTD_DStream*)> decoder_;
-  std::string text_, compressed_;
-  size_t at_ = 0;
-  ZSTD_inBuffer input_{nullptr, 0, 0};
-  bool frame_complete_ = true, output_full_ = false;
-  int64_t bytes_in_ = 0, bytes_out_ = 0;
-};
 
 TextReader::TextReader(const std::vector<std::string>& entries, bool skip_malformed)
     : files_(expand_paths(entries, {".txt", ".jsonl", ".jsonl.zst"})), skip_malformed_(skip_malformed) {
@@ -116,8 +25,6 @@ TextReader::TextReader(const std::vector<std::string>& entries, bool skip_malfor
     total_bytes_ += int64_t(size);
   }
 }
-
-TextReader::~TextReader() = default;
 
 int64_t TextReader::bytes_read() const { return bytes_before_ + (lines_ ? lines_->bytes_read() : 0); }
 
@@ -135,7 +42,7 @@ bool TextReader::next(std::string* text) {
                      "; convert it, for example with iconv");
         return true;
       }
-      lines_ = std::make_unique<Lines>(path);
+      lines_ = std::make_unique<LineReader>(path);
       line_number_ = 0;
     }
     while (lines_->next(&line)) {

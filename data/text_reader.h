@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "data/line_reader.h"
+
 namespace mmfree {
 
 /// Streams the documents of text files, in the order of the files:
@@ -18,9 +20,6 @@ class TextReader {
   /// `entries`: files, directories or shell patterns. With `skip_malformed`, lines that are not JSON objects with a
   /// "text" string are counted instead of being a DataError. @throws MissingError, UsageError for another file type
   explicit TextReader(const std::vector<std::string>& entries, bool skip_malformed = false);
-  ~TextReader();
-  TextReader(const TextReader&) = delete;
-  TextReader& operator=(const TextReader&) = delete;
 
   /// Stores the next document in *text; false at the end.
   /// @throws DataError naming file and line (malformed, too long, damaged compression), IoError
@@ -34,13 +33,12 @@ class TextReader {
   const std::vector<std::string>& files() const { return files_; }
 
  private:
-  class Lines;
   bool parse(const std::string& line, std::string* text);
 
   std::vector<std::string> files_;
   bool skip_malformed_;
   size_t file_ = 0;  // the next one to open
-  std::unique_ptr<Lines> lines_;
+  std::unique_ptr<LineReader> lines_;
   int64_t line_number_ = 0, skipped_ = 0, bytes_before_ = 0, total_bytes_ = 0;
 };
 

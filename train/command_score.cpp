@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
-#include <fstream>
+#include <cerrno>
+#include <cstring>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "data/line_reader.h"
 #include "train/commands.h"
 #include "train/model.h"
 #include "train/score.h"
@@ -93,6 +95,7 @@ void run(const Options& o) {
   // A line that was begun is written whole.
   const auto print = [](const std::string& line) {
     std::cout << line << std::flush;
+    MMFREE_CHECK(IoError, std::cout, "standard output: cannot be written: ", std::strerror(errno));
     throw_if_stopped();
   };
   for (size_t i = 0; i < o.texts.size(); ++i)
@@ -101,14 +104,9 @@ void run(const Options& o) {
                          concat("--text ", i + 1));
     }));
   if (o.input.empty()) return;
-  std::ifstream file;
-  if (o.input != "-") {
-    file.open(o.input);
-    MMFREE_CHECK(MissingError, file, o.input, ": cannot be opened");
-  }
-  std::istream& in = o.input == "-" ? std::cin : file;
+  LineReader in(o.input);
   int64_t number = 0;
-  for (std::string line; at_once([&] { return bool(std::getline(in, line)); });) {
+  for (std::string line; at_once([&] { return in.next(&line); });) {
     ++number;
     if (line.find_first_not_of(" \t\r") != std::string::npos)
       print(at_once([&] { return score_line(model, line, concat(o.input, ':', number), o.no_bos); }));

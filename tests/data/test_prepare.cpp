@@ -584,11 +584,11 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
   prepare(s.options);
   spit(s.dir / "a.txt", babble(1000, 2));
   s.options.overwrite = true;
-  // A shard that cannot be removed, and that comes after one that can.
-  const std::string obstacle = s.options.output + "/train-00001.h5";
+  // A shard that cannot be replaced, and that comes after one that can.
+  const std::string obstacle = s.options.output + "/valid-00000.h5";
+  std::filesystem::remove(obstacle);
   std::filesystem::create_directories(obstacle + "/full");
   EXPECT_THROW(prepare(s.options), IoError);
-  EXPECT_FALSE(std::filesystem::exists(s.options.output + "/train-00000.h5"));
   const auto refused = [&] {
     try {
       TokenShards({s.options.output + "/valid-*.h5"});
@@ -611,7 +611,10 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
 
   std::filesystem::remove_all(obstacle);
   s.options.overwrite = false;
+  int64_t found = 0;
+  s.options.on_resume = [&](int64_t shards, int64_t) { found = shards; };
   prepare(s.options);
+  EXPECT_EQ(found, 2) << "the one that was in its place, and the one that was not";
   EXPECT_FALSE(std::filesystem::exists(kept));
   const auto train = documents_of(s.tokenizer, s.options.output, "train");
   EXPECT_EQ(train.at(0) + documents_of(s.tokenizer, s.options.output, "valid").at(0), babble(1000, 2));

@@ -7,7 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$PWD/build-coverage
 files=(core/{files.h,files.cpp,utf8.cpp}
-       data/{h5_structure,h5_reader,h5_file,h5_writer,token_shards,tokenizer_model,tokenizer,text_reader,paths,prepare}.cpp
+       data/{h5_structure,h5_reader,h5_file,h5_writer,token_shards,tokenizer_model,tokenizer}.cpp
+       data/{line_reader,text_reader,paths,prepare,staging}.cpp
        train/{checkpoint,background_save,metrics,safetensors,hf_config,hf_folder,ternary_file}.cpp
        train/{config,config_tree,config_fields,strict_json}.cpp train/config_fields.h)
 tests='/test_(h5|batches|prepare|paths|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder)[.]cpp$'

@@ -1,8 +1,12 @@
 // The program as a user meets it: what each subcommand prints, and how each mistake ends.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
+#include <chrono>
 #include <cmath>
+#include <fstream>
+#include <thread>
 
 #include "core/gpu.h"
 #include "tests/support/program.h"
@@ -133,6 +137,7 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {65, {"score", f.damaged, "--text", "a"}, f.damaged},
       {65, {"score", ok, "--input", f.text}, "text.txt:1"},
       {65, {"score", ok, "--input", f.dir / "bad.jsonl"}, "bad.jsonl:1"},
+      {74, {"score", ok, "--input", folder}, folder + ": read failed: Is a directory"},
       {65, {"generate", f.damaged}, f.damaged},
       {65, {"export", f.damaged, f.dir / "x"}, f.damaged},
       {65, {"info", f.damaged}, f.damaged},
@@ -178,6 +183,62 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
   }
   EXPECT_TRUE(!fs::exists(f.dir / "x") || fs::is_empty(f.dir / "x"));
   EXPECT_FALSE(fs::exists(f.dir / "run"));
+}
+
+/// Runs the program by a shell, which sees to its standard files. Returns its status.
+int by_shell(const std::string& arguments) {
+  const int status = std::system(concat('\'', program_path(), "' ", arguments).c_str());
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+TEST(Commands, OutputThatDoesNotArriveIsAnError) {
+  const Files& f = Files::get();
+  const std::string err = f.dir / "full.err";
+  for (const std::string& command : std::vector<std::string>{
+           "--help", "train --help-config", "info " + f.checkpoint, "score " + f.checkpoint + " --text a",
+           "generate " + f.checkpoint, "eval " + f.checkpoint + " " + f.text,
+           "tokenizer info " + TinyCorpus::get().tokenizer_path()}) {
+    SCOPED_TRACE(command);
+    EXPECT_EQ(by_shell(command + " >/dev/full 2>" + err), 74);
+    EXPECT_TRUE(contains(slurp(err), "mmfree: standard output: cannot be written: ")) << slurp(err);
+    EXPECT_EQ(by_shell(command + " >&- 2>" + err), 0) << "nobody wants it";
+  }
+}
+
+TEST(Commands, ClosedStandardFilesPutNoMessageIntoOtherFiles) {
+  const Files& f = Files::get();
+  const TempDir dir;
+  output({"train", f.config, "train.run_dir=" + (dir / "open"), "-q"});
+  EXPECT_EQ(by_shell("train " + f.config + " train.run_dir=" + (dir / "closed") + " <&- >&- 2>&-"), 0);
+  EXPECT_EQ(timeless_metrics(dir / "open"), timeless_metrics(dir / "closed"));
+  EXPECT_EQ(learned(checkpoint_path(dir / "open", 12)), learned(checkpoint_path(dir / "closed", 12)));
+  EXPECT_EQ(by_shell("score " + f.checkpoint + " --input - <&- 2>" + (dir / "err")), 74);
+  EXPECT_EQ(slurp(dir / "err"), "mmfree: standard input: read failed: Bad file descriptor\n");
+}
+
+TEST(Commands, ScoreAnswersLineByLineAndRefusesALineWithoutEnd) {
+  const Files& f = Files::get();
+  const TempDir dir;
+  ASSERT_EQ(0, ::mkfifo((dir / "ask").c_str(), 0600));
+  Program scoring({"score", f.checkpoint, "--input", dir / "ask"});
+  const auto answers = [&] {
+    const std::string out = scoring.out();
+    return std::count(out.begin(), out.end(), '\n');
+  };
+  {
+    std::ofstream ask(dir / "ask");
+    for (int asked : {1, 2}) {
+      ask << "[1, 2, 3]" << std::endl;
+      for (int waits = 0; waits < 6000 && scoring.running() && answers() < asked; ++waits)
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      ASSERT_EQ(answers(), asked);
+    }
+  }
+  EXPECT_EQ(scoring.wait(), 0) << scoring.err();
+  EXPECT_EQ(answers(), 2);
+  Program endless({"score", f.checkpoint, "--input", "/dev/zero"});
+  EXPECT_EQ(endless.wait(), 65);
+  EXPECT_EQ(endless.err(), "mmfree: /dev/zero: a line is longer than 134217728 bytes; split it\n");
 }
 
 TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
