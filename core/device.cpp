@@ -1,6 +1,7 @@
 #include "core/device.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -13,11 +14,35 @@ namespace {
 
 thread_local int dry_runs = 0;
 
+constexpr size_t kNone = std::numeric_limits<size_t>::max();
+
 /// The number that `path` holds, or `otherwise` if there is none ("max").
-size_t number_in(const char* path, size_t otherwise) {
+size_t number_in(const std::string& path, size_t otherwise) {
   std::ifstream in(path);
   size_t value = 0;
   return in >> value ? value : otherwise;
+}
+
+/// The number behind the word `key` in `path`, or 0.
+size_t number_after(const char* key, const std::string& path) {
+  std::ifstream in(path);
+  size_t value = 0;
+  for (std::string word; in >> word;)
+    if (word == key && in >> value) return value;
+  return 0;
+}
+
+/// What this control group and those above it leave; `keys`: names of its limit, its use, and the part of that which
+/// is only cache. Inside a container the group's own path may not exist, only the root.
+size_t left_in_group(const std::string& root, std::string group, const std::array<const char*, 3>& keys) {
+  size_t left = kNone;
+  for (;; group.erase(group.rfind('/'))) {
+    const std::string folder = root + group + "/";
+    const size_t limit = number_in(folder + keys[0], kNone), used = number_in(folder + keys[1], 0);
+    const size_t taken = used - std::min(used, number_after(keys[2], folder + "memory.stat"));
+    if (limit != kNone) left = std::min(left, limit - std::min(limit, taken));
+    if (group.empty()) return left;
+  }
 }
 
 }  // namespace
@@ -38,18 +63,25 @@ void zero_bytes(void* to, Device device, size_t bytes) {
     gpu::zero(to, bytes);
 }
 
-size_t available_host_memory() {
-  std::ifstream in("/proc/meminfo");
-  size_t available = 0;
-  std::string word;
-  while (in >> word)
-    if (word == "MemAvailable:" && in >> available) break;
-  available *= 1024;
-  constexpr size_t none = std::numeric_limits<size_t>::max();
-  const size_t limit = number_in("/sys/fs/cgroup/memory.max", none);
-  if (limit == none) return available;
-  const size_t used = number_in("/sys/fs/cgroup/memory.current", 0);
-  return std::min(available, limit - std::min(limit, used));
+size_t available_host_memory(const std::string& at) {
+  size_t available = number_after("MemAvailable:", at + "/proc/meminfo") * 1024;
+  std::ifstream groups(at + "/proc/self/cgroup");  // lines of number:controllers:path
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos || line[second + 1] != '/') continue;
+    const std::string kind = "," + line.substr(first + 1, second - first - 1) + ",";
+    std::string group = line.substr(second + 1);
+    while (group.ends_with('/')) group.pop_back();
+    const std::string root = at + "/sys/fs/cgroup";
+    size_t left = kNone;
+    if (kind == ",,")  // version 2
+      left = left_in_group(root, group, {"memory.max", "memory.current", "inactive_file"});
+    else if (kind.find(",memory,") != std::string::npos)
+      left = left_in_group(root + "/memory", group,
+                           {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"});
+    available = std::min(available, left);
+  }
+  return available;
 }
 
 DryRun::DryRun() { ++dry_runs; }

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <string>
 
 #include "core/error.h"
 
@@ -18,8 +19,9 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
 void zero_bytes(void* to, Device device, size_t bytes);
 
 /// Bytes of host memory that this process may still take without swapping or being stopped: what the system calls
-/// available, or less where its control group has a limit. 0 if the system does not say.
-size_t available_host_memory();
+/// available, or less where its control group (version 1 or 2) or one above it has a limit; cache counts as free. 0 if
+/// the system does not say. `at`: where /proc and /sys are.
+size_t available_host_memory(const std::string& at = "");
 
 /// While alive, on this thread: memory of a GPU is counted but not obtained, kernels and copies for it do not run. What
 /// a computation would need can so be measured exactly, on any machine.

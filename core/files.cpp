@@ -80,10 +80,11 @@ std::string read_file(const std::string& path, int64_t most) {
 std::vector<std::string> names_in(const std::string& directory) {
   std::vector<std::string> names;
   std::error_code error;
-  fs::directory_iterator at(directory.empty() ? "." : directory, error);
+  const fs::path place = directory.empty() ? "." : directory;
+  fs::directory_iterator at(place, error);
   for (; !error && at != fs::directory_iterator(); at.increment(error)) names.push_back(at->path().filename().string());
   std::error_code ignored;
-  MMFREE_CHECK(IoError, !error || fs::status(directory, ignored).type() == fs::file_type::not_found, directory,
+  MMFREE_CHECK(IoError, !error || fs::status(place, ignored).type() == fs::file_type::not_found, place.string(),
                ": cannot be listed: ", error.message());
   std::sort(names.begin(), names.end());
   return names;

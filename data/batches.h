@@ -26,10 +26,6 @@ class Batches {
   Batches(const TokenShards& shards, const BatchOptions& options);
 
   int64_t windows() const { return windows_; }
-  /// Steps in which each window occurs at least once when starting at step 0.
-  int64_t steps_per_epoch() const { return (windows_ + options_.batch_size - 1) / options_.batch_size; }
-  /// The epoch, from 0, of the step's first row.
-  int64_t epoch_of(int64_t step) const { return sample(step, 0) / windows_; }
   /// The window that a sample reads.
   int64_t window_of(int64_t sample) const;
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,7 +37,9 @@ class Writer {
 
   /// Writes a whole dataset, row-major; "a/b" puts b into group a. bf16 is stored as u16 with attribute dtype="bf16".
   void write(const std::string& name, DType dtype, const Shape& shape, const void* values);
-  void write(const std::string& name, const Tensor& values);
+  /// The same from a tensor on any device, about 1 MiB of rows at a time. `check` sees each part, on the CPU, before it
+  /// is written.
+  void write(const std::string& name, const Tensor& values, const std::function<void(const Tensor&)>& check = nullptr);
 
   /// Declares an empty 1-D dataset that append() grows.
   void create_series(const std::string& name, SeriesType type);
@@ -48,7 +51,6 @@ class Writer {
   void attribute(const std::string& name, const std::string& value);
   void attribute(const std::string& name, const char* value) { attribute(name, std::string(value)); }
   void attribute(const std::string& name, int64_t value);
-  void attribute(const std::string& name, double value);
 
   /// Completes the file: flush, hash, user block, fsync, rename over `path`, fsync of the directory. If only the last
   /// step fails, IoError is thrown although the new file is already in place. Nothing may be called afterwards.
@@ -60,6 +62,10 @@ class Writer {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+/// The kind that the user block of an mmfree file names; empty for any other file. @throws MissingError, DataError if
+/// it is a folder or a device, IoError
+std::string kind_of(const std::string& path);
 
 /// Reads a file written by Writer. The constructor checks size, user block and (unless verify is false) the hash before
 /// HDF5 opens the file, and each object's header before HDF5 follows it. It refuses what Writer never makes: links
@@ -94,11 +100,9 @@ class Reader {
   /// The whole dataset as a CPU tensor of dtype `type`.
   Tensor read_tensor(const std::string& name, DType type) const;
 
-  bool has_attribute(const std::string& name) const;
   /// @throws DataError if the attribute is absent or of another type.
   std::string attribute_string(const std::string& name) const;
   int64_t attribute_int(const std::string& name) const;
-  double attribute_double(const std::string& name) const;
 
  private:
   struct Impl;

@@ -49,6 +49,7 @@ struct Reader::Impl {
   Id hdf5;
   std::map<std::string, Dataset> datasets;
   std::set<std::pair<unsigned long, haddr_t>> seen;
+  hsize_t stored_bytes = 0;  // of all datasets so far
 
   ~Impl() {
     const Session session(path);
@@ -65,8 +66,8 @@ struct Reader::Impl {
   void open(const std::string& kind, bool verify);
   void walk(Structure& structure, hid_t group, const std::string& prefix, int depth);
   void visit(Structure& structure, hid_t group, const std::string& link, const std::string& name, int depth);
-  Dataset inspect(Id id, const std::string& name) const;
-  void check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank, const std::string& name) const;
+  Dataset inspect(Id id, const std::string& name);
+  void check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank, const std::string& name);
   DType type_of(hid_t dataset, hid_t type, const std::string& name) const;
   Id attribute(const std::string& name, H5T_class_t type, size_t* bytes) const;
   const Dataset& find(const std::string& name) const;
@@ -148,7 +149,7 @@ DType Reader::Impl::type_of(hid_t dataset, hid_t type, const std::string& name) 
 /// That the file holds all of the data at its full size. HDF5 believes a stored size, allocates for the extents, and
 /// reads behind the end of a chunk that is stored shorter than it should be.
 void Reader::Impl::check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank,
-                                 const std::string& name) const {
+                                 const std::string& name) {
   const Id list(H5Dget_create_plist(dataset), H5Pclose);
   require(list >= 0, "dataset ", quote(name), " has no creation properties");
   require(H5Pget_external_count(list) == 0, "dataset ", quote(name), " is stored in an external file");
@@ -177,6 +178,8 @@ void Reader::Impl::check_storage(hid_t dataset, hsize_t item_bytes, const hsize_
     chunk_bytes *= chunk[i], chunks *= parts;
   }
   require(chunks <= most / chunk_bytes, "dataset ", quote(name), " is larger than the file");
+  stored_bytes += chunks * chunk_bytes;
+  require(stored_bytes <= most, "dataset ", quote(name), " shares its place with another");
   if (layout == H5D_CONTIGUOUS)
     return require(H5Dget_storage_size(dataset) == chunk_bytes, "dataset ", quote(name), " is not stored in full");
   hsize_t at[H5S_MAX_RANK] = {};
@@ -188,7 +191,7 @@ void Reader::Impl::check_storage(hid_t dataset, hsize_t item_bytes, const hsize_
   }
 }
 
-Dataset Reader::Impl::inspect(Id id, const std::string& name) const {
+Dataset Reader::Impl::inspect(Id id, const std::string& name) {
   const Id space(H5Dget_space(id), H5Sclose), type(H5Dget_type(id), H5Tclose);
   const H5S_class_t space_class = H5Sget_simple_extent_type(space);
   require(space_class == H5S_SIMPLE || space_class == H5S_SCALAR, "dataset ", quote(name), " has no extent");
@@ -207,6 +210,19 @@ const Dataset& Reader::Impl::find(const std::string& name) const {
   const auto found = datasets.find(name);
   MMFREE_CHECK(DataError, found != datasets.end(), path, ": has no dataset ", quote(name));
   return found->second;
+}
+
+std::string kind_of(const std::string& path) {
+  const Fd input = open_input(path);
+  File file;
+  file.path = path;
+  file.fd = input.get();
+  file.end = size_of_file(input, path);
+  try {
+    return read_user_block(file).kind;
+  } catch (const DataError&) {
+    return {};
+  }
 }
 
 Reader::Reader(const std::string& path, const std::string& expected_kind, bool verify)
@@ -260,20 +276,13 @@ Tensor Reader::read_tensor(const std::string& name, DType type) const {
   return out;
 }
 
-bool Reader::has_attribute(const std::string& name) const {
-  const Session session(impl_->path);
-  return H5Aexists(impl_->hdf5, name.c_str()) > 0;
-}
-
 Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t* bytes) const {
   require(H5Aexists(hdf5, name.c_str()) > 0, "has no attribute '", name, "'");
   Id id(H5Aopen(hdf5, name.c_str(), H5P_DEFAULT), H5Aclose);
   require(id >= 0, "attribute '", name, "' cannot be read");
   const Id type(H5Aget_type(id), H5Tclose), space(H5Aget_space(id), H5Sclose);
   // A string is read as it is stored, a number only from the one form that Writer gives it.
-  const bool as_expected = expected == H5T_STRING    ? H5Tis_variable_str(type) == 0
-                           : expected == H5T_INTEGER ? H5Tequal(type, H5T_STD_I64LE) > 0
-                                                     : H5Tequal(type, H5T_IEEE_F64LE) > 0;
+  const bool as_expected = expected == H5T_STRING ? H5Tis_variable_str(type) == 0 : H5Tequal(type, H5T_STD_I64LE) > 0;
   require(H5Tget_class(type) == expected && as_expected, "attribute '", name, "' is not of the expected type");
   require(H5Sget_simple_extent_type(space) == H5S_SCALAR, "attribute '", name, "' is not a single value");
   *bytes = H5Tget_size(type);
@@ -300,16 +309,6 @@ int64_t Reader::attribute_int(const std::string& name) const {
   int64_t value = 0;
   const Id id = impl_->attribute(name, H5T_INTEGER, &bytes);
   const herr_t done = H5Aread(id, H5T_NATIVE_INT64, &value);
-  impl_->require(done >= 0, "attribute '", name, "' cannot be read");
-  return value;
-}
-
-double Reader::attribute_double(const std::string& name) const {
-  const Session session(impl_->path);
-  size_t bytes = 0;
-  double value = 0;
-  const Id id = impl_->attribute(name, H5T_FLOAT, &bytes);
-  const herr_t done = H5Aread(id, H5T_NATIVE_DOUBLE, &value);
   impl_->require(done >= 0, "attribute '", name, "' cannot be read");
   return value;
 }

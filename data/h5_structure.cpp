@@ -10,7 +10,6 @@ namespace mmfree::h5 {
 namespace {
 
 constexpr uint64_t kNowhere = ~uint64_t(0);
-constexpr size_t kMostContinuations = 4096;
 /// Types of header messages, from the HDF5 file format specification, version 3.
 enum Message {
   kNil = 0,
@@ -91,11 +90,16 @@ void Structure::check_object(uint64_t address, const std::string& name) {
   require((flags & ~uint64_t(7)) == 0, "an object header with times or limits of its own");
   const size_t width = size_t(1) << (flags & 3);
   const uint64_t first = at(address + 6, width, "").number(width);
-  std::vector<Bytes> parts = {at(address + 6 + width, first, "")};
-  for (size_t i = 0; i < parts.size(); ++i) {
-    require(i < kMostContinuations, "too many parts of a header");
-    check_messages(std::move(parts[i]), (flags & 4) != 0, &parts);
-  }
+  std::vector<Bytes> parts = {header_part(address + 6 + width, first, "")};
+  for (size_t i = 0; i < parts.size(); ++i) check_messages(std::move(parts[i]), (flags & 4) != 0, &parts);
+}
+
+/// Parts of headers do not overlap, so all together they fit into the file.
+Structure::Bytes Structure::header_part(uint64_t address, uint64_t n, const char* signature) {
+  Bytes part = at(address, n, signature);
+  header_bytes_ += n;
+  require(header_bytes_ <= uint64_t(file_.end), "more headers than the file has room for");
+  return part;
 }
 
 void Structure::check_messages(Bytes messages, bool ordered, std::vector<Bytes>* more) {
@@ -112,7 +116,7 @@ void Structure::check_messages(Bytes messages, bool ordered, std::vector<Bytes>*
     }
     const uint64_t address = m.number(8), bytes = m.number(8);
     require(bytes >= 8 && bytes <= uint64_t(file_.end), "a continuation of impossible size");
-    more->push_back(at(address, bytes - 8, "OCHK"));
+    more->push_back(header_part(address, bytes - 8, "OCHK"));
   }
 }
 

@@ -24,6 +24,7 @@ class Structure {
   class Bytes;
   void require(bool ok, const char* what) const;
   Bytes at(uint64_t address, uint64_t n, const char* signature);
+  Bytes header_part(uint64_t address, uint64_t n, const char* signature);
   void check_messages(Bytes messages, bool ordered, std::vector<Bytes>* more);
   void check_message(int type, Bytes& m);
   void check_link(Bytes& m);
@@ -39,6 +40,7 @@ class Structure {
 
   File& file_;
   std::string object_ = "the superblock";  // what is being checked
+  uint64_t header_bytes_ = 0;              // of all headers so far
 };
 
 }  // namespace mmfree::h5

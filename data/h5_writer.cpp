@@ -74,6 +74,8 @@ struct Writer::Impl {
   }
   void make_groups(const std::string& name) const;
   Id create(const std::string& name, hid_t type, hid_t space, hid_t list) const;
+  void write(const std::string& name, DType dtype, const Shape& shape,
+             const std::function<const void*(int64_t, int64_t)>& rows_at);
   void flush(const std::string& name, Series& s);
   template <class T>
   void append(const std::string& name, const T* values, int64_t n);
@@ -126,7 +128,24 @@ Writer::~Writer() = default;
 Writer::Writer(Writer&&) noexcept = default;
 
 void Writer::write(const std::string& name, DType dtype, const Shape& shape, const void* values) {
-  const Session session(impl_->path);
+  const int64_t row_bytes = shape.rank() && shape[0] ? shape.size() / shape[0] * size_of(dtype) : 0;
+  impl_->write(name, dtype, shape,
+               [&](int64_t row, int64_t) { return static_cast<const char*>(values) + row * row_bytes; });
+}
+
+void Writer::write(const std::string& name, const Tensor& values, const std::function<void(const Tensor&)>& check) {
+  Tensor part;
+  impl_->write(name, values.dtype(), values.shape(), [&](int64_t row, int64_t rows) {
+    part = (values.shape().rank() ? values.slice(row, row + rows) : values).to(Device::cpu);
+    if (check) check(part);
+    return part.raw();
+  });
+}
+
+/// `rows_at(row, rows)` gives the values from there on, until it is called again.
+void Writer::Impl::write(const std::string& name, DType dtype, const Shape& shape,
+                         const std::function<const void*(int64_t, int64_t)>& rows_at) {
+  const Session session(path);
   const int rank = shape.rank();
   hsize_t dims[Shape::kMaxRank] = {}, chunk[Shape::kMaxRank] = {}, begin[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) dims[i] = hsize_t(shape[i]);
@@ -139,32 +158,27 @@ void Writer::write(const std::string& name, DType dtype, const Shape& shape, con
     H5Pset_fletcher32(list);
   }
   const hid_t type = memory_type(dtype);
-  const Id dataset = impl_->create(name, type, space, list);
+  const Id dataset = create(name, type, space, list);
   if (dtype == DType::bf16) {
     const Id text(H5Tcopy(H5T_C_S1), H5Tclose);
     H5Tset_size(text, 4);
     const Id scalar(H5Screate(H5S_SCALAR), H5Sclose);
     const Id mark(H5Acreate2(dataset, "dtype", text, scalar, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
-    impl_->require(mark >= 0 && H5Awrite(mark, text, "bf16") >= 0, name);
+    require(mark >= 0 && H5Awrite(mark, text, "bf16") >= 0, name);
   }
   if (!chunked) {
-    const bool ok = !shape.size() || H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0;
-    return impl_->require(ok, name);
+    const bool ok = !shape.size() || H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows_at(0, 1)) >= 0;
+    return require(ok, name);
   }
   // One call per row of chunks: HDF5 holds its global lock during a call, and readers need turns.
-  const int64_t row_bytes = shape.size() / shape[0] * size_of(dtype);
   for (int64_t row = 0; row < shape[0]; row += int64_t(chunk[0])) {
     begin[0] = hsize_t(row);
     dims[0] = hsize_t(std::min<int64_t>(int64_t(chunk[0]), shape[0] - row));
     const Id memory(H5Screate_simple(rank, dims, nullptr), H5Sclose);
     H5Sselect_hyperslab(space, H5S_SELECT_SET, begin, nullptr, dims, nullptr);
-    const void* from = static_cast<const char*>(values) + row * row_bytes;
-    impl_->require(H5Dwrite(dataset, type, memory, space, H5P_DEFAULT, from) >= 0, name);
+    const void* from = rows_at(row, int64_t(dims[0]));
+    require(H5Dwrite(dataset, type, memory, space, H5P_DEFAULT, from) >= 0, name);
   }
-}
-
-void Writer::write(const std::string& name, const Tensor& values) {
-  write(name, values.dtype(), values.shape(), values.raw());
 }
 
 void Writer::create_series(const std::string& name, SeriesType type) {
@@ -222,10 +236,6 @@ void Writer::attribute(const std::string& name, const std::string& value) {
 void Writer::attribute(const std::string& name, int64_t value) {
   const Session session(impl_->path);
   impl_->attribute(name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
-}
-void Writer::attribute(const std::string& name, double value) {
-  const Session session(impl_->path);
-  impl_->attribute(name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value);
 }
 
 void Writer::commit() {

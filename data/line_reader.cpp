@@ -55,9 +55,11 @@ class LineReader::Blocks {
       }
       block->resize(kBlock);
       ZSTD_outBuffer output{block->data(), kBlock, 0};
+      const size_t before = input_.pos;
       const size_t state = ZSTD_decompressStream(decoder_.get(), &output, &input_);
       MMFREE_CHECK(DataError, !ZSTD_isError(state), path_, ": damaged zstd data: ", ZSTD_getErrorName(state));
-      frame_complete_ = state == 0;
+      // A call that had nothing to do asks for the next frame's header.
+      if (input_.pos > before || output.pos > 0) frame_complete_ = state == 0;
       output_full_ = output.pos == output.size;
       block->resize(output.pos);
       bytes_out_ += int64_t(output.pos);

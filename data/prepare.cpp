@@ -25,18 +25,11 @@ constexpr size_t kLineBytes = 1000;
 /// Documents are encoded in parallel in groups of about this much text.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
 
-void refuse_to_replace(const fs::path& output) {
-  const auto old = shards_in(output);
-  MMFREE_CHECK(CreateError, old.empty() || fs::exists(output / kPublishing), output.string(),
-               ": already holds shards, for example ", old.front().filename().string(),
-               "; name another directory, or ask to overwrite");
-}
-
 /// Writes one split's documents to as many shards as it takes.
 class SplitWriter {
  public:
   SplitWriter(Staging& staging, ShardInfo info, const PrepareOptions& options)
-      : staging_(staging), info_(std::move(info)), options_(options), kept_(staging.keep(info_)) {
+      : staging_(staging), info_(std::move(info)), options_(options), kept_(staging.keep(info_, options.check_stop)) {
     for (const std::string& input : options.inputs) source_ += (source_.empty() ? "" : ", ") + input;
     total_.shards = kept_.shards;
     total_.tokens = kept_.tokens;
@@ -179,8 +172,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   check_options(options);
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
   TextReader reader(options.inputs, options.skip_malformed);
-  if (!options.overwrite) refuse_to_replace(options.output);
-  Staging staging(options.output, plan_of(options, tokenizer, reader.files()));
+  Staging staging(options.output, plan_of(options, tokenizer, reader.files()), options.overwrite);
   PrepareSummary summary;
   summary.held_out_tails = options.valid_fraction > 0 && has_few_documents(options);
   SplitWriter train(staging, shard_info(tokenizer, "train"), options);
@@ -194,6 +186,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   for (bool more = true; more;) {
     std::vector<Part> parts;
     for (int64_t group = 0; group < kGroupBytes;) {
+      if (options.check_stop) options.check_stop();
       more = (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&text);
       if (!more) break;
       bytes += int64_t(text.size());

@@ -18,9 +18,10 @@ constexpr const char* kPlan = "plan";
 constexpr const char* kNames = "names";
 constexpr int64_t kMaxNames = int64_t(64) << 20;
 
-void remove_name(const fs::path& path) {
+/// A file, an empty folder or, of our own folders, all that is in it.
+void remove_name(const fs::path& path, bool all = false) {
   std::error_code error;
-  fs::remove(path, error);
+  all ? fs::remove_all(path, error) : fs::remove(path, error);
   MMFREE_CHECK(IoError, !error, path.string(), ": cannot remove: ", error.message());
 }
 
@@ -54,9 +55,10 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
   return out;
 }
 
-Staging::Staging(const std::string& output, const std::string& plan)
+Staging::Staging(const std::string& output, const std::string& plan, bool overwrite)
     : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
   lock_ = lock_directory(output_.string());
+  if (!overwrite) refuse_to_replace();
   const std::string hash = hex16(hash64(plan));
   if (!has_plan(path_ / kPlan, hash)) {
     std::error_code error;
@@ -72,6 +74,14 @@ Staging::Staging(const std::string& output, const std::string& plan)
   }
   std::error_code ignored;
   if (has_plan(mark_ / kPlan, hash) && fs::exists(mark_ / kNames, ignored)) take_back();
+}
+
+void Staging::refuse_to_replace() const {
+  const auto old = shards_in(output_);
+  std::error_code ignored;
+  MMFREE_CHECK(CreateError, old.empty() || fs::exists(mark_, ignored), output_.string(),
+               ": already holds shards, for example ", old.front().filename().string(),
+               "; name another directory, or ask to overwrite");
 }
 
 /// An earlier start was cut while its shards got their names: those that have theirs come back, too. The mark stays.
@@ -98,11 +108,12 @@ std::string Staging::file(const std::string& split, int64_t number) const {
   return (path_ / name).string();
 }
 
-Staging::Kept Staging::keep(const ShardInfo& info) {
+Staging::Kept Staging::keep(const ShardInfo& info, const std::function<void()>& check_stop) {
   Kept kept;
   std::set<std::string> names;
   std::error_code error;
   for (std::string path; fs::exists(path = file(info.split, kept.shards), error);) try {
+      if (check_stop) check_stop();
       const TokenShards shard({path});
       if (!(shard.info() == info)) break;
       ++kept.shards;
@@ -141,9 +152,13 @@ void Staging::publish() {
   sync_directory(output_.string());
 }
 
+/// Shards without their plan are nobody's; with it, they would be taken back.
 void Staging::clear_mark() {
-  for (const fs::path& p : shards_in(mark_)) remove_name(p);
+  std::error_code ignored;
+  if (!fs::exists(mark_, ignored)) return;
   for (const char* name : {kPlan, kNames}) remove_name(mark_ / name);
+  sync_directory(mark_.string());
+  for (const std::string& name : names_in(mark_.string())) remove_name(mark_ / name, true);
 }
 
 }  // namespace mmfree

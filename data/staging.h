@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,8 @@ namespace mmfree {
 
 /// Token shards under construction, in a folder `.preparing` of the output directory: shards get their places there
 /// only when all are whole. Without that, whole shards stay for the next start with the same plan, also those that have
-/// their places already; if there is none, nothing stays, and an output directory that was not there is not there after.
+/// their places already; if there is none, nothing stays, and an output directory that was not there is not there
+/// after.
 class Staging {
  public:
   /// Of one split: how many shards, from the first on, an earlier start left whole, and what they hold.
@@ -19,13 +21,15 @@ class Staging {
   };
 
   /// `plan`: all that the shards' content depends on. What was made for another plan is removed.
-  /// @throws CreateError, also if another process prepares in the directory, IoError
-  Staging(const std::string& output, const std::string& plan);
+  /// @throws CreateError, also if another process prepares in the directory, or if it holds a whole corpus that is not
+  /// to be replaced; IoError
+  Staging(const std::string& output, const std::string& plan, bool overwrite);
   ~Staging();
   Staging(const Staging&) = delete;
 
-  /// What is whole of the split that `info` names; anything else of it is removed. @throws IoError
-  Kept keep(const ShardInfo& info);
+  /// What is whole of the split that `info` names; anything else of it is removed. `check_stop` is called before each
+  /// shard is read. @throws IoError, and what `check_stop` throws
+  Kept keep(const ShardInfo& info, const std::function<void()>& check_stop);
   /// Where the shard of this number belongs until `publish`.
   std::string file(const std::string& split, int64_t number) const;
   /// Removes all shards under construction. @throws IoError
@@ -35,6 +39,7 @@ class Staging {
   void publish();
 
  private:
+  void refuse_to_replace() const;
   void take_back();
   void clear_mark();
 

@@ -25,6 +25,8 @@ FlatState snapshot(const FlatState& state) {
     return copies;
   } catch (const OutOfMemory&) {
     return {};
+  } catch (const std::bad_alloc&) {
+    return {};
   }
 }
 
@@ -43,27 +45,27 @@ void BackgroundSave::start(const FlatState& state, std::function<void(const Flat
       throw OutOfMemory("out of memory while saving a checkpoint");
     }
   };
-  FlatState copy = snapshot(state);
-  if (!copy.values.defined()) return save(state);
-  done_ = false;
-  auto beside = [this, copy, save]() mutable {
-    omp_set_num_threads(1);  // the cores are busy with training
-    try {
-      std::optional<gpu::OwnStream> beside_training;
-      if (copy.values.device() == Device::cuda) beside_training.emplace();
-      save(copy);
-    } catch (...) {
-      failure_ = std::current_exception();
-    }
-    copy = {};
-    done_ = true;
-  };
-  copy = {};
   try {
-    thread_ = std::thread(std::move(beside));
+    if (FlatState copy = snapshot(state); copy.values.defined()) {
+      done_ = false;
+      thread_ = std::thread([this, copy = std::exchange(copy, {}), save]() mutable {
+        omp_set_num_threads(1);  // the cores are busy with training
+        try {
+          std::optional<gpu::OwnStream> beside_training;
+          if (copy.values.device() == Device::cuda) beside_training.emplace();
+          save(copy);
+        } catch (...) {
+          failure_ = std::current_exception();
+        }
+        copy = {};
+        done_ = true;
+      });
+      return;
+    }
   } catch (const std::system_error&) {  // the system has no thread left: training waits
-    save(state);
+  } catch (const std::bad_alloc&) {
   }
+  save(state);
 }
 
 void BackgroundSave::wait() {

@@ -10,13 +10,14 @@ namespace mmfree {
 
 /// Writes checkpoints beside training: the state is copied on its own device, which takes milliseconds, and a thread
 /// brings the copy to the disk. Where the device has no room for the copy (12 bytes per parameter; on the CPU it may
-/// take half of the available memory) or the system has no thread, training waits and the save needs no more memory than
-/// a few chunks.
+/// take half of the available memory) or the system no thread, training waits and the save needs no more memory than a
+/// few chunks.
 class BackgroundSave {
  public:
   ~BackgroundSave();
   /// Calls write(state) with a state that training does not change any more. The save before it must have been waited
-  /// for. @throws what this save throws, if training has to wait for it; OutOfMemory for std::bad_alloc, here as in wait
+  /// for. @throws what this save throws, if training has to wait for it; OutOfMemory for std::bad_alloc, here as in
+  /// wait
   void start(const FlatState& state, std::function<void(const FlatState&)> write);
   /// A save was started and neither wait() nor poll() has told its end.
   bool pending() const { return thread_.joinable(); }

@@ -15,13 +15,16 @@ namespace fs = std::filesystem;
 
 namespace {
 
+/// Of a tensor that is read for another device, so much is in the host's memory at a time.
+constexpr int64_t kPartBytes = int64_t(64) << 20;
+
 void write_finite(h5::Writer& writer, const std::string& path, const std::string& name, const Tensor& values) {
-  const Tensor host = values.to(Device::cpu);
   Tensor total({1}, DType::f64);
-  sum(host, 1, total);
-  MMFREE_CHECK(DivergedError, std::isfinite(*total.data<double>()), path, ": not written, because '", name,
-               "' holds a NaN or an infinity; go on from an older checkpoint");
-  writer.write(name, host);
+  writer.write(name, values, [&](const Tensor& part) {
+    sum(part, 1, total);
+    MMFREE_CHECK(DivergedError, std::isfinite(*total.data<double>()), path, ": not written, because '", name,
+                 "' holds a NaN or an infinity; go on from an older checkpoint");
+  });
 }
 
 }  // namespace
@@ -72,9 +75,17 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
-  Tensor host = to.device() == Device::cpu ? to : Tensor(to.shape(), to.dtype()), target = to;
-  reader_.read(name, 0, to.dim(0), to.dtype(), host.raw_mut());
-  if (to.device() != Device::cpu) target.copy_from(host);
+  const int64_t rows = to.dim(0);
+  if (to.device() == Device::cpu) {
+    Tensor target = to;
+    return reader_.read(name, 0, rows, to.dtype(), target.raw_mut());
+  }
+  const int64_t most = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
+  for (int64_t begin = 0; begin < rows; begin += most) {
+    Tensor part = to.slice(begin, std::min(rows, begin + most)), host(part.shape(), part.dtype());
+    reader_.read(name, begin, part.dim(0), part.dtype(), host.raw_mut());
+    part.copy_from(host);
+  }
 }
 
 void Checkpoint::load(ParamStore& params, AdamW* optimizer) const {
@@ -139,13 +150,19 @@ void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep
   }
 }
 
-void remove_unfinished_checkpoints(const std::string& run_dir) {
-  const fs::path folder = fs::path(run_dir) / "checkpoints";
-  for (const std::string& name : names_in(folder.string())) {
-    std::error_code ignored;
-    if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
-      fs::remove(folder / name, ignored);
-  }
+void remove_unfinished(const std::string& run_dir) {
+  const auto remove_in = [](const fs::path& folder, const auto& is_ours) {
+    for (const std::string& name : names_in(folder.string())) {
+      std::error_code ignored;
+      const size_t mark = name.find(kTemporaryMark);
+      if (mark != std::string::npos && is_ours(name.substr(0, mark))) fs::remove(folder / name, ignored);
+    }
+  };
+  remove_in(run_dir, [](const std::string& name) {
+    return std::find(std::begin(kRunFiles), std::end(kRunFiles), name) != std::end(kRunFiles);
+  });
+  remove_in(fs::path(run_dir) / "checkpoints",
+            [](const std::string& name) { return name.starts_with("step-") && name.ends_with(".h5"); });
 }
 
 }  // namespace mmfree

@@ -26,8 +26,8 @@ struct FlatState {
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
-/// Needs the same memory for a model of any size. The disk's free space is checked first. `layout` says where `flat`, on
-/// any device, holds what. A NaN or an infinity in it is refused: what is saved is good.
+/// Needs the same memory for a model of any size. The disk's free space is checked first. `layout` says where `flat`,
+/// on any device, holds what. A NaN or an infinity in it is refused: what is saved is good.
 /// @throws CreateError, IoError, DivergedError
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
@@ -71,7 +71,12 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
-/// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.
-void remove_unfinished_checkpoints(const std::string& run_dir);
+/// The files that training writes into a run folder, beside its checkpoints.
+inline constexpr const char* kRunFiles[] = {"config.yaml", "config.resolved.yaml", "run.json", "tokenizer.model",
+                                            "metrics.jsonl"};
+
+/// Removes the temporary files that killed processes left of these and of checkpoints. Nobody else may be at work in
+/// this folder.
+void remove_unfinished(const std::string& run_dir);
 
 }  // namespace mmfree

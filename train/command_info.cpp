@@ -56,20 +56,9 @@ void print_tokenizer(const std::string& path) {
   std::printf("%s: SentencePiece tokenizer, %d pieces, hash %s\n", path.c_str(), t.vocab_size(), t.hash().c_str());
 }
 
-/// The kind in the header of an mmfree HDF5 file, else an empty string.
-std::string h5_kind(const std::string& path) {
-  if (fs::is_directory(path)) return {};
-  for (const char* kind : {"checkpoint", "tokens"}) try {
-      h5::Reader probe(path, kind, false);
-      return kind;
-    } catch (const DataError&) {
-    }
-  return {};
-}
-
 void run(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
-  if (h5_kind(path) == "tokens") return print_shards(path);
+  if (fs::is_regular_file(path) && h5::kind_of(path) == "tokens") return print_shards(path);
   if (fs::path(path).extension() == ".model") return print_tokenizer(path);
   print_model(path);
 }

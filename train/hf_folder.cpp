@@ -155,13 +155,37 @@ void check_folder(const std::string& dir, const NamedShapes& tensors,
   }
 }
 
+/// Makes a folder beside `target` to work in, and removes those that killed processes left there: nobody holds their
+/// locks.
+fs::path free_directory(const fs::path& target) {
+  const std::string mark = concat(target.filename().string(), kTemporaryMark), parent = target.parent_path().string();
+  std::error_code error;
+  for (const std::string& name : names_in(parent)) {
+    const std::string number = name.starts_with(mark) ? name.substr(mark.size()) : "";
+    if (number.empty() || number.find_first_not_of("0123456789") != std::string::npos) continue;
+    try {
+      const fs::path left = target.parent_path() / name;
+      const Fd nobodys = lock_directory(left.string());
+      fs::remove_all(left, error);
+    } catch (const CreateError&) {
+      continue;  // an export is under way
+    }
+  }
+  for (int number = 0;; ++number) {
+    const fs::path made = target.parent_path() / concat(mark, number);
+    if (fs::create_directory(made, error)) return made;
+    MMFREE_CHECK(CreateError, !error, made.string(), ": cannot create: ", error.message());
+  }
+}
+
 /// Puts `from` in the place of `to`. Where the two cannot change places in one step, the old one is called `to`.old, or
-/// by another name like it that is free, for a moment.
-void replace_directory(const fs::path& from, const fs::path& to) {
+/// by another name like it that is free, for a moment. Empties `from` when it is no longer the new folder's name.
+void replace_directory(fs::path& from, const fs::path& to) {
   const fs::path parent = to.parent_path();
   std::error_code ignored;
   if (!fs::exists(to) || fs::is_empty(to)) {
     fs::rename(from, to);
+    from.clear();
     return sync_directory(parent.string());
   }
   fs::path old = from;
@@ -179,7 +203,8 @@ void replace_directory(const fs::path& from, const fs::path& to) {
       throw;
     }
   }
-  sync_directory(parent.string());
+  from.clear();
+  sync_directory(parent.string());  // where that fails, the old one stays: the disk may still name it
   fs::remove_all(old, ignored);
 }
 
@@ -236,13 +261,12 @@ const SafetensorsReader& HfFolder::shard(const std::string& name) const {
 
 void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,
                      const std::function<Tensor(const std::string&)>& get, const HfWriteOptions& options) {
-  const fs::path target = normal(dir), temporary = target.string() + ".tmp";
+  const fs::path target = normal(dir);
   check_target(target, options.overwrite);
   const NeededDirectory parent(target.parent_path().string());
+  fs::path temporary = free_directory(target);
+  const Fd lock = lock_directory(temporary.string());
   std::error_code error;
-  fs::remove_all(temporary, error);
-  fs::create_directory(temporary, error);
-  MMFREE_CHECK(CreateError, !error, temporary.string(), ": cannot create: ", error.message());
   try {
     const std::string work = temporary.string();
     write_tensors(work, tensors, get, options);

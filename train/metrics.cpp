@@ -75,6 +75,7 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std:
     damaged_lines_ = lines.damaged;
     evaluated_ = lines.evaluated;
     write_file(path_, lines.kept);  // so that its name is durable too
+    synced_ = lines.kept.size();
   }
   open();
 }
@@ -97,9 +98,11 @@ void MetricsWriter::write(const Metrics& metrics) {
 }
 
 void MetricsWriter::flush() {
+  if (!file_.is_open()) open();
   while (!unwritten_.empty()) {
     const ssize_t n = restarted([&] { return ::write(file_.get(), unwritten_.data(), unwritten_.size()); });
     MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
+    unsynced_.append(unwritten_, 0, size_t(n));
     unwritten_.erase(0, size_t(n));
   }
 }
@@ -107,14 +110,19 @@ void MetricsWriter::flush() {
 void MetricsWriter::sync() {
   flush();
   if (doubtful_) {
-    write_file(path_, read_file(path_, std::numeric_limits<int64_t>::max()));
-    open();
+    // The system may have dropped what it could not write: of the file only what was durable before is trusted.
+    std::string lines = read_file(path_, std::numeric_limits<int64_t>::max());
+    lines.resize(std::min(lines.size(), synced_));
+    write_file(path_, lines + unsynced_);
+    file_.close();
     doubtful_ = false;
-    return;
+  } else {
+    // Pipes and devices (/dev/null) cannot be synced, which is no error.
+    doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
+    MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
   }
-  // Pipes and devices (/dev/null) cannot be synced, which is no error.
-  doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
-  MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
+  synced_ += unsynced_.size();
+  unsynced_.clear();
 }
 
 }  // namespace mmfree

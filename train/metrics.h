@@ -18,7 +18,7 @@ using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double>
 std::string metrics_line(const Metrics& metrics);
 
 /// Appends one flat JSON object per line to a file; every line reaches the operating system before write returns. What
-/// could not be written is kept, and written first by the next write or sync.
+/// could not be written is kept, and written first by the next write or sync; so is what is not on the device yet.
 class MetricsWriter {
  public:
   /// Keeps the lines of an existing file whose "step" is <= resume_step (-1: none, a fresh run) and drops the others
@@ -27,7 +27,8 @@ class MetricsWriter {
   /// Throws CreateError if the file cannot be created, MissingError or IoError if reading or writing fails.
   explicit MetricsWriter(std::string path, int64_t resume_step = -1);
 
-  /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full.
+  /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full, or
+  /// CreateError.
   void write(const Metrics& metrics);
   /// Brings everything written so far to the device; call before a checkpoint is declared complete. Throws IoError; the
   /// next call then writes a new file, for what a failed sync has left on the disk is not known.
@@ -42,7 +43,8 @@ class MetricsWriter {
   void flush();
   std::string path_;
   Fd file_;
-  std::string unwritten_;
+  std::string unwritten_, unsynced_;
+  size_t synced_ = 0;      ///< the file's first bytes, which are on the device
   bool doubtful_ = false;  ///< a sync has failed
   int64_t evaluated_ = -1;
   int64_t damaged_lines_ = 0;

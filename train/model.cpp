@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 
+#include "core/files.h"
 #include "core/ops/elementwise.h"
 #include "layers/parameters.h"
 #include "train/checkpoint.h"
@@ -70,11 +70,9 @@ Model from_directory(const std::string& dir) {
 }
 
 bool is_mmfree_h5(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  MMFREE_CHECK(MissingError, in, path,
-               ": cannot be opened; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
+  const Fd file = open_input(path);
   char magic[8] = {};
-  in.read(magic, sizeof magic);
+  read_exactly(file, path, 0, magic, std::min<int64_t>(sizeof magic, size_of_file(file, path)));
   return std::string_view(magic, sizeof magic) == "MMFREEH5";
 }
 

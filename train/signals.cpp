@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <iterator>
@@ -11,12 +12,12 @@
 namespace mmfree {
 namespace {
 
-volatile std::sig_atomic_t noted = 0, interrupted = 0;
+// Handlers run in any thread, and threads ask.
+std::atomic<int> noted = 0, interrupted = 0, leaves_at_once = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
 struct sigaction previous[std::size(kSignals)];
 int alive = 0;
-
-volatile std::sig_atomic_t leaves_at_once = 0;
 
 /// Only what is allowed in a signal handler.
 [[noreturn]] void leave(int signal) {

@@ -165,9 +165,6 @@ Model read_ternary_file(const std::string& path) {
   Model model;
   model.kind = "ternary export";
   model.source = path;
-  const RunConfig config = load_stored_config(meta("config"), path);
-  model.config = config.model;
-  model.seq_len = config.data.seq_len;
   ContentHash hash(meta("config"));
   for (const std::string& name : file.names()) {
     const std::string& dtype = file.dtype_name(name);
@@ -177,6 +174,9 @@ Model read_ternary_file(const std::string& path) {
   }
   MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
                ": content does not match its hash: the file is damaged");
+  const RunConfig config = load_stored_config(meta("config"), path);
+  model.config = config.model;
+  model.seq_len = config.data.seq_len;
 
   const auto require = [&](const std::string& name, const Shape& shape, bool integers) {
     MMFREE_CHECK(DataError, file.has(name), path, ": tensor '", name, "' is missing");

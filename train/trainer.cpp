@@ -67,14 +67,14 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force)
     params_.initialise(uint64_t(config_.train.seed));
   lm_.requantise();
   open_run_folder();
-  metrics_ = std::make_unique<MetricsWriter>((fs::path(config_.train.run_dir) / "metrics.jsonl").string(),
-                                             from ? state_.step : -1);
+  metrics_ = std::make_unique<MetricsWriter>((fs::path(config_.train.run_dir) / "metrics.jsonl").string(), saved_step_);
   if (metrics_->damaged_lines() > 0)
     progress_.message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
 }
 
 std::optional<std::string> Trainer::checkpoint_to_resume() {
   const std::string& resume = config_.train.resume;
+  lock_ = lock_directory(config_.train.run_dir);  // before a look at what may still be changing
   const bool present = !checkpoint_steps(config_.train.run_dir).empty();
   if (resume == "false") {
     MMFREE_CHECK(ConfigError, !present, config_.train.run_dir,
@@ -100,8 +100,10 @@ void Trainer::resume_from(const std::string& path, bool force) {
     progress_.message(concat(change.dangerous ? "changed (dangerous): " : "changed: ", change.text()));
     if (change.dangerous) dangerous += (dangerous.empty() ? "" : ", ") + change.key;
   }
-  if (file.state().data != state_.data)
+  if (file.state().data != state_.data) {
+    progress_.message("changed (dangerous): the content of data.train");
     dangerous += (dangerous.empty() ? "" : ", ") + std::string("the content of data.train");
+  }
   MMFREE_CHECK(ConfigError, dangerous.empty() || force, path,
                ": the run would not continue the same training: ", dangerous,
                " changed; undo it, start a new train.run_dir, or insist with --force");
@@ -109,11 +111,9 @@ void Trainer::resume_from(const std::string& path, bool force) {
   std::error_code ignored;
   const bool of_this_run = fs::equivalent(path, checkpoint_path(config_.train.run_dir, step), ignored);
   const std::vector<int64_t> present = checkpoint_steps(config_.train.run_dir);
-  MMFREE_CHECK(ConfigError,
-               config_.train.resume != path || present.empty() || present.back() < step + (of_this_run ? 1 : 0),
-               config_.train.run_dir, ": holds later checkpoints than ", path,
-               ", or another of its step, which a later --resume would continue; remove them or choose another "
-               "train.run_dir");
+  MMFREE_CHECK(ConfigError, config_.train.resume != path || present.empty() || (of_this_run && present.back() == step),
+               config_.train.run_dir, ": holds checkpoints of another run, or later checkpoints than ", path,
+               ", which a later --resume would continue; remove them or choose another train.run_dir");
   const std::string data = state_.data;
   file.load(params_, &optimizer_);
   state_ = file.state();
@@ -126,10 +126,14 @@ void Trainer::resume_from(const std::string& path, bool force) {
 void Trainer::open_run_folder() {
   const fs::path dir = config_.train.run_dir;
   NeededDirectory((dir / "checkpoints").string()).keep();
-  lock_ = lock_directory(dir.string());
+  if (!lock_.is_open()) {
+    lock_ = lock_directory(dir.string());
+    MMFREE_CHECK(CreateError, checkpoint_steps(dir.string()).empty(), dir.string(),
+                 ": another process has trained in this folder just now; choose another folder or give --resume");
+  }
   MMFREE_CHECK(CreateError, ::access((dir / "checkpoints").c_str(), W_OK | X_OK) == 0, (dir / "checkpoints").string(),
                ": no checkpoints can be written here: ", std::strerror(errno));
-  remove_unfinished_checkpoints(dir.string());
+  remove_unfinished(dir.string());
   if (fs::is_regular_file(config_.source))
     write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
   write_file((dir / "config.resolved.yaml").string(), to_yaml(config_));
@@ -240,11 +244,27 @@ bool Trainer::evaluation_due() const {
          metrics_->evaluated() < state_.step;
 }
 
+/// Data that `work` cannot read end the run, but take no finished step away.
+template <class Work>
+auto Trainer::keeping_steps(Work&& work) try {
+  return work();
+} catch (const Error& e) {
+  const bool data = e.status() == Exit::bad_data || e.status() == Exit::io || e.status() == Exit::missing_input;
+  if (!data || run_steps_ == 0) throw;
+  ending_ = true;
+  save();
+  settle_save(true);
+  throw Error(concat(e.what(), "; the ", state_.step, " steps before it are saved: continue with --resume"),
+              e.status());
+}
+
 /// Evaluates and writes the result down, unless it is there already. Nothing if the run is asked to stop meanwhile.
 std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
   const double begin = seconds();
-  const Evaluation e = evaluate(lm_, TokenSource::shards(*valid_data_),
-                                {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); }});
+  const Evaluation e = keeping_steps([&] {
+    return evaluate(lm_, TokenSource::shards(*valid_data_),
+                    {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); }});
+  });
   idle_ += seconds() - begin;
   if (!result_.reason.empty()) return std::nullopt;
   if (metrics_->evaluated() == state_.step) return e;
@@ -261,7 +281,7 @@ std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
   return e;
 }
 
-void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metrics); } catch (const IoError& e) {
+void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metrics); } catch (const Error& e) {
   save_failed(e);
 }
 
@@ -280,10 +300,10 @@ std::string Trainer::newest() const {
 }
 
 void Trainer::save() {
-  if (saved_step_ == state_.step) return;
   const double begin = seconds();
   take(runner_ ? runner_->collect() : std::nullopt);
   settle_save(true);
+  if (saved_step_ == state_.step) return;
   saving_step_ = state_.step;
   const std::string path = checkpoint_path(config_.train.run_dir, state_.step);
   const auto write = [this, path, state = state_](const FlatState& flat) {
@@ -338,7 +358,7 @@ RunResult Trainer::run() {
   feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
                                       target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
-    const auto finished = make_step();
+    const auto finished = keeping_steps([&] { return runner_->run(state_.step, *feed_); });
     ++state_.step;
     ++run_steps_;
     state_.tokens += t.batch_size * config_.data.seq_len;
@@ -353,19 +373,6 @@ RunResult Trainer::run() {
   }
   finish();
   return result_;
-}
-
-/// Data that cannot be read ends the run, but takes no finished step away.
-std::optional<StepResult> Trainer::make_step() try {
-  return runner_->run(state_.step, *feed_);
-} catch (const Error& e) {
-  const bool data = e.status() == Exit::bad_data || e.status() == Exit::io || e.status() == Exit::missing_input;
-  if (!data || run_steps_ == 0) throw;
-  ending_ = true;
-  save();
-  settle_save(true);
-  throw Error(concat(e.what(), "; the ", state_.step, " steps before it are saved: continue with --resume"),
-              e.status());
 }
 
 /// Saves what was learned, which an evaluation that follows may use the time for.

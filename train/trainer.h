@@ -61,7 +61,8 @@ class Trainer {
   void settle_save(bool wait);
   void save_failed(const Error& error);
   std::string newest() const;
-  std::optional<StepResult> make_step();
+  template <class Work>
+  auto keeping_steps(Work&& work);
   void finish();
   bool should_stop();
   bool consume_file(const char* name) const;

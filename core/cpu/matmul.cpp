@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <csignal>
 #if defined(__AVX2__) && defined(__FMA__)
@@ -73,12 +74,17 @@ void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
     return;
   }
   const TileShape tile = tile_of(p);
+  std::atomic<bool> done = true;
   for_tiles(p.m, p.n, tile.m, tile.n, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
     const InOneDnn guard;
-    dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', rows, cols, p.k, float(p.alpha),
-               a + (p.transpose_a ? i : i * p.lda), p.lda, b + (p.transpose_b ? j * p.ldb : j), p.ldb, float(p.beta),
-               c + i * p.n + j, p.n);
+    if (dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', rows, cols, p.k, float(p.alpha),
+                   a + (p.transpose_a ? i : i * p.lda), p.lda, b + (p.transpose_b ? j * p.ldb : j), p.ldb,
+                   float(p.beta), c + i * p.n + j, p.n) != dnnl_success)
+      done = false;
   });
+  // Its arguments are right, so it lacks room for packed operands, and has left C as it was.
+  MMFREE_CHECK(OutOfMemory, done, "matmul: out of memory for a product of [", p.m, ", ", p.k, "] and [", p.k, ", ", p.n,
+               "]");
 }
 
 template <class In, class Out>

@@ -1,10 +1,12 @@
 // Devices without a GPU: what a dry run does and what happens outside of one.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "core/gpu.h"
 #include "core/ops/linear.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/tensors.h"
 
 using namespace mmfree;
@@ -72,6 +74,40 @@ TEST(Device, CopiesAndZeroesHostMemory) {
   EXPECT_EQ(4, a[3]);
   copy_bytes(nullptr, Device::cuda, nullptr, Device::cpu, 0);
   zero_bytes(nullptr, Device::cuda, 0);
+}
+
+TEST(Device, AvailableMemoryHeedsTheLimitsOfControlGroups) {
+  const TempDir dir;
+  const auto put = [&](const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(dir / path).parent_path());
+    spit(dir / path, text);
+  };
+  EXPECT_EQ(available_host_memory(dir.path()), 0u) << "nothing is known";
+  put("proc/meminfo", "MemTotal:       2000 kB\nMemFree:         100 kB\nMemAvailable:    1000 kB\n");
+  EXPECT_EQ(available_host_memory(dir.path()), 1024000u);
+  // Version 2: the job's own limit, or one above it; of its use, cache may go.
+  put("proc/self/cgroup", "0::/jobs/17/step\n");
+  const std::string root = "sys/fs/cgroup/";
+  put(root + "jobs/17/step/memory.max", "max\n");
+  put(root + "jobs/17/memory.max", "500000\n");
+  put(root + "jobs/17/memory.current", "300000\n");
+  put(root + "jobs/17/memory.stat", "anon 100000\ninactive_file 150000\nactive_file 50000\n");
+  EXPECT_EQ(available_host_memory(dir.path()), 350000u);
+  put(root + "jobs/17/memory.current", "900000\n");
+  EXPECT_EQ(available_host_memory(dir.path()), 0u) << "more in use than is allowed";
+  put("proc/self/cgroup", "0::/elsewhere\n");
+  EXPECT_EQ(available_host_memory(dir.path()), 1024000u);
+  put(root + "memory.max", "70000\n");  // a container sees its own group as the root
+  EXPECT_EQ(available_host_memory(dir.path()), 70000u);
+  // Version 1.
+  put("proc/self/cgroup", "5:cpu,cpuacct:/a\nno group\n4:hugetlb,memory:/a/b\n0::/elsewhere\n");
+  put(root + "memory.max", "max\n");
+  put(root + "memory/a/b/memory.limit_in_bytes", "600000\n");
+  put(root + "memory/a/b/memory.usage_in_bytes", "200000\n");
+  put(root + "memory/a/b/memory.stat", "total_inactive_file 50000\n");
+  EXPECT_EQ(available_host_memory(dir.path()), 450000u);
+  put(root + "memory/memory.limit_in_bytes", "90000\n");
+  EXPECT_EQ(available_host_memory(dir.path()), 90000u);
 }
 
 TEST(Device, WithoutAGpuItsTensorsAreRefusedWithTheReason) {

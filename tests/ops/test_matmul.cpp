@@ -2,11 +2,14 @@
 #include <omp.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <vector>
 
 #include "core/ops/matmul.h"
+#include "tests/support/child.h"
 #include "tests/support/signal_storm.h"
 
 using namespace mmfree;
@@ -138,6 +141,28 @@ TEST(Matmul, SignalsFindTheStackPointerOnTheStack) {
     ASSERT_EQ(0, storm.elsewhere());
     ASSERT_EQ(0, std::memcmp(quiet.raw(), c.raw(), size_t(c.bytes())));
   }
+}
+
+TEST(Matmul, SaysThatItHadNoMemory) {
+  if (kHasItsOwnAllocator) GTEST_SKIP() << "a sanitizer's memory cannot be limited";
+  const Tensor a = random_tensor<float>({700, 900}, 14), b = random_tensor<float>({900, 1024}, 15);
+  Tensor c({700, 1024}, DType::f32), d({600, 1024}, DType::f32);
+  const Ended ended = in_child(
+      [&] {
+        omp_set_num_threads(1);
+        matmul(a.slice(0, 600), false, b, false, d);  // oneDNN makes its code
+        size_t pages = 0;
+        std::ifstream("/proc/self/statm") >> pages;
+        const rlim_t bytes = pages * size_t(sysconf(_SC_PAGESIZE));
+        const rlimit limit{bytes, bytes};
+        setrlimit(RLIMIT_AS, &limit);
+        for (size_t block = 1 << 20; block >= 1 << 16; block /= 2)
+          while (std::malloc(block)) continue;
+        matmul(a, false, b, false, c);
+      },
+      60);
+  EXPECT_EQ(ended.status, 1) << ended.describe();
+  EXPECT_EQ(ended.err, "mmfree: matmul: out of memory for a product of [700, 900] and [900, 1024]\n");
 }
 
 TEST(Matmul, RejectsWrongShapesAndDtypes) {

@@ -16,6 +16,13 @@
 
 namespace mmfree {
 
+/// Sanitizers bring an allocator of their own, which takes address space at will.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kHasItsOwnAllocator = true;
+#else
+inline constexpr bool kHasItsOwnAllocator = false;
+#endif
+
 /// How a child process ended and what it wrote to stderr.
 struct Ended {
   int status = -1;  ///< of exit; -1 if a signal ended it

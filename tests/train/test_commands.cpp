@@ -87,7 +87,10 @@ TEST(Commands, EachExplainsItselfWithAnExample) {
 TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
   const Files& f = Files::get();
   const std::string folder = f.dir.path(), none = f.dir / "none", ok = f.checkpoint,
-                    unwritable = f.dir / "text.txt/folder/out", tok = TinyCorpus::get().tokenizer_path();
+                    unwritable = f.dir / "text.txt/folder/out", tok = TinyCorpus::get().tokenizer_path(),
+                    loop = f.dir / "loop", pipe = f.dir / "pipe", long_name = std::string(300, 'n');
+  fs::create_symlink("loop", loop);
+  ASSERT_EQ(0, ::mkfifo(pipe.c_str(), 0600));
   spit(f.dir / "bad.yaml", "model: {hidden: 3}\n");
   spit(f.dir / "bad.jsonl", "{\"text\": 3}\n");
   spit(f.dir / "bad.h5", "MMFREEH5");
@@ -138,6 +141,13 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {65, {"score", ok, "--input", f.text}, "text.txt:1"},
       {65, {"score", ok, "--input", f.dir / "bad.jsonl"}, "bad.jsonl:1"},
       {74, {"score", ok, "--input", folder}, folder + ": read failed: Is a directory"},
+      {66, {"info", loop}, loop},
+      {66, {"eval", loop, f.text}, loop},
+      {66, {"export", loop, f.dir / "x"}, loop},
+      {66, {"train", loop}, loop},
+      {66, {"train", long_name}, "File name too long"},
+      {65, {"info", pipe}, pipe},
+      {65, {"generate", pipe}, pipe},
       {65, {"generate", f.damaged}, f.damaged},
       {65, {"export", f.damaged, f.dir / "x"}, f.damaged},
       {65, {"info", f.damaged}, f.damaged},

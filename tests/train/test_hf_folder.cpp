@@ -224,7 +224,7 @@ TEST(HfFolder, single_and_sharded_round_trip_bit_exact_in_f32) {
     EXPECT_EQ(slurp(out + "/README.md").substr(0, 4), "---\n");
     EXPECT_EQ(Json::parse(slurp(out + "/generation_config.json"))["eos_token_id"], 2);
     EXPECT_EQ(read_hf_config(out).hidden_size, e.config.hidden_size);
-    EXPECT_FALSE(fs::exists(e.dir / "out.tmp"));
+    EXPECT_EQ(e.dir.files(), 1u);
     EXPECT_EQ(fs::exists(out + "/model.safetensors"), most > 1000);
     if (most == 100) {
       const Json index = Json::parse(slurp(out + "/model.safetensors.index.json"));
@@ -279,14 +279,28 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
   e.shapes.push_back({"missing", {2}});
   EXPECT_THROW(e.write({}), std::out_of_range);
   EXPECT_FALSE(fs::exists(e.dir / "out"));
-  EXPECT_FALSE(fs::exists(e.dir / "out.tmp"));
+  EXPECT_EQ(e.dir.files(), 0u);
 
   e.shapes.pop_back();
   fs::create_directory(e.dir / "out");
-  fs::create_directory(e.dir / "out.tmp");
-  spit(e.dir / "out.tmp/rest of a killed export", "x");
-  e.write({});
+  for (const char* other : {"out.tmp", "out.tmp-1-0", "out.tmp-x", "out.tmp-"}) {
+    fs::create_directory(e.dir / other);
+    spit(e.dir / other + "/mine", "x");
+  }
+  fs::create_directory(e.dir / "out.tmp-0");
+  spit(e.dir / "out.tmp-0/rest of a killed export", "x");
+  fs::create_directory(e.dir / "out.tmp-1");
+  {
+    const Fd under_way = lock_directory(e.dir / "out.tmp-1");
+    e.write({});
+  }
   EXPECT_FALSE(fs::exists(e.dir / "out/rest of a killed export"));
+  EXPECT_FALSE(fs::exists(e.dir / "out.tmp-0"));
+  EXPECT_TRUE(fs::remove(e.dir / "out.tmp-1"));
+  for (const char* other : {"out.tmp", "out.tmp-1-0", "out.tmp-x", "out.tmp-"}) {
+    EXPECT_EQ(slurp(e.dir / other + "/mine"), "x");
+    fs::remove_all(e.dir / other);
+  }
   EXPECT_THROW(e.write({}), CreateError);
   spit(e.dir / "out/extra", "x");
   e.shapes[1].second = {4};

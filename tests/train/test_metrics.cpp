@@ -22,11 +22,24 @@
 
 namespace {
 int error_of_next_sync = 0;
+off_t durable_bytes = 0;
+
+off_t bytes_of(int fd) {
+  struct stat info {};
+  fstat(fd, &info);
+  return info.st_size;
+}
 }  // namespace
 
-/// In place of libc's, to fail.
+/// In place of libc's, to fail, and then to lose what had to be brought to the device.
 extern "C" int fdatasync(int fd) {
-  if (error_of_next_sync != 0) return errno = std::exchange(error_of_next_sync, 0), -1;
+  const int error = std::exchange(error_of_next_sync, 0);
+  if (error == EIO) {
+    std::fstream file("/proc/self/fd/" + std::to_string(fd), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(durable_bytes) << std::string(size_t(bytes_of(fd) - durable_bytes), '\0');
+  }
+  if (error != 0) return errno = error, -1;
+  durable_bytes = bytes_of(fd);
   return int(syscall(SYS_fdatasync, fd));
 }
 
@@ -168,21 +181,35 @@ TEST_F(MetricsFile, AfterAFailedSyncTheFileIsWrittenAnew) {
     return info.st_ino;
   };
   MetricsWriter writer(path);
+  const auto lines = [](int64_t last) {
+    std::string all;
+    for (int64_t step = 1; step <= last; ++step) all += metrics_line(row(step)) + "\n";
+    return all;
+  };
   writer.write(row(1));
-  const std::string line = content();
   const auto first = number();
   error_of_next_sync = EINTR;
   writer.sync();
   EXPECT_EQ(number(), first) << "an interrupted sync has not failed";
+  writer.write(row(2));
   error_of_next_sync = EIO;
   EXPECT_THROW(writer.sync(), IoError);
   EXPECT_EQ(number(), first);
+  EXPECT_NE(content(), lines(2)) << "what was not durable is lost";
+  writer.write(row(3));
   writer.sync();
   EXPECT_NE(number(), first) << "what the disk holds of the old file is not known";
-  EXPECT_EQ(content(), line);
-  writer.write(row(2));
+  EXPECT_EQ(content(), lines(3));
+  // Where the new file cannot be opened, it is tried again.
+  std::filesystem::rename(path, path + ".away");
+  std::filesystem::create_directory(path);
+  EXPECT_THROW(writer.write(row(4)), CreateError);
+  EXPECT_THROW(writer.sync(), CreateError);
+  std::filesystem::remove(path);
+  std::filesystem::rename(path + ".away", path);
+  writer.write(row(5));
   writer.sync();
-  EXPECT_EQ(content(), line + metrics_line(row(2)) + "\n");
+  EXPECT_EQ(content(), lines(5));
 }
 
 TEST_F(MetricsFile, NeedsNoDiskToSync) {

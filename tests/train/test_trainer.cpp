@@ -9,49 +9,11 @@
 
 #include "tests/support/program.h"
 #include "tests/support/signal_storm.h"
-#include "tests/support/tiny_run.h"
-#include "train/trainer.h"
+#include "tests/support/training.h"
 
 namespace mmfree {
 namespace {
 namespace fs = std::filesystem;
-
-RunResult train(const RunConfig& config, bool force = false) { return Trainer(config, true, force).run(); }
-
-std::string text_of(const std::function<void()>& action) {
-  testing::internal::CaptureStderr();
-  try {
-    action();
-  } catch (...) {
-    testing::internal::GetCapturedStderr();
-    throw;
-  }
-  return testing::internal::GetCapturedStderr();
-}
-
-/// The message of the error that `action` throws, which must be of type E.
-template <class E>
-std::string error_of(const std::function<void()>& action) {
-  try {
-    text_of(action);
-  } catch (const E& e) {
-    return e.what();
-  } catch (const std::exception& e) {
-    ADD_FAILURE() << "another error: " << e.what();
-    return {};
-  }
-  ADD_FAILURE() << "no error";
-  return {};
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-/// Flips one bit in the middle of a file.
-void damage(const std::string& path) {
-  std::string bytes = slurp(path);
-  bytes[bytes.size() / 2] ^= 4;
-  spit(path, bytes);
-}
 
 /// Changes what the checkpoint at `path` holds.
 void rewrite(const std::string& path, const RunConfig& c, const std::function<void(ParamStore&, LoopState&)>& change) {
@@ -110,16 +72,6 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
   }
   EXPECT_EQ(rows, (std::vector<std::pair<int64_t, bool>>{
                       {0, false}, {1, true}, {25, true}, {30, false}, {50, true}, {60, true}, {60, false}}));
-}
-
-/// A corpus of `windows` whole windows of random tokens.
-std::string random_shard(const TempDir& dir, int64_t windows, int64_t seq_len) {
-  const std::string path = dir / "train-00000.h5";
-  ShardWriter shard(path, shard_info(TinyCorpus::get().tokenizer(), "train"), "test");
-  const Tensor ids = random_ids(windows * seq_len + 1, 320, 77);
-  shard.add(std::vector<int32_t>(ids.data<int32_t>(), ids.data<int32_t>() + ids.size()));
-  shard.commit();
-  return path;
 }
 
 TEST(Trainer, OverfitsOneBatch) {
@@ -421,138 +373,23 @@ TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
   EXPECT_TRUE(train(c).finished);
 }
 
-TEST(Trainer, RefusesToOverwriteARunOrToContinueNone) {
-  const TempDir dir;
-  RunConfig c = tiny_run(dir / "run");
-  c.train.resume = "true";
-  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
-  EXPECT_FALSE(fs::exists(dir / "run"));
-  c.train.resume = "false";
-  train(c);
-  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "already holds checkpoints"));
-}
-
-TEST(Trainer, ADangerousChangeNeedsForce) {
-  const TempDir dir;
-  RunConfig c = tiny_run(dir / "run");
-  c.train.steps = 6;
-  train(c);
-  c.train.resume = "auto";
-  c.train.steps = 7;
-  c.optim.lr *= 0.5;
-  text_of([&] { train(c); });  // harmless: another length and learning rate
-  c.train.steps = 8;
-  for (const auto& [change, key] : std::vector<std::pair<std::function<void(RunConfig&)>, std::string>>{
-           {[](RunConfig& x) { x.model.gate_order = GateOrder::fixed; }, "model.gate_order"},
-           {[](RunConfig& x) { x.model.hidden_size = 40; }, "model.hidden_size"},
-           {[](RunConfig& x) { x.data.seq_len = 16; }, "data.seq_len"},
-           {[](RunConfig& x) { x.data.shuffle = false; }, "data.shuffle"},
-           {[](RunConfig& x) { x.train.batch_size = 8; }, "train.batch_size"},
-           {[](RunConfig& x) { x.train.seed = 2; }, "train.seed"},
-           {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "data.train"}}) {
-    RunConfig changed = c;
-    change(changed);
-    EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(changed); }), key)) << key;
-    if (key == "model.hidden_size") continue;
-    const TempDir copy;
-    fs::copy(dir / "run", copy / "run", fs::copy_options::recursive);
-    changed.train.run_dir = copy / "run";
-    text_of([&] { EXPECT_EQ(train(changed, true).step, 8) << key; });
-    changed.train.steps = 9;
-    text_of([&] { EXPECT_EQ(train(changed).step, 9) << key << " was insisted on once"; });
-  }
-}
-
-TEST(Trainer, OtherTokensUnderTheSameNameNeedForce) {
-  const TempDir dir;
-  RunConfig c = tiny_run(dir / "run");
-  c.data.train = {random_shard(dir, 8, 17)};
-  c.train.steps = 3;
-  train(c);
-  random_shard(dir, 9, 17);
-  c.train.steps = 4;
-  c.train.resume = "auto";
-  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "the content of data.train changed"));
-  text_of([&] { EXPECT_TRUE(train(c, true).finished); });
-  c.train.steps = 5;
-  text_of([&] { EXPECT_TRUE(train(c).finished) << "it was insisted on once"; });
-}
-
-TEST(Trainer, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
-  const TempDir dir;
-  RunConfig c = tiny_run(dir / "run");
-  c.train.save_every = 4;
-  c.train.keep_last = 2;
-  train(c);
-  const auto good = learned(checkpoint_path(dir / "run", 12));
-  ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
-  damage(checkpoint_path(dir / "run", 12));
-  fs::create_symlink("step-00000011.h5", checkpoint_path(dir / "run", 11));  // to itself: cannot be opened
-  c.train.resume = "auto";
-  c.train.keep_last = 1;
-  RunConfig part = c;
-  part.train.max_time = 1e-9;
-  const std::string said = text_of([&] { EXPECT_EQ(train(part).step, 9); });
-  EXPECT_TRUE(contains(said, "warning: passing over a damaged checkpoint")) << said;
-  EXPECT_TRUE(contains(said, "warning: passing over an unreadable checkpoint")) << said;
-  fs::remove(checkpoint_path(dir / "run", 11));
-  EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 9))) << "the only intact checkpoint is gone";
-  text_of([&] { EXPECT_TRUE(train(c).finished); });
-  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), good);
-
-  damage(checkpoint_path(dir / "run", 12));
-  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
-}
-
-TEST(Trainer, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {
-  const TempDir dir;
-  RunConfig c = tiny_run(dir / "run");
-  c.train.save_every = 4;
-  train(c);
-  c.train.resume = checkpoint_path(dir / "run", 4);
-  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "later checkpoints"));
-  c.train.run_dir = dir / "other";
-  text_of([&] { EXPECT_TRUE(train(c).finished); });
-  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
-}
-
-TEST(Trainer, AnotherRunsCheckpointIsSavedAgainHoweverSoonTheRunStops) {
-  const TempDir dir;
-  RunConfig c = tiny_run(dir / "run");
-  c.train.save_every = 4;
-  train(c);
-  c.train.resume = checkpoint_path(dir / "run", 4);
-  c.train.run_dir = dir / "other";
-  text_of([&] {
-    Trainer trainer(c, true, false);
-    std::raise(SIGTERM);
-    const RunResult r = trainer.run();
-    EXPECT_EQ(r.reason, "SIGTERM");
-    EXPECT_EQ(r.step, 4);
-  });
-  EXPECT_EQ(checkpoint_steps(dir / "other"), (std::vector<int64_t>{4})) << "--resume would start over";
-  EXPECT_EQ(learned(checkpoint_path(dir / "run", 4)), learned(checkpoint_path(dir / "other", 4)));
-  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "another of its step"));
-  c.train.resume = "true";
-  text_of([&] { EXPECT_TRUE(train(c).finished); });
-  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
+/// A shard with the tokens of others; with `bad`, each so-manieth of them is no token.
+std::string copy_of_tokens(const std::string& pattern, const std::string& path, size_t bad = 0) {
+  const TokenShards shards({pattern});
+  std::vector<int32_t> ids(size_t(shards.total_tokens()));
+  shards.read(0, shards.total_tokens(), ids.data());
+  for (size_t i = bad; bad && i < ids.size(); i += bad) ids[i] = 60000;
+  ShardWriter writer(path, shards.info(), "made up");
+  writer.add(ids);
+  writer.commit();
+  return path;
 }
 
 TEST(Trainer, DataThatCannotBeReadTakesNoFinishedStepAway) {
   const TempDir dir;
-  const TokenShards shards({TinyCorpus::get().train()});
-  std::vector<int32_t> ids(size_t(shards.total_tokens()));
-  shards.read(0, shards.total_tokens(), ids.data());
-  const auto corpus = [&](const char* name) {
-    ShardWriter writer(dir / name, shards.info(), "made up");
-    writer.add(ids);
-    writer.commit();
-    return dir / name;
-  };
   RunConfig good = tiny_run(dir / "good"), bad = tiny_run(dir / "bad");
-  good.data.train = {corpus("good.h5")};
-  for (size_t i = 300; i < ids.size(); i += 300) ids[i] = 60000;
-  bad.data.train = {corpus("bad.h5")};
+  good.data.train = {copy_of_tokens(TinyCorpus::get().train(), dir / "good.h5")};
+  bad.data.train = {copy_of_tokens(TinyCorpus::get().train(), dir / "bad.h5", 300)};
   good.train.save_every = 1;
   good.train.keep_last = 100;
   bad.train.save_every = 0;
@@ -566,6 +403,26 @@ TEST(Trainer, DataThatCannotBeReadTakesNoFinishedStepAway) {
   EXPECT_LT(step, good.train.steps);
   EXPECT_TRUE(contains(said, concat("the ", step, " steps before it are saved"))) << said;
   EXPECT_EQ(learned(*saved), learned(checkpoint_path(good.train.run_dir, step)));
+}
+
+TEST(Trainer, ValidationThatCannotBeReadTakesNoFinishedStepAway) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.data.valid = {copy_of_tokens(TinyCorpus::get().valid(), dir / "valid.h5")};
+  c.train.eval_every = 4;
+  c.train.save_every = 0;
+  fs::create_directory(dir / "run");
+  spit(dir / "run/stop", "");
+  text_of([&] { EXPECT_EQ(train(c).step, 1); });
+  copy_of_tokens(TinyCorpus::get().valid(), dir / "valid.h5", 7);
+  c.train.resume = "auto";
+  for (const int64_t step : {4, 12}) {
+    const std::string said = error_of<Error>([&] { train(c); });
+    EXPECT_TRUE(contains(said, "token 60000")) << said;
+    EXPECT_TRUE(contains(said, concat("the ", step, " steps before it are saved"))) << said;
+    EXPECT_EQ(checkpoint_steps(dir / "run").back(), step);
+    c.train.eval_every = 0;  // but at the end
+  }
 }
 
 TEST(Trainer, AGoodStepEndsARowOfSkippedOnes) {

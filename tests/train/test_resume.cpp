@@ -1,0 +1,149 @@
+// What a run may be resumed from, and what is refused.
+#include <gtest/gtest.h>
+
+#include <csignal>
+
+#include "tests/support/training.h"
+
+namespace mmfree {
+namespace {
+namespace fs = std::filesystem;
+
+TEST(Resume, RefusesToOverwriteARunOrToContinueNone) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = "true";
+  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
+  EXPECT_FALSE(fs::exists(dir / "run"));
+  c.train.resume = "false";
+  train(c);
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "already holds checkpoints"));
+}
+
+TEST(Resume, ADangerousChangeNeedsForce) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 6;
+  train(c);
+  c.train.resume = "auto";
+  c.train.steps = 7;
+  c.optim.lr *= 0.5;
+  text_of([&] { train(c); });  // harmless: another length and learning rate
+  c.train.steps = 8;
+  for (const auto& [change, key] : std::vector<std::pair<std::function<void(RunConfig&)>, std::string>>{
+           {[](RunConfig& x) { x.model.gate_order = GateOrder::fixed; }, "model.gate_order"},
+           {[](RunConfig& x) { x.model.hidden_size = 40; }, "model.hidden_size"},
+           {[](RunConfig& x) { x.data.seq_len = 16; }, "data.seq_len"},
+           {[](RunConfig& x) { x.data.shuffle = false; }, "data.shuffle"},
+           {[](RunConfig& x) { x.train.batch_size = 8; }, "train.batch_size"},
+           {[](RunConfig& x) { x.train.seed = 2; }, "train.seed"},
+           {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "data.train"}}) {
+    RunConfig changed = c;
+    change(changed);
+    EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(changed); }), key)) << key;
+    if (key == "model.hidden_size") continue;
+    const TempDir copy;
+    fs::copy(dir / "run", copy / "run", fs::copy_options::recursive);
+    changed.train.run_dir = copy / "run";
+    text_of([&] { EXPECT_EQ(train(changed, true).step, 8) << key; });
+    changed.train.steps = 9;
+    text_of([&] { EXPECT_EQ(train(changed).step, 9) << key << " was insisted on once"; });
+  }
+}
+
+TEST(Resume, OtherTokensUnderTheSameNameNeedForce) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.data.train = {random_shard(dir, 8, 17)};
+  c.train.steps = 3;
+  train(c);
+  random_shard(dir, 9, 17);
+  c.train.steps = 4;
+  c.train.resume = "auto";
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "the content of data.train changed"));
+  text_of([&] { EXPECT_TRUE(train(c, true).finished); });
+  c.train.steps = 5;
+  text_of([&] { EXPECT_TRUE(train(c).finished) << "it was insisted on once"; });
+}
+
+TEST(Resume, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  c.train.keep_last = 2;
+  train(c);
+  const auto good = learned(checkpoint_path(dir / "run", 12));
+  ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
+  damage(checkpoint_path(dir / "run", 12));
+  fs::create_symlink("step-00000011.h5", checkpoint_path(dir / "run", 11));  // to itself: cannot be opened
+  c.train.resume = "auto";
+  c.train.keep_last = 1;
+  RunConfig part = c;
+  part.train.max_time = 1e-9;
+  const std::string said = text_of([&] { EXPECT_EQ(train(part).step, 9); });
+  EXPECT_TRUE(contains(said, "warning: passing over a damaged checkpoint")) << said;
+  EXPECT_TRUE(contains(said, "warning: passing over an unreadable checkpoint")) << said;
+  fs::remove(checkpoint_path(dir / "run", 11));
+  EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 9))) << "the only intact checkpoint is gone";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), good);
+
+  damage(checkpoint_path(dir / "run", 12));
+  EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
+}
+
+TEST(Resume, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  train(c);
+  c.train.resume = checkpoint_path(dir / "run", 4);
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "later checkpoints"));
+  c.train.run_dir = dir / "other";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
+}
+
+TEST(Resume, AnotherRunsCheckpointIsSavedAgainHoweverSoonTheRunStops) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  train(c);
+  c.train.resume = checkpoint_path(dir / "run", 4);
+  c.train.run_dir = dir / "other";
+  text_of([&] {
+    Trainer trainer(c, true, false);
+    std::raise(SIGTERM);
+    const RunResult r = trainer.run();
+    EXPECT_EQ(r.reason, "SIGTERM");
+    EXPECT_EQ(r.step, 4);
+  });
+  EXPECT_EQ(checkpoint_steps(dir / "other"), (std::vector<int64_t>{4})) << "--resume would start over";
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 4)), learned(checkpoint_path(dir / "other", 4)));
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "checkpoints of another run"));
+  c.train.resume = "true";
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
+}
+
+TEST(Resume, AnotherRunsMetricsDoNotBecomeItsOwn) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "other");
+  c.train.save_every = 4;
+  train(c);
+  // A run that died before its first checkpoint left its metrics.
+  fs::create_directory(dir / "run");
+  spit(dir / "run/metrics.jsonl", "{\"step\": 1, \"foreign\": 1}\n");
+  c.train.run_dir = dir / "run";
+  c.train.resume = checkpoint_path(dir / "other", 4);
+  text_of([&] { train(c); });
+  const auto rows = timeless_metrics(dir / "run");
+  EXPECT_EQ(rows.front()["step"], 5) << rows.front();
+  // Nor do its checkpoints count as this run's, to be kept or removed.
+  fs::remove(checkpoint_path(dir / "run", 12));
+  fs::rename(checkpoint_path(dir / "run", 8), checkpoint_path(dir / "run", 3));
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "checkpoints of another run"));
+}
+
+}  // namespace
+}  // namespace mmfree
