@@ -42,9 +42,21 @@ bool Fd::close() {
   return fd < 0 || ::close(fd) == 0 || errno == EINTR;  // interrupted, it is closed all the same
 }
 
+bool leads_nowhere(const std::error_code& error) {
+  for (const std::errc e :
+       {std::errc::no_such_file_or_directory, std::errc::not_a_directory, std::errc::permission_denied,
+        std::errc::filename_too_long, std::errc::too_many_symbolic_link_levels})
+    if (error == e) return true;
+  return false;
+}
+
 Fd open_input(const std::string& path) {
   Fd file(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
-  MMFREE_CHECK(MissingError, file.is_open(), path, ": cannot open: ", std::strerror(errno));
+  if (!file.is_open()) {
+    const std::error_code error(errno, std::generic_category());
+    MMFREE_CHECK(MissingError, !leads_nowhere(error), path, ": cannot open: ", error.message());
+    throw IoError(concat(path, ": cannot open: ", error.message()));
+  }
   struct stat info;
   MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
   MMFREE_CHECK(DataError, S_ISREG(info.st_mode), path, ": not a regular file; give the path of a file");
@@ -152,14 +164,39 @@ NeededDirectory::~NeededDirectory() {
   for (const std::string& p : made_) ::rmdir(p.c_str());
 }
 
+namespace {
+
+/// Temporary files of `path` that killed processes left: nobody holds their locks.
+void remove_left_over(const std::string& path) {
+  const fs::path folder = fs::path(path).parent_path();
+  const std::string mark = concat(fs::path(path).filename().string(), kTemporaryMark);
+  std::error_code error;
+  fs::directory_iterator at(folder.empty() ? "." : folder, error);
+  for (; !error && at != fs::directory_iterator(); at.increment(error)) {
+    const std::string name = at->path().filename().string();
+    if (!name.starts_with(mark) || name.find_first_not_of("0123456789-", mark.size()) != std::string::npos) continue;
+    const Fd left(::open(at->path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    if (left.is_open() && ::flock(left.get(), LOCK_EX | LOCK_NB) == 0) ::unlink(at->path().c_str());
+  }
+}
+
+}  // namespace
+
 DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
   static std::atomic<int> number{0};
+  std::error_code ignored;
+  const fs::file_type type = fs::status(path_, ignored).type();
+  MMFREE_CHECK(CreateError,
+               type == fs::file_type::regular || type == fs::file_type::not_found || type == fs::file_type::none, path_,
+               ": exists and is not a regular file; choose another name");
+  remove_left_over(path_);
   // A killed process of the same id, usual in containers, may have left a file of the same name.
   do {
     temporary_ = concat(path_, kTemporaryMark, ::getpid(), "-", number++);
     file_ = Fd(restarted([&] { return ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
   } while (!file_.is_open() && errno == EEXIST);
-  MMFREE_CHECK(CreateError, file_.is_open(), temporary_, ": cannot create: ", std::strerror(errno));
+  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", std::strerror(errno));
+  (void)::flock(file_.get(), LOCK_EX | LOCK_NB);  // as long as it is open
 }
 
 DurableFile::~DurableFile() {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -36,8 +37,12 @@ class Fd {
   int fd_;
 };
 
+/// Whether an error says that a path leads to nothing that could be read, in difference to a device that fails.
+bool leads_nowhere(const std::error_code& error);
+
 /// Opens a regular file for reading; pipes and devices are refused without waiting for them.
-/// @throws MissingError if it cannot be opened, DataError if it is a directory, a pipe or a device.
+/// @throws MissingError if there is none that may be read, IoError if it cannot be opened, DataError if it is a
+/// directory, a pipe or a device.
 Fd open_input(const std::string& path);
 /// Size in bytes of an open file. @throws IoError
 int64_t size_of_file(const Fd& file, const std::string& path);
@@ -80,10 +85,10 @@ class NeededDirectory {
 inline constexpr std::string_view kTemporaryMark = ".tmp-";
 
 /// A file that gets its name only when it is complete: written under a temporary name beside `path`, synced, renamed,
-/// directory synced. A process killed meanwhile leaves the temporary file behind.
+/// directory synced. What a process killed meanwhile leaves behind is removed by the next that writes the same file.
 class DurableFile {
  public:
-  /// @throws CreateError
+  /// @throws CreateError, also if `path` is a device, a pipe or a directory
   explicit DurableFile(std::string path);
   /// Without `commit`: removes the temporary file; a file that was at `path` stays as it was.
   ~DurableFile();

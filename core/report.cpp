@@ -6,20 +6,34 @@
 #include <exception>
 #include <filesystem>
 #include <new>
-#include <system_error>
+#include <utility>
 
 #include "core/error.h"
+#include "core/files.h"
 
 namespace mmfree {
 namespace {
 
-/// Whether a path leads to nothing that could be read, in difference to a device that fails.
-bool is_out_of_reach(const std::error_code& code) {
-  for (const std::errc error :
-       {std::errc::no_such_file_or_directory, std::errc::not_a_directory, std::errc::permission_denied,
-        std::errc::filename_too_long, std::errc::too_many_symbolic_link_levels})
-    if (code == error) return true;
-  return false;
+/// Prints a line without asking for memory. What would move the cursor is shown as a number: a name in the message may
+/// hold anything. Only a list of a configuration's problems takes several lines.
+void say(const char* message, const char* rest = "", bool several = false) {
+  char out[4096];
+  size_t n = 0;
+  const auto put = [&](const char* text) {
+    for (; *text; ++text) {
+      if (n + 4 >= sizeof out) std::fwrite(out, 1, std::exchange(n, 0), stderr);
+      const auto c = static_cast<unsigned char>(*text);
+      if ((c < 0x20 || c == 0x7F) && !(several && c == '\n'))
+        n += size_t(std::snprintf(out + n, 5, "\\x%02x", c));
+      else
+        out[n++] = *text;
+    }
+  };
+  put("mmfree: ");
+  put(message);
+  put(rest);
+  out[n++] = '\n';
+  std::fwrite(out, 1, n, stderr);
 }
 
 /// Turns the exception that is being handled into a line and an exit status.
@@ -27,15 +41,15 @@ int report() {
   try {
     throw;
   } catch (const Error& e) {
-    std::fprintf(stderr, "mmfree: %s\n", e.what());
+    say(e.what(), "", e.status() == Exit::bad_config);
     return int(e.status());
   } catch (const std::filesystem::filesystem_error& e) {
-    std::fprintf(stderr, "mmfree: %s: %s\n", e.path1().c_str(), e.code().message().c_str());
-    return int(is_out_of_reach(e.code()) ? Exit::missing_input : Exit::io);
+    say(e.what());
+    return int(leads_nowhere(e.code()) ? Exit::missing_input : Exit::io);
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "mmfree: out of memory\n");
+    say("out of memory");
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "mmfree: internal error: %s\n", e.what());
+    say("internal error: ", e.what());
   }
   return int(Exit::internal);
 }
@@ -43,7 +57,7 @@ int report() {
 /// Libraries allocate in destructors and in functions that may not throw.
 [[noreturn]] void end() {
   if (std::current_exception()) _exit(report());
-  std::fputs("mmfree: internal error: ended where no exception may pass; out of memory?\n", stderr);
+  say("internal error: ended where no exception may pass; out of memory?");
   _exit(int(Exit::internal));
 }
 

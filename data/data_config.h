@@ -5,6 +5,9 @@
 
 namespace mmfree {
 
+/// The longest sequence that may be trained on.
+inline constexpr int64_t kMaxSeqLen = int64_t(1) << 20;
+
 /// Which tokens a run reads (section `data`).
 struct DataConfig {
   std::vector<std::string> train;  ///< token shards: files, globs or directories, relative to the working directory

@@ -269,8 +269,10 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   const MemoryGuard guard("sentencepiece", t.output.c_str());
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &bytes);
   sentences.rethrow();
-  MMFREE_CHECK(ConfigError, status.ok(), "tokenizer: training failed, usually because the text is too small for ",
-               t.vocab_size, " pieces (lower the vocab size or give more text): ", status.message());
+  // Its message begins with a place in its source, and the condition in brackets.
+  const std::string why = status.message();
+  MMFREE_CHECK(UsageError, status.ok(), "tokenizer: no vocabulary of ", t.vocab_size,
+               " pieces can be made of this text: ", why.substr(why.find("] ") == why.npos ? 0 : why.find("] ") + 2));
   Tokenizer made = from_bytes(std::move(bytes), t.output);
   if (!t.output.empty()) write_file(t.output, made.serialized());
   return made;

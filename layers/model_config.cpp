@@ -55,8 +55,9 @@ void ModelConfig::validate() const {
                "model.intermediate_size: ", intermediate_size, " is outside 0..", 1 << 20);
   MMFREE_CHECK(ConfigError, std::isfinite(rms_norm_eps) && rms_norm_eps > 0 && rms_norm_eps < 1,
                "model.rms_norm_eps: ", rms_norm_eps, " is outside (0, 1)");
-  MMFREE_CHECK(ConfigError, std::isfinite(initializer_range) && initializer_range > 0,
-               "model.initializer_range: ", initializer_range, " must be positive");
+  MMFREE_CHECK(ConfigError, initializer_range > 0 && initializer_range <= 1000,
+               "model.initializer_range: ", initializer_range, " is outside (0, 1000]");
+  positive("max_position_embeddings", max_position_embeddings, int64_t(1) << 40);
   for (auto [key, id] : {std::pair{"bos_token_id", bos_token_id}, {"eos_token_id", eos_token_id}})
     MMFREE_CHECK(ConfigError, id >= -1 && id < vocab_size, "model.", key, ": ", id, " is outside -1..", vocab_size - 1);
   static const std::vector<std::string> known = {"i_proj",    "f_proj",    "g_proj", "o_proj",

@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Of a tensor that is read for another device, so much is in the host's memory at a time.
+/// So much of a tensor is read at a time; on its way to another device it is in the host's memory.
 constexpr int64_t kPartBytes = int64_t(64) << 20;
 
 void write_finite(h5::Writer& writer, const std::string& path, const std::string& name, const Tensor& values) {
@@ -29,9 +29,14 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
 
 }  // namespace
 
+int64_t checkpoint_bytes(const FlatState& flat, const std::string& tokenizer_model) {
+  constexpr int64_t kMetadata = 256 << 10;
+  return (flat.m.defined() ? 3 : 1) * flat.values.bytes() + int64_t(tokenizer_model.size()) + kMetadata;
+}
+
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
-  require_space(path, (flat.m.defined() ? 3 : 1) * flat.values.bytes() + int64_t(tokenizer_model.size()) + (4 << 20));
+  require_space(path, checkpoint_bytes(flat, tokenizer_model));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
   writer.attribute("step", state.step);
@@ -75,16 +80,16 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
-  const int64_t rows = to.dim(0);
-  if (to.device() == Device::cpu) {
-    Tensor target = to;
-    return reader_.read(name, 0, rows, to.dtype(), target.raw_mut());
-  }
-  const int64_t most = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
+  const int64_t rows = to.dim(0), most = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
+  Tensor total({1}, DType::f64);
   for (int64_t begin = 0; begin < rows; begin += most) {
-    Tensor part = to.slice(begin, std::min(rows, begin + most)), host(part.shape(), part.dtype());
+    Tensor part = to.slice(begin, std::min(rows, begin + most));
+    Tensor host = part.device() == Device::cpu ? part : Tensor(part.shape(), part.dtype());
     reader_.read(name, begin, part.dim(0), part.dtype(), host.raw_mut());
-    part.copy_from(host);
+    sum(host, 1, total);
+    MMFREE_CHECK(DataError, std::isfinite(*total.data<double>()), reader_.path(), ": tensor '", name,
+                 "' holds a NaN or an infinity");
+    if (part.device() != Device::cpu) part.copy_from(host);
   }
 }
 
@@ -150,19 +155,26 @@ void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep
   }
 }
 
-void remove_unfinished(const std::string& run_dir) {
-  const auto remove_in = [](const fs::path& folder, const auto& is_ours) {
-    for (const std::string& name : names_in(folder.string())) {
-      std::error_code ignored;
-      const size_t mark = name.find(kTemporaryMark);
-      if (mark != std::string::npos && is_ours(name.substr(0, mark))) fs::remove(folder / name, ignored);
-    }
-  };
-  remove_in(run_dir, [](const std::string& name) {
-    return std::find(std::begin(kRunFiles), std::end(kRunFiles), name) != std::end(kRunFiles);
-  });
-  remove_in(fs::path(run_dir) / "checkpoints",
-            [](const std::string& name) { return name.starts_with("step-") && name.ends_with(".h5"); });
+std::vector<std::string> set_aside(const std::string& run_dir, int64_t step) {
+  std::vector<std::string> renamed;
+  for (const int64_t later : checkpoint_steps(run_dir)) {
+    if (later <= step) continue;
+    const std::string path = checkpoint_path(run_dir, later);
+    renamed.push_back(path + ".damaged");
+    std::error_code error;
+    fs::rename(path, renamed.back(), error);
+    MMFREE_CHECK(IoError, !error, path, ": cannot be renamed: ", error.message());
+  }
+  return renamed;
+}
+
+void remove_unfinished_checkpoints(const std::string& run_dir) {
+  const fs::path folder = fs::path(run_dir) / "checkpoints";
+  for (const std::string& name : names_in(folder.string())) {
+    std::error_code ignored;
+    if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
+      fs::remove(folder / name, ignored);
+  }
 }
 
 }  // namespace mmfree

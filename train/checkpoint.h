@@ -23,6 +23,9 @@ struct FlatState {
   Tensor values, m, v;
 };
 
+/// What a checkpoint will take on the disk, a little more rather than less.
+int64_t checkpoint_bytes(const FlatState& flat, const std::string& tokenizer_model);
+
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
@@ -67,16 +70,15 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
 
 /// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`, once `newest` reads
-/// back intact. Later ones (damaged, if the run went back) stay and do not count, and so does what cannot be removed.
+/// back intact. Later ones stay and do not count, and so does what cannot be removed.
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
-/// The files that training writes into a run folder, beside its checkpoints.
-inline constexpr const char* kRunFiles[] = {"config.yaml", "config.resolved.yaml", "run.json", "tokenizer.model",
-                                            "metrics.jsonl"};
+/// Renames the checkpoints of later steps than `step`, which could not be read, to NAME.damaged: one that turns up
+/// again would have gaps in its metrics, and none of them counts as one to keep. Returns the new names. @throws IoError
+std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);
 
-/// Removes the temporary files that killed processes left of these and of checkpoints. Nobody else may be at work in
-/// this folder.
-void remove_unfinished(const std::string& run_dir);
+/// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.
+void remove_unfinished_checkpoints(const std::string& run_dir);
 
 }  // namespace mmfree

@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <memory>
@@ -7,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/files.h"
+#include "data/paths.h"
 #include "data/prepare.h"
 #include "data/tokenizer.h"
 #include "train/commands.h"
@@ -16,6 +18,23 @@
 namespace mmfree {
 
 namespace {
+
+/// Never one of the inputs, and another file only if asked to: a vocabulary cannot be made again from what it replaced.
+void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  for (const std::string& input : expand_paths(training.inputs, {".txt", ".jsonl", ".jsonl.zst"}))
+    MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
+                 ": is one of the inputs; choose another name for the tokenizer");
+  MMFREE_CHECK(CreateError, overwrite || !fs::exists(training.output, ignored), training.output,
+               ": exists already; choose another name or give --overwrite");
+}
+
+/// Bytes from a number of megabytes; 0 stays 0, which means all.
+int64_t bytes_of(double megabytes) {
+  MMFREE_CHECK(UsageError, megabytes >= 0 && megabytes <= 1e12, "--limit-mb: ", megabytes, ", expected 0 to 1e12");
+  return int64_t(std::ceil(megabytes * 1e6));
+}
 
 Tokenizer train_tokenizer(TokenizerTraining training) {
   const StopSignals signals;
@@ -73,6 +92,7 @@ void add_tokenizer_command(CLI::App& app) {
 
   auto training = std::make_shared<TokenizerTraining>();
   auto limit_mb = std::make_shared<double>(0);
+  auto overwrite = std::make_shared<bool>(false);
   CLI::App* train = tokenizer->add_subcommand("train", "Train a tokenizer on text");
   train->add_option("inputs", training->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")->required();
   train->add_option("-o,--output", training->output, "the .model file to write")->required();
@@ -80,12 +100,13 @@ void add_tokenizer_command(CLI::App& app) {
   train->add_option("--type", training->type, "bpe or unigram")->capture_default_str();
   train->add_option("--character-coverage", training->character_coverage, "share of characters that get pieces")
       ->capture_default_str();
-  train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)")
-      ->check(CLI::NonNegativeNumber);
+  train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)");
+  train->add_flag("--overwrite", *overwrite, "replace a file that is there already");
   train->add_flag("--skip-malformed", training->skip_malformed, "skip malformed .jsonl lines");
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
-  train->callback([training, limit_mb] {
-    training->limit_bytes = int64_t(*limit_mb * 1e6);
+  train->callback([training, limit_mb, overwrite] {
+    training->limit_bytes = bytes_of(*limit_mb);
+    check_tokenizer_output(*training, *overwrite);
     print_tokenizer(train_tokenizer(*training));
     std::cout << "Written to " << training->output << '\n';
   });
@@ -114,8 +135,7 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_option("--valid-fraction", options->valid_fraction, "share held out for validation (0: none)")
       ->capture_default_str();
   prepare_app->add_option("--shard-tokens", options->shard_tokens, "tokens per shard")->capture_default_str();
-  prepare_app->add_option("--limit-mb", *limit_mb, "stop after this many MB of text (0: never)")
-      ->check(CLI::NonNegativeNumber);
+  prepare_app->add_option("--limit-mb", *limit_mb, "stop after this many MB of text (0: never)");
   prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
   prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
   prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
@@ -129,7 +149,7 @@ void add_prepare_command(CLI::App& app) {
       "  mmfree prepare corpus/*.jsonl.zst -t tok.model -o data\n"
       "  mmfree prepare book.txt -t tok.model -o book --valid-fraction 0.1");
   prepare_app->callback([options, limit_mb] {
-    options->limit_bytes = int64_t(*limit_mb * 1e6);
+    options->limit_bytes = bytes_of(*limit_mb);
     PrepareSummary summary;
     {
       const StopSignals signals;

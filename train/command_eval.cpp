@@ -80,7 +80,7 @@ void add_eval_command(CLI::App& app) {
       ->required();
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
-  c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::NonNegativeNumber);
+  c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->add_flag("--json", o->json, "one JSON object on stdout");
   c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();

@@ -10,6 +10,7 @@
 #include "train/hf_folder.h"
 #include "train/model.h"
 #include "train/progress.h"
+#include "train/signals.h"
 #include "train/ternary_file.h"
 
 namespace mmfree {
@@ -70,13 +71,23 @@ void export_to_hf(const Options& o, const Model& model) {
                  "': a ternary export cannot become a Hugging Face folder; export the checkpoint");
     tensors.emplace_back(spec.name, spec.shape);
   }
-  write_hf_folder(
-      o.out, model.config, tensors, [&](const std::string& name) { return (*model.params)[name].value(); }, options);
+  const auto tensor = [&](const std::string& name) {
+    throw_if_stopped();
+    return (*model.params)[name].value();
+  };
+  write_hf_folder(o.out, model.config, tensors, tensor, options);
   std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
 }
 
+/// Until something is written, a signal may end the process.
+Model load_to_export(const Options& o) {
+  const LeaveAtOnce nothing_to_clean_up;
+  return load_model(o.model, o.tokenizer);
+}
+
 void run_export(const Options& o) {
-  Model model = load_model(o.model, o.tokenizer);
+  const StopSignals signals;
+  Model model = load_to_export(o);
   refuse_source(o, model);
   if (o.format == "ternary")
     export_to_ternary(o, model);
@@ -89,12 +100,16 @@ void run_import(const Options& o) {
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
                ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
   refuse_existing(o);
-  const Model model = load_model(o.model, o.tokenizer);
+  MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
+               ": is part of the model to be imported; choose another name");
+  const StopSignals signals;  // a checkpoint that was begun is written to its end
+  const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
                ": holds no config.json; import reads a Hugging Face folder");
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
+  load_stored_config(to_yaml(config), o.model);  // or nobody could read the checkpoint
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}, {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
   std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),

@@ -8,6 +8,7 @@
 #include "train/commands.h"
 #include "train/generate.h"
 #include "train/model.h"
+#include "train/signals.h"
 
 namespace mmfree {
 namespace {
@@ -23,7 +24,11 @@ void run(Options o) {
   // The parser's range checks let NaN pass.
   MMFREE_CHECK(UsageError, !std::isnan(o.generate.temperature) && !std::isnan(o.generate.top_p),
                "generate: --temperature and --top-p must be numbers");
-  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+  const StopSignals signals;
+  const Model model = [&] {
+    const LeaveAtOnce nothing_to_finish;
+    return move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+  }();
   const Tokenizer& tokenizer = model.need_tokenizer();
   std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
   if (tokenizer.bos_id() >= 0) prompt.insert(prompt.begin(), tokenizer.bos_id());
@@ -35,9 +40,10 @@ void run(Options o) {
   const auto start = std::chrono::steady_clock::now();
   const auto text = generate(*model.lm, prompt, o.generate, [&](int32_t id) {
     if (id < tokenizer.vocab_size()) std::cout << decoder.push(id) << std::flush;
-    return bool(std::cout);
+    return bool(std::cout) && !StopSignals::pending();
   });
   std::cout << decoder.flush() << std::endl;
+  throw_if_stopped();
   if (!o.stats) return;
   const double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::fprintf(stderr, "%zu prompt tokens, %zu new tokens in %.2f s: %.1f tokens/s\n", prompt.size(), text.size(), t,
@@ -53,13 +59,13 @@ void add_generate_command(CLI::App& app) {
   c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
   c->add_option("-p,--prompt", o->prompt, "text to continue (default: from the beginning of a document)");
   c->add_option("-n,--max-tokens", g.max_tokens, "new tokens at most")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 40))
       ->capture_default_str();
   c->add_option("--temperature,--temp", g.temperature, "0: always the most likely token")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
   c->add_option("--top-k", g.top_k, "choose among the k most likely tokens; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 40))
       ->capture_default_str();
   c->add_option("--top-p", g.top_p, "choose among the most likely tokens that reach this probability")
       ->check(CLI::Range(0.0, 1.0))

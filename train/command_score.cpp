@@ -104,7 +104,7 @@ void run(const Options& o) {
                          concat("--text ", i + 1));
     }));
   if (o.input.empty()) return;
-  LineReader in(o.input);
+  LineReader in = at_once([&] { return LineReader(o.input); });
   int64_t number = 0;
   for (std::string line; at_once([&] { return in.next(&line); });) {
     ++number;

@@ -48,6 +48,8 @@ void print_memory(const RunConfig& config) {
   if (gpu && gpu::problem().empty()) std::printf("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 
+bool names_checkpoint(const std::string& resume) { return resume != "false" && resume != "true" && resume != "auto"; }
+
 void run(const Options& o) {
   if (o.help_config) {
     std::fputs(config_reference().c_str(), stdout);
@@ -58,9 +60,13 @@ void run(const Options& o) {
   std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
-  std::vector<std::string> overrides = o.overrides;
-  if (o.resume) overrides.push_back("train.resume=auto");
-  const RunConfig config = load_config(o.config, overrides);
+  RunConfig config = [&] {
+    const LeaveAtOnce nothing_to_save;
+    return load_config(o.config, o.overrides);
+  }();
+  // A run that began from another's checkpoint, and was stopped before its own first, begins there again.
+  if (o.resume && (!names_checkpoint(config.train.resume) || !checkpoint_steps(config.train.run_dir).empty()))
+    config.train.resume = "auto";
   if (o.dry_run) return print_memory(config);
   MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
@@ -79,8 +85,10 @@ void add_train_command(CLI::App& app) {
   CLI::App* c = app.add_subcommand("train", "Train a model as a YAML file describes, or continue a run");
   c->add_option("config", o->config, "YAML file; see configs/ for presets");
   c->add_option("overrides", o->overrides, "key.path=value pairs laid over the file, for example optim.lr=1e-3");
-  c->add_flag("--resume", o->resume,
-              "continue from the newest intact checkpoint of the run folder, or start if there is none");
+  c->add_flag(
+      "--resume", o->resume,
+      "continue from the newest intact checkpoint of the run folder; if there is none, start, from the one that "
+      "train.resume names or anew");
   c->add_flag("-q,--quiet", o->quiet, "no progress");
   c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
   c->add_flag("--dry-run", o->dry_run, "say how much memory training would take, and stop");

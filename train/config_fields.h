@@ -177,7 +177,7 @@ void fields(DataConfig& c, Visit&& visit) {
   visit("train", c.train, ListOf<Text>{{false}}, "training shards: files, globs or directories");
   visit("valid", c.valid, ListOf<Text>{{false}}, "validation shards; empty: no evaluation");
   visit("tokenizer", c.tokenizer, Text{}, "SentencePiece model for bits per byte and samples; empty: none");
-  visit("seq_len", c.seq_len, Integer{1, 1 << 20}, "tokens predicted per sequence");
+  visit("seq_len", c.seq_len, Integer{1, kMaxSeqLen}, "tokens predicted per sequence");
   visit("shuffle", c.shuffle, Flag{}, "visit sequences in a seeded random order");
 }
 

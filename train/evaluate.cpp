@@ -64,7 +64,7 @@ double Evaluation::bits_per_byte() const {
 Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptions& options) {
   MMFREE_CHECK(DataError, source.tokens >= 2, "evaluate: ", source.tokens,
                " tokens are too few to score; at least 2 are needed");
-  const int64_t t = options.seq_len, scorable = source.tokens - 1;
+  const int64_t scorable = source.tokens - 1, t = std::min(options.seq_len, scorable);
   int64_t windows = (scorable + t - 1) / t;
   if (options.limit > 0) windows = std::min(windows, std::max<int64_t>(1, options.limit / t));
   const int64_t batch = std::max<int64_t>(1, forward_tokens(lm.device()) / t);

@@ -1,6 +1,9 @@
 #include "train/feed.h"
 
 #include <chrono>
+#include <system_error>
+
+#include "core/error.h"
 
 namespace mmfree {
 
@@ -15,7 +18,12 @@ BatchFeed::BatchFeed(const Batches& batches, int64_t first_step, int64_t last_st
       s.plain.resize(count);
     empty_.push_back(&s);
   }
-  thread_ = std::thread([this, first_step, last_step] { read_ahead(first_step, last_step); });
+  try {
+    thread_ = std::thread([this, first_step, last_step] { read_ahead(first_step, last_step); });
+  } catch (const std::system_error& e) {
+    throw IoError(concat("feed: the system gives no thread to read data with: ", e.code().message(),
+                         "; raise the limit of processes (ulimit -u)"));
+  }
 }
 
 BatchFeed::~BatchFeed() {

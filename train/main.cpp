@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -6,6 +7,8 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <string>
+#include <utility>
 
 #include "core/error.h"
 #include "core/report.h"
@@ -15,18 +18,37 @@ namespace mmfree {
 namespace {
 
 /// Where standard input, output or error is closed, the next file to be opened would take its place, and messages would
-/// go into that file.
+/// go into that file. Reading from what was closed fails, and so does writing, but for messages.
 void occupy_standard_files() {
-  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
-    if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDWR);
+  for (const auto& [fd, mode] : {std::pair{STDIN_FILENO, O_WRONLY}, {STDOUT_FILENO, O_RDONLY}, {STDERR_FILENO, O_RDWR}})
+    if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", mode);
 }
 
-/// What was printed must have arrived, unless whoever read it has gone.
+/// Corpora of many shards are open all at once.
+void allow_many_files() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/// What was printed must have arrived.
 void finish_output() {
   errno = 0;
   const bool arrived = std::fflush(stdout) == 0 && !std::ferror(stdout);
-  MMFREE_CHECK(IoError, arrived || errno == EPIPE,
+  MMFREE_CHECK(IoError, arrived,
                "standard output: cannot be written: ", errno ? std::strerror(errno) : "a write failed");
+}
+
+/// The parser would only say that a command is missing.
+void check_command(const CLI::App& app, const char* word) {
+  if (!word || *word == '-') return;
+  std::string known;
+  for (const CLI::App* command : app.get_subcommands(nullptr)) {
+    if (command->check_name(word)) return;
+    known += (known.empty() ? "" : ", ") + command->get_name();
+  }
+  throw UsageError(concat("no command ", quote(word), "; there are ", known));
 }
 
 }  // namespace
@@ -34,6 +56,7 @@ void finish_output() {
 
 int main(int argc, char** argv) {
   mmfree::occupy_standard_files();
+  mmfree::allow_many_files();
   CLI::App app("mmfree trains MatMul-free and 1.58-bit language models.", "mmfree");
   app.set_version_flag("--version", "mmfree " MMFREE_VERSION);
   app.require_subcommand(1);
@@ -51,14 +74,19 @@ int main(int argc, char** argv) {
       "  bash train/quickstart.sh\n"
       "Help on one command: mmfree COMMAND --help");
   std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit of a file's size fails instead, and is reported
+  app.failure_message([](const CLI::App*, const CLI::Error& e) {
+    return mmfree::concat("mmfree: ", e.what(), "; --help tells more\n");
+  });
   int status = 0;
   const int failed = mmfree::run_reporting([&] {
+    mmfree::check_command(app, argc > 1 ? argv[1] : nullptr);
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
       status = app.exit(e) ? int(mmfree::Exit::usage) : 0;
     }
-    mmfree::finish_output();
+    // A run's results are in its folder: that nobody takes its last words does not make it fail.
+    if (!app.got_subcommand("train")) mmfree::finish_output();
   });
   return failed ? failed : status;
 }

@@ -1,6 +1,7 @@
 #include "train/metrics.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -109,18 +110,23 @@ void MetricsWriter::flush() {
 
 void MetricsWriter::sync() {
   flush();
-  if (doubtful_) {
+  struct stat info = {};
+  if (::fstat(file_.get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 0) {
+    // Someone has removed the file, whose lines are there as long as it is open.
+    write_file(path_, read_file(concat("/proc/self/fd/", file_.get()), std::numeric_limits<int64_t>::max()));
+    file_.close();
+  } else if (doubtful_) {
     // The system may have dropped what it could not write: of the file only what was durable before is trusted.
     std::string lines = read_file(path_, std::numeric_limits<int64_t>::max());
     lines.resize(std::min(lines.size(), synced_));
     write_file(path_, lines + unsynced_);
     file_.close();
-    doubtful_ = false;
   } else {
     // Pipes and devices (/dev/null) cannot be synced, which is no error.
     doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
     MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
   }
+  doubtful_ = false;
   synced_ += unsynced_.size();
   unsynced_.clear();
 }

@@ -34,7 +34,7 @@ Model from_hf_folder(const std::string& dir) {
   const HfFolder folder(dir);
   Model m;
   m.config = read_hf_config(dir);
-  m.seq_len = m.config.max_position_embeddings;
+  m.seq_len = std::min(m.config.max_position_embeddings, kMaxSeqLen);
   // Before anything is allocated: config.json alone may claim any size.
   for (const ParamSpec& spec : parameter_specs(m.config)) {
     MMFREE_CHECK(DataError, folder.has(spec.name), dir, ": tensor '", spec.name, "' is missing");
@@ -69,11 +69,14 @@ Model from_directory(const std::string& dir) {
   return from_checkpoint(*newest);
 }
 
-bool is_mmfree_h5(const std::string& path) {
+Model from_file(const std::string& path) {
   const Fd file = open_input(path);
-  char magic[8] = {};
-  read_exactly(file, path, 0, magic, std::min<int64_t>(sizeof magic, size_of_file(file, path)));
-  return std::string_view(magic, sizeof magic) == "MMFREEH5";
+  char begin[9] = {};
+  read_exactly(file, path, 0, begin, std::min<int64_t>(sizeof begin, size_of_file(file, path)));
+  if (std::string_view(begin, 8) == "MMFREEH5") return from_checkpoint(path);
+  MMFREE_CHECK(DataError, begin[8] == '{', path,
+               ": is no model; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
+  return read_ternary_file(path);
 }
 
 }  // namespace
@@ -84,9 +87,7 @@ const Tokenizer& Model::need_tokenizer() const {
 }
 
 Model load_model(const std::string& path, const std::string& tokenizer_path) {
-  Model m = fs::is_directory(path) ? from_directory(path)
-            : is_mmfree_h5(path)   ? from_checkpoint(path)
-                                   : read_ternary_file(path);
+  Model m = fs::is_directory(path) ? from_directory(path) : from_file(path);
   if (!tokenizer_path.empty()) m.tokenizer = Tokenizer::load(tokenizer_path);
   MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path,
                ": the tokenizer has ", m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);

@@ -13,6 +13,7 @@
 #include "layers/parameters.h"
 #include "train/config.h"
 #include "train/safetensors.h"
+#include "train/signals.h"
 
 namespace mmfree {
 namespace {
@@ -145,7 +146,10 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
   SafetensorsWriter writer(
       path, {{"format", "mmfree-ternary"}, {"version", "1"}, {"config", yaml}, {"content_hash", hash.value()}});
   for (const Item& item : items) writer.declare(item.name, item.dtype, item.value.shape());
-  for (const Item& item : items) writer.write(item.name, as_stored(item));
+  for (const Item& item : items) {
+    throw_if_stopped();
+    writer.write(item.name, as_stored(item));
+  }
   if (check) check(writer.temporary_path());
   writer.commit();
 }

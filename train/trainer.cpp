@@ -81,7 +81,12 @@ std::optional<std::string> Trainer::checkpoint_to_resume() {
                  ": already holds checkpoints; continue with train.resume=auto, or choose another train.run_dir");
     return std::nullopt;
   }
-  if (resume != "true" && resume != "auto") return resume;
+  if (resume != "true" && resume != "auto") {
+    std::error_code error;
+    MMFREE_CHECK(MissingError, fs::exists(resume, error), "train.resume: no checkpoint at ", quote(resume),
+                 "; expected false, true, auto or a checkpoint's path");
+    return resume;
+  }
   std::vector<std::string> warnings;
   const auto newest = newest_checkpoint(config_.train.run_dir, warnings);
   for (const std::string& w : warnings) progress_.message("warning: " + w);
@@ -108,6 +113,8 @@ void Trainer::resume_from(const std::string& path, bool force) {
                ": the run would not continue the same training: ", dangerous,
                " changed; undo it, start a new train.run_dir, or insist with --force");
   const int64_t step = file.state().step;
+  MMFREE_CHECK(ConfigError, step <= config_.train.steps, config_.source, ": train.steps is ", config_.train.steps,
+               " but ", path, " has made ", step, " steps already; raise train.steps");
   std::error_code ignored;
   const bool of_this_run = fs::equivalent(path, checkpoint_path(config_.train.run_dir, step), ignored);
   const std::vector<int64_t> present = checkpoint_steps(config_.train.run_dir);
@@ -118,7 +125,11 @@ void Trainer::resume_from(const std::string& path, bool force) {
   file.load(params_, &optimizer_);
   state_ = file.state();
   state_.data = data;
-  if (of_this_run) saved_step_ = step;
+  if (of_this_run) {
+    saved_step_ = step;
+    for (const std::string& name : set_aside(config_.train.run_dir, step))
+      progress_.message("warning: what could not be read is now called " + name);
+  }
   resumed_from_ = path;
   progress_.message(concat("resuming from ", path, " at step ", state_.step));
 }
@@ -133,7 +144,7 @@ void Trainer::open_run_folder() {
   }
   MMFREE_CHECK(CreateError, ::access((dir / "checkpoints").c_str(), W_OK | X_OK) == 0, (dir / "checkpoints").string(),
                ": no checkpoints can be written here: ", std::strerror(errno));
-  remove_unfinished(dir.string());
+  remove_unfinished_checkpoints(dir.string());
   if (fs::is_regular_file(config_.source))
     write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
   write_file((dir / "config.resolved.yaml").string(), to_yaml(config_));
@@ -148,7 +159,15 @@ void Trainer::open_run_folder() {
                                       {"train_tokens", train_data_.total_tokens()},
                                       {"train_data", state_.data}};
   write_file((dir / "run.json").string(), run.dump(1) + "\n");
+  try {
+    require_space(checkpoint_path(dir.string(), 0),
+                  checkpoint_bytes(flat_state(), tokenizer_ ? tokenizer_->serialized() : std::string()));
+  } catch (const IoError& e) {
+    progress_.message(concat("warning: no checkpoint will fit: ", e.what()));
+  }
 }
+
+FlatState Trainer::flat_state() { return {params_.values(), optimizer_.m(), optimizer_.v()}; }
 
 void Trainer::banner() const {
   if (quiet_) return;
@@ -281,8 +300,12 @@ std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
   return e;
 }
 
-void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metrics); } catch (const Error& e) {
-  save_failed(e);
+/// What cannot be written now is kept for later, which is worth a line once.
+void Trainer::write_metrics(const Metrics& metrics) try {
+  metrics_->write(metrics);
+  if (std::exchange(metrics_wait_, false)) progress_.message("metrics are written again");
+} catch (const Error& e) {
+  if (!std::exchange(metrics_wait_, true) || config_.train.on_save_error == "stop") save_failed(e);
 }
 
 /// A failed write leaves the older checkpoints as they were. Whether training goes on without is the user's choice, but
@@ -290,13 +313,15 @@ void Trainer::write_metrics(const Metrics& metrics) try { metrics_->write(metric
 void Trainer::save_failed(const Error& error) {
   const std::string which = newest().empty() ? "there is no checkpoint" : "the newest checkpoint is " + newest();
   if (ending_ || config_.train.on_save_error == "stop")
-    throw Error(concat(error.what(), "; ", which, saved_step_ >= 0 ? "; continue from it with --resume" : ""),
+    throw Error(concat(error.what(), "; ", which, newest().empty() ? "" : "; continue from it with --resume"),
                 error.status());
   progress_.message(concat("warning: ", error.what(), "; ", which, "; training goes on"));
 }
 
 std::string Trainer::newest() const {
-  return saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : resumed_from_;
+  const std::string path = saved_step_ >= 0 ? checkpoint_path(config_.train.run_dir, saved_step_) : resumed_from_;
+  std::error_code ignored;
+  return fs::exists(path, ignored) ? path : "";
 }
 
 void Trainer::save() {
@@ -311,8 +336,9 @@ void Trainer::save() {
     retain_checkpoints(config_.train.run_dir, state.step, config_.train.keep_last);
   };
   try {
+    NeededDirectory(fs::path(path).parent_path().string()).keep();  // someone may have removed it
     metrics_->sync();
-    saving_.start({params_.values(), optimizer_.m(), optimizer_.v()}, write);
+    saving_.start(flat_state(), write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     save_failed(e);

@@ -61,6 +61,7 @@ class Trainer {
   void settle_save(bool wait);
   void save_failed(const Error& error);
   std::string newest() const;
+  FlatState flat_state();
   template <class Work>
   auto keeping_steps(Work&& work);
   void finish();
@@ -85,10 +86,11 @@ class Trainer {
   std::unique_ptr<StepRunner> runner_;
   BackgroundSave saving_;
   RunResult result_;
-  std::string resumed_from_;  ///< the checkpoint that this process went on from, if any
-  int64_t saved_step_ = -1;   ///< of the newest checkpoint in the run folder, -1 for none
-  int64_t saving_step_ = -1;  ///< of the checkpoint under way, if there is one
-  bool ending_ = false;       ///< the next save is the last: it must not fail
+  std::string resumed_from_;   ///< the checkpoint that this process went on from, if any
+  int64_t saved_step_ = -1;    ///< of the newest checkpoint in the run folder, -1 for none
+  int64_t saving_step_ = -1;   ///< of the checkpoint under way, if there is one
+  bool ending_ = false;        ///< the next save is the last: it must not fail
+  bool metrics_wait_ = false;  ///< some could not be written
   std::unique_ptr<MetricsWriter> metrics_;
   Progress progress_;
   Clock::time_point start_ = Clock::now();

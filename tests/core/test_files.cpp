@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -55,16 +56,45 @@ TEST(Files, a_durable_file_appears_when_complete) {
   EXPECT_EQ(dir.files(), 1u);
   EXPECT_THROW(DurableFile(dir / "no/such/folder"), CreateError);
   std::filesystem::create_directory(dir / "folder");
-  DurableFile file(dir / "folder");
-  EXPECT_THROW(file.commit(), IoError) << "a folder is not replaced";
+  ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("/dev/null", dir / "device");
+  for (const char* other : {"folder", "pipe", "device"}) EXPECT_THROW(DurableFile(dir / other), CreateError) << other;
+  DurableFile late(dir / "late");
+  std::filesystem::create_directory(dir / "late");
+  EXPECT_THROW(late.commit(), IoError) << "a folder is not replaced";
 }
 
-TEST(Files, leftovers_of_a_killed_process_of_the_same_id_are_no_obstacle) {
+TEST(Files, what_a_killed_process_left_of_the_same_file_is_removed) {
   const TempDir dir;
-  for (int i = 0; i < 1000; ++i) spit(concat(dir / "x", kTemporaryMark, ::getpid(), "-", i), "left over");
+  const auto temporary = [&](const char* name, int number) {
+    return concat(dir / name, kTemporaryMark, ::getpid(), "-", number);
+  };
+  for (int i = 0; i < 1000; ++i) spit(temporary("x", i), "left over");
+  const std::string others[] = {temporary("y", 1), temporary("xx", 1), temporary("x", 1) + ".h5", dir / "x.tmp"};
+  for (const std::string& other : others) spit(other, "mine");
+  DurableFile under_way(dir / "x");
   write_file(dir / "x", "new");
   EXPECT_EQ(slurp(dir / "x"), "new");
-  EXPECT_EQ(dir.files(), 1001u);
+  for (const std::string& other : others) EXPECT_EQ(slurp(other), "mine");
+  EXPECT_EQ(dir.files(), 6u) << "what another process writes now stays";
+  under_way.write("newer", 5);
+  under_way.commit();
+  EXPECT_EQ(slurp(dir / "x"), "newer");
+}
+
+TEST(Files, what_cannot_be_opened_is_missing_only_if_it_is_out_of_reach) {
+  const TempDir dir;
+  std::filesystem::create_symlink("loop", dir / "loop");
+  EXPECT_THROW(open_input(dir / "loop"), MissingError);
+  EXPECT_THROW(open_input(dir / std::string(300, 'n')), MissingError);
+  spit(dir / "x", "");
+  rlimit before, none;
+  getrlimit(RLIMIT_NOFILE, &before);
+  none = before;
+  none.rlim_cur = 0;
+  setrlimit(RLIMIT_NOFILE, &none);
+  EXPECT_THROW(open_input(dir / "x"), IoError) << "too many open files";
+  setrlimit(RLIMIT_NOFILE, &before);
 }
 
 TEST(Files, names_are_sorted_and_what_is_not_there_holds_none) {

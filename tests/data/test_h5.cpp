@@ -8,6 +8,7 @@
 #include "tests/support/h5_repair.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tensors.h"
 
 namespace mmfree {
 namespace {
@@ -110,6 +111,49 @@ TEST(H5, AttributesAndNames) {
   EXPECT_EQ(reader.names().size(), 4u);
   EXPECT_TRUE(reader.has("optim/m/a"));
   EXPECT_FALSE(reader.has("optim"));
+}
+
+TEST(H5, TensorsOfAnyRankAreWrittenInParts) {
+  TempDir dir;
+  const float half = 0.5f;
+  const Tensor scalar = Tensor::from({}, &half), large = random_tensor({3000, 257}, DType::f32, 3);
+  int64_t parts = 0, rows = 0;
+  {
+    h5::Writer writer(dir / "a.h5", "checkpoint");
+    writer.write("scalar", scalar);
+    writer.write("large", large, [&](const Tensor& part) {
+      ++parts;
+      rows += part.dim(0);
+      EXPECT_LE(part.bytes(), 1 << 20);
+    });
+    writer.commit();
+    h5::Writer refusing(dir / "b.h5", "checkpoint");
+    EXPECT_THROW(refusing.write("large", large, [](const Tensor&) { throw DivergedError("no"); }), DivergedError);
+  }
+  EXPECT_EQ(parts, 3);
+  EXPECT_EQ(rows, 3000);
+  const h5::Reader reader(dir / "a.h5", "checkpoint");
+  EXPECT_TRUE(same_bits(reader.read_tensor("scalar", DType::f32), scalar));
+  EXPECT_TRUE(same_bits(reader.read_tensor("large", DType::f32), large));
+}
+
+TEST(H5, AFileThatBecomesShorterIsNoFileOfZeros) {
+  TempDir dir;
+  const Tensor large = random_tensor({3000, 1000}, DType::f32, 3);
+  {
+    h5::Writer writer(dir / "a.h5", "checkpoint");
+    writer.write("large", large);
+    writer.commit();
+  }
+  const h5::Reader reader(dir / "a.h5", "checkpoint");
+  std::filesystem::resize_file(dir / "a.h5", 8192);
+  try {
+    reader.read_tensor("large", DType::f32);
+    ADD_FAILURE() << "read";
+  } catch (const IoError& e) {
+    EXPECT_NE(std::string(e.what()).find("read of a file that has become shorter failed"), std::string::npos)
+        << e.what();
+  }
 }
 
 std::string small_file(const TempDir& dir, const std::string& name, double value) {

@@ -1,18 +1,13 @@
 #include <gtest/gtest.h>
-#include <sys/stat.h>
-#include <zstd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <map>
-#include <memory>
-#include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "core/files.h"
 #include "data/prepare.h"
-#include "data/text_reader.h"
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"
 
@@ -20,199 +15,9 @@ namespace mmfree {
 namespace {
 
 using testing_data::babble;
+using testing_data::compress;
+using testing_data::jsonl;
 using testing_data::small_tokenizer;
-
-std::string compress(const std::string& bytes) {
-  std::string out(ZSTD_compressBound(bytes.size()), '\0');
-  out.resize(ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), 3));
-  return out;
-}
-
-/// The same in blocks of `bytes` bytes of text, as a program does that flushes now and then.
-std::string compress_in_blocks(const std::string& bytes, size_t block) {
-  const std::unique_ptr<ZSTD_CStream, size_t (*)(ZSTD_CStream*)> stream(ZSTD_createCStream(), ZSTD_freeCStream);
-  std::string out(2 * ZSTD_compressBound(bytes.size()), '\0');
-  ZSTD_outBuffer to{out.data(), out.size(), 0};
-  for (size_t at = 0; at < bytes.size(); at += block) {
-    ZSTD_inBuffer from{bytes.data() + at, std::min(block, bytes.size() - at), 0};
-    ZSTD_compressStream2(stream.get(), &to, &from, at + block < bytes.size() ? ZSTD_e_flush : ZSTD_e_end);
-  }
-  out.resize(to.pos);
-  return out;
-}
-
-std::string jsonl(const std::vector<std::string>& texts) {
-  std::string out;
-  for (const std::string& t : texts)
-    out += nlohmann::json{{"meta", {{"a", {1, 2}}, {"text", "inner"}}}, {"text", t}, {"z", nullptr}}.dump() + "\n";
-  return out;
-}
-
-std::vector<std::string> read_all(TextReader& reader) {
-  std::vector<std::string> out;
-  for (std::string text; reader.next(&text);) out.push_back(text);
-  return out;
-}
-
-TEST(TextReader, AllFormsInOrder) {
-  TempDir dir;
-  const std::vector<std::string> texts = {"one\n\"two\" \\ é😀", "", babble(100000, 1), "last"};
-  spit(dir / "a.txt", "a book\n");
-  spit(dir / "b.jsonl", jsonl(texts) + "\n  \r\n" + R"({"text":"no final line break"})");
-  spit(dir / "c.jsonl.zst", compress(jsonl(texts)) + compress(jsonl({"second frame"})));
-  spit(dir / "ignored.md", "x");
-  TextReader reader({dir.path()});
-  std::vector<std::string> expected = {"a book\n"};
-  expected.insert(expected.end(), texts.begin(), texts.end());
-  expected.push_back("no final line break");
-  expected.insert(expected.end(), texts.begin(), texts.end());
-  expected.push_back("second frame");
-  EXPECT_EQ(read_all(reader), expected);
-  EXPECT_EQ(reader.bytes_read(), reader.total_bytes());
-}
-
-TEST(TextReader, MalformedLinesAreNamedOrSkipped) {
-  TempDir dir;
-  const std::string deep = R"({"text":"deep","a":)" + std::string(100000, '[') + std::string(100000, ']') + "}";
-  for (const std::string& bad :
-       {std::string("{"), std::string("[1]"), std::string(R"({"text":3})"), std::string(R"({"txt":"a"})"),
-        std::string("{\"text\":\"\xFF\"}"), deep, std::string(R"({"text":"a","text":"b"})"),
-        std::string("{\"text\":\"a\"}\0", 13), std::string(R"({"a":{"text":"inner"}})"), std::string("\"text\"")}) {
-    spit(dir / "a.jsonl", R"({"text":"good"})"
-                          "\n" +
-                              bad + "\n" + R"({"text":"more"})");
-    TextReader strict({dir / "a.jsonl"}), lenient({dir / "a.jsonl"}, true);
-    try {
-      read_all(strict);
-      ADD_FAILURE() << bad.substr(0, 40);
-    } catch (const DataError& e) {
-      EXPECT_NE(std::string(e.what()).find("a.jsonl:2:"), std::string::npos) << e.what();
-    }
-    EXPECT_EQ(read_all(lenient), (std::vector<std::string>{"good", "more"}));
-    EXPECT_EQ(lenient.skipped_lines(), 1);
-  }
-}
-
-TEST(TextReader, BlocksOfAnySizeAreReadToTheirEnd) {
-  TempDir dir;
-  const std::vector<std::string> texts = {babble(60000, 1), babble(10, 2)};
-  for (size_t block : {1000, 100000, 131071, 131072, 131073}) {
-    spit(dir / "a.jsonl.zst", compress_in_blocks(jsonl(texts), block));
-    TextReader reader({dir / "a.jsonl.zst"});
-    EXPECT_EQ(read_all(reader), texts) << block;
-  }
-  // When all input is read, the decoder still holds a part of the last block.
-  const std::vector<std::string> one = {std::string(190000, 'k')};
-  spit(dir / "a.jsonl.zst", compress_in_blocks(jsonl(one), 100000));
-  TextReader reader({dir / "a.jsonl.zst"});
-  EXPECT_EQ(read_all(reader), one);
-  // The decoder's last output fills the reader's block to the byte.
-  for (size_t bytes : {131071, 131072, 131073, 262144, 524288}) {
-    const std::vector<std::string> exact = {std::string(bytes - jsonl({""}).size(), 'k')};
-    ASSERT_EQ(jsonl(exact).size(), bytes);
-    spit(dir / "a.jsonl.zst", compress_in_blocks(jsonl(exact), 100000));
-    TextReader to_the_end({dir / "a.jsonl.zst"});
-    EXPECT_EQ(read_all(to_the_end), exact) << bytes;
-  }
-}
-
-TEST(TextReader, EachFileCountsItsOwnLines) {
-  TempDir dir;
-  spit(dir / "a.jsonl", jsonl({"one", "two", "three"}));
-  spit(dir / "b.jsonl", jsonl({"one"}) + "{");
-  TextReader reader({dir.path()});
-  try {
-    read_all(reader);
-    ADD_FAILURE();
-  } catch (const DataError& e) {
-    EXPECT_NE(std::string(e.what()).find("b.jsonl:2:"), std::string::npos) << e.what();
-  }
-}
-
-TEST(TextReader, WhatIsTooLongIsRefusedAndNotSkipped) {
-  TempDir dir;
-  const auto refusal = [&](const std::string& name) {
-    TextReader reader({dir / name}, true);
-    try {
-      return concat(read_all(reader).size(), " documents");
-    } catch (const DataError& e) {
-      return std::string(e.what());
-    }
-  };
-  const int64_t most = TextReader::kMaxDocumentBytes;
-  const std::string front = "{\"text\":\"", back = "\"}\n";
-  spit(dir / "long.jsonl", front + std::string(size_t(most) + 1, 'x') + back);
-  EXPECT_NE(refusal("long.jsonl").find("long.jsonl:1: the document has more than"), std::string::npos);
-  for (const char* name : {"line.jsonl", "book.txt"}) {
-    spit(dir / name, "");
-    std::filesystem::resize_file(dir / name, uintmax_t(2 * most) + 1);
-  }
-  EXPECT_NE(refusal("line.jsonl").find("a line is longer than"), std::string::npos);
-  EXPECT_NE(refusal("book.txt").find("expected at most"), std::string::npos);
-  // As many short lines as no text gives.
-  std::string lines;
-  while (lines.size() < size_t(200) << 20) lines += std::string(99'999, ' ') + "\n";
-  spit(dir / "bomb.jsonl.zst", compress(lines));
-  EXPECT_NE(refusal("bomb.jsonl.zst").find("refused as hostile"), std::string::npos);
-}
-
-TEST(TextReader, AReadThatFailsIsNoEnd) {
-  TempDir dir;
-  std::filesystem::create_symlink("/proc/self/mem", dir / "a.jsonl");  // its first page cannot be read
-  TextReader reader({dir / "a.jsonl"}, true);
-  EXPECT_THROW(read_all(reader), IoError);
-}
-
-TEST(TextReader, DamagedFilesAreErrors) {
-  TempDir dir;
-  const std::string whole = compress(jsonl({babble(50000, 2)}));
-  for (size_t n : {size_t(1), whole.size() / 2, whole.size() - 1}) {
-    spit(dir / "a.jsonl.zst", whole.substr(0, n));
-    TextReader reader({dir / "a.jsonl.zst"}, true);
-    EXPECT_THROW(read_all(reader), DataError) << n;
-  }
-  spit(dir / "a.jsonl.zst", "no" + whole);
-  TextReader other({dir / "a.jsonl.zst"}, true);
-  try {
-    read_all(other);
-    ADD_FAILURE();
-  } catch (const DataError& e) {
-    EXPECT_NE(std::string(e.what()).find("damaged zstd data"), std::string::npos) << e.what();
-  }
-  spit(dir / "latin.txt", "caf\xE9");
-  TextReader latin({dir / "latin.txt"});
-  EXPECT_THROW(read_all(latin), DataError);
-  spit(dir / "a.csv", "x");
-  EXPECT_THROW(TextReader({dir / "a.csv"}), UsageError);
-  EXPECT_THROW(TextReader({dir / "absent.txt"}), MissingError);
-}
-
-TEST(TextReader, FilesThatChangeOrAreNoFiles) {
-  TempDir dir;
-  const std::string path = spit(dir / "a.jsonl", R"({"text":"one"})");
-  std::string text;
-  TextReader gone({path}), folder({path}), half({path});
-  ASSERT_TRUE(half.next(&text));
-  EXPECT_EQ(half.bytes_read(), half.total_bytes());
-  std::filesystem::remove(path);
-  EXPECT_THROW(gone.next(&text), MissingError);
-  std::filesystem::create_directory(path);
-  EXPECT_THROW(folder.next(&text), IoError);
-  ASSERT_EQ(::mkfifo((dir / "pipe.txt").c_str(), 0600), 0);
-  EXPECT_THROW(TextReader({dir / "pipe.txt"}), MissingError);
-}
-
-TEST(TextReader, LinesAndDocumentsHaveALimit) {
-  TempDir dir;
-  const std::string path = spit(dir / "a.jsonl", "");
-  std::filesystem::resize_file(path, uintmax_t(TextReader::kMaxDocumentBytes) * 2 + 1);
-  std::string text;
-  TextReader line({path}, true);
-  EXPECT_THROW(line.next(&text), DataError);
-  spit(path, "{\"text\":\"" + std::string(size_t(TextReader::kMaxDocumentBytes) + 1, 'x') + "\"}\n");
-  TextReader document({path}, true);
-  EXPECT_THROW(document.next(&text), DataError);
-}
 
 /// Texts of the documents in the shards of one split, bos and eos checked and removed.
 std::vector<std::string> documents_of(const Tokenizer& t, const std::string& directory, const std::string& split) {
@@ -558,6 +363,17 @@ TEST(Prepare, GoesOnOnlyFromWholeShardsOfTheSamePlan) {
   prepare(s.options);
   EXPECT_EQ(content(s.options.output), s.whole());
 
+  as_cut();  // more of the other split
+  for (int i = 0; i < 20; ++i)
+    std::filesystem::copy(s.dir / "whole/valid-00000.h5", concat(waiting, "/valid-000", i < 10 ? "0" : "", i, ".h5"),
+                          std::filesystem::copy_options::overwrite_existing);
+  EXPECT_THROW(prepare(s.options), DataError);
+
+  as_cut();  // of another split than its name says
+  std::filesystem::copy(waiting + "/train-00000.h5", waiting + "/valid-00000.h5",
+                        std::filesystem::copy_options::overwrite_existing);
+  finish();
+
   const auto starts_over = [&](auto&& change) {
     as_cut();
     const PrepareOptions before = s.options;
@@ -618,14 +434,67 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
   EXPECT_EQ(content(kept), whole);
 
   std::filesystem::remove_all(obstacle);
+  // Only shards are taken back, and only with their list.
+  const std::string names = slurp(kept + "/names"), plan = slurp(kept + "/plan");
+  spit(s.dir / "stranger.h5", "x");
+  spit(kept + "/names", "train-/../../../stranger.h5\nnames\n" + names);
   s.options.overwrite = false;
   int64_t found = 0;
   s.options.on_resume = [&](int64_t shards, int64_t) { found = shards; };
   prepare(s.options);
   EXPECT_EQ(found, 2) << "the one that was in its place, and the one that was not";
   EXPECT_FALSE(std::filesystem::exists(kept));
-  const auto train = documents_of(s.tokenizer, s.options.output, "train");
-  EXPECT_EQ(train.at(0) + documents_of(s.tokenizer, s.options.output, "valid").at(0), babble(1000, 2));
+  EXPECT_EQ(slurp(s.dir / "stranger.h5"), "x");
+  const auto whole_corpus = [&] {
+    const auto train = documents_of(s.tokenizer, s.options.output, "train");
+    return train.at(0) + documents_of(s.tokenizer, s.options.output, "valid").at(0);
+  };
+  EXPECT_EQ(whole_corpus(), babble(1000, 2));
+
+  std::filesystem::create_directory(kept);
+  spit(kept + "/plan", plan);
+  found = 0;
+  prepare(s.options);
+  EXPECT_EQ(found, 0) << "without a list it starts over";
+  EXPECT_EQ(whole_corpus(), babble(1000, 2));
+
+  // What is left of the old corpus cannot be removed.
+  s.options.overwrite = true;
+  std::filesystem::create_directories(s.options.output + "/train-00009.h5/full");
+  EXPECT_THROW(prepare(s.options), IoError);
+  EXPECT_TRUE(refused());
+  std::filesystem::remove_all(s.options.output + "/train-00009.h5");
+  prepare(s.options);
+  EXPECT_EQ(found, 2);
+  EXPECT_EQ(whole_corpus(), babble(1000, 2));
+}
+
+TEST(Prepare, AnotherPlanTakesNothingOfACutPublication) {
+  Corpus s;
+  s.options.shard_tokens = 100;
+  s.options.valid_fraction = 0.3;
+  s.options.overwrite = true;
+  const auto with_text = [&](unsigned seed) {
+    s.options.inputs = {spit(concat(s.dir.path(), "/", seed, ".txt"), babble(1000, seed))};
+  };
+  with_text(1);
+  prepare(s.options);
+  const std::string obstacle = s.options.output + "/valid-00000.h5", mark = s.options.output + "/" + kPublishing;
+  with_text(2);
+  std::filesystem::remove(obstacle);
+  std::filesystem::create_directories(obstacle + "/full");
+  EXPECT_THROW(prepare(s.options), IoError);
+  // The next corpus is cut when the list of the one before is gone, and its shards are not all.
+  std::filesystem::remove_all(obstacle);
+  std::filesystem::remove(mark + "/plan");
+  std::filesystem::remove(mark + "/names");
+  int64_t found = 0;
+  s.options.on_resume = [&](int64_t shards, int64_t) { found = shards; };
+  prepare(s.options);
+  EXPECT_EQ(found, 0);
+  EXPECT_EQ(documents_of(s.tokenizer, s.options.output, "train").at(0) +
+                documents_of(s.tokenizer, s.options.output, "valid").at(0),
+            babble(1000, 2));
 }
 
 TEST(Prepare, TailsOfAnyTextAddUpToIt) {

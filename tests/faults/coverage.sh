@@ -11,7 +11,7 @@ files=(core/{files.h,files.cpp,utf8.cpp}
        data/{line_reader,text_reader,paths,prepare,staging}.cpp
        train/{checkpoint,background_save,metrics,safetensors,hf_config,hf_folder,ternary_file}.cpp
        train/{config,config_tree,config_fields,strict_json}.cpp train/config_fields.h)
-tests='/test_(h5|batches|prepare|paths|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder)[.]cpp$'
+tests='/test_(h5|batches|prepare|text_reader|paths|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder)[.]cpp$'
 tests+='|/test_(ternary_file|model|background_save|metrics)[.]cpp$'
 programs=(mmfree_tests mutate fuzz fail_calls kill_save crash_images)
 tool() { command -v "$1-14" || command -v "$1"; }

@@ -1,6 +1,10 @@
 #pragma once
+#include <zstd.h>
+
+#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "data/tokenizer.h"
 #include "tests/support/temp_dir.h"
@@ -17,6 +21,21 @@ inline std::string babble(int words, unsigned seed) {
     text += random() % 9 == 0 ? ".\n" : " ";
   }
   return text;
+}
+
+/// `bytes` as a zstd file.
+inline std::string compress(const std::string& bytes) {
+  std::string out(ZSTD_compressBound(bytes.size()), '\0');
+  out.resize(ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), 3));
+  return out;
+}
+
+/// A line for each text, beside other keys.
+inline std::string jsonl(const std::vector<std::string>& texts) {
+  std::string out;
+  for (const std::string& t : texts)
+    out += nlohmann::json{{"meta", {{"a", {1, 2}}, {"text", "inner"}}}, {"text", t}, {"z", nullptr}}.dump() + "\n";
+  return out;
 }
 
 /// A byte-fallback tokenizer of 400 pieces trained on babble.

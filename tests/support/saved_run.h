@@ -73,7 +73,7 @@ class SavedRun {
   /// What a start of the trainer does with the folder. Returns the step it would go on from, 0 if there is none.
   /// @throws Error if leftovers of a save remain, or the newest checkpoint is not what was saved.
   int64_t restart(const std::string& run_dir) {
-    remove_unfinished(run_dir);
+    remove_unfinished_checkpoints(run_dir);
     for (const auto& entry : std::filesystem::directory_iterator(run_dir + "/checkpoints"))
       MMFREE_CHECK(Error, entry.path().extension() == ".h5", entry.path().string(), ": a leftover remains");
     std::vector<std::string> warnings;

@@ -353,6 +353,14 @@ TEST(HfFolder, an_older_folder_is_replaced_where_names_cannot_be_exchanged) {
   EXPECT_EQ(e.dir.files(), 2u);
 }
 
+TEST(HfFolder, a_name_too_long_to_work_beside_is_refused) {
+  Export e;
+  EXPECT_THROW(write_hf_folder(e.dir / std::string(253, 'n'), e.config, e.shapes,
+                               [&](const std::string& name) { return e.tensors.at(name); }, {}),
+               CreateError);
+  EXPECT_EQ(e.dir.files(), 0u);
+}
+
 TEST(HfFolder, a_new_folder_may_be_deep_and_leaves_no_trace_if_it_fails) {
   Export e;
   const auto write = [&] {

@@ -212,6 +212,18 @@ TEST_F(MetricsFile, AfterAFailedSyncTheFileIsWrittenAnew) {
   EXPECT_EQ(content(), lines(5));
 }
 
+TEST_F(MetricsFile, AFileThatIsRemovedComesBack) {
+  MetricsWriter writer(path, 7);
+  writer.write(row(8));
+  writer.sync();
+  std::filesystem::remove(path);
+  writer.write(row(9));
+  EXPECT_FALSE(std::filesystem::exists(path));
+  writer.sync();
+  writer.write(row(10));
+  EXPECT_EQ(content(), metrics_line(row(8)) + "\n" + metrics_line(row(9)) + "\n" + metrics_line(row(10)) + "\n");
+}
+
 TEST_F(MetricsFile, NeedsNoDiskToSync) {
   MetricsWriter nowhere("/dev/null");
   nowhere.write(row(1));

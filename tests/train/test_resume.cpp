@@ -83,13 +83,50 @@ TEST(Resume, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
   const std::string said = text_of([&] { EXPECT_EQ(train(part).step, 9); });
   EXPECT_TRUE(contains(said, "warning: passing over a damaged checkpoint")) << said;
   EXPECT_TRUE(contains(said, "warning: passing over an unreadable checkpoint")) << said;
-  fs::remove(checkpoint_path(dir / "run", 11));
+  for (const int64_t step : {11, 12})
+    EXPECT_TRUE(fs::exists(fs::symlink_status(checkpoint_path(dir / "run", step) + ".damaged"))) << step;
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{9}));
   EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 9))) << "the only intact checkpoint is gone";
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), good);
 
   damage(checkpoint_path(dir / "run", 12));
   EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
+}
+
+TEST(Resume, DamagedCheckpointsDoNotCountAsKept) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 2;
+  c.train.keep_last = 3;
+  c.train.max_time = 1e-9;
+  train(c);  // one step
+  for (const int64_t step : {6, 7, 8}) spit(checkpoint_path(dir / "run", step), "no checkpoint");
+  c.train.resume = "auto";
+  c.train.max_time = 0;
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 10, 12}));
+  for (const int64_t step : {8, 10, 12}) EXPECT_NO_THROW(Checkpoint(checkpoint_path(dir / "run", step))) << step;
+  EXPECT_EQ(timeless_metrics(dir / "run").front()["step"], 1);
+}
+
+TEST(Resume, RefusesFewerStepsThanWereMade) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  train(c);
+  c.train.resume = "auto";
+  c.train.steps = 11;
+  const std::string said = error_of<ConfigError>([&] { train(c); });
+  EXPECT_TRUE(contains(said, "train.steps is 11 but ")) << said;
+  EXPECT_TRUE(contains(said, "has made 12 steps already")) << said;
+}
+
+TEST(Resume, ANameThatIsNoCheckpointIsExplained) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = "yes";
+  EXPECT_EQ(error_of<MissingError>([&] { train(c); }),
+            "train.resume: no checkpoint at 'yes'; expected false, true, auto or a checkpoint's path");
 }
 
 TEST(Resume, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {

@@ -11,6 +11,7 @@
 #include "tests/support/tiny_run.h"
 #include "train/checkpoint.h"
 #include "train/signals.h"
+#include "train/ternary_file.h"
 
 namespace mmfree {
 namespace {
@@ -105,6 +106,30 @@ TEST(Signals, WorkWithoutTracesEndsAtTheFirst) {
   { const LeaveAtOnce over; }
   raise(SIGTERM);
   EXPECT_THROW(throw_if_stopped(), Error);
+}
+
+TEST(Signals, GenerateEndsAfterTheTokenInHand) {
+  const TempDir dir;
+  const Model m = tiny_model(tiny_model_config());
+  RunConfig c;
+  c.model = m.config;
+  save_checkpoint(dir / "m.h5", c, *m.params, {m.params->values(), {}, {}}, {}, m.tokenizer->serialized());
+  for (const Signal& s : kAll) {
+    Program p({"generate", dir / "m.h5", "-n", "100000000", "--ignore-eos"});
+    wait_until([&] { return p.out().size() > 20; });
+    p.signal(s.number);
+    EXPECT_EQ(p.wait(), 75);
+    EXPECT_EQ(p.err(), s.said);
+  }
+}
+
+TEST(Signals, ExportsLeaveNothingBehind) {
+  const TempDir dir;
+  Model m = tiny_model(tiny_model_config());
+  const StopSignals signals;
+  raise(SIGTERM);
+  EXPECT_THROW(export_ternary(dir / "m.mmfree", m, EmbeddingStore::f32), Error);
+  EXPECT_EQ(dir.files(), 0u);
 }
 
 TEST(Signals, PrepareKeepsWholeShardsBesideTheOldOnes) {
