@@ -1,5 +1,6 @@
 #include "core/files.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -12,6 +13,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <thread>
 
 #include "core/error.h"
@@ -89,15 +91,28 @@ std::string read_file(const std::string& path, int64_t most) {
   return bytes;
 }
 
+// Not by std::filesystem, some of whose implementations crash when they get no memory for a name.
 std::vector<std::string> names_in(const std::string& directory) {
+  const std::string place = directory.empty() ? "." : directory;
+  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(place.c_str()), ::closedir);
+  const auto require = [&](bool ok) { MMFREE_CHECK(IoError, ok, place, ": cannot be listed: ", std::strerror(errno)); };
   std::vector<std::string> names;
-  std::error_code error;
-  const fs::path place = directory.empty() ? "." : directory;
-  fs::directory_iterator at(place, error);
-  for (; !error && at != fs::directory_iterator(); at.increment(error)) names.push_back(at->path().filename().string());
-  std::error_code ignored;
-  MMFREE_CHECK(IoError, !error || fs::status(place, ignored).type() == fs::file_type::not_found, place.string(),
-               ": cannot be listed: ", error.message());
+  if (!entries) {
+    struct stat info;
+    const int error = errno;
+    const bool absent = ::stat(place.c_str(), &info) != 0 && (errno == ENOENT || errno == ENOTDIR);
+    errno = error;
+    require(absent);
+    return names;
+  }
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(entries.get());
+    if (!entry) break;
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") names.emplace_back(name);
+  }
+  require(errno == 0);
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -167,17 +182,17 @@ NeededDirectory::~NeededDirectory() {
 namespace {
 
 /// Temporary files of `path` that killed processes left: nobody holds their locks.
-void remove_left_over(const std::string& path) {
+void remove_left_over(const std::string& path) try {
   const fs::path folder = fs::path(path).parent_path();
   const std::string mark = concat(fs::path(path).filename().string(), kTemporaryMark);
-  std::error_code error;
-  fs::directory_iterator at(folder.empty() ? "." : folder, error);
-  for (; !error && at != fs::directory_iterator(); at.increment(error)) {
-    const std::string name = at->path().filename().string();
+  for (const std::string& name : names_in(folder.string())) {
     if (!name.starts_with(mark) || name.find_first_not_of("0123456789-", mark.size()) != std::string::npos) continue;
-    const Fd left(::open(at->path().c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-    if (left.is_open() && ::flock(left.get(), LOCK_EX | LOCK_NB) == 0) ::unlink(at->path().c_str());
+    const std::string left = (folder / name).string();
+    const Fd file(::open(left.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    if (file.is_open() && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0) ::unlink(left.c_str());
   }
+} catch (const IoError&) {
+  return;  // that they cannot be listed is no reason to write nothing
 }
 
 }  // namespace
