@@ -21,9 +21,10 @@ constexpr int64_t kMaxIndexBytes = 64 << 20;
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
-/// True for a name that cannot leave the folder it is looked up in.
+/// True for a name that a file may have and that cannot leave the folder it is looked up in.
 bool is_plain_name(const std::string& name) {
-  return !name.empty() && name[0] != '.' && name.find("..") == std::string::npos &&
+  constexpr size_t kMostBytes = 255;
+  return !name.empty() && name.size() <= kMostBytes && name[0] != '.' && name.find("..") == std::string::npos &&
          std::none_of(name.begin(), name.end(),
                       [](unsigned char c) { return c == '/' || c == '\\' || c < ' ' || c == 0x7f; });
 }
