@@ -29,14 +29,16 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
 
 }  // namespace
 
-int64_t checkpoint_bytes(const FlatState& flat, const std::string& tokenizer_model) {
-  constexpr int64_t kMetadata = 256 << 10;
-  return (flat.m.defined() ? 3 : 1) * flat.values.bytes() + int64_t(tokenizer_model.size()) + kMetadata;
+int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::string& tokenizer_model) {
+  constexpr int64_t kMetadata = 128 << 10;
+  int64_t values = 0;
+  for (const ParamSpec& spec : layout.specs()) values += spec.shape.size();
+  return (moments ? 3 : 1) * values * size_of(DType::f32) + int64_t(tokenizer_model.size()) + kMetadata;
 }
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
-  require_space(path, checkpoint_bytes(flat, tokenizer_model));
+  require_space(path, checkpoint_bytes(layout, flat.m.defined(), tokenizer_model));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
   writer.attribute("step", state.step);

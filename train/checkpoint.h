@@ -24,7 +24,7 @@ struct FlatState {
 };
 
 /// What a checkpoint will take on the disk, a little more rather than less.
-int64_t checkpoint_bytes(const FlatState& flat, const std::string& tokenizer_model);
+int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::string& tokenizer_model);
 
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes

@@ -77,6 +77,10 @@ int main(int argc, char** argv) {
   app.failure_message([](const CLI::App*, const CLI::Error& e) {
     return mmfree::concat("mmfree: ", e.what(), "; --help tells more\n");
   });
+  if (argc < 2) {
+    std::fputs(app.help().c_str(), stderr);
+    return int(mmfree::Exit::usage);
+  }
   int status = 0;
   const int failed = mmfree::run_reporting([&] {
     mmfree::check_command(app, argc > 1 ? argv[1] : nullptr);

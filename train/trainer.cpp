@@ -161,13 +161,11 @@ void Trainer::open_run_folder() {
   write_file((dir / "run.json").string(), run.dump(1) + "\n");
   try {
     require_space(checkpoint_path(dir.string(), 0),
-                  checkpoint_bytes(flat_state(), tokenizer_ ? tokenizer_->serialized() : std::string()));
+                  checkpoint_bytes(params_, true, tokenizer_ ? tokenizer_->serialized() : std::string()));
   } catch (const IoError& e) {
     progress_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
 }
-
-FlatState Trainer::flat_state() { return {params_.values(), optimizer_.m(), optimizer_.v()}; }
 
 void Trainer::banner() const {
   if (quiet_) return;
@@ -338,7 +336,7 @@ void Trainer::save() {
   try {
     NeededDirectory(fs::path(path).parent_path().string()).keep();  // someone may have removed it
     metrics_->sync();
-    saving_.start(flat_state(), write);
+    saving_.start({params_.values(), optimizer_.m(), optimizer_.v()}, write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     save_failed(e);

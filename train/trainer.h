@@ -61,7 +61,6 @@ class Trainer {
   void settle_save(bool wait);
   void save_failed(const Error& error);
   std::string newest() const;
-  FlatState flat_state();
   template <class Work>
   auto keeping_steps(Work&& work);
   void finish();

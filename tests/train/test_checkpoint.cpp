@@ -60,9 +60,36 @@ TEST(Checkpoint, WhatIsNotFiniteIsNeverSaved) {
   EXPECT_EQ(s.dir.files(), 1u);
 }
 
+TEST(Checkpoint, WhatIsNotFiniteIsNotLoadedEither) {
+  Saved s;
+  s.save();
+  const Checkpoint good(s.path);
+  const std::string bad_name = s.params.specs().back().name;
+  h5::Writer writer(s.dir / "bad.h5", "checkpoint");
+  writer.attribute("config", to_yaml(s.config));
+  for (const char* count : {"step", "updates", "skipped_in_row", "tokens"}) writer.attribute(count, int64_t(1));
+  writer.attribute("data", "");
+  for (const ParamSpec& spec : s.params.specs()) {
+    Tensor value = s.params[spec.name].value().clone();
+    if (spec.name == bad_name) value.mut<float>()[value.size() - 1] = NAN;
+    writer.write("param/" + spec.name, value);
+  }
+  writer.commit();
+  try {
+    Checkpoint(s.dir / "bad.h5").load(s.params, nullptr);
+    ADD_FAILURE() << "loaded";
+  } catch (const DataError& e) {
+    EXPECT_NE(std::string(e.what()).find("'param/" + bad_name + "' holds a NaN"), std::string::npos) << e.what();
+  }
+}
+
 TEST(Checkpoint, EverythingComesBack) {
   Saved s;
   s.save();
+  const auto bytes = int64_t(fs::file_size(s.path));
+  const int64_t expected = checkpoint_bytes(s.params, true, "some tokenizer bytes");
+  EXPECT_GE(expected, bytes);
+  EXPECT_LT(expected, bytes + (128 << 10));
   const Checkpoint file(s.path);
   EXPECT_TRUE(compare(file.config(), s.config).empty());
   EXPECT_EQ(file.tokenizer_model(), "some tokenizer bytes");

@@ -81,6 +81,9 @@ TEST(Commands, EachExplainsItselfWithAnExample) {
     EXPECT_TRUE(contains(output({"--help"}), command[0])) << name;
   }
   EXPECT_TRUE(contains(output({"--version"}), "mmfree "));
+  Program alone({});
+  EXPECT_EQ(alone.wait(), 2);
+  EXPECT_EQ(alone.err(), output({"--help"}));
   EXPECT_TRUE(contains(output({"train", "--help-config"}), "weight_decay_until"));
 }
 
