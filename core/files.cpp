@@ -181,37 +181,69 @@ NeededDirectory::~NeededDirectory() {
 
 namespace {
 
-/// Temporary files of `path` that killed processes left: nobody holds their locks.
+bool is_number(std::string_view text) {
+  return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+/// Removes temporary files and folders of `path` that killed processes left: nobody holds their locks.
 void remove_left_over(const std::string& path) try {
   const fs::path folder = fs::path(path).parent_path();
   const std::string mark = concat(fs::path(path).filename().string(), kTemporaryMark);
   for (const std::string& name : names_in(folder.string())) {
-    if (!name.starts_with(mark) || name.find_first_not_of("0123456789-", mark.size()) != std::string::npos) continue;
-    const std::string left = (folder / name).string();
-    const Fd file(::open(left.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-    if (file.is_open() && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0) ::unlink(left.c_str());
+    if (!name.starts_with(mark)) continue;
+    const std::string_view numbers = std::string_view(name).substr(mark.size());
+    const size_t dash = numbers.find('-');
+    if (dash == numbers.npos || !is_number(numbers.substr(0, dash)) || !is_number(numbers.substr(dash + 1))) continue;
+    const fs::path left = folder / name;
+    const Fd lock(::open(left.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
+    std::error_code ignored;
+    if (lock.is_open() && ::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) fs::remove_all(left, ignored);
   }
 } catch (const IoError&) {
   return;  // that they cannot be listed is no reason to write nothing
 }
 
+std::string temporary_name(const std::string& path) {
+  static std::atomic<int> number{0};
+  return concat(path, kTemporaryMark, ::getpid(), "-", number++);
+}
+
+/// Locks what this process has just made by `name`. False if another took it for left over in between and removed it.
+bool lock_new(const Fd& made, const std::string& name) {
+  (void)::flock(made.get(), LOCK_EX | LOCK_NB);
+  struct stat mine, there;
+  return ::fstat(made.get(), &mine) != 0 || (::stat(name.c_str(), &there) == 0 && mine.st_ino == there.st_ino);
+}
+
 }  // namespace
 
+TemporaryFolder::TemporaryFolder(const std::string& path) {
+  remove_left_over(path);
+  for (;;) {
+    name = temporary_name(path);
+    const bool made = ::mkdir(name.c_str(), 0777) == 0;
+    MMFREE_CHECK(CreateError, made || errno == EEXIST, path, ": cannot create: ", std::strerror(errno));
+    if (!made) continue;
+    lock = Fd(restarted([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+    if (lock_new(lock, name)) return;
+  }
+}
+
 DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
-  static std::atomic<int> number{0};
   std::error_code ignored;
   const fs::file_type type = fs::status(path_, ignored).type();
   MMFREE_CHECK(CreateError,
                type == fs::file_type::regular || type == fs::file_type::not_found || type == fs::file_type::none, path_,
                ": exists and is not a regular file; choose another name");
   remove_left_over(path_);
-  // A killed process of the same id, usual in containers, may have left a file of the same name.
   do {
-    temporary_ = concat(path_, kTemporaryMark, ::getpid(), "-", number++);
-    file_ = Fd(restarted([&] { return ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
-  } while (!file_.is_open() && errno == EEXIST);
-  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", std::strerror(errno));
-  (void)::flock(file_.get(), LOCK_EX | LOCK_NB);  // as long as it is open
+    // A killed process of the same id, usual in containers, may have left a file of the same name.
+    do {
+      temporary_ = temporary_name(path_);
+      file_ = Fd(restarted([&] { return ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
+    } while (!file_.is_open() && errno == EEXIST);
+    MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", std::strerror(errno));
+  } while (!lock_new(file_, temporary_));
 }
 
 DurableFile::~DurableFile() {
@@ -226,6 +258,7 @@ void DurableFile::write(const void* data, size_t size) {
 void DurableFile::commit() {
   // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
   MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", std::strerror(errno));
+  const Fd lock(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // holds until the file has its name
   MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", std::strerror(errno));
   MMFREE_CHECK(IoError, ::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
                ": cannot rename the finished file: ", std::strerror(errno));

@@ -81,8 +81,16 @@ class NeededDirectory {
   std::vector<std::string> made_;  ///< innermost first
 };
 
-/// The names of a DurableFile's temporary files: `path` and this, then the process and a number.
-inline constexpr std::string_view kTemporaryMark = ".tmp-";
+/// The names of temporary files and folders: `path` and this, then "<process>-<number>".
+inline constexpr std::string_view kTemporaryMark = ".mmfree-tmp-";
+
+/// A folder to work in beside `path`, which may then take its name: new, and locked as long as `lock` lives. What
+/// killed processes left of such folders is removed. @throws CreateError
+struct TemporaryFolder {
+  explicit TemporaryFolder(const std::string& path);
+  std::string name;
+  Fd lock;
+};
 
 /// A file that gets its name only when it is complete: written under a temporary name beside `path`, synced, renamed,
 /// directory synced. What a process killed meanwhile leaves behind is removed by the next that writes the same file.

@@ -41,7 +41,7 @@ void File::read_at(int64_t offset, void* bytes, int64_t n) {
     const ssize_t done = restarted([&] { return ::pread(fd, p, size_t(n), offset); });
     if (done == 0 && offset < end) {
       errno = EIO;
-      return fail("read of a file that has become shorter");
+      fail("read of a file that has become shorter");
     }
     if (done < 0) fail("read");
     if (done <= 0) break;

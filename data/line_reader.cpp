@@ -31,7 +31,11 @@ class LineReader::Blocks {
  public:
   explicit Blocks(const std::string& path)
       : path_(path == "-" ? "standard input" : path), file_(open(path)), decoder_(nullptr, ZSTD_freeDStream) {
-    MMFREE_CHECK(MissingError, file_.is_open(), path_, ": cannot open: ", std::strerror(errno));
+    if (!file_.is_open()) {
+      const std::error_code error(errno, std::generic_category());
+      MMFREE_CHECK(MissingError, !leads_nowhere(error), path_, ": cannot open: ", error.message());
+      throw IoError(concat(path_, ": cannot open: ", error.message()));
+    }
     if (path.ends_with(".zst")) {
       decoder_.reset(ZSTD_createDStream());
       if (!decoder_) throw std::bad_alloc();

@@ -147,8 +147,7 @@ void Staging::publish() {
   for (const fs::path& p : shards_in(output_))
     if (!names.count(p.filename())) remove_name(p);
   sync_directory(output_.string());
-  clear_mark();
-  remove_name(mark_);
+  move_name(mark_, path_);  // all is in place: what is left are lists, which the destructor removes
   sync_directory(output_.string());
 }
 

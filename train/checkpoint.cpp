@@ -30,10 +30,11 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
 }  // namespace
 
 int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::string& tokenizer_model) {
-  constexpr int64_t kMetadata = 128 << 10;
-  int64_t values = 0;
-  for (const ParamSpec& spec : layout.specs()) values += spec.shape.size();
-  return (moments ? 3 : 1) * values * size_of(DType::f32) + int64_t(tokenizer_model.size()) + kMetadata;
+  constexpr int64_t kMetadata = 64 << 10, kOfEach = 1 << 10;
+  int64_t bytes = 0;
+  for (const ParamSpec& spec : layout.specs()) bytes += spec.shape.size() * size_of(DType::f32) + kOfEach;
+  bytes += bytes / 100;  // chunks at the edges are stored whole
+  return (moments ? 3 : 1) * bytes + int64_t(tokenizer_model.size()) + kMetadata;
 }
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
@@ -162,11 +163,13 @@ std::vector<std::string> set_aside(const std::string& run_dir, int64_t step) {
   for (const int64_t later : checkpoint_steps(run_dir)) {
     if (later <= step) continue;
     const std::string path = checkpoint_path(run_dir, later);
-    renamed.push_back(path + ".damaged");
     std::error_code error;
-    fs::rename(path, renamed.back(), error);
-    MMFREE_CHECK(IoError, !error, path, ": cannot be renamed: ", error.message());
+    std::string name = path + ".damaged";
+    for (int i = 1; fs::exists(fs::symlink_status(name, error)); ++i) name = concat(path, ".damaged-", i);
+    fs::rename(path, name, error);
+    if (!error) renamed.push_back(name);
   }
+  if (!renamed.empty()) sync_directory((fs::path(run_dir) / "checkpoints").string());
   return renamed;
 }
 

@@ -74,8 +74,9 @@ std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::ve
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
-/// Renames the checkpoints of later steps than `step`, which could not be read, to NAME.damaged: one that turns up
-/// again would have gaps in its metrics, and none of them counts as one to keep. Returns the new names. @throws IoError
+/// Renames the checkpoints of later steps than `step`, which could not be read, to NAME.damaged or a name like it that
+/// is free: one that turns up again would have gaps in its metrics, and none of them counts as one to keep. One that
+/// cannot be renamed stays. Returns the new names. @throws IoError
 std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);
 
 /// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.

@@ -26,7 +26,10 @@ void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
   for (const std::string& input : expand_paths(training.inputs, {".txt", ".jsonl", ".jsonl.zst"}))
     MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
                  ": is one of the inputs; choose another name for the tokenizer");
-  MMFREE_CHECK(CreateError, overwrite || !fs::exists(training.output, ignored), training.output,
+  const bool exists = fs::exists(training.output, ignored);
+  MMFREE_CHECK(CreateError, !exists || fs::is_regular_file(training.output, ignored), training.output,
+               ": exists and is not a regular file; choose another name");
+  MMFREE_CHECK(CreateError, overwrite || !exists, training.output,
                ": exists already; choose another name or give --overwrite");
 }
 

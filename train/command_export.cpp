@@ -45,6 +45,8 @@ void refuse_source(const Options& o, const Model& model) {
     MMFREE_CHECK(UsageError, !same && !(o.overwrite && lies_in(source, o.out)), o.out, same ? ": is" : ": holds",
                  " the model to be exported; choose another name");
   }
+  MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, model.source), o.out,
+               ": is part of the model to be exported; choose another name");
 }
 
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }

@@ -156,29 +156,6 @@ void check_folder(const std::string& dir, const NamedShapes& tensors,
   }
 }
 
-/// Makes a folder beside `target` to work in, and removes those that killed processes left there: nobody holds their
-/// locks.
-fs::path free_directory(const fs::path& target) {
-  const std::string mark = concat(target.filename().string(), kTemporaryMark), parent = target.parent_path().string();
-  std::error_code error;
-  for (const std::string& name : names_in(parent)) {
-    const std::string number = name.starts_with(mark) ? name.substr(mark.size()) : "";
-    if (number.empty() || number.find_first_not_of("0123456789") != std::string::npos) continue;
-    try {
-      const fs::path left = target.parent_path() / name;
-      const Fd nobodys = lock_directory(left.string());
-      fs::remove_all(left, error);
-    } catch (const CreateError&) {
-      continue;  // an export is under way
-    }
-  }
-  for (int number = 0;; ++number) {
-    const fs::path made = target.parent_path() / concat(mark, number);
-    if (fs::create_directory(made, error)) return made;
-    MMFREE_CHECK(CreateError, !error, made.string(), ": cannot create: ", error.message());
-  }
-}
-
 /// Puts `from` in the place of `to`. Where the two cannot change places in one step, the old one is called `to`.old, or
 /// by another name like it that is free, for a moment. Empties `from` when it is no longer the new folder's name.
 void replace_directory(fs::path& from, const fs::path& to) {
@@ -265,8 +242,8 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
   const fs::path target = normal(dir);
   check_target(target, options.overwrite);
   const NeededDirectory parent(target.parent_path().string());
-  fs::path temporary = free_directory(target);
-  const Fd lock = lock_directory(temporary.string());
+  const TemporaryFolder made(target.string());
+  fs::path temporary = made.name;
   std::error_code error;
   try {
     const std::string work = temporary.string();

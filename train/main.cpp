@@ -74,23 +74,20 @@ int main(int argc, char** argv) {
       "  bash train/quickstart.sh\n"
       "Help on one command: mmfree COMMAND --help");
   std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit of a file's size fails instead, and is reported
-  app.failure_message([](const CLI::App*, const CLI::Error& e) {
-    return mmfree::concat("mmfree: ", e.what(), "; --help tells more\n");
-  });
   if (argc < 2) {
     std::fputs(app.help().c_str(), stderr);
     return int(mmfree::Exit::usage);
   }
-  int status = 0;
-  const int failed = mmfree::run_reporting([&] {
+  return mmfree::run_reporting([&] {
     mmfree::check_command(app, argc > 1 ? argv[1] : nullptr);
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-      status = app.exit(e) ? int(mmfree::Exit::usage) : 0;
+      const bool help = e.get_exit_code() == int(CLI::ExitCodes::Success);
+      if (!help) throw mmfree::UsageError(mmfree::concat(e.what(), "; --help tells more"));
+      app.exit(e);
     }
     // A run's results are in its folder: that nobody takes its last words does not make it fail.
     if (!app.got_subcommand("train")) mmfree::finish_output();
   });
-  return failed ? failed : status;
 }

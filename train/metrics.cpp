@@ -111,13 +111,12 @@ void MetricsWriter::flush() {
 void MetricsWriter::sync() {
   flush();
   struct stat info = {};
-  if (::fstat(file_.get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 0) {
-    // Someone has removed the file, whose lines are there as long as it is open.
-    write_file(path_, read_file(concat("/proc/self/fd/", file_.get()), std::numeric_limits<int64_t>::max()));
-    file_.close();
-  } else if (doubtful_) {
-    // The system may have dropped what it could not write: of the file only what was durable before is trusted.
-    std::string lines = read_file(path_, std::numeric_limits<int64_t>::max());
+  const bool removed = ::fstat(file_.get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 0;
+  if (removed || doubtful_) {
+    // A removed file is there as long as it is open. After a failed sync the system may have dropped what it could not
+    // write: of the file only what was durable before is trusted.
+    const std::string from = removed ? concat("/proc/self/fd/", file_.get()) : path_;
+    std::string lines = read_file(from, std::numeric_limits<int64_t>::max());
     lines.resize(std::min(lines.size(), synced_));
     write_file(path_, lines + unsynced_);
     file_.close();

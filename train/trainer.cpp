@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <omp.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -127,8 +128,6 @@ void Trainer::resume_from(const std::string& path, bool force) {
   state_.data = data;
   if (of_this_run) {
     saved_step_ = step;
-    for (const std::string& name : set_aside(config_.train.run_dir, step))
-      progress_.message("warning: what could not be read is now called " + name);
   }
   resumed_from_ = path;
   progress_.message(concat("resuming from ", path, " at step ", state_.step));
@@ -139,12 +138,15 @@ void Trainer::open_run_folder() {
   NeededDirectory((dir / "checkpoints").string()).keep();
   if (!lock_.is_open()) {
     lock_ = lock_directory(dir.string());
-    MMFREE_CHECK(CreateError, checkpoint_steps(dir.string()).empty(), dir.string(),
+    MMFREE_CHECK(CreateError, saved_step_ >= 0 || checkpoint_steps(dir.string()).empty(), dir.string(),
                  ": another process has trained in this folder just now; choose another folder or give --resume");
   }
   MMFREE_CHECK(CreateError, ::access((dir / "checkpoints").c_str(), W_OK | X_OK) == 0, (dir / "checkpoints").string(),
                ": no checkpoints can be written here: ", std::strerror(errno));
   remove_unfinished_checkpoints(dir.string());
+  if (saved_step_ >= 0)
+    for (const std::string& name : set_aside(dir.string(), saved_step_))
+      progress_.message("warning: what could not be read is now called " + name);
   if (fs::is_regular_file(config_.source))
     write_file((dir / "config.yaml").string(), read_file(config_.source, 1 << 20));
   write_file((dir / "config.resolved.yaml").string(), to_yaml(config_));
@@ -268,6 +270,7 @@ auto Trainer::keeping_steps(Work&& work) try {
 } catch (const Error& e) {
   const bool data = e.status() == Exit::bad_data || e.status() == Exit::io || e.status() == Exit::missing_input;
   if (!data || run_steps_ == 0) throw;
+  settle_save(true);
   ending_ = true;
   save();
   settle_save(true);
@@ -322,11 +325,23 @@ std::string Trainer::newest() const {
   return fs::exists(path, ignored) ? path : "";
 }
 
+/// Someone may have removed the folder, and another run may have made it again.
+void Trainer::keep_folder() {
+  const std::string& dir = config_.train.run_dir;
+  NeededDirectory((fs::path(dir) / "checkpoints").string()).keep();
+  struct stat mine = {}, there = {};
+  if (::fstat(lock_.get(), &mine) != 0 || ::stat(dir.c_str(), &there) != 0 || mine.st_ino == there.st_ino) return;
+  Fd lock = lock_directory(dir);
+  MMFREE_CHECK(CreateError, checkpoint_steps(dir).empty(), dir,
+               ": is another folder than at the start, with the checkpoints of another run; nothing is written there");
+  lock_ = std::move(lock);
+}
+
 void Trainer::save() {
   const double begin = seconds();
   take(runner_ ? runner_->collect() : std::nullopt);
   settle_save(true);
-  if (saved_step_ == state_.step) return;
+  if (saved_step_ == state_.step && !newest().empty()) return;
   saving_step_ = state_.step;
   const std::string path = checkpoint_path(config_.train.run_dir, state_.step);
   const auto write = [this, path, state = state_](const FlatState& flat) {
@@ -334,7 +349,7 @@ void Trainer::save() {
     retain_checkpoints(config_.train.run_dir, state.step, config_.train.keep_last);
   };
   try {
-    NeededDirectory(fs::path(path).parent_path().string()).keep();  // someone may have removed it
+    keep_folder();
     metrics_->sync();
     saving_.start({params_.values(), optimizer_.m(), optimizer_.v()}, write);
     if (!saving_.pending()) saved_step_ = saving_step_;

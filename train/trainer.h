@@ -48,6 +48,7 @@ class Trainer {
   using Clock = std::chrono::steady_clock;
 
   void open_run_folder();
+  void keep_folder();
   void resume_from(const std::string& path, bool force);
   std::optional<std::string> checkpoint_to_resume();
   void banner() const;

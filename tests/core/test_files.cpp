@@ -70,13 +70,18 @@ TEST(Files, what_a_killed_process_left_of_the_same_file_is_removed) {
     return concat(dir / name, kTemporaryMark, ::getpid(), "-", number);
   };
   for (int i = 0; i < 1000; ++i) spit(temporary("x", i), "left over");
-  const std::string others[] = {temporary("y", 1), temporary("xx", 1), temporary("x", 1) + ".h5", dir / "x.tmp"};
+  const std::string others[] = {temporary("y", 1),
+                                temporary("xx", 1),
+                                temporary("x", 1) + ".h5",
+                                dir / "x.tmp",
+                                concat(dir / "x", kTemporaryMark),
+                                concat(dir / "x", kTemporaryMark, "2024-01-01")};
   for (const std::string& other : others) spit(other, "mine");
   DurableFile under_way(dir / "x");
   write_file(dir / "x", "new");
   EXPECT_EQ(slurp(dir / "x"), "new");
   for (const std::string& other : others) EXPECT_EQ(slurp(other), "mine");
-  EXPECT_EQ(dir.files(), 6u) << "what another process writes now stays";
+  EXPECT_EQ(dir.files(), 8u) << "what another process writes now stays";
   under_way.write("newer", 5);
   under_way.commit();
   EXPECT_EQ(slurp(dir / "x"), "newer");

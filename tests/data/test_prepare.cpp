@@ -151,7 +151,7 @@ TEST(Prepare, WhatAKilledRunLeftBehindIsNotPublished) {
   prepare(s.options);
   const std::string out = s.options.output;
   std::filesystem::create_directory(out + "/.preparing");
-  for (const char* name : {"train-00000.h5", "train-00900.h5", "valid-00900.h5", "train-00900.h5.tmp-1-0"})
+  for (const char* name : {"train-00000.h5", "train-00900.h5", "valid-00900.h5", "train-00900.h5.mmfree-tmp-1-0"})
     std::filesystem::copy_file(out + "/train-00000.h5", out + "/.preparing/" + name);
   s.options.shard_tokens = 1 << 20;
   s.options.overwrite = true;
@@ -484,17 +484,18 @@ TEST(Prepare, AnotherPlanTakesNothingOfACutPublication) {
   std::filesystem::remove(obstacle);
   std::filesystem::create_directories(obstacle + "/full");
   EXPECT_THROW(prepare(s.options), IoError);
-  // The next corpus is cut when the list of the one before is gone, and its shards are not all.
   std::filesystem::remove_all(obstacle);
-  std::filesystem::remove(mark + "/plan");
-  std::filesystem::remove(mark + "/names");
   int64_t found = 0;
   s.options.on_resume = [&](int64_t shards, int64_t) { found = shards; };
+  s.options.overwrite = false;
+  with_text(3);
   prepare(s.options);
   EXPECT_EQ(found, 0);
+  EXPECT_FALSE(std::filesystem::exists(mark));
+  EXPECT_FALSE(std::filesystem::exists(s.options.output + "/.preparing"));
   EXPECT_EQ(documents_of(s.tokenizer, s.options.output, "train").at(0) +
                 documents_of(s.tokenizer, s.options.output, "valid").at(0),
-            babble(1000, 2));
+            babble(1000, 3));
 }
 
 TEST(Prepare, TailsOfAnyTextAddUpToIt) {

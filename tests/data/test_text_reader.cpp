@@ -202,17 +202,5 @@ TEST(TextReader, FilesThatChangeOrAreNoFiles) {
   EXPECT_THROW(TextReader({dir / "pipe.txt"}), MissingError);
 }
 
-TEST(TextReader, LinesAndDocumentsHaveALimit) {
-  TempDir dir;
-  const std::string path = spit(dir / "a.jsonl", "");
-  std::filesystem::resize_file(path, uintmax_t(TextReader::kMaxDocumentBytes) * 2 + 1);
-  std::string text;
-  TextReader line({path}, true);
-  EXPECT_THROW(line.next(&text), DataError);
-  spit(path, "{\"text\":\"" + std::string(size_t(TextReader::kMaxDocumentBytes) + 1, 'x') + "\"}\n");
-  TextReader document({path}, true);
-  EXPECT_THROW(document.next(&text), DataError);
-}
-
 }  // namespace
 }  // namespace mmfree

@@ -17,7 +17,9 @@
 namespace mmfree {
 
 /// Sanitizers bring an allocator of their own, which takes address space at will.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)  // clang
+inline constexpr bool kHasItsOwnAllocator = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr bool kHasItsOwnAllocator = true;
 #else
 inline constexpr bool kHasItsOwnAllocator = false;

@@ -12,9 +12,10 @@ TEST(CheckpointFolder, unfinished_saves_are_removed_and_nothing_else) {
   const TempDir dir;
   remove_unfinished_checkpoints(dir.path());  // no checkpoints folder yet
   std::filesystem::create_directory(dir / "checkpoints");
-  const std::vector<std::string> kept = {"step-00000001.h5", "step-00000002.h5", "notes.tmp-1-0", "step-3.tmp-1-0"};
+  const std::vector<std::string> kept = {"step-00000001.h5", "step-00000002.h5", "notes.mmfree-tmp-1-0",
+                                         "step-3.mmfree-tmp-1-0"};
   for (const std::string& name : kept) spit(dir / "checkpoints/" + name, "x");
-  for (const char* name : {"step-00000002.h5.tmp-1-0", "step-00000003.h5.tmp-4711-12"})
+  for (const char* name : {"step-00000002.h5.mmfree-tmp-1-0", "step-00000003.h5.mmfree-tmp-4711-12"})
     spit(dir / "checkpoints/" + name, "x");
   remove_unfinished_checkpoints(dir.path());
   for (const std::string& name : kept) EXPECT_TRUE(std::filesystem::exists(dir / "checkpoints/" + name)) << name;

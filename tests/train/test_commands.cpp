@@ -104,7 +104,6 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
     std::string part;
   };
   const std::vector<Case> cases = {
-      {2, {}, "subcommand"},
       {2, {"frobnicate"}, ""},
       {2, {"eval"}, "model"},
       {2, {"trian", f.config}, "no command 'trian'"},
@@ -279,6 +278,10 @@ TEST(Commands, AnImportMustBeReadable) {
   EXPECT_TRUE(contains(output({"info", dir / "x.h5"}), "checkpoint"));
   Program over({"import", dir / "hf", dir / "hf/model.safetensors", "--overwrite"});
   EXPECT_EQ(over.wait(), 2);
+  const std::string weights = slurp(dir / "hf/model.safetensors");
+  Program replaced({"export", dir / "hf", dir / "hf/model.safetensors", "--overwrite"});
+  EXPECT_EQ(replaced.wait(), 2);
+  EXPECT_EQ(slurp(dir / "hf/model.safetensors"), weights);
   EXPECT_TRUE(contains(over.err(), "the model to be")) << over.err();
 }
 

@@ -283,21 +283,24 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
 
   e.shapes.pop_back();
   fs::create_directory(e.dir / "out");
-  for (const char* other : {"out.tmp", "out.tmp-1-0", "out.tmp-x", "out.tmp-"}) {
+  const std::string others[] = {"out.tmp", "out.mmfree-tmp-1", "out.mmfree-tmp-1-x", "out.mmfree-tmp-",
+                                "o.mmfree-tmp-1-0"};
+  for (const std::string& other : others) {
     fs::create_directory(e.dir / other);
     spit(e.dir / other + "/mine", "x");
   }
-  fs::create_directory(e.dir / "out.tmp-0");
-  spit(e.dir / "out.tmp-0/rest of a killed export", "x");
-  fs::create_directory(e.dir / "out.tmp-1");
+  for (const char* left : {"out.mmfree-tmp-1-0", "out.mmfree-tmp-1-1"}) {
+    fs::create_directory(e.dir / left);
+    spit(e.dir / left + "/rest of a killed export", "x");
+  }
   {
-    const Fd under_way = lock_directory(e.dir / "out.tmp-1");
+    const Fd under_way = lock_directory(e.dir / "out.mmfree-tmp-1-1");
     e.write({});
   }
   EXPECT_FALSE(fs::exists(e.dir / "out/rest of a killed export"));
-  EXPECT_FALSE(fs::exists(e.dir / "out.tmp-0"));
-  EXPECT_TRUE(fs::remove(e.dir / "out.tmp-1"));
-  for (const char* other : {"out.tmp", "out.tmp-1-0", "out.tmp-x", "out.tmp-"}) {
+  EXPECT_FALSE(fs::exists(e.dir / "out.mmfree-tmp-1-0"));
+  EXPECT_EQ(fs::remove_all(e.dir / "out.mmfree-tmp-1-1"), 2u);
+  for (const std::string& other : others) {
     EXPECT_EQ(slurp(e.dir / other + "/mine"), "x");
     fs::remove_all(e.dir / other);
   }

@@ -337,7 +337,7 @@ TEST(Trainer, ResumingAFinishedRunChangesNothing) {
   train(c);
   const auto rows = timeless_metrics(dir / "run");
   const std::string bytes = slurp(checkpoint_path(dir / "run", 12));
-  const std::string leftover = spit(checkpoint_path(dir / "run", 11) + ".tmp-1-0", "of a killed save");
+  const std::string leftover = spit(checkpoint_path(dir / "run", 11) + ".mmfree-tmp-1-0", "of a killed save");
   c.train.resume = "auto";
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_FALSE(fs::exists(leftover));
@@ -369,7 +369,7 @@ TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
   c.train.resume = "auto";
   {
     Trainer first(c, true, false);
-    const std::string saving = spit(checkpoint_path(dir / "run", 5) + ".tmp-1-0", "a save under way");
+    const std::string saving = spit(checkpoint_path(dir / "run", 5) + ".mmfree-tmp-1-0", "a save under way");
     EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "another process works in this folder"));
     EXPECT_TRUE(fs::exists(saving));
   }
@@ -432,13 +432,28 @@ TEST(Trainer, AFolderThatIsRemovedIsMadeAgain) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
   c.train.save_every = 4;
-  const std::string said = text_of([&] {
+  text_of([&] {
     Trainer trainer(c, true, false);
     fs::remove_all(dir / "run");
     EXPECT_TRUE(trainer.run().finished);
   });
   EXPECT_NO_THROW(Checkpoint(checkpoint_path(dir / "run", 12)));
   EXPECT_EQ(timeless_metrics(dir / "run").size(), 13u) << "12 steps and an evaluation";
+}
+
+TEST(Trainer, AFolderThatAnotherRunMadeAgainIsLeftAlone) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run"), other = c;
+  c.train.save_every = 4;
+  other.train.seed = 2;
+  Trainer first(c, true, false);
+  fs::remove_all(dir / "run");
+  text_of([&] { train(other); });
+  const auto learned_by_other = learned(checkpoint_path(dir / "run", 12));
+  const std::string metrics = slurp(dir / "run/metrics.jsonl");
+  EXPECT_TRUE(contains(error_of<Error>([&] { first.run(); }), "with the checkpoints of another run"));
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned_by_other);
+  EXPECT_EQ(slurp(dir / "run/metrics.jsonl"), metrics);
 }
 
 TEST(Trainer, AGoodStepEndsARowOfSkippedOnes) {
