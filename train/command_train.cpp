@@ -2,6 +2,7 @@
 #include <csignal>
 #include <cstdio>
 #include <memory>
+#include <new>
 
 #include "core/gpu.h"
 #include "train/commands.h"
@@ -56,7 +57,8 @@ void run(const Options& o) {
     return;
   }
   // Never taken back: a signal may come while the process ends.
-  [[maybe_unused]] static const auto* const signals = new StopSignals;
+  alignas(StopSignals) static char forever[sizeof(StopSignals)];
+  new (forever) StopSignals;
   std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");

@@ -16,7 +16,7 @@
 
 namespace mmfree {
 
-/// Sanitizers bring an allocator of their own, which takes address space at will.
+/// Sanitizers bring an allocator of their own, which takes address space, and files, at will.
 #if defined(__has_feature)  // clang
 inline constexpr bool kHasItsOwnAllocator = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
