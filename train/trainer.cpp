@@ -126,9 +126,7 @@ void Trainer::resume_from(const std::string& path, bool force) {
   file.load(params_, &optimizer_);
   state_ = file.state();
   state_.data = data;
-  if (of_this_run) {
-    saved_step_ = step;
-  }
+  if (of_this_run) saved_step_ = step;
   resumed_from_ = path;
   progress_.message(concat("resuming from ", path, " at step ", state_.step));
 }
