@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "core/error.h"
-#include "core/files.h"
+#include "core/system/files.h"
 
 namespace mmfree {
 namespace {

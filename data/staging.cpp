@@ -5,7 +5,7 @@
 #include <sstream>
 
 #include "core/error.h"
-#include "core/hash.h"
+#include "core/system/hash.h"
 
 namespace mmfree {
 

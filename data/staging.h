@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "core/files.h"
+#include "core/system/files.h"
 #include "data/token_shards.h"
 
 namespace mmfree {

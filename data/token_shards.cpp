@@ -5,9 +5,9 @@
 #include <limits>
 
 #include "core/error.h"
-#include "core/hash.h"
+#include "core/system/hash.h"
 #include "data/paths.h"
-#include "data/tokenizer.h"
+#include "data/text/tokenizer.h"
 
 namespace mmfree {
 

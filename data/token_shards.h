@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "data/h5.h"
+#include "data/h5/h5.h"
 
 namespace mmfree {
 

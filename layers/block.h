@@ -1,6 +1,6 @@
 #pragma once
-#include "layers/glu_mixer.h"
-#include "layers/mlgru.h"
+#include "layers/channel/glu.h"
+#include "layers/token/mlgru.h"
 
 namespace mmfree {
 

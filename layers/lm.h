@@ -4,7 +4,7 @@
 
 #include "core/ops/ternary.h"
 #include "layers/block.h"
-#include "layers/decode_state.h"
+#include "layers/decode/state.h"
 
 namespace mmfree {
 

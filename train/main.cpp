@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/report.h"
-#include "train/commands.h"
+#include "core/system/report.h"
+#include "train/commands/commands.h"
 
 namespace mmfree {
 namespace {

@@ -13,8 +13,8 @@
 
 #include "core/gpu.h"
 #include "layers/parameters.h"
-#include "train/device.h"
-#include "train/step.h"
+#include "train/run/compute_target.h"
+#include "train/run/step.h"
 
 using namespace mmfree;
 

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "core/error.h"
-#include "core/files.h"
+#include "core/system/files.h"
 #include "tests/support/child.h"
 #include "tests/support/temp_dir.h"
 

@@ -9,7 +9,7 @@
 #include "core/ops/elementwise.h"
 #include "tests/support/gpu.h"
 #include "tests/support/tiny_run.h"
-#include "train/trainer.h"
+#include "train/run/trainer.h"
 
 namespace mmfree {
 namespace {

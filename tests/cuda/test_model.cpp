@@ -7,7 +7,7 @@
 #include "tests/support/compare.h"
 #include "tests/support/golden_run.h"
 #include "tests/support/gpu.h"
-#include "train/step.h"
+#include "train/run/step.h"
 
 namespace mmfree {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "tests/support/gpu.h"
 #include "tests/support/tiny_run.h"
-#include "train/trainer.h"
+#include "train/run/trainer.h"
 
 namespace mmfree {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "core/error.h"
 #include "data/batches.h"
-#include "data/h5.h"
-#include "data/tokenizer.h"
+#include "data/h5/h5.h"
+#include "data/text/tokenizer.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {

@@ -4,7 +4,7 @@
 #include <csignal>
 #include <numeric>
 
-#include "data/h5.h"
+#include "data/h5/h5.h"
 #include "tests/support/h5_repair.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"

@@ -6,7 +6,7 @@
 #include <map>
 
 #include "core/error.h"
-#include "core/files.h"
+#include "core/system/files.h"
 #include "data/prepare.h"
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"

@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "core/error.h"
-#include "data/text_reader.h"
+#include "data/text/text_reader.h"
 #include "tests/support/corpus.h"
 
 namespace mmfree {

@@ -1,8 +1,8 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
-#include "core/utf8.h"
-#include "data/tokenizer.h"
+#include "core/system/utf8.h"
+#include "data/text/tokenizer.h"
 #include "tests/support/corpus.h"
 
 namespace mmfree {

@@ -6,11 +6,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$PWD/build-coverage
-files=(core/{files.h,files.cpp,utf8.cpp}
-       data/{h5_structure,h5_reader,h5_file,h5_writer,token_shards,tokenizer_model,tokenizer}.cpp
-       data/{line_reader,text_reader,paths,prepare,staging}.cpp
-       train/{checkpoint,background_save,metrics,safetensors,hf_config,hf_folder,ternary_file}.cpp
-       train/{config,config_tree,config_fields,strict_json}.cpp train/config_fields.h)
+files=(core/system/{files.h,files.cpp,utf8.cpp}
+       data/h5/{structure,reader,file,writer}.cpp data/{token_shards,paths,prepare,staging}.cpp
+       data/text/{tokenizer_model,tokenizer,line_reader,text_reader}.cpp
+       train/run/{checkpoint,background_save,metrics}.cpp
+       train/formats/{safetensors,hf_config,hf_folder,ternary_file,strict_json}.cpp
+       train/config/{config,tree,fields}.cpp train/config/fields.h)
 tests='/test_(h5|batches|prepare|text_reader|paths|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder)[.]cpp$'
 tests+='|/test_(ternary_file|model|background_save|metrics)[.]cpp$'
 programs=(mmfree_tests mutate fuzz fail_calls kill_save crash_images)

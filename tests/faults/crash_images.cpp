@@ -7,13 +7,13 @@
 #include <map>
 #include <mutex>
 
-#include "core/files.h"
+#include "core/system/files.h"
 #include "core/rng.h"
 #include "tests/support/fault_main.h"
 #include "tests/support/fault_operations.h"
 #include "tests/support/interpose.h"
 #include "tests/support/tiny_run.h"
-#include "train/trainer.h"
+#include "train/run/trainer.h"
 
 namespace mmfree {
 namespace {

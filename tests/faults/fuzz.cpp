@@ -7,7 +7,7 @@
 #include <map>
 #include <memory>
 
-#include "core/hash.h"
+#include "core/system/hash.h"
 #include "tests/support/hostile_originals.h"
 #include "tests/support/mutation.h"
 #include "tests/support/paths.h"

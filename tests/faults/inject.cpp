@@ -14,7 +14,7 @@
 #include "optim/adamw.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/checkpoint.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace {

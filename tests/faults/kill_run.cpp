@@ -8,7 +8,7 @@
 
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
-#include "train/checkpoint.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace {

@@ -11,10 +11,10 @@
 #include "tests/support/compare.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
-#include "train/background_save.h"
-#include "train/feed.h"
-#include "train/metrics.h"
-#include "train/progress.h"
+#include "train/run/background_save.h"
+#include "data/feed.h"
+#include "train/run/metrics.h"
+#include "train/run/progress.h"
 
 namespace mmfree {
 namespace {

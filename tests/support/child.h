@@ -12,7 +12,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "core/report.h"
+#include "core/system/report.h"
 
 namespace mmfree {
 

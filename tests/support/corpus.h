@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "data/tokenizer.h"
+#include "data/text/tokenizer.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree::testing_data {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <functional>
 
-#include "core/report.h"
+#include "core/system/report.h"
 #include "tests/support/tally.h"
 
 namespace mmfree {

@@ -7,15 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "core/files.h"
+#include "core/system/files.h"
 #include "data/prepare.h"
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"
 #include "tests/support/saved_run.h"
 #include "tests/support/temp_dir.h"
-#include "train/hf_folder.h"
-#include "train/metrics.h"
-#include "train/ternary_file.h"
+#include "train/formats/hf_folder.h"
+#include "train/run/metrics.h"
+#include "train/formats/ternary_file.h"
 
 namespace mmfree {
 

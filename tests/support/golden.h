@@ -7,8 +7,8 @@
 
 #include "layers/model_config.h"
 #include "tests/support/paths.h"
-#include "train/hf_folder.h"
-#include "train/safetensors.h"
+#include "train/formats/hf_folder.h"
+#include "train/formats/safetensors.h"
 
 namespace mmfree {
 

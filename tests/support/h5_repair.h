@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "core/hash.h"
+#include "core/system/hash.h"
 
 /// Makes all hashes of a changed h5 file right again, as an attacker would, so that what lies behind them is reached.
 namespace mmfree {

@@ -5,18 +5,18 @@
 #include <string>
 #include <vector>
 
-#include "core/utf8.h"
-#include "data/text_reader.h"
+#include "core/system/utf8.h"
+#include "data/text/text_reader.h"
 #include "data/token_shards.h"
 #include "layers/parameters.h"
 #include "optim/adamw.h"
 #include "tests/support/h5_repair.h"
 #include "tests/support/temp_dir.h"
-#include "train/checkpoint.h"
-#include "train/model.h"
-#include "train/safetensors.h"
-#include "train/strict_json.h"
-#include "train/ternary_file.h"
+#include "train/run/checkpoint.h"
+#include "train/inference/model.h"
+#include "train/formats/safetensors.h"
+#include "train/formats/strict_json.h"
+#include "train/formats/ternary_file.h"
 
 /// The readers of files that come from outside, as the programs that attack them see them.
 namespace mmfree {

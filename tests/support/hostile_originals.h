@@ -6,7 +6,7 @@
 
 #include "tests/support/hostile.h"
 #include "tests/support/tiny_run.h"
-#include "train/hf_folder.h"
+#include "train/formats/hf_folder.h"
 
 /// Files as mmfree itself writes them, small, one for each reader that is attacked.
 namespace mmfree {

@@ -7,7 +7,7 @@
 #include "layers/parameters.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_model.h"
-#include "train/checkpoint.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 

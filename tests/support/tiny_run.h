@@ -9,14 +9,14 @@
 #include <vector>
 
 #include "core/rng.h"
-#include "data/h5.h"
+#include "data/h5/h5.h"
 #include "data/prepare.h"
 #include "data/token_shards.h"
-#include "data/tokenizer.h"
+#include "data/text/tokenizer.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
-#include "train/config.h"
-#include "train/model.h"
+#include "train/config/config.h"
+#include "train/inference/model.h"
 
 namespace mmfree {
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "tests/support/tiny_run.h"
-#include "train/trainer.h"
+#include "train/run/trainer.h"
 
 /// Training runs in this process, and what they say.
 namespace mmfree {

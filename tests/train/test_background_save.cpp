@@ -6,7 +6,7 @@
 
 #include "core/error.h"
 #include "tests/support/tensors.h"
-#include "train/background_save.h"
+#include "train/run/background_save.h"
 
 namespace mmfree {
 namespace {

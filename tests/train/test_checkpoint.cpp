@@ -6,7 +6,7 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/checkpoint.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace {

@@ -8,8 +8,8 @@
 #include "core/error.h"
 #include "optim/schedule.h"
 #include "tests/support/paths.h"
-#include "train/config.h"
-#include "train/config_tree.h"
+#include "train/config/config.h"
+#include "train/config/tree.h"
 
 namespace mmfree {
 namespace {

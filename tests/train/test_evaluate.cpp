@@ -5,7 +5,7 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/evaluate.h"
+#include "train/inference/evaluate.h"
 
 namespace mmfree {
 namespace {

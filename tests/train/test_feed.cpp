@@ -6,7 +6,7 @@
 #include "core/gpu.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
-#include "train/feed.h"
+#include "data/feed.h"
 
 namespace mmfree {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "tests/support/tiny_run.h"
-#include "train/generate.h"
+#include "train/inference/generate.h"
 
 namespace mmfree {
 namespace {

@@ -13,7 +13,7 @@
 
 #include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"
-#include "train/hf_folder.h"
+#include "train/formats/hf_folder.h"
 
 namespace {
 int exchange_error = 0;

@@ -17,8 +17,8 @@
 #include <utility>
 
 #include "core/error.h"
-#include "train/metrics.h"
-#include "train/progress.h"
+#include "train/run/metrics.h"
+#include "train/run/progress.h"
 
 namespace {
 int error_of_next_sync = 0;

@@ -3,10 +3,10 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/checkpoint.h"
-#include "train/hf_folder.h"
-#include "train/model.h"
-#include "train/ternary_file.h"
+#include "train/run/checkpoint.h"
+#include "train/formats/hf_folder.h"
+#include "train/inference/model.h"
+#include "train/formats/ternary_file.h"
 
 namespace mmfree {
 namespace {

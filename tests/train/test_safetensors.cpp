@@ -12,7 +12,7 @@
 
 #include "tests/support/golden.h"
 #include "tests/support/temp_dir.h"
-#include "train/safetensors.h"
+#include "train/formats/safetensors.h"
 
 namespace mmfree {
 namespace {

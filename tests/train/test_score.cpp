@@ -5,7 +5,7 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/score.h"
+#include "train/inference/score.h"
 
 namespace mmfree {
 namespace {

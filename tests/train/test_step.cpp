@@ -6,8 +6,8 @@
 #include "optim/schedule.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
-#include "train/memory.h"
-#include "train/step.h"
+#include "train/run/memory_estimate.h"
+#include "train/run/step.h"
 
 namespace mmfree {
 namespace {

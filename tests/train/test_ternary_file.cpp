@@ -3,12 +3,12 @@
 
 #include <cmath>
 
-#include "core/hash.h"
+#include "core/system/hash.h"
 #include "core/ops/elementwise.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/safetensors.h"
-#include "train/ternary_file.h"
+#include "train/formats/safetensors.h"
+#include "train/formats/ternary_file.h"
 
 namespace mmfree {
 namespace {

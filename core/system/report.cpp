@@ -1,0 +1,76 @@
+#include "core/system/report.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <new>
+#include <utility>
+
+#include "core/error.h"
+#include "core/system/files.h"
+
+namespace mmfree {
+namespace {
+
+/// Prints a line without asking for memory. What would move the cursor is shown as a number: a name in the message may
+/// hold anything. Only a list of a configuration's problems takes several lines.
+void say(const char* message, const char* rest = "", bool several = false) {
+  char out[4096];
+  size_t n = 0;
+  const auto put = [&](const char* text) {
+    for (; *text; ++text) {
+      if (n + 4 >= sizeof out) std::fwrite(out, 1, std::exchange(n, 0), stderr);
+      const auto c = static_cast<unsigned char>(*text);
+      if ((c < 0x20 || c == 0x7F) && !(several && c == '\n'))
+        n += size_t(std::snprintf(out + n, 5, "\\x%02x", c));
+      else
+        out[n++] = *text;
+    }
+  };
+  put("mmfree: ");
+  put(message);
+  put(rest);
+  out[n++] = '\n';
+  std::fwrite(out, 1, n, stderr);
+}
+
+/// Turns the exception that is being handled into a line and an exit status.
+int report() {
+  try {
+    throw;
+  } catch (const Error& e) {
+    say(e.what(), "", e.status() == Exit::bad_config);
+    return int(e.status());
+  } catch (const std::filesystem::filesystem_error& e) {
+    say(e.what());
+    return int(leads_nowhere(e.code()) ? Exit::missing_input : Exit::io);
+  } catch (const std::bad_alloc&) {
+    say("out of memory");
+  } catch (const std::exception& e) {
+    say("internal error: ", e.what());
+  }
+  return int(Exit::internal);
+}
+
+/// Libraries allocate in destructors and in functions that may not throw.
+[[noreturn]] void end() {
+  if (std::current_exception()) _exit(report());
+  say("internal error: ended where no exception may pass; out of memory?");
+  _exit(int(Exit::internal));
+}
+
+}  // namespace
+
+int run_reporting(const std::function<void()>& body) {
+  std::set_terminate(end);
+  try {
+    body();
+    return int(Exit::ok);
+  } catch (...) {
+    return report();
+  }
+}
+
+}  // namespace mmfree

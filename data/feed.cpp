@@ -1,0 +1,81 @@
+#include "data/feed.h"
+
+#include <chrono>
+#include <system_error>
+
+#include "core/error.h"
+
+namespace mmfree {
+
+BatchFeed::BatchFeed(const Batches& batches, int64_t first_step, int64_t last_step, int64_t rows, int64_t seq_len,
+                     bool pinned)
+    : batches_(batches), rows_(rows), seq_len_(seq_len), slots_(3) {
+  const size_t count = size_t(2 * rows * seq_len);
+  for (Slot& s : slots_) {
+    if (pinned)
+      s.pinned = std::make_unique<gpu::PinnedBuffer>(count * sizeof(int32_t));
+    else
+      s.plain.resize(count);
+    empty_.push_back(&s);
+  }
+  try {
+    thread_ = std::thread([this, first_step, last_step] { read_ahead(first_step, last_step); });
+  } catch (const std::system_error& e) {
+    throw IoError(concat("feed: the system gives no thread to read data with: ", e.code().message(),
+                         "; raise the limit of processes (ulimit -u)"));
+  }
+}
+
+BatchFeed::~BatchFeed() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void BatchFeed::read_ahead(int64_t first_step, int64_t last_step) {
+  try {
+    for (int64_t step = first_step; step < last_step; ++step) {
+      Slot* slot = nullptr;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return stop_ || !empty_.empty(); });
+        if (stop_) return;
+        slot = empty_.front();
+        empty_.pop_front();
+      }
+      batches_.read(step, 0, rows_, slot->data(), slot->data() + rows_ * seq_len_);
+      std::lock_guard lock(mutex_);
+      full_.push_back(slot);
+      changed_.notify_all();
+    }
+  } catch (...) {
+    std::lock_guard lock(mutex_);
+    failure_ = std::current_exception();
+  }
+  std::lock_guard lock(mutex_);
+  done_ = true;
+  changed_.notify_all();
+}
+
+BatchFeed::Slot* BatchFeed::next() {
+  const auto begin = std::chrono::steady_clock::now();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return done_ || !full_.empty(); });
+  waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (full_.empty() && failure_) std::rethrow_exception(failure_);
+  MMFREE_CHECK(Error, !full_.empty(), "feed: asked for a batch after the last step");
+  Slot* slot = full_.front();
+  full_.pop_front();
+  return slot;
+}
+
+void BatchFeed::release(Slot* slot) {
+  std::lock_guard lock(mutex_);
+  empty_.push_back(slot);
+  changed_.notify_all();
+}
+
+}  // namespace mmfree

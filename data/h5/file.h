@@ -1,0 +1,90 @@
+#pragma once
+#include <hdf5.h>
+
+#include <array>
+#include <string>
+#include <utility>
+
+#include "core/dtype.h"
+#include "core/system/memory_guard.h"
+
+/// What Writer and Reader share: the user block and a file driver that keeps I/O errors away from HDF5. Private to h5.
+namespace mmfree::h5 {
+
+constexpr int64_t kUserBlockBytes = 4096;
+constexpr int64_t kChunkBytes = 1 << 20;
+
+/// An open file and the first system call on it that failed. HDF5 1.10 may crash when its own I/O fails, so the driver
+/// notes the failure here and reports success; whoever called HDF5 then asks check().
+struct File {
+  int fd = -1;            ///< open for as long as the File is used; owned by the Reader or Writer
+  std::string path;       ///< the name to show in errors
+  int64_t end = 0;        ///< size of the file in bytes as HDF5 sees it
+  int error = 0;          ///< errno of the first failure, 0 if none
+  const char* call = "";  ///< that call's name
+
+  File() = default;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  /// Notes errno. Nothing is read or written after the first failure.
+  void fail(const char* what);
+  /// @throws IoError if a call has failed
+  void check() const;
+  void write_at(int64_t offset, const void* bytes, int64_t n);
+  /// Bytes beyond the end of the file read as zeros.
+  void read_at(int64_t offset, void* bytes, int64_t n);
+};
+
+/// Closes an HDF5 identifier when it goes out of scope.
+class Id {
+ public:
+  using Close = herr_t (*)(hid_t);
+  Id() = default;
+  Id(hid_t id, Close close) : id_(id), close_(close) {}
+  Id(Id&& o) noexcept : id_(std::exchange(o.id_, -1)), close_(o.close_) {}
+  Id& operator=(Id&& o) noexcept {
+    std::swap(id_, o.id_);
+    std::swap(close_, o.close_);
+    return *this;
+  }
+  ~Id() { reset(); }
+  operator hid_t() const { return id_; }
+  herr_t reset() {
+    const hid_t id = std::exchange(id_, -1);
+    return id >= 0 ? close_(id) : 0;
+  }
+
+ private:
+  hid_t id_ = -1;
+  Close close_ = nullptr;
+};
+
+/// What every use of HDF5 begins with: while it lives, this thread works with HDF5 on the file `path`, which must
+/// outlive it. HDF5 is prepared: no exit handler, no plugins, no error output in this thread. HDF5 1.10 crashes, or
+/// exits without a word, when it gets no memory, hence the guard.
+class Session {
+ public:
+  explicit Session(const std::string& path);
+
+ private:
+  MemoryGuard guard_;
+};
+
+/// A file access property list: our driver on `file`, latest format.
+Id access_list(File* file);
+/// The in-memory HDF5 type of `type` (u16 for bf16).
+hid_t memory_type(DType type);
+
+struct UserBlock {
+  std::string kind;
+  int64_t file_bytes = 0;
+  std::array<uint64_t, 2> hash{};  ///< XXH3-128, low half first
+  std::string hash_hex() const;
+};
+/// XXH3-128 of the bytes [kUserBlockBytes, file_bytes). @throws IoError
+std::array<uint64_t, 2> hash_content(File& file, int64_t file_bytes);
+void write_user_block(File& file, const UserBlock& block);
+/// @throws DataError if the block is damaged or not ours, IoError
+UserBlock read_user_block(File& file);
+
+}  // namespace mmfree::h5

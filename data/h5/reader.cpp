@@ -1,0 +1,316 @@
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "core/system/files.h"
+#include "data/h5/h5.h"
+#include "data/h5/file.h"
+#include "data/h5/structure.h"
+
+namespace mmfree::h5 {
+
+namespace {
+
+constexpr int kMaxDepth = 16;
+constexpr size_t kMaxObjects = 1 << 20;
+constexpr size_t kMaxAttributeBytes = size_t(32) << 20;
+constexpr hsize_t kChecksumBytes = 4;
+
+struct Dataset {
+  Id id;
+  Shape shape;
+  DType dtype = DType::f32;
+};
+
+Shape make_shape(const hsize_t* d, int rank) {
+  const auto at = [d](int i) { return int64_t(d[i]); };
+  switch (rank) {
+    case 0:
+      return {};
+    case 1:
+      return {at(0)};
+    case 2:
+      return {at(0), at(1)};
+    case 3:
+      return {at(0), at(1), at(2)};
+    default:
+      return {at(0), at(1), at(2), at(3)};
+  }
+}
+
+bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
+
+}  // namespace
+
+struct Reader::Impl {
+  std::string path, hash;
+  Fd input;
+  File file;
+  Id hdf5;
+  std::map<std::string, Dataset> datasets;
+  std::set<std::pair<unsigned long, haddr_t>> seen;
+  hsize_t stored_bytes = 0;  // of all datasets so far
+
+  ~Impl() {
+    const Session session(path);
+    datasets.clear();
+    hdf5.reset();
+  }
+
+  /// A failed read explains whatever HDF5 then made of it, so it is reported first.
+  template <class... Parts>
+  void require(bool ok, const Parts&... parts) const {
+    file.check();
+    MMFREE_CHECK(DataError, ok, path, ": ", parts...);
+  }
+  void open(const std::string& kind, bool verify);
+  void walk(Structure& structure, hid_t group, const std::string& prefix, int depth);
+  void visit(Structure& structure, hid_t group, const std::string& link, const std::string& name, int depth);
+  Dataset inspect(Id id, const std::string& name);
+  void check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank, const std::string& name);
+  DType type_of(hid_t dataset, hid_t type, const std::string& name) const;
+  Id attribute(const std::string& name, H5T_class_t type, size_t* bytes) const;
+  const Dataset& find(const std::string& name) const;
+};
+
+void Reader::Impl::open(const std::string& kind, bool verify) {
+  file.path = path;
+  input = open_input(path);
+  file.fd = input.get();
+  file.end = size_of_file(input, path);
+  require(file.end > kUserBlockBytes, "not an mmfree file: only ", file.end, " bytes long");
+  const UserBlock block = read_user_block(file);
+  require(block.kind == kind, "a ", quote(block.kind), " file where a '", kind, "' file is expected");
+  require(block.file_bytes == file.end, file.end, " bytes long, but ", block.file_bytes,
+          " were written: truncated or changed; restore the file from a copy");
+  require(!verify || hash_content(file, file.end) == block.hash,
+          "damaged: the content does not match its hash; restore the file from a copy");
+  hash = block.hash_hex();
+  Structure structure(file);
+  structure.check_root();
+  const Id access = access_list(&file);
+  hdf5 = Id(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
+  require(hdf5 >= 0, "hdf5 cannot open it");
+  const Id root(H5Gopen2(hdf5, "/", H5P_DEFAULT), H5Gclose);
+  require(root >= 0, "hdf5 cannot open its root group");
+  walk(structure, root, "", 0);
+}
+
+void Reader::Impl::walk(Structure& structure, hid_t group, const std::string& prefix, int depth) {
+  require(depth < kMaxDepth, "groups nested deeper than ", kMaxDepth);
+  struct Links {
+    std::vector<std::pair<std::string, haddr_t>> hard;
+    bool others = false;
+  } links;
+  const auto collect = [](hid_t, const char* name, const H5L_info_t* info, void* to) -> herr_t {
+    auto* found = static_cast<Links*>(to);
+    if (info->type != H5L_TYPE_HARD) return found->others = true;  // and stop
+    found->hard.emplace_back(name, info->u.address);
+    return found->hard.size() < kMaxObjects ? 0 : -1;
+  };
+  const herr_t listed = H5Literate(group, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, collect, &links);
+  require(!links.others, "soft or external link in group ", quote(prefix), "; only hard links are allowed");
+  require(listed >= 0, "hdf5 cannot list group ", quote(prefix));
+  for (const auto& [link, address] : links.hard) {
+    structure.check_object(address, quote(prefix + link));
+    visit(structure, group, link, prefix + link, depth);
+  }
+}
+
+void Reader::Impl::visit(Structure& structure, hid_t group, const std::string& link, const std::string& name,
+                         int depth) {
+  H5O_info_t info{};
+  const herr_t got = H5Oget_info_by_name2(group, link.c_str(), &info, H5O_INFO_BASIC, H5P_DEFAULT);
+  require(got >= 0, "hdf5 cannot read object ", quote(name));
+  require(seen.emplace(info.fileno, info.addr).second, quote(name), " is a second link to the same object");
+  require(seen.size() < kMaxObjects, "more than ", kMaxObjects, " objects");
+  if (info.type == H5O_TYPE_GROUP) {
+    const Id child(H5Gopen2(group, link.c_str(), H5P_DEFAULT), H5Gclose);
+    require(child >= 0, "hdf5 cannot open group ", quote(name));
+    return walk(structure, child, name + "/", depth + 1);
+  }
+  require(info.type == H5O_TYPE_DATASET, quote(name), " is neither a group nor a dataset");
+  Id id(H5Dopen2(group, link.c_str(), H5P_DEFAULT), H5Dclose);
+  require(id >= 0, "hdf5 cannot open dataset ", quote(name));
+  datasets.emplace(name, inspect(std::move(id), name));
+}
+
+/// Refuses types that Writer never makes, for HDF5 would convert any.
+DType Reader::Impl::type_of(hid_t dataset, hid_t type, const std::string& name) const {
+  const std::pair<hid_t, DType> known[] = {
+      {H5T_IEEE_F32LE, DType::f32}, {H5T_IEEE_F64LE, DType::f64}, {H5T_STD_I8LE, DType::i8},  {H5T_STD_U8LE, DType::u8},
+      {H5T_STD_I32LE, DType::i32},  {H5T_STD_U32LE, DType::i64},  {H5T_STD_I64LE, DType::i64}};
+  for (const auto& [stored, dtype] : known)
+    if (H5Tequal(type, stored) > 0) return dtype;
+  require(H5Tequal(type, H5T_STD_U16LE) > 0, "dataset ", quote(name), " has a type that mmfree does not write");
+  return H5Aexists(dataset, "dtype") > 0 ? DType::bf16 : DType::i32;
+}
+
+/// That the file holds all of the data at its full size. HDF5 believes a stored size, allocates for the extents, and
+/// reads behind the end of a chunk that is stored shorter than it should be.
+void Reader::Impl::check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank,
+                                 const std::string& name) {
+  const Id list(H5Dget_create_plist(dataset), H5Pclose);
+  require(list >= 0, "dataset ", quote(name), " has no creation properties");
+  require(H5Pget_external_count(list) == 0, "dataset ", quote(name), " is stored in an external file");
+  const H5D_layout_t layout = H5Pget_layout(list);
+  require(layout == H5D_CONTIGUOUS || layout == H5D_CHUNKED, "dataset ", quote(name),
+          " has a virtual or unknown layout");
+  hsize_t chunk[H5S_MAX_RANK] = {}, chunk_bytes = item_bytes, chunks = 1;
+  if (layout == H5D_CHUNKED) {
+    unsigned flags = 0;
+    size_t values = 0;
+    require(H5Pget_nfilters(list) == 1 &&
+                H5Pget_filter2(list, 0, &flags, &values, nullptr, 0, nullptr, nullptr) == H5Z_FILTER_FLETCHER32,
+            "dataset ", quote(name), " has other filters than fletcher32");
+    require(H5Pget_chunk(list, H5S_MAX_RANK, chunk) == rank, "dataset ", quote(name), " has chunks of another rank");
+  } else {
+    require(H5Pget_nfilters(list) == 0, "dataset ", quote(name), " has filters");
+    std::copy(dims, dims + rank, chunk);
+  }
+  const auto most = hsize_t(file.end);
+  for (int i = 0; i < rank; ++i)
+    if (dims[i] == 0) return;  // nothing is stored
+  for (int i = 0; i < rank; ++i) {
+    const hsize_t parts = dims[i] / chunk[i] + (dims[i] % chunk[i] != 0);
+    require(chunk[i] <= most / chunk_bytes && parts <= most / chunks, "dataset ", quote(name),
+            " is larger than the file");
+    chunk_bytes *= chunk[i], chunks *= parts;
+  }
+  require(chunks <= most / chunk_bytes, "dataset ", quote(name), " is larger than the file");
+  stored_bytes += chunks * chunk_bytes;
+  require(stored_bytes <= most, "dataset ", quote(name), " shares its place with another");
+  if (layout == H5D_CONTIGUOUS)
+    return require(H5Dget_storage_size(dataset) == chunk_bytes, "dataset ", quote(name), " is not stored in full");
+  hsize_t at[H5S_MAX_RANK] = {};
+  for (hsize_t n = 0; n < chunks; ++n) {
+    hsize_t stored = 0;
+    const herr_t found = H5Dget_chunk_storage_size(dataset, at, &stored);
+    require(found >= 0 && stored == chunk_bytes + kChecksumBytes, "dataset ", quote(name), " is not stored in full");
+    for (int i = rank - 1; i >= 0 && (at[i] += chunk[i]) >= dims[i]; --i) at[i] = 0;
+  }
+}
+
+Dataset Reader::Impl::inspect(Id id, const std::string& name) {
+  const Id space(H5Dget_space(id), H5Sclose), type(H5Dget_type(id), H5Tclose);
+  const H5S_class_t space_class = H5Sget_simple_extent_type(space);
+  require(space_class == H5S_SIMPLE || space_class == H5S_SCALAR, "dataset ", quote(name), " has no extent");
+  const int rank = H5Sget_simple_extent_ndims(space);
+  require(rank >= 0 && rank <= Shape::kMaxRank, "dataset ", quote(name), " has rank ", rank, ", at most 4 is allowed");
+  hsize_t dims[Shape::kMaxRank] = {};
+  H5Sget_simple_extent_dims(space, dims, nullptr);
+  const DType dtype = type_of(id, type, name);
+  check_storage(id, H5Tget_size(type), dims, rank, name);
+  for (int i = 0; i < rank; ++i)
+    require(dims[i] <= hsize_t(INT64_MAX) / 8, "dataset ", quote(name), " has a huge extent");
+  return {std::move(id), make_shape(dims, rank), dtype};
+}
+
+const Dataset& Reader::Impl::find(const std::string& name) const {
+  const auto found = datasets.find(name);
+  MMFREE_CHECK(DataError, found != datasets.end(), path, ": has no dataset ", quote(name));
+  return found->second;
+}
+
+std::string kind_of(const std::string& path) {
+  const Fd input = open_input(path);
+  File file;
+  file.path = path;
+  file.fd = input.get();
+  file.end = size_of_file(input, path);
+  try {
+    return read_user_block(file).kind;
+  } catch (const DataError&) {
+    return {};
+  }
+}
+
+Reader::Reader(const std::string& path, const std::string& expected_kind, bool verify)
+    : impl_(std::make_unique<Impl>()) {
+  const Session session(path);
+  impl_->path = path;
+  impl_->open(expected_kind, verify);
+}
+Reader::~Reader() = default;
+Reader::Reader(Reader&&) noexcept = default;
+
+const std::string& Reader::path() const { return impl_->path; }
+const std::string& Reader::hash() const { return impl_->hash; }
+bool Reader::has(const std::string& name) const { return impl_->datasets.count(name) > 0; }
+Shape Reader::shape(const std::string& name) const { return impl_->find(name).shape; }
+DType Reader::dtype(const std::string& name) const { return impl_->find(name).dtype; }
+
+std::vector<std::string> Reader::names(const std::string& prefix) const {
+  std::vector<std::string> out;
+  for (auto it = impl_->datasets.lower_bound(prefix); it != impl_->datasets.end(); ++it) {
+    if (!it->first.starts_with(prefix)) break;
+    out.push_back(it->first);
+  }
+  return out;
+}
+
+void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DType type, void* out) const {
+  const Session session(impl_->path);
+  const Dataset& d = impl_->find(name);
+  const bool convertible = is_float(type) == is_float(d.dtype) && (type == DType::bf16) == (d.dtype == DType::bf16);
+  MMFREE_CHECK(DataError, convertible, impl_->path, ": dataset ", quote(name), " holds ", name_of(d.dtype),
+               ", cannot be read as ", name_of(type));
+  const int rank = d.shape.rank();
+  const int64_t all = rank ? d.shape[0] : 1;
+  MMFREE_CHECK(ShapeError, begin_row >= 0 && rows >= 0 && begin_row <= all && rows <= all - begin_row, impl_->path,
+               ": rows [", begin_row, ", +", rows, ") of dataset ", quote(name), ", which has ", all);
+  if (rows == 0 || d.shape.size() == 0) return;
+  hsize_t begin[Shape::kMaxRank] = {hsize_t(begin_row)}, count[Shape::kMaxRank] = {};
+  for (int i = 0; i < rank; ++i) count[i] = hsize_t(i ? d.shape[i] : rows);
+  const Id space(H5Dget_space(d.id), H5Sclose);
+  const Id memory(rank ? H5Screate_simple(rank, count, nullptr) : H5Screate(H5S_SCALAR), H5Sclose);
+  if (rank) H5Sselect_hyperslab(space, H5S_SELECT_SET, begin, nullptr, count, nullptr);
+  const herr_t done = H5Dread(d.id, memory_type(type), memory, space, H5P_DEFAULT, out);
+  impl_->require(done >= 0, "dataset ", quote(name), " cannot be read: its checksum or layout is damaged");
+}
+
+Tensor Reader::read_tensor(const std::string& name, DType type) const {
+  const Shape shape = impl_->find(name).shape;
+  Tensor out(shape, type);
+  read(name, 0, shape.rank() ? shape[0] : 1, type, out.raw_mut());
+  return out;
+}
+
+Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t* bytes) const {
+  require(H5Aexists(hdf5, name.c_str()) > 0, "has no attribute '", name, "'");
+  Id id(H5Aopen(hdf5, name.c_str(), H5P_DEFAULT), H5Aclose);
+  require(id >= 0, "attribute '", name, "' cannot be read");
+  const Id type(H5Aget_type(id), H5Tclose), space(H5Aget_space(id), H5Sclose);
+  // A string is read as it is stored, a number only from the one form that Writer gives it.
+  const bool as_expected = expected == H5T_STRING ? H5Tis_variable_str(type) == 0 : H5Tequal(type, H5T_STD_I64LE) > 0;
+  require(H5Tget_class(type) == expected && as_expected, "attribute '", name, "' is not of the expected type");
+  require(H5Sget_simple_extent_type(space) == H5S_SCALAR, "attribute '", name, "' is not a single value");
+  *bytes = H5Tget_size(type);
+  require(*bytes > 0 && *bytes <= std::min(kMaxAttributeBytes, size_t(file.end)), "attribute '", name,
+          "' is too large");
+  return id;
+}
+
+std::string Reader::attribute_string(const std::string& name) const {
+  const Session session(impl_->path);
+  size_t bytes = 0;
+  const Id id = impl_->attribute(name, H5T_STRING, &bytes);
+  const Id type(H5Aget_type(id), H5Tclose);
+  std::string value(bytes, '\0');
+  const herr_t done = H5Aread(id, type, value.data());
+  impl_->require(done >= 0, "attribute '", name, "' cannot be read");
+  while (!value.empty() && value.back() == '\0') value.pop_back();
+  return value;
+}
+
+int64_t Reader::attribute_int(const std::string& name) const {
+  const Session session(impl_->path);
+  size_t bytes = 0;
+  int64_t value = 0;
+  const Id id = impl_->attribute(name, H5T_INTEGER, &bytes);
+  const herr_t done = H5Aread(id, H5T_NATIVE_INT64, &value);
+  impl_->require(done >= 0, "attribute '", name, "' cannot be read");
+  return value;
+}
+
+}  // namespace mmfree::h5

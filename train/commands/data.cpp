@@ -1,0 +1,174 @@
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "core/error.h"
+#include "core/system/files.h"
+#include "data/paths.h"
+#include "data/prepare.h"
+#include "data/text/tokenizer.h"
+#include "train/commands/commands.h"
+#include "train/run/progress.h"
+#include "train/run/signals.h"
+
+namespace mmfree {
+
+namespace {
+
+/// Never one of the inputs, and another file only if asked to: a vocabulary cannot be made again from what it replaced.
+void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  for (const std::string& input : expand_paths(training.inputs, {".txt", ".jsonl", ".jsonl.zst"}))
+    MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
+                 ": is one of the inputs; choose another name for the tokenizer");
+  const bool exists = fs::exists(training.output, ignored);
+  MMFREE_CHECK(CreateError, !exists || fs::is_regular_file(training.output, ignored), training.output,
+               ": exists and is not a regular file; choose another name");
+  MMFREE_CHECK(CreateError, overwrite || !exists, training.output,
+               ": exists already; choose another name or give --overwrite");
+}
+
+/// Bytes from a number of megabytes; 0 stays 0, which means all.
+int64_t bytes_of(double megabytes) {
+  MMFREE_CHECK(UsageError, megabytes >= 0 && megabytes <= 1e12, "--limit-mb: ", megabytes, ", expected 0 to 1e12");
+  return int64_t(std::ceil(megabytes * 1e6));
+}
+
+Tokenizer train_tokenizer(TokenizerTraining training) {
+  const StopSignals signals;
+  const std::string path = std::exchange(training.output, ""), folder = std::filesystem::path(path).parent_path();
+  // Training takes a while: a folder that cannot be made is better known before.
+  { const NeededDirectory attempt(folder); }
+  const Tokenizer trained = [&] {
+    const LeaveAtOnce without_a_trace;
+    return Tokenizer::train(training);
+  }();
+  const NeededDirectory parent(folder);
+  write_file(path, trained.serialized());
+  return trained;
+}
+
+void print_tokenizer(const Tokenizer& t) {
+  const auto special = [&](const char* name, int id) {
+    std::cout << "  " << name << ' ' << (id < 0 ? std::string("none") : concat(id, " ", t.piece(id))) << '\n';
+  };
+  std::cout << "vocabulary  " << t.vocab_size() << " pieces\nhash        " << t.hash() << "\nprefix      "
+            << (t.adds_dummy_prefix() ? "a space before each text" : "none") << "\nspecial ids\n";
+  special("unk", t.unk_id());
+  special("bos", t.bos_id());
+  special("eos", t.eos_id());
+  special("pad", t.pad_id());
+}
+
+void print_sample(const Tokenizer& t, const std::string& text) {
+  const std::vector<int32_t> ids = t.encode(text);
+  std::cout << "sample      " << text.size() << " bytes, " << ids.size() << " tokens\n";
+  for (int32_t id : ids) std::cout << "  " << id << '\t' << t.piece(id) << '\n';
+  std::cout << "decoded     " << (t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids))
+            << '\n';
+}
+
+void print_split(const char* name, const PrepareSummary::Split& s) {
+  std::cout << name << "  " << s.documents << " documents, " << format_bytes(uint64_t(s.bytes)) << " of text, "
+            << format_count(double(s.tokens)) << " tokens in " << s.shards
+            << (s.shards == 1 ? " shard\n" : " shards\n");
+}
+
+void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
+  print_split("train", s.train);
+  if (options.valid_fraction > 0) print_split("valid", s.valid);
+  if (s.held_out_tails) std::cout << "Fewer than 20 documents: validation is the tail of each.\n";
+  if (s.skipped_lines) std::cout << "Skipped " << s.skipped_lines << " malformed lines.\n";
+  std::cout << "Written to " << options.output << '\n';
+}
+
+}  // namespace
+
+void add_tokenizer_command(CLI::App& app) {
+  CLI::App* tokenizer = app.add_subcommand("tokenizer", "Train a SentencePiece tokenizer, or look at one");
+  tokenizer->require_subcommand(1);
+
+  auto training = std::make_shared<TokenizerTraining>();
+  auto limit_mb = std::make_shared<double>(0);
+  auto overwrite = std::make_shared<bool>(false);
+  CLI::App* train = tokenizer->add_subcommand("train", "Train a tokenizer on text");
+  train->add_option("inputs", training->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")->required();
+  train->add_option("-o,--output", training->output, "the .model file to write")->required();
+  train->add_option("--vocab-size", training->vocab_size, "number of pieces")->capture_default_str();
+  train->add_option("--type", training->type, "bpe or unigram")->capture_default_str();
+  train->add_option("--character-coverage", training->character_coverage, "share of characters that get pieces")
+      ->capture_default_str();
+  train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)");
+  train->add_flag("--overwrite", *overwrite, "replace a file that is there already");
+  train->add_flag("--skip-malformed", training->skip_malformed, "skip malformed .jsonl lines");
+  train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
+  train->callback([training, limit_mb, overwrite] {
+    training->limit_bytes = bytes_of(*limit_mb);
+    check_tokenizer_output(*training, *overwrite);
+    print_tokenizer(train_tokenizer(*training));
+    std::cout << "Written to " << training->output << '\n';
+  });
+
+  auto path = std::make_shared<std::string>();
+  auto text = std::make_shared<std::string>();
+  CLI::App* info = tokenizer->add_subcommand("info", "Show a tokenizer's sizes and ids");
+  info->add_option("model", *path, "the .model file")->required();
+  info->add_option("--text", *text, "a sample to encode");
+  info->footer("Example:\n  mmfree tokenizer info tok.model --text 'Once upon a time'");
+  info->callback([path, text] {
+    const Tokenizer t = Tokenizer::load(*path);
+    print_tokenizer(t);
+    if (!text->empty()) print_sample(t, *text);
+  });
+}
+
+void add_prepare_command(CLI::App& app) {
+  auto options = std::make_shared<PrepareOptions>();
+  auto limit_mb = std::make_shared<double>(0);
+  CLI::App* prepare_app = app.add_subcommand("prepare", "Turn text into token shards for training");
+  prepare_app->add_option("inputs", options->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")
+      ->required();
+  prepare_app->add_option("-t,--tokenizer", options->tokenizer, "the .model file")->required();
+  prepare_app->add_option("-o,--output", options->output, "directory for the shards")->required();
+  prepare_app->add_option("--valid-fraction", options->valid_fraction, "share held out for validation (0: none)")
+      ->capture_default_str();
+  prepare_app->add_option("--shard-tokens", options->shard_tokens, "tokens per shard")->capture_default_str();
+  prepare_app->add_option("--limit-mb", *limit_mb, "stop after this many MB of text (0: never)");
+  prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
+  prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
+  prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
+  prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
+  prepare_app->footer(
+      "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "
+      "the "
+      "same\n"
+      "command goes on after the shards that are whole. Until all are, the directory's older shards stay.\n"
+      "Examples:\n"
+      "  mmfree prepare corpus/*.jsonl.zst -t tok.model -o data\n"
+      "  mmfree prepare book.txt -t tok.model -o book --valid-fraction 0.1");
+  prepare_app->callback([options, limit_mb] {
+    options->limit_bytes = bytes_of(*limit_mb);
+    PrepareSummary summary;
+    {
+      const StopSignals signals;
+      options->check_stop = [] { throw_if_stopped("goes on after the shards that are whole"); };
+      options->on_resume = [](int64_t shards, int64_t tokens) {
+        std::cerr << "going on after " << shards << " whole shards, " << format_count(double(tokens)) << " tokens\n";
+      };
+      ShareProgress progress("preparing");
+      options->on_progress = [&progress](const PrepareProgress& p) {
+        const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));
+        progress.update(share, format_count(double(p.tokens)) + " tokens");
+      };
+      summary = prepare(*options);
+    }
+    print_summary(*options, summary);
+  });
+}
+
+}  // namespace mmfree

@@ -1,0 +1,99 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "data/paths.h"
+#include "data/text/text_reader.h"
+#include "train/commands/commands.h"
+#include "train/inference/evaluate.h"
+#include "train/inference/model.h"
+#include "train/run/progress.h"
+#include "train/run/signals.h"
+
+namespace mmfree {
+namespace {
+
+struct Options {
+  std::string device = "auto", compute = "auto";
+  std::string model, tokenizer;
+  std::vector<std::string> data;
+  int64_t seq_len = 0, limit = 0;
+  bool json = false;
+};
+
+/// Token shards if the names say so, else text for the model's own tokenizer.
+TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<TokenShards>& shards) {
+  const std::vector<std::string> files = expand_paths(o.data, {".h5", ".txt", ".jsonl", ".jsonl.zst"});
+  if (files.front().ends_with(".h5")) {
+    shards = std::make_unique<TokenShards>(files);
+    MMFREE_CHECK(DataError, shards->vocab_size() <= model.config.vocab_size, files.front(), ": has ",
+                 shards->vocab_size(), " token ids, the model only ", model.config.vocab_size);
+    MMFREE_CHECK(DataError, !model.tokenizer || model.tokenizer->hash() == shards->info().tokenizer_hash, files.front(),
+                 ": was prepared with another tokenizer than the model's");
+    return TokenSource::shards(*shards);
+  }
+  std::vector<std::string> documents;
+  TextReader reader(files);
+  for (std::string text; reader.next(&text);) documents.push_back(text);
+  return TokenSource::texts(model.need_tokenizer(), documents);
+}
+
+void run(const Options& o) {
+  const StopSignals signals;
+  const LeaveAtOnce nothing_to_clean_up;
+  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+  std::unique_ptr<TokenShards> shards;
+  const TokenSource source = open_source(o, model, shards);
+  const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
+  Evaluation e;
+  {
+    ShareProgress progress("evaluating");
+    const auto show = [&](int64_t done, int64_t total) {
+      progress.update(double(done) / double(total));
+      return true;
+    };
+    e = evaluate(*model.lm, source, {seq_len, o.limit, show});
+  }
+  if (o.json) {
+    nlohmann::ordered_json j = {
+        {"model", o.model}, {"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}};
+    j["bpb"] = e.text_bytes ? nlohmann::ordered_json(e.bits_per_byte()) : nlohmann::ordered_json(nullptr);
+    std::printf("%s\n", j.dump().c_str());
+    return;
+  }
+  std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
+              static_cast<long long>(seq_len));
+  std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
+  if (e.text_bytes)
+    std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
+  c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
+  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")
+      ->required();
+  c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
+  c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
+  c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
+  c->add_flag("--json", o->json, "one JSON object on stdout");
+  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
+  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str();
+  c->footer(
+      "Each token but the first is scored once; windows do not overlap and each starts from the empty state.\n"
+      "Bits per byte counts text only: special tokens are left out.\n"
+      "Examples:\n"
+      "  mmfree eval runs/quickstart shards/valid-*.h5\n"
+      "  mmfree eval model.mmfree wikitext2_test.txt --seq-len 1024 --json");
+  c->callback([o] { run(*o); });
+}
+
+}  // namespace mmfree

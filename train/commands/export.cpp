@@ -1,0 +1,165 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+
+#include "layers/parameters.h"
+#include "train/run/checkpoint.h"
+#include "train/commands/commands.h"
+#include "train/formats/hf_folder.h"
+#include "train/inference/model.h"
+#include "train/run/progress.h"
+#include "train/run/signals.h"
+#include "train/formats/ternary_file.h"
+
+namespace mmfree {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string model, out, tokenizer, format = "ternary", embedding = "f32", dtype = "float32";
+  int64_t max_shard_mb = 5000;
+  bool overwrite = false;
+};
+
+void refuse_existing(const Options& o) {
+  MMFREE_CHECK(CreateError, o.overwrite || !fs::exists(o.out), o.out,
+               ": exists already; choose another name or give --overwrite");
+}
+
+bool lies_in(const std::string& source, const std::string& folder) {
+  std::error_code ignored;
+  fs::path p = fs::weakly_canonical(source, ignored);
+  for (; p != p.parent_path(); p = p.parent_path())
+    if (fs::equivalent(p, folder, ignored)) return true;
+  return false;
+}
+
+/// --overwrite replaces an old export, never the model that is being exported: its latent weights would be lost.
+void refuse_source(const Options& o, const Model& model) {
+  std::error_code ignored;
+  for (const std::string& source : {o.model, model.source}) {
+    const bool same = fs::equivalent(source, o.out, ignored);
+    MMFREE_CHECK(UsageError, !same && !(o.overwrite && lies_in(source, o.out)), o.out, same ? ": is" : ": holds",
+                 " the model to be exported; choose another name");
+  }
+  MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, model.source), o.out,
+               ": is part of the model to be exported; choose another name");
+}
+
+std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
+
+void export_to_ternary(const Options& o, Model& model) {
+  static const std::map<std::string, EmbeddingStore> stores = {
+      {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
+  refuse_existing(o);
+  export_ternary(o.out, model, stores.at(o.embedding));
+  std::printf("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
+              format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
+  std::printf("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n", model.kind.c_str());
+}
+
+void export_to_hf(const Options& o, const Model& model) {
+  HfWriteOptions options;
+  options.torch_dtype = o.dtype;
+  options.max_shard_bytes = o.max_shard_mb * 1'000'000;
+  options.overwrite = o.overwrite;
+  if (model.tokenizer) options.tokenizer_model = model.tokenizer->serialized();
+  std::vector<std::pair<std::string, Shape>> tensors;
+  for (const ParamSpec& spec : parameter_specs(model.config)) {
+    MMFREE_CHECK(UsageError, model.params->has(spec.name), o.model, ": holds no latent weights for '", spec.name,
+                 "': a ternary export cannot become a Hugging Face folder; export the checkpoint");
+    tensors.emplace_back(spec.name, spec.shape);
+  }
+  const auto tensor = [&](const std::string& name) {
+    throw_if_stopped();
+    return (*model.params)[name].value();
+  };
+  write_hf_folder(o.out, model.config, tensors, tensor, options);
+  std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
+}
+
+/// Until something is written, a signal may end the process.
+Model load_to_export(const Options& o) {
+  const LeaveAtOnce nothing_to_clean_up;
+  return load_model(o.model, o.tokenizer);
+}
+
+void run_export(const Options& o) {
+  const StopSignals signals;
+  Model model = load_to_export(o);
+  refuse_source(o, model);
+  if (o.format == "ternary")
+    export_to_ternary(o, model);
+  else
+    export_to_hf(o, model);
+}
+
+void run_import(const Options& o) {
+  MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
+  MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
+               ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
+  refuse_existing(o);
+  MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
+               ": is part of the model to be imported; choose another name");
+  const StopSignals signals;  // a checkpoint that was begun is written to its end
+  const Model model = load_to_export(o);
+  MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
+               ": holds no config.json; import reads a Hugging Face folder");
+  RunConfig config;
+  config.model = model.config;
+  config.data.seq_len = model.seq_len;
+  load_stored_config(to_yaml(config), o.model);  // or nobody could read the checkpoint
+  save_checkpoint(o.out, config, *model.params, {model.params->values(), {}, {}}, {},
+                  model.tokenizer ? model.tokenizer->serialized() : std::string());
+  std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
+              format_count(double(model.config.parameter_count())).c_str(),
+              model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
+}
+
+}  // namespace
+
+void add_export_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("export", "Write a model for deployment (ternary) or exchange (hf)");
+  c->add_option("model", o->model, "checkpoint, run folder or Hugging Face folder")->required();
+  c->add_option("out", o->out, "file (ternary) or folder (hf) to write")->required();
+  c->add_option("--format", o->format, "ternary: 2-bit codes and scales; hf: latent weights as safetensors")
+      ->check(CLI::IsMember({"ternary", "hf"}))
+      ->capture_default_str();
+  c->add_option("--embedding", o->embedding, "ternary: how the embedding table is stored")
+      ->check(CLI::IsMember({"f32", "bf16", "int8"}))
+      ->capture_default_str();
+  c->add_option("--dtype", o->dtype, "hf: type of the weights")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
+      ->capture_default_str();
+  c->add_option("--max-shard-mb", o->max_shard_mb, "hf: megabytes per safetensors file")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
+      ->capture_default_str();
+  c->add_flag("--overwrite", o->overwrite, "replace an export that is there already");
+  c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
+  c->footer(
+      "A ternary export is loaded again and must give the model's logits to the bit, an hf one its tensors, before an "
+      "older one is replaced.\n"
+      "Examples:\n"
+      "  mmfree export runs/quickstart model.mmfree\n"
+      "  mmfree export runs/quickstart model.mmfree --embedding int8 --overwrite\n"
+      "  mmfree export runs/quickstart hf_folder --format hf --dtype bfloat16");
+  c->callback([o] { run_export(*o); });
+}
+
+void add_import_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit) into a checkpoint");
+  c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
+      ->required();
+  c->add_option("out", o->out, "checkpoint to write")->required();
+  c->add_flag("--overwrite", o->overwrite, "replace a checkpoint that is there already");
+  c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the folder holds no tokenizer.model");
+  c->footer("Example:\n  mmfree import MMfreeLM-370M imported.h5");
+  c->callback([o] { run_import(*o); });
+}
+
+}  // namespace mmfree

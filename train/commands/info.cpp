@@ -1,0 +1,76 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+
+#include "data/h5/h5.h"
+#include "data/token_shards.h"
+#include "train/run/checkpoint.h"
+#include "train/commands/commands.h"
+#include "train/inference/model.h"
+#include "train/run/progress.h"
+
+namespace mmfree {
+namespace {
+
+namespace fs = std::filesystem;
+
+void print_shards(const std::string& path) {
+  const TokenShards shards({path});
+  const ShardInfo& info = shards.info();
+  std::printf("%s: token shard (%s)\n", path.c_str(), info.split.c_str());
+  std::printf("tokens      %s (%lld) in %lld documents\n", format_count(double(shards.total_tokens())).c_str(),
+              static_cast<long long>(shards.total_tokens()), static_cast<long long>(shards.documents()));
+  std::printf("vocabulary  %d, tokenizer %s, bos %d, eos %d\n", info.vocab_size, info.tokenizer_hash.c_str(),
+              info.bos_id, info.eos_id);
+}
+
+void print_model(const std::string& path) {
+  const Model model = load_model(path);
+  const ModelConfig& c = model.config;
+  std::printf("%s: %s%s\n", model.source.c_str(), model.kind.c_str(),
+              model.kind == "checkpoint" ? ", hash verified" : "");
+  if (!fs::is_directory(model.source))
+    std::printf("size        %s\n", format_bytes(fs::file_size(model.source)).c_str());
+  std::printf("parameters  %lld, of these %lld in projection matrices\n", static_cast<long long>(c.parameter_count()),
+              static_cast<long long>(c.matrix_parameter_count()));
+  std::printf("shape       %lld layers x %lld wide, %lld inner, vocabulary %lld\n",
+              static_cast<long long>(c.num_hidden_layers), static_cast<long long>(c.hidden_size),
+              static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
+  std::printf("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order),
+              c.use_lower_bound ? "on" : "off");
+  if (model.tokenizer)
+    std::printf("tokenizer   %d pieces, hash %s\n", model.tokenizer->vocab_size(), model.tokenizer->hash().c_str());
+  else
+    std::printf("tokenizer   none\n");
+  if (model.kind != "checkpoint") return;
+  const Checkpoint file(model.source);
+  const LoopState& s = file.state();
+  std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(s.step),
+              static_cast<long long>(file.config().train.steps), format_count(double(s.tokens)).c_str(),
+              file.has_moments() ? "optimizer state included" : "no optimizer state");
+}
+
+void print_tokenizer(const std::string& path) {
+  const Tokenizer t = Tokenizer::load(path);
+  std::printf("%s: SentencePiece tokenizer, %d pieces, hash %s\n", path.c_str(), t.vocab_size(), t.hash().c_str());
+}
+
+void run(const std::string& path) {
+  MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
+  if (fs::is_regular_file(path) && h5::kind_of(path) == "tokens") return print_shards(path);
+  if (fs::path(path).extension() == ".model") return print_tokenizer(path);
+  print_model(path);
+}
+
+}  // namespace
+
+void add_info_command(CLI::App& app) {
+  auto path = std::make_shared<std::string>();
+  CLI::App* c = app.add_subcommand("info", "Say what a file is: checkpoint, run folder, export, shard or tokenizer");
+  c->add_option("file", *path, "file or folder")->required();
+  c->footer("Examples:\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5");
+  c->callback([path] { run(*path); });
+}
+
+}  // namespace mmfree

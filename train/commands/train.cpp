@@ -1,0 +1,111 @@
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <new>
+
+#include "core/gpu.h"
+#include "train/commands/commands.h"
+#include "train/run/memory_estimate.h"
+#include "train/run/signals.h"
+#include "train/run/trainer.h"
+
+namespace mmfree {
+namespace {
+
+struct Options {
+  std::string config;
+  std::vector<std::string> overrides;
+  bool resume = false, quiet = false, force = false, help_config = false, dry_run = false;
+};
+
+void print_result(const RunConfig& config, const RunResult& r) {
+  std::printf("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped", static_cast<long long>(r.step),
+              static_cast<long long>(config.train.steps), r.reason.empty() || r.finished ? "" : ": ",
+              r.finished ? "" : r.reason.c_str());
+  if (r.tokens_per_second > 0) std::printf("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
+  if (r.valid)
+    std::printf("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),
+                r.valid->perplexity(), r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
+  if (r.tokens_per_second > 0) std::printf("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
+  std::printf("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
+  if (!r.finished) std::printf("continue with  the same command and --resume\n");
+}
+
+/// What training would take, for each way to recompute.
+void print_memory(const RunConfig& config) {
+  const TrainConfig& t = config.train;
+  const bool gpu = t.device.starts_with("cuda") || (t.device == "auto" && gpu::problem().empty());
+  const Device device = gpu ? Device::cuda : Device::cpu;
+  const DType compute = t.compute == "f32" || (t.compute == "auto" && !gpu) ? DType::f32 : DType::bf16;
+  std::printf("%s parameters, %lld x %lld tokens at a time, activations in %s on %s\n",
+              format_count(double(config.model.parameter_count())).c_str(), static_cast<long long>(t.micro_batch()),
+              static_cast<long long>(config.data.seq_len), name_of(compute), gpu ? "a GPU" : "the CPU");
+  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+    const MemoryEstimate m = estimate_memory(config, compute, r);
+    std::printf("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
+                double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
+  }
+  if (gpu && gpu::problem().empty()) std::printf("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
+}
+
+bool names_checkpoint(const std::string& resume) { return resume != "false" && resume != "true" && resume != "auto"; }
+
+void run(const Options& o) {
+  if (o.help_config) {
+    std::fputs(config_reference().c_str(), stdout);
+    return;
+  }
+  // Never taken back: a signal may come while the process ends.
+  alignas(StopSignals) static char forever[sizeof(StopSignals)];
+  new (forever) StopSignals;
+  std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
+  MMFREE_CHECK(UsageError, !o.config.empty(),
+               "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
+  RunConfig config = [&] {
+    const LeaveAtOnce nothing_to_save;
+    return load_config(o.config, o.overrides);
+  }();
+  // A run that began from another's checkpoint, and was stopped before its own first, begins there again.
+  if (o.resume && (!names_checkpoint(config.train.resume) || !checkpoint_steps(config.train.run_dir).empty()))
+    config.train.resume = "auto";
+  if (o.dry_run) return print_memory(config);
+  MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
+               ": data.train is empty; name token shards made by `mmfree prepare`");
+  Trainer trainer(config, o.quiet, o.force);
+  const RunResult result = trainer.run();
+  print_result(config, result);
+  if (!result.finished)
+    throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"),
+                Exit::stopped);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("train", "Train a model as a YAML file describes, or continue a run");
+  c->add_option("config", o->config, "YAML file; see configs/ for presets");
+  c->add_option("overrides", o->overrides, "key.path=value pairs laid over the file, for example optim.lr=1e-3");
+  c->add_flag(
+      "--resume", o->resume,
+      "continue from the newest intact checkpoint of the run folder; if there is none, start, from the one that "
+      "train.resume names or anew");
+  c->add_flag("-q,--quiet", o->quiet, "no progress");
+  c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
+  c->add_flag("--dry-run", o->dry_run, "say how much memory training would take, and stop");
+  c->add_flag("--help-config", o->help_config, "list every configuration key with type, default and meaning");
+  c->footer(
+      "Examples:\n"
+      "  mmfree train configs/quickstart.yaml\n"
+      "  mmfree train configs/8m.yaml data.train=shards/train-*.h5 data.valid=shards/valid-*.h5 optim.lr=2e-3\n"
+      "  mmfree train configs/8m.yaml --resume            continue where the run stopped\n"
+      "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
+      "  mmfree train configs/370m.yaml train.device=cuda --dry-run    how much GPU memory, without a GPU\n"
+      "  mmfree train --help-config\n"
+      "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at "
+      "once.");
+  c->callback([o] { run(*o); });
+}
+
+}  // namespace mmfree

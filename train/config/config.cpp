@@ -1,0 +1,138 @@
+#include "train/config/config.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "core/error.h"
+#include "optim/schedule.h"
+#include "train/config/fields.h"
+#include "train/config/tree.h"
+
+namespace mmfree {
+namespace {
+
+/// Line of "section.key", of its section if the key keeps its default, or Problems::kNoLine.
+int line_of(const ConfigNode& root, const std::string& path) {
+  const size_t dot = path.find('.');
+  const ConfigNode* section = root.find(path.substr(0, dot));
+  if (!section) return Problems::kNoLine;
+  const ConfigNode* node = section->find(path.substr(dot + 1));
+  return node ? node->line : section->key_line;
+}
+
+/// Rules between keys. A rule is skipped where one of its keys already has a problem.
+void check_relations(const RunConfig& config, const ConfigNode& root, Problems& problems) {
+  const auto rule = [&](const char* key, const char* other, bool holds, const auto&... message) {
+    if (!holds && !problems.failed(key) && !problems.failed(other))
+      problems.add(line_of(root, key), key, concat(key, ": ", message...));
+  };
+  const TrainConfig& train = config.train;
+  rule("train.micro_batch_size", "train.batch_size", train.batch_size % train.micro_batch() == 0,
+       train.micro_batch_size, " does not divide train.batch_size (", train.batch_size, ")");
+  rule("optim.warmup_steps", "train.steps", config.optim.warmup_steps <= train.steps, config.optim.warmup_steps,
+       " is more than train.steps (", train.steps, ")");
+  rule("train.eval_every", "data.valid", train.eval_every == 0 || !config.data.valid.empty(), train.eval_every,
+       " asks for evaluations but data.valid is empty");
+  if (problems.failed("model")) return;
+  try {
+    config.model.validate();
+  } catch (const ConfigError& error) {
+    const std::string message = error.what(), key = message.substr(0, message.find(':'));
+    problems.add(line_of(root, key), key, message);
+  }
+}
+
+/// Unlike read_file also from a pipe, as in `mmfree train <(make_config)`.
+std::string read_configuration(const std::string& path) {
+  constexpr std::streamsize kMost = (1 << 20) + 1;  // one byte more than parse_config_tree accepts
+  MMFREE_CHECK(MissingError, !std::filesystem::is_directory(path), path, ": is a directory, expected a YAML file");
+  std::ifstream in(path, std::ios::binary);
+  MMFREE_CHECK(MissingError, in.is_open(), path, ": cannot open this configuration; does it exist?");
+  std::string text(kMost, '\0');
+  in.read(text.data(), kMost);
+  MMFREE_CHECK(MissingError, !in.bad(), path, ": cannot read this configuration");
+  text.resize(static_cast<size_t>(in.gcount()));
+  return text;
+}
+
+bool dangerous_on_resume(const std::string& key) {
+  return key.starts_with("model.") || key == "data.seq_len" || key == "data.shuffle" || key == "train.batch_size" ||
+         key == "train.seed";
+}
+
+}  // namespace
+
+RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  return load_config_text(read_configuration(path), path, overrides);
+}
+
+RunConfig load_config_text(const std::string& text, const std::string& source,
+                           const std::vector<std::string>& overrides) {
+  Problems problems(source);
+  ConfigNode root = parse_config_tree(text, source, problems);
+  for (const std::string& override_text : overrides) apply_override(root, override_text, problems);
+
+  RunConfig config;
+  Section file(&root, "", problems);
+  sections(config, [&](const char* name, auto& part) {
+    Section section(file.take(name), name, problems);
+    fields(part, section);
+    section.finish();
+  });
+  file.finish();
+  check_relations(config, root, problems);
+  problems.throw_if_any();
+
+  config.source = source;
+  if (config.train.run_dir.empty())
+    config.train.run_dir = (std::filesystem::path("runs") / std::filesystem::path(source).stem()).string();
+  return config;
+}
+
+RunConfig load_stored_config(const std::string& text, const std::string& path) {
+  try {
+    return load_config_text(text, path);
+  } catch (const ConfigError& e) {
+    const std::string all = e.what();
+    throw DataError(concat(path, ": the configuration inside is not readable: ", all.substr(0, all.find('\n'))));
+  }
+}
+
+std::string to_yaml(const RunConfig& config) {
+  RunConfig copy = config;
+  std::string text;
+  sections(copy, [&](const char* name, auto& part) {
+    text += concat(name, ":\n");
+    fields(part, [&](const char* key, const auto& value, const auto& kind, const char*) {
+      text += concat("  ", key, ": ", kind.print(value), "\n");
+    });
+  });
+  return text;
+}
+
+std::vector<ConfigChange> compare(const RunConfig& before, const RunConfig& after) {
+  const auto values = [](RunConfig config) {
+    std::vector<std::pair<std::string, std::string>> printed;
+    all_fields(config, [&](const std::string& path, const auto& value, const auto& kind, const char*) {
+      printed.emplace_back(path, kind.print(value));
+    });
+    return printed;
+  };
+  const auto was = values(before), is = values(after);
+  std::vector<ConfigChange> changes;
+  for (size_t i = 0; i < was.size(); ++i)
+    if (was[i].second != is[i].second)
+      changes.push_back({was[i].first, was[i].second, is[i].second, dangerous_on_resume(was[i].first)});
+  return changes;
+}
+
+std::string config_reference() {
+  RunConfig defaults;
+  std::string text;
+  all_fields(defaults, [&](const std::string& path, const auto& value, const auto& kind, const char* meaning) {
+    text += concat(path, " = ", kind.print(value), "\n    ", meaning, " (", kind.type(), ")\n");
+  });
+  return text;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,244 @@
+#pragma once
+#include <array>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "train/config/config.h"
+#include "train/config/tree.h"
+
+/// The one place that names the configuration's keys. `fields(config, visit)` calls visit(key, value, kind, meaning)
+/// for each key of a struct; reading, writing, comparing and the reference text are visitors. A kind says what values a
+/// key takes: read() stores a node's value or reports why it cannot, print() gives YAML that read() takes back, and
+/// type() names it for people.
+namespace mmfree {
+
+struct Integer {
+  int64_t least = 0, most = std::numeric_limits<int64_t>::max();
+  void read(const ConfigNode& node, int64_t& value, const std::string& path, Problems& problems) const;
+  void read(const ConfigNode& node, int& value, const std::string& path, Problems& problems) const;
+  std::string print(int64_t value) const { return std::to_string(value); }
+  std::string type() const;
+};
+
+struct Real {
+  double least = 0, most = std::numeric_limits<double>::infinity();
+  bool open_below = false, open_above = false;  ///< the bound itself is excluded
+  void read(const ConfigNode& node, double& value, const std::string& path, Problems& problems) const;
+  std::string print(double value) const;
+  std::string type() const;
+};
+
+/// A duration in seconds: 90, 45s, 90m, 2h30m, 1d12h.
+struct Seconds {
+  void read(const ConfigNode& node, double& value, const std::string& path, Problems& problems) const;
+  std::string print(double value) const { return Real{}.print(value); }
+  std::string type() const { return "seconds or a duration such as 90m or 2h30m"; }
+};
+
+struct Flag {
+  void read(const ConfigNode& node, bool& value, const std::string& path, Problems& problems) const;
+  std::string print(bool value) const { return value ? "true" : "false"; }
+  std::string type() const { return "true or false"; }
+};
+
+struct Text {
+  bool may_be_empty = true;
+  void read(const ConfigNode& node, std::string& value, const std::string& path, Problems& problems) const;
+  std::string print(const std::string& value) const;
+  std::string type() const { return "text"; }
+};
+
+inline const std::string& name_of(const std::string& text) { return text; }
+
+/// One of a few names: an enumeration with a name_of, or strings.
+template <class T>
+struct Choice {
+  std::vector<T> options;
+  void read(const ConfigNode& node, T& value, const std::string& path, Problems& problems) const {
+    for (const T& option : options)
+      if (node.kind == ConfigNode::Kind::scalar && node.text == name_of(option)) {
+        value = option;
+        return;
+      }
+    problems.add(node.line, path, path + ": expected " + type() + ", found " + node.describe());
+  }
+  std::string print(const T& value) const { return name_of(value); }
+  std::string type() const {
+    std::string text;
+    for (const T& option : options) text += (text.empty() ? "" : "|") + std::string(name_of(option));
+    return text;
+  }
+};
+
+/// Any number of values of one kind; a single value stands for a list of it.
+template <class Kind>
+struct ListOf {
+  Kind item;
+  template <class T>
+  void read(const ConfigNode& node, std::vector<T>& values, const std::string& path, Problems& problems) const {
+    values.clear();
+    if (node.kind != ConfigNode::Kind::list) return item.read(node, values.emplace_back(), path, problems);
+    for (size_t i = 0; i < node.items.size(); ++i)
+      item.read(node.items[i], values.emplace_back(), path + "[" + std::to_string(i) + "]", problems);
+  }
+  template <class T>
+  std::string print(const std::vector<T>& values) const {
+    std::string text;
+    for (const T& value : values) text += (text.empty() ? "" : ", ") + item.print(value);
+    return "[" + text + "]";
+  }
+  std::string type() const { return "list of " + item.type(); }
+};
+
+/// auto, cpu, cuda or cuda:N.
+struct DeviceName : Text {
+  void read(const ConfigNode& node, std::string& value, const std::string& path, Problems& problems) const;
+  std::string type() const { return "auto|cpu|cuda|cuda:N"; }
+};
+
+/// Exactly two numbers.
+struct Pair {
+  Real item;
+  void read(const ConfigNode& node, std::array<double, 2>& values, const std::string& path, Problems& problems) const;
+  std::string print(const std::array<double, 2>& values) const {
+    return "[" + item.print(values[0]) + ", " + item.print(values[1]) + "]";
+  }
+  std::string type() const { return "two of " + item.type(); }
+};
+
+/// A visitor that reads one map and remembers which of its keys were asked for.
+class Section {
+ public:
+  /// `node` may be null or empty, then no key is set. `path` is "" for the whole file.
+  Section(const ConfigNode* node, std::string path, Problems& problems);
+
+  /// The value of `key` or null; `key` is known from now on.
+  const ConfigNode* take(const char* key);
+
+  template <class T, class Kind>
+  void operator()(const char* key, T& value, const Kind& kind, const char*) {
+    if (const ConfigNode* node = take(key)) kind.read(*node, value, path_to(key), problems_);
+  }
+
+  /// Reports the keys that nobody asked for.
+  void finish() const;
+
+ private:
+  std::string path_to(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+
+  const ConfigNode* map_ = nullptr;
+  std::string path_;
+  Problems& problems_;
+  std::vector<std::string> known_;
+};
+
+template <class Visit>
+void fields(PrecisionRule& c, Visit&& visit) {
+  visit("layers", c.layers, ListOf<Integer>{{0, 4095}}, "layer numbers from 0; empty: all layers and lm_head");
+  visit("projections", c.projections,
+        ListOf<Choice<std::string>>{{{"i_proj", "f_proj", "g_proj", "o_proj", "gate_proj", "down_proj", "lm_head"}}},
+        "names of projections; empty: all");
+  visit("precision", c.precision, Choice<Precision>{{Precision::ternary, Precision::bf16, Precision::f32}},
+        "how these projections multiply");
+}
+
+/// One entry of model.precision_rules.
+struct Rule {
+  void read(const ConfigNode& node, PrecisionRule& rule, const std::string& path, Problems& problems) const;
+  std::string print(const PrecisionRule& rule) const;
+  std::string type() const { return "{layers: [...], projections: [...], precision: ...}"; }
+};
+
+template <class Visit>
+void fields(ModelConfig& c, Visit&& visit) {
+  visit("vocab_size", c.vocab_size, Integer{1, 1 << 24}, "number of token ids");
+  visit("hidden_size", c.hidden_size, Integer{1, 1 << 17}, "width D of the residual stream");
+  visit("num_hidden_layers", c.num_hidden_layers, Integer{1, 1 << 12}, "number of blocks");
+  visit("intermediate_size", c.intermediate_size, Integer{0, 1 << 20},
+        "width of the channel mixer; 0: 2/3 of hidden_ratio * D, rounded up to a multiple of 256");
+  visit("hidden_ratio", c.hidden_ratio, Integer{1, 1 << 10}, "used only where intermediate_size is 0");
+  visit("rms_norm_eps", c.rms_norm_eps, Real{0, 1, true, true}, "added to the mean square in block and gate norms");
+  visit("initializer_range", c.initializer_range, Real{0, 1e3, true}, "standard deviation of the initial weights");
+  visit("use_lower_bound", c.use_lower_bound, Flag{}, "learned lower bounds of the forget gate");
+  visit("gate_order", c.gate_order, Choice<GateOrder>{{GateOrder::reference, GateOrder::fixed, GateOrder::paper}},
+        "how the output gate combines projection and state; published weights need reference");
+  visit("precision", c.precision, Choice<Precision>{{Precision::ternary, Precision::bf16, Precision::f32}},
+        "how every projection multiplies that no rule names");
+  visit("precision_rules", c.precision_rules, ListOf<Rule>{}, "exceptions; later rules win");
+  visit("max_position_embeddings", c.max_position_embeddings, Integer{1, int64_t{1} << 40},
+        "kept for export; the model has no positions");
+  visit("bos_token_id", c.bos_token_id, Integer{-1, 1 << 24}, "token that starts a text; -1: none");
+  visit("eos_token_id", c.eos_token_id, Integer{-1, 1 << 24}, "token that ends a text; -1: none");
+}
+
+template <class Visit>
+void fields(DataConfig& c, Visit&& visit) {
+  visit("train", c.train, ListOf<Text>{{false}}, "training shards: files, globs or directories");
+  visit("valid", c.valid, ListOf<Text>{{false}}, "validation shards; empty: no evaluation");
+  visit("tokenizer", c.tokenizer, Text{}, "SentencePiece model for bits per byte and samples; empty: none");
+  visit("seq_len", c.seq_len, Integer{1, kMaxSeqLen}, "tokens predicted per sequence");
+  visit("shuffle", c.shuffle, Flag{}, "visit sequences in a seeded random order");
+}
+
+template <class Visit>
+void fields(OptimConfig& c, Visit&& visit) {
+  visit("lr", c.lr, Real{0, 10}, "peak learning rate");
+  visit("betas", c.betas, Pair{{0, 1, false, true}}, "decay of AdamW's two moments");
+  visit("eps", c.eps, Real{0, 1, true}, "added to the root of the second moment");
+  visit("weight_decay", c.weight_decay, Real{0, 10}, "decoupled weight decay of matrices");
+  visit("weight_decay_until", c.weight_decay_until, Real{0, 1}, "fraction of the steps after which decay is 0");
+  visit("clip_grad", c.clip_grad, Real{0, 1e30}, "largest L2 norm of all gradients together; 0: no clipping");
+  visit("schedule", c.schedule, Choice<Schedule>{{Schedule::cosine, Schedule::constant}},
+        "learning rate after warm-up");
+  visit("warmup_steps", c.warmup_steps, Integer{-1}, "steps of linear warm-up; -1: 2 % of the steps");
+  visit("min_lr_ratio", c.min_lr_ratio, Real{0, 1}, "cosine ends at this fraction of lr");
+}
+
+template <class Visit>
+void fields(TrainConfig& c, Visit&& visit) {
+  visit("steps", c.steps, Integer{1, int64_t{1} << 40}, "optimizer steps of the whole run");
+  visit("batch_size", c.batch_size, Integer{1, 1 << 20}, "sequences per optimizer step");
+  visit("micro_batch_size", c.micro_batch_size, Integer{0, 1 << 20},
+        "sequences per forward pass, divides batch_size; 0: batch_size");
+  visit("seed", c.seed, Integer{0}, "of initial weights and data order");
+  visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
+  visit("compute", c.compute, Choice<std::string>{{"auto", "f32", "bf16"}},
+        "dtype of activations; auto: bf16 on a GPU, f32 on the CPU");
+  visit("recompute", c.recompute, Choice<std::string>{{"auto", "none", "selective", "full"}},
+        "what the backward pass computes again instead of keeping it; auto: selective on a GPU, none on the CPU");
+  visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
+  visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
+  visit("log_every", c.log_every, Integer{1}, "steps between lines of progress and metrics");
+  visit("eval_every", c.eval_every, Integer{0}, "steps between evaluations; 0: only at the end");
+  visit("eval_tokens", c.eval_tokens, Integer{0}, "most tokens per evaluation during training; 0: all");
+  visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");
+  visit("keep_last", c.keep_last, Integer{1}, "checkpoints kept");
+  visit("resume", c.resume, Text{false}, "false, true (newest checkpoint), auto (newest if there is one) or a path");
+  visit("run_dir", c.run_dir, Text{}, "where everything is written; empty: runs/<config file's stem>");
+  visit("max_time", c.max_time, Seconds{}, "save and stop after this long; 0: no limit");
+  visit("on_save_error", c.on_save_error, Choice<std::string>{{"continue", "stop"}},
+        "when a checkpoint or metrics cannot be written, for example on a full disk; older checkpoints stay");
+  visit("skip_limit", c.skip_limit, Integer{1}, "consecutive non-finite steps before giving up");
+}
+
+/// Calls visit(name, section) for each section.
+template <class Visit>
+void sections(RunConfig& c, Visit&& visit) {
+  visit("model", c.model);
+  visit("data", c.data);
+  visit("optim", c.optim);
+  visit("train", c.train);
+}
+
+/// Calls visit("section.key", value, kind, meaning) for each key of a configuration.
+template <class Visit>
+void all_fields(RunConfig& c, Visit&& visit) {
+  sections(c, [&](const std::string& section, auto& part) {
+    fields(part, [&](const char* key, auto& value, const auto& kind, const char* meaning) {
+      visit(section + "." + key, value, kind, meaning);
+    });
+  });
+}
+
+}  // namespace mmfree

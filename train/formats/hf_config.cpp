@@ -1,0 +1,188 @@
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/system/files.h"
+#include "train/formats/hf_folder.h"
+#include "train/formats/strict_json.h"
+
+namespace mmfree {
+
+namespace {
+
+using Json = nlohmann::json;
+constexpr int64_t kMaxConfigBytes = 1 << 20;
+
+/// Typed access to one JSON object; `where` names the file and starts every message.
+class Fields {
+ public:
+  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
+    MMFREE_CHECK(DataError, object_.is_object(), where_, "expected a JSON object");
+  }
+
+  int64_t integer(const char* key, int64_t otherwise) const {
+    return has(key) ? as_integer(object_[key], key) : otherwise;
+  }
+  double number(const char* key, double otherwise) const {
+    if (!has(key)) return otherwise;
+    MMFREE_CHECK(DataError, object_[key].is_number(), where_, key, " must be a number");
+    return object_[key].get<double>();
+  }
+  bool boolean(const char* key, bool otherwise) const {
+    if (!has(key)) return otherwise;
+    MMFREE_CHECK(DataError, object_[key].is_boolean(), where_, key, " must be true or false");
+    return object_[key].get<bool>();
+  }
+  std::string text(const char* key, const std::string& otherwise) const {
+    return has(key) ? as_text(object_[key], key) : otherwise;
+  }
+  /// The first of a list of ids; -1 for null or an empty list.
+  int64_t token_id(const char* key, int64_t otherwise) const {
+    if (!object_.contains(key)) return otherwise;
+    const Json& value = object_[key];
+    if (value.is_null() || (value.is_array() && value.empty())) return -1;
+    return as_integer(value.is_array() ? value[0] : value, key);
+  }
+  /// The items of a list; none if the key is missing.
+  std::vector<Json> list(const char* key) const {
+    if (!has(key)) return {};
+    MMFREE_CHECK(DataError, object_[key].is_array(), where_, key, " must be a list");
+    return object_[key].get<std::vector<Json>>();
+  }
+
+  int64_t as_integer(const Json& value, const char* key) const {
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    MMFREE_CHECK(DataError, value.is_number_integer(), where_, key, " must be an integer");
+    const bool fits =
+        value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(kMost) : value.get<int64_t>() >= -kMost;
+    MMFREE_CHECK(DataError, fits, where_, key, " must lie within -", kMost, "..", kMost);
+    return value.get<int64_t>();
+  }
+  std::string as_text(const Json& value, const char* key) const {
+    MMFREE_CHECK(DataError, value.is_string(), where_, key, " must be a string");
+    return value.get<std::string>();
+  }
+  /// The value among `values` whose name the key gives.
+  template <class Enum>
+  Enum choice(const char* key, Enum otherwise, std::initializer_list<Enum> values) const {
+    const std::string name = text(key, name_of(otherwise));
+    std::string known;
+    for (const Enum value : values) {
+      if (name == name_of(value)) return value;
+      known += concat(' ', name_of(value));
+    }
+    throw DataError(concat(where_, key, " is ", quote(name), ", expected one of", known));
+  }
+  bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
+  const Json& operator[](const char* key) const { return object_[key]; }
+
+ private:
+  const Json& object_;
+  std::string where_;
+};
+
+Precision read_precision(const Fields& fields, Precision otherwise) {
+  return fields.choice("precision", otherwise, {Precision::ternary, Precision::bf16, Precision::f32});
+}
+
+/// What Hugging Face's format has no key for.
+void read_extras(const Fields& extras, const std::string& where, ModelConfig& c) {
+  c.gate_order = extras.choice("gate_order", c.gate_order, {GateOrder::reference, GateOrder::fixed, GateOrder::paper});
+  c.precision = read_precision(extras, c.precision);
+  for (const Json& item : extras.list("precision_rules")) {
+    const Fields fields(item, where + "precision_rules: ");
+    PrecisionRule rule;
+    for (const Json& layer : fields.list("layers")) rule.layers.push_back(int(fields.as_integer(layer, "layers")));
+    for (const Json& name : fields.list("projections")) rule.projections.push_back(fields.as_text(name, "projections"));
+    rule.precision = read_precision(fields, rule.precision);
+    c.precision_rules.push_back(std::move(rule));
+  }
+}
+
+/// Refuses what the published code knows and this model does not have.
+void refuse_unsupported(const Fields& fields, const std::string& where) {
+  MMFREE_CHECK(DataError, !fields.boolean("use_short_conv", false), where,
+               "use_short_conv is true: short convolutions are not implemented");
+  MMFREE_CHECK(DataError, fields.integer("expand_ratio", 1) == 1, where, "expand_ratio is ",
+               fields.integer("expand_ratio", 1), ": only 1 is implemented");
+  MMFREE_CHECK(DataError, !fields.boolean("tie_word_embeddings", false), where,
+               "tie_word_embeddings is true: the head has its own weights in this model");
+}
+
+nlohmann::ordered_json extras_of(const ModelConfig& c) {
+  nlohmann::ordered_json rules = nlohmann::ordered_json::array();
+  for (const PrecisionRule& rule : c.precision_rules)
+    rules.push_back(
+        {{"layers", rule.layers}, {"projections", rule.projections}, {"precision", name_of(rule.precision)}});
+  return {{"gate_order", name_of(c.gate_order)}, {"precision", name_of(c.precision)}, {"precision_rules", rules}};
+}
+
+nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(id); }
+
+}  // namespace
+
+ModelConfig read_hf_config(const std::string& dir) {
+  const std::string path = dir + "/config.json", where = path + ": ";
+  const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
+  const Fields fields(json, where);
+  const std::string type = fields.text("model_type", "");
+  MMFREE_CHECK(DataError, type == "hgrn_bit", where, "model_type is ", quote(type),
+               ", expected 'hgrn_bit' (a MatMul-free model)");
+  refuse_unsupported(fields, where);
+  ModelConfig c;
+  c.vocab_size = fields.integer("vocab_size", 32000);
+  c.hidden_size = fields.integer("hidden_size", 2048);
+  c.num_hidden_layers = fields.integer("num_hidden_layers", 24);
+  c.intermediate_size = fields.integer("intermediate_size", 0);
+  c.hidden_ratio = fields.integer("hidden_ratio", 4);
+  c.rms_norm_eps = fields.number("rms_norm_eps", 1e-6);
+  c.initializer_range = fields.number("initializer_range", 0.02);
+  c.use_lower_bound = fields.boolean("use_lower_bound", true);
+  c.max_position_embeddings = fields.integer("max_position_embeddings", 2048);
+  c.bos_token_id = fields.token_id("bos_token_id", 1);
+  c.eos_token_id = fields.token_id("eos_token_id", 2);
+  if (fields.has("mmfree")) read_extras(Fields(fields["mmfree"], where + "mmfree: "), where + "mmfree: ", c);
+  try {
+    c.validate();
+  } catch (const ConfigError& e) {
+    throw DataError(where + e.what());
+  }
+  return c;
+}
+
+void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype) {
+  MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
+               "torch_dtype ", quote(torch_dtype), " is none of float32, bfloat16, float16");
+  const nlohmann::ordered_json json = {
+      {"architectures", nlohmann::ordered_json::array({"HGRNBitForCausalLM"})},
+      {"model_type", "hgrn_bit"},
+      {"vocab_size", config.vocab_size},
+      {"hidden_size", config.hidden_size},
+      {"num_hidden_layers", config.num_hidden_layers},
+      {"intermediate_size",
+       config.intermediate_size ? nlohmann::ordered_json(config.intermediate_size) : nlohmann::ordered_json()},
+      {"hidden_ratio", config.hidden_ratio},
+      {"hidden_act", "swish"},
+      {"attn_mode", "fused_recurrent"},
+      {"num_heads", 1},
+      {"expand_ratio", 1},
+      {"use_short_conv", false},
+      {"conv_size", 4},
+      {"share_conv_kernel", true},
+      {"use_lower_bound", config.use_lower_bound},
+      {"rms_norm_eps", config.rms_norm_eps},
+      {"initializer_range", config.initializer_range},
+      {"max_position_embeddings", config.max_position_embeddings},
+      {"fuse_cross_entropy", true},
+      {"use_cache", true},
+      {"tie_word_embeddings", false},
+      {"pad_token_id", nullptr},
+      {"bos_token_id", id_or_null(config.bos_token_id)},
+      {"eos_token_id", id_or_null(config.eos_token_id)},
+      {"torch_dtype", torch_dtype},
+      {"transformers_version", "4.40.2"},
+      {"mmfree", extras_of(config)}};
+  write_file(dir + "/config.json", json.dump(2) + "\n");
+}
+
+}  // namespace mmfree

@@ -1,0 +1,70 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/tensor.h"
+#include "layers/model_config.h"
+#include "train/formats/safetensors.h"
+
+namespace mmfree {
+
+/// Reads `dir`/config.json of model_type `hgrn_bit`. A missing key has the default of the published code, unknown keys
+/// are ignored, `intermediate_size` null becomes 0 (the rule), a list of token ids gives its first, null gives -1.
+/// What that format cannot say (gate_order, precision, precision_rules) comes from the object "mmfree" when present.
+/// @throws MissingError; DataError naming file and key for anything malformed, out of range, or not implemented:
+/// another model_type, use_short_conv, expand_ratio other than 1, tie_word_embeddings.
+ModelConfig read_hf_config(const std::string& dir);
+
+/// Writes `dir`/config.json with all keys of the published models and the object "mmfree".
+/// `torch_dtype`: float32, bfloat16 or float16. @throws UsageError, CreateError, IoError
+void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype);
+
+/// The tensors of a Hugging Face folder: `model.safetensors`, else the shards of `model.safetensors.index.json`.
+/// @throws MissingError; DataError if the index names a file that is not a plain name in the folder, names a tensor
+/// that is not in its shard, or a shard holds a tensor that the index does not place there.
+class HfFolder {
+ public:
+  explicit HfFolder(const std::string& dir);
+  /// Sorted.
+  std::vector<std::string> names() const;
+  bool has(const std::string& name) const { return shard_of_.count(name) > 0; }
+  /// As SafetensorsReader's. @throws DataError if there is no such tensor.
+  Shape shape(const std::string& name) const { return shard(name).shape(name); }
+  const std::string& dtype_name(const std::string& name) const { return shard(name).dtype_name(name); }
+  Tensor read(const std::string& name, DType as) const { return shard(name).read(name, as); }
+
+ private:
+  const SafetensorsReader& shard(const std::string& name) const;
+  void open_index(const std::string& path);
+
+  std::string dir_;
+  std::vector<std::unique_ptr<SafetensorsReader>> shards_;
+  std::map<std::string, size_t> shard_of_;
+};
+
+/// How `write_hf_folder` stores a model.
+struct HfWriteOptions {
+  std::string torch_dtype = "float32";      ///< float32, bfloat16 or float16
+  int64_t max_shard_bytes = 5'000'000'000;  ///< a larger tensor gets a shard of its own
+  std::string tokenizer_model = {};         ///< bytes of tokenizer.model; empty: none
+  bool overwrite = false;                   ///< replace a model folder that is there already
+};
+
+/// Writes a folder that `HfFolder` and Hugging Face read: config.json, generation_config.json, model.safetensors (or
+/// shards with an index), tokenizer.model, README.md. `tensors` gives names and shapes in file order; `get` is called
+/// for each, in that order, once to write it and once to compare it with what was written, so one tensor at a time is
+/// in memory. All is written to `dir`.tmp, loaded again and renamed at the end: an interrupted export never looks
+/// complete, and an old folder stays until the new one is proved; then they change names in one step, where the file
+/// system can.
+/// @throws CreateError if `dir` is not empty (with `overwrite`: not empty and without a config.json), UsageError,
+/// ShapeError, IoError; Error if what was written does not read back to the bit
+void write_hf_folder(const std::string& dir, const ModelConfig& config,
+                     const std::vector<std::pair<std::string, Shape>>& tensors,
+                     const std::function<Tensor(const std::string&)>& get, const HfWriteOptions& options = {});
+
+}  // namespace mmfree

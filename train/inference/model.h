@@ -1,0 +1,34 @@
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "data/text/tokenizer.h"
+#include "layers/lm.h"
+#include "train/run/compute_target.h"
+
+namespace mmfree {
+
+/// A model in memory with what belongs to it, as loaded from a file to be evaluated, sampled or exported.
+struct Model {
+  ModelConfig config;
+  int64_t seq_len = 256;  ///< context length it was trained with; 2048 where the file does not say
+  std::unique_ptr<ParamStore> params;
+  std::unique_ptr<LM> lm;
+  std::optional<Tokenizer> tokenizer;
+  std::string kind;    ///< "checkpoint", "ternary export", "Hugging Face folder"
+  std::string source;  ///< the file that was read
+
+  /// The tokenizer. @throws MissingError saying how to supply one
+  const Tokenizer& need_tokenizer() const;
+};
+
+/// Reads a model from a checkpoint, a run folder (its newest intact checkpoint), a ternary export, or a Hugging Face
+/// folder. Weights are f32. `tokenizer_path` replaces the tokenizer in the file; it must fit the vocabulary.
+/// @throws MissingError, DataError, IoError, ConfigError
+Model load_model(const std::string& path, const std::string& tokenizer_path = "");
+
+/// The same model, computing on `target`.
+Model move_model(Model model, const ComputeTarget& target);
+
+}  // namespace mmfree

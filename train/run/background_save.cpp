@@ -1,0 +1,82 @@
+#include "train/run/background_save.h"
+
+#include <omp.h>
+
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "core/gpu.h"
+
+namespace mmfree {
+namespace {
+
+/// A copy in memory of its own, for a recorded step writes over what it finds free in its arena. Undefined if there is
+/// no room.
+FlatState snapshot(const FlatState& state) {
+  const bool gpu = state.values.device() == Device::cuda;
+  const auto bytes = size_t(3 * state.values.bytes());
+  if (!gpu && bytes > available_host_memory() / 2) return {};
+  const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : Tensor(); };
+  try {
+    const ArenaScope own(gpu ? Arena::gpu() : Arena::host());
+    const FlatState copies{copy(state.values), copy(state.m), copy(state.v)};
+    if (gpu) gpu::synchronize();
+    return copies;
+  } catch (const OutOfMemory&) {
+    return {};
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
+}
+
+}  // namespace
+
+BackgroundSave::~BackgroundSave() {
+  if (thread_.joinable()) thread_.join();
+}
+
+void BackgroundSave::start(const FlatState& state, std::function<void(const FlatState&)> write) {
+  MMFREE_CHECK(Error, !pending(), "background save: the one before is still under way");
+  const auto save = [write = std::move(write)](const FlatState& from) {
+    try {
+      write(from);
+    } catch (const std::bad_alloc&) {
+      throw OutOfMemory("out of memory while saving a checkpoint");
+    }
+  };
+  try {
+    if (FlatState copy = snapshot(state); copy.values.defined()) {
+      done_ = false;
+      thread_ = std::thread([this, copy = std::exchange(copy, {}), save]() mutable {
+        omp_set_num_threads(1);  // the cores are busy with training
+        try {
+          std::optional<gpu::OwnStream> beside_training;
+          if (copy.values.device() == Device::cuda) beside_training.emplace();
+          save(copy);
+        } catch (...) {
+          failure_ = std::current_exception();
+        }
+        copy = {};
+        done_ = true;
+      });
+      return;
+    }
+  } catch (const std::system_error&) {  // the system has no thread left: training waits
+  } catch (const std::bad_alloc&) {
+  }
+  save(state);
+}
+
+void BackgroundSave::wait() {
+  if (thread_.joinable()) thread_.join();
+  if (const std::exception_ptr failure = std::exchange(failure_, nullptr)) std::rethrow_exception(failure);
+}
+
+bool BackgroundSave::poll() {
+  if (!pending() || !done_) return false;
+  wait();
+  return true;
+}
+
+}  // namespace mmfree

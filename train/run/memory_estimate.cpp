@@ -1,0 +1,30 @@
+#include "train/run/memory_estimate.h"
+
+#include "core/arena.h"
+#include "layers/parameters.h"
+#include "train/run/step.h"
+
+namespace mmfree {
+
+MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute recompute) {
+  const DryRun dry;
+  const auto arena = Arena::counted();
+  const ArenaScope scope(arena);
+  ParamStore params(parameter_specs(config.model), DType::f32, Device::cuda);
+  LM lm(params, config.model, compute);
+  AdamW optimizer(params, config.optim);
+  StepRunner runner(lm, params, optimizer, config, recompute);
+  MemoryEstimate estimate;
+  estimate.state = arena->stats().live;
+  runner.work();
+  estimate.peak = arena->stats().peak;
+  return estimate;
+}
+
+Recompute recompute_of(const TrainConfig& train, Device device) {
+  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full})
+    if (train.recompute == name_of(r)) return r;
+  return device == Device::cuda ? Recompute::selective : Recompute::none;
+}
+
+}  // namespace mmfree

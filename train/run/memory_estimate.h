@@ -1,0 +1,22 @@
+#pragma once
+#include <cstddef>
+
+#include "layers/residual.h"
+#include "train/config/config.h"
+
+namespace mmfree {
+
+/// Bytes of device memory that training would take.
+struct MemoryEstimate {
+  size_t state = 0;  ///< parameters, gradients, moments, quantised weights
+  size_t peak = 0;   ///< the most at once during a step, `state` included
+};
+
+/// Counts what a step of `config` allocates, by running it without memory and without kernels: what a GPU needs can so
+/// be said on any machine. The context of the driver (about half a GB) comes on top.
+MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute recompute);
+
+/// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
+Recompute recompute_of(const TrainConfig& train, Device device);
+
+}  // namespace mmfree

@@ -1,0 +1,133 @@
+#include "train/run/metrics.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+
+namespace mmfree {
+namespace {
+
+constexpr const char* kEvaluated = "val/loss";
+
+template <class T>
+std::string shortest(T value) {
+  char buffer[32];
+  return {buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr};
+}
+
+std::string json_number(int64_t value) { return shortest(value); }
+std::string json_number(double value) { return std::isfinite(value) ? shortest(value) : "null"; }
+
+struct Lines {
+  std::string kept;
+  int64_t damaged = 0;     ///< lines that are no metrics
+  int64_t evaluated = -1;  ///< the largest step of a kept evaluation
+};
+
+/// The lines of `path` up to `step`.
+Lines lines_up_to(const std::string& path, int64_t step) {
+  const std::string text = read_file(path, std::numeric_limits<int64_t>::max());
+  Lines lines;
+  for (size_t at = 0, end; at < text.size(); at = end + 1) {
+    end = std::min(text.find('\n', at), text.size());
+    const bool torn = end == text.size();
+    const std::string line = text.substr(at, end - at);
+    const nlohmann::json row = nlohmann::json::parse(line, nullptr, false);
+    const auto found = row.is_object() ? row.find("step") : row.end();
+    if (torn || found == row.end() || !found->is_number_integer()) {
+      ++lines.damaged;
+    } else if (const auto of_line = found->get<int64_t>(); of_line <= step) {
+      lines.kept += line + "\n";
+      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, of_line);
+    }
+  }
+  return lines;
+}
+
+}  // namespace
+
+std::string metrics_line(const Metrics& metrics) {
+  std::string line;
+  for (const auto& [key, value] : metrics) {
+    line += line.empty() ? "{\"" : ", \"";
+    line += key + "\": " + std::visit([](auto number) { return json_number(number); }, value);
+  }
+  return line + "}";
+}
+
+MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std::move(path)) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  const fs::file_type type = fs::status(path_, ignored).type();
+  if (type == fs::file_type::regular || type == fs::file_type::not_found) {
+    Lines lines;
+    if (resume_step >= 0 && type == fs::file_type::regular) lines = lines_up_to(path_, resume_step);
+    damaged_lines_ = lines.damaged;
+    evaluated_ = lines.evaluated;
+    write_file(path_, lines.kept);  // so that its name is durable too
+    synced_ = lines.kept.size();
+  }
+  open();
+}
+
+void MetricsWriter::open() {
+  const int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC;
+  file_ = Fd(restarted([&] { return ::open(path_.c_str(), flags, 0666); }));
+  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", std::strerror(errno));
+}
+
+void MetricsWriter::write(const Metrics& metrics) {
+  const auto find = [&](const char* key) {
+    return std::find_if(metrics.begin(), metrics.end(), [&](const auto& m) { return m.first == key; });
+  };
+  const auto step = find("step");
+  MMFREE_CHECK(Error, step != metrics.end(), path_, ": a line of metrics without its step");
+  if (find(kEvaluated) != metrics.end()) evaluated_ = std::max(evaluated_, std::get<int64_t>(step->second));
+  unwritten_ += metrics_line(metrics) + "\n";
+  flush();
+}
+
+void MetricsWriter::flush() {
+  if (!file_.is_open()) open();
+  while (!unwritten_.empty()) {
+    const ssize_t n = restarted([&] { return ::write(file_.get(), unwritten_.data(), unwritten_.size()); });
+    MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
+    unsynced_.append(unwritten_, 0, size_t(n));
+    unwritten_.erase(0, size_t(n));
+  }
+}
+
+void MetricsWriter::sync() {
+  flush();
+  struct stat info = {};
+  const bool removed = ::fstat(file_.get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 0;
+  if (removed || doubtful_) {
+    // A removed file is there as long as it is open. After a failed sync the system may have dropped what it could not
+    // write: of the file only what was durable before is trusted.
+    const std::string from = removed ? concat("/proc/self/fd/", file_.get()) : path_;
+    std::string lines = read_file(from, std::numeric_limits<int64_t>::max());
+    lines.resize(std::min(lines.size(), synced_));
+    write_file(path_, lines + unsynced_);
+    file_.close();
+  } else {
+    // Pipes and devices (/dev/null) cannot be synced, which is no error.
+    doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
+    MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
+  }
+  doubtful_ = false;
+  synced_ += unsynced_.size();
+  unsynced_.clear();
+}
+
+}  // namespace mmfree
