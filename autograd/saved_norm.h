@@ -30,7 +30,8 @@ struct SavedNorm {
   RowSource::Kind kind;
   double eps, eps_outer, eps_inner;
 
-  /// The source; of a sum whose value was saved, the rows of it. `From` is a BackwardCtx or a Recipe's view of the saved list.
+  /// The source; of a sum whose value was saved, the rows of it. `From` is a BackwardCtx or a Recipe's view of the
+  /// saved list.
   template <class From>
   RowSource source(const From& from) const {
     RowSource s;

@@ -6,12 +6,12 @@
 #include <sstream>
 
 #include "core/error.h"
-#include "core/system/hash.h"
 #include "core/parallel.h"
+#include "core/system/hash.h"
 #include "data/staging.h"
 #include "data/text/text_reader.h"
-#include "data/token_shards.h"
 #include "data/text/tokenizer.h"
+#include "data/token_shards.h"
 
 namespace mmfree {
 

@@ -58,8 +58,7 @@ void dequantise(const TernaryDequantiseArgs& p) {
   parallel_for(p.rows, 16, [=](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o)
       for (int64_t first = 0; first < p.cols; first += 32) {
-        const uint8_t* packed =
-            codes + o * row_bytes + first / kTernaryBlock * kTernaryBlockBytes;
+        const uint8_t* packed = codes + o * row_bytes + first / kTernaryBlock * kTernaryBlockBytes;
         const int shift = int(first % kTernaryBlock / 32) * 2;
         T* out = static_cast<T*>(p.weights) + o * p.cols + first;
         const int64_t count = std::min<int64_t>(32, p.cols - first);

@@ -10,8 +10,8 @@ constexpr int kWide = 4;
 __global__ void begin(const double* sums, StepParams* step) {
   StepParams s = *step;
   s.grad_norm = sqrt(sums[0]);
-  const bool sound = s.grad_norm < kMostNorm && sums[1] < kMostNorm * kMostNorm &&
-                     isfinite(sums[2] + s.lr + s.weight_decay);
+  const bool sound =
+      s.grad_norm < kMostNorm && sums[1] < kMostNorm * kMostNorm && isfinite(sums[2] + s.lr + s.weight_decay);
   s.skip = sound ? 0 : 1;
   if (!s.skip) {
     s.updates += 1;

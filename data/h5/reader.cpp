@@ -3,8 +3,8 @@
 #include <set>
 
 #include "core/system/files.h"
-#include "data/h5/h5.h"
 #include "data/h5/file.h"
+#include "data/h5/h5.h"
 #include "data/h5/structure.h"
 
 namespace mmfree::h5 {

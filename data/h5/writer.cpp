@@ -3,8 +3,8 @@
 #include <map>
 
 #include "core/system/files.h"
-#include "data/h5/h5.h"
 #include "data/h5/file.h"
+#include "data/h5/h5.h"
 
 namespace mmfree::h5 {
 

@@ -52,8 +52,8 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
   }
 }
 
-// Fixed before the first run: three times the most that bf16 costs an oracle that rounds the same tensors, over 6 golden
-// sets and 12 random models (tests/golden/README.md).
+// Fixed before the first run: three times the most that bf16 costs an oracle that rounds the same tensors, over 6
+// golden sets and 12 random models (tests/golden/README.md).
 constexpr double kBf16Loss = 6e-4, kBf16Logits = 0.1, kBf16Hidden = 0.1, kBf16Gradient = 0.13, kBf16Tensor = 0.2;
 
 TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {

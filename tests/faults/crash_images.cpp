@@ -7,8 +7,8 @@
 #include <map>
 #include <mutex>
 
-#include "core/system/files.h"
 #include "core/rng.h"
+#include "core/system/files.h"
 #include "tests/support/fault_main.h"
 #include "tests/support/fault_operations.h"
 #include "tests/support/interpose.h"

@@ -7,12 +7,12 @@
 #include <cstdio>
 
 #include "data/batches.h"
+#include "data/feed.h"
 #include "layers/parameters.h"
 #include "tests/support/compare.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
 #include "train/run/background_save.h"
-#include "data/feed.h"
 #include "train/run/metrics.h"
 #include "train/run/progress.h"
 

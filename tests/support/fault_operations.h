@@ -14,8 +14,8 @@
 #include "tests/support/saved_run.h"
 #include "tests/support/temp_dir.h"
 #include "train/formats/hf_folder.h"
-#include "train/run/metrics.h"
 #include "train/formats/ternary_file.h"
+#include "train/run/metrics.h"
 
 namespace mmfree {
 

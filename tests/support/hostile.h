@@ -12,11 +12,11 @@
 #include "optim/adamw.h"
 #include "tests/support/h5_repair.h"
 #include "tests/support/temp_dir.h"
-#include "train/run/checkpoint.h"
-#include "train/inference/model.h"
 #include "train/formats/safetensors.h"
 #include "train/formats/strict_json.h"
 #include "train/formats/ternary_file.h"
+#include "train/inference/model.h"
+#include "train/run/checkpoint.h"
 
 /// The readers of files that come from outside, as the programs that attack them see them.
 namespace mmfree {

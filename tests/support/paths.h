@@ -1,8 +1,8 @@
 #pragma once
 #include <string>
 
-/// Where the tests find what they need. The environment variables MMFREE_SOURCE_DIR and MMFREE_PROGRAM name other places
-/// when they run from a bundle.
+/// Where the tests find what they need. The environment variables MMFREE_SOURCE_DIR and MMFREE_PROGRAM name other
+/// places when they run from a bundle.
 namespace mmfree {
 
 /// The folder that holds configs/ and tests/.

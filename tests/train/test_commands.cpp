@@ -11,10 +11,10 @@
 #include "core/gpu.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
-#include "train/run/checkpoint.h"
-#include "train/inference/generate.h"
 #include "train/formats/safetensors.h"
+#include "train/inference/generate.h"
 #include "train/inference/score.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace {

@@ -4,8 +4,8 @@
 #include "core/gpu.h"
 #include "tests/support/gpu.h"
 #include "tests/support/tensors.h"
-#include "train/run/compute_target.h"
 #include "train/inference/model.h"
+#include "train/run/compute_target.h"
 
 namespace mmfree {
 namespace {

@@ -4,9 +4,9 @@
 #include <limits>
 
 #include "core/gpu.h"
+#include "data/feed.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
-#include "data/feed.h"
 
 namespace mmfree {
 namespace {

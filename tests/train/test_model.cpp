@@ -3,10 +3,10 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/run/checkpoint.h"
 #include "train/formats/hf_folder.h"
-#include "train/inference/model.h"
 #include "train/formats/ternary_file.h"
+#include "train/inference/model.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace {

@@ -9,9 +9,9 @@
 #include "core/error.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
+#include "train/formats/ternary_file.h"
 #include "train/run/checkpoint.h"
 #include "train/run/signals.h"
-#include "train/formats/ternary_file.h"
 
 namespace mmfree {
 namespace {

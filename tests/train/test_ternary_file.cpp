@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "core/system/hash.h"
 #include "core/ops/elementwise.h"
+#include "core/system/hash.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/safetensors.h"

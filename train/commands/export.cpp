@@ -5,13 +5,13 @@
 #include <memory>
 
 #include "layers/parameters.h"
-#include "train/run/checkpoint.h"
 #include "train/commands/commands.h"
 #include "train/formats/hf_folder.h"
+#include "train/formats/ternary_file.h"
 #include "train/inference/model.h"
+#include "train/run/checkpoint.h"
 #include "train/run/progress.h"
 #include "train/run/signals.h"
-#include "train/formats/ternary_file.h"
 
 namespace mmfree {
 namespace {

@@ -1,3 +1,5 @@
+#include "train/inference/generate.h"
+
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
@@ -6,7 +8,6 @@
 #include <memory>
 
 #include "train/commands/commands.h"
-#include "train/inference/generate.h"
 #include "train/inference/model.h"
 #include "train/run/signals.h"
 

@@ -5,9 +5,9 @@
 
 #include "data/h5/h5.h"
 #include "data/token_shards.h"
-#include "train/run/checkpoint.h"
 #include "train/commands/commands.h"
 #include "train/inference/model.h"
+#include "train/run/checkpoint.h"
 #include "train/run/progress.h"
 
 namespace mmfree {

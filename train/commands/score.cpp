@@ -1,3 +1,5 @@
+#include "train/inference/score.h"
+
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <cstring>
@@ -7,10 +9,9 @@
 
 #include "data/text/line_reader.h"
 #include "train/commands/commands.h"
-#include "train/inference/model.h"
-#include "train/inference/score.h"
-#include "train/run/signals.h"
 #include "train/formats/strict_json.h"
+#include "train/inference/model.h"
+#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {

@@ -26,11 +26,11 @@ struct TrainConfig {
   int64_t save_every = 0;          ///< steps between checkpoints; 0: only at the end
   int64_t keep_last = 3;           ///< checkpoints kept
   std::string resume =
-      "false";              ///< false; true: the newest checkpoint of run_dir; auto: the same if there is one; a path
-  std::string run_dir;      ///< where everything is written; load_config fills in runs/<stem of the file>
-  double max_time = 0;      ///< seconds after which to save and stop; 0: no limit
+      "false";          ///< false; true: the newest checkpoint of run_dir; auto: the same if there is one; a path
+  std::string run_dir;  ///< where everything is written; load_config fills in runs/<stem of the file>
+  double max_time = 0;  ///< seconds after which to save and stop; 0: no limit
   std::string on_save_error = "continue";  ///< continue or stop when a checkpoint or metrics cannot be written
-  int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t skip_limit = 10;                 ///< consecutive steps with non-finite loss or gradient before giving up
 
   /// Sequences per forward pass after the rule above is applied.
   int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : batch_size; }

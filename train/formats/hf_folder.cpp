@@ -8,8 +8,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include "core/system/files.h"
 #include "core/ops/elementwise.h"
+#include "core/system/files.h"
 #include "train/formats/strict_json.h"
 
 namespace mmfree {

@@ -6,10 +6,10 @@
 #include <map>
 #include <set>
 
-#include "core/system/hash.h"
 #include "core/ops/elementwise.h"
 #include "core/quantize.h"
 #include "core/rng.h"
+#include "core/system/hash.h"
 #include "layers/parameters.h"
 #include "train/config/config.h"
 #include "train/formats/safetensors.h"

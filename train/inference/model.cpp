@@ -4,12 +4,12 @@
 #include <cmath>
 #include <filesystem>
 
-#include "core/system/files.h"
 #include "core/ops/elementwise.h"
+#include "core/system/files.h"
 #include "layers/parameters.h"
-#include "train/run/checkpoint.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/ternary_file.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;

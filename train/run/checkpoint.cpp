@@ -6,8 +6,8 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "core/system/files.h"
 #include "core/ops/elementwise.h"
+#include "core/system/files.h"
 #include "layers/parameters.h"
 
 namespace mmfree {

@@ -17,7 +17,7 @@ struct StepRunner::Gpu {
   std::unique_ptr<gpu::Graph> graph;
   gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
   bool warm = false;  ///< a step has run kernel by kernel: libraries are loaded, algorithms chosen, memory obtained
-  size_t live = 0;  ///< bytes of the arena in use when the step was recorded
+  size_t live = 0;    ///< bytes of the arena in use when the step was recorded
 };
 
 StepRunner::StepRunner(LM& lm, ParamStore& params, AdamW& optimizer, const RunConfig& config, Recompute recompute)

@@ -2,10 +2,10 @@
 #include <memory>
 #include <optional>
 
+#include "data/feed.h"
 #include "layers/lm.h"
 #include "optim/adamw.h"
 #include "train/config/config.h"
-#include "data/feed.h"
 
 namespace mmfree {
 

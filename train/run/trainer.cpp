@@ -12,8 +12,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "core/system/files.h"
 #include "core/gpu.h"
+#include "core/system/files.h"
 #include "layers/parameters.h"
 #include "train/run/memory_estimate.h"
 #include "train/run/signals.h"
