@@ -4,6 +4,7 @@
 #include "autograd/tape.h"
 #include "core/ops/head_loss.h"
 #include "core/ops/norm_quant.h"
+#include "core/activation.h"
 
 /// The differentiable operations. Each computes with the op of the same name in core/ops (formulas, shapes and errors
 /// are documented there) and records its backward pass on the live Tape. Rows are tokens: N = B·T.
@@ -27,6 +28,8 @@ struct Source {
     return {RowSource::gate, a, b, weight, eps};
   }
   static Source swiglu(const Var& x) { return {RowSource::swiglu, x, {}, {}}; }
+  static Source glu(const Var& x, Activation) { return swiglu(x); }
+  static Source activation(const Var& x, Activation) { return swiglu(x); }
 };
 
 /// One wanted output of norm_quant.

@@ -21,7 +21,7 @@ ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device)
                        std::make_shared<GradSlot>(GradSlot{s.shape, dtype, device, {}, true, false}));
     const int64_t end = i + 1 < specs_.size() ? offsets_[i + 1] : size;
     std::fill(decays.mut<uint8_t>() + offsets_[i] / kParamBlock, decays.mut<uint8_t>() + end / kParamBlock,
-              uint8_t(s.decay));
+              uint8_t(s.role == ParamRole::matrix || s.role == ParamRole::head));
   }
   decays_ = decays.to(device);
 }

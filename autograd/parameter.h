@@ -13,12 +13,13 @@ struct Init {
   double scale = 0;
 };
 
+enum class ParamRole { matrix, embedding, head, vector };
 /// Name, shape and treatment of one parameter. The name is its identity in files and in random-number keys.
 struct ParamSpec {
   std::string name;
   Shape shape;
   Init init;
-  bool decay = false;  ///< weight decay applies
+  ParamRole role = ParamRole::vector;
 };
 
 /// All parameters of a model in one flat buffer and their gradients in another (f32; f64 in checks) on one device, each

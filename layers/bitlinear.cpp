@@ -4,11 +4,6 @@
 
 namespace mmfree {
 
-BitLinear::BitLinear(const ParamStore& params, const std::string& name, Precision precision)
-    : name(name), precision(precision), norm(params[name + ".norm.weight"]), matrix(std::make_shared<WeightMatrix>()) {
-  if (params.has(name + ".weight")) weight = params[name + ".weight"];
-}
-
 void BitLinear::prepare(DType compute) const {
   if (!weight.defined()) return;
   const Tensor& latent = weight.value();

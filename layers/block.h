@@ -1,34 +1,95 @@
 #pragma once
+#include <optional>
+#include <variant>
+
 #include "layers/channel/glu.h"
+#include "layers/channel/mlp.h"
 #include "layers/token/mlgru.h"
 
 namespace mmfree {
 
-/// Pre-norm residual block: h' = h + mixer(norm(h)), y = h' + channel(norm(h')).  h, y [B·T, D]. Norms and additions
+/// The mixers that a layer may have. A new one is a struct like these, its kind in layers/model_config.h, and its name
+/// here.
+using TokenMixer = std::variant<MlGru>;
+using ChannelMixer = std::variant<Glu, Mlp>;
+
+/// The alternative of `Mixer` whose kind is asked for. @throws ConfigError if none has it
+template <class Mixer, class Kind, size_t I = 0>
+Mixer make_mixer(Kind kind, const LayerConfig& c) {
+  if constexpr (I == std::variant_size_v<Mixer>) {
+    throw ConfigError(concat("model: mixer '", name_of(kind), "' is not implemented"));
+  } else {
+    if (std::variant_alternative_t<I, Mixer>::kind == kind) return Mixer(std::in_place_index<I>, c);
+    return make_mixer<Mixer, Kind, I + 1>(kind, c);
+  }
+}
+
+/// Pre-norm residual block: h' = h + token(norm(h)), y = h' + channel(norm(h')).  h, y [B·T, D]. Norms and additions
 /// are fused into the mixers' first norm_linear, so the last addition is the next block's.
 struct Block {
-  Var attn_norm, mlp_norm;  ///< [D]
-  MlGru mixer;
-  GluMixer channel;
+  Var token_norm, channel_norm;  ///< [D]
+  TokenMixer token;
+  ChannelMixer channel;
 
-  Block(const ParamStore& params, const ModelConfig& config, int layer)
-      : Block(params, concat("model.layers.", layer, '.'), config, layer) {}
+  explicit Block(const LayerConfig& c)
+      : token(make_mixer<TokenMixer>(c.token, c)), channel(make_mixer<ChannelMixer>(c.channel, c)) {}
 
-  Residual operator()(const Residual& in, const Var& bound, int64_t batch, Tensor* state, Recompute keep) const {
-    if (keep != Recompute::full) return channel(mixer(in, attn_norm, bound, batch, state, keep), mlp_norm, keep);
-    const auto out = recompute("block", {in.sum(), bound}, [block = this, batch](const std::vector<Var>& inputs) {
-      const Residual y = (*block)({inputs[0], Var()}, inputs[1], batch, nullptr, Recompute::none);
-      return std::vector<Var>{y.h, y.pending};
-    });
-    return {out[0], out[1]};
+  template <class Visitor>
+  void visit(Visitor& v, const LayerConfig& c) {
+    v.vector("attn_norm.weight", token_norm, {c.width}, 1);
+    v.inside("attn.", [&] { std::visit([&](auto& mixer) { mixer.visit(v, c); }, token); });
+    v.vector("mlp_norm.weight", channel_norm, {c.width}, 1);
+    v.inside("mlp.", [&] { std::visit([&](auto& mixer) { mixer.visit(v, c); }, channel); });
+  }
+
+  Residual operator()(const Residual& in, StepContext& step) const {
+    if (step.recompute == Recompute::full) return recomputed(in, step);
+    const Residual mid = std::visit([&](const auto& mixer) { return mixer(in, token_norm, step); }, token);
+    const Residual out = std::visit([&](const auto& mixer) { return mixer(mid, channel_norm, step); }, channel);
+    if (step.state) step.state->position += in.h.dim(0) / step.batch;
+    return out;
   }
 
  private:
-  Block(const ParamStore& params, const std::string& prefix, const ModelConfig& config, int layer)
-      : attn_norm(params[prefix + "attn_norm.weight"]),
-        mlp_norm(params[prefix + "mlp_norm.weight"]),
-        mixer(params, prefix + "attn.", config, layer),
-        channel(params, prefix + "mlp.", config, layer) {}
+  /// The same, keeping only the stream before it.
+  Residual recomputed(const Residual& in, const StepContext& step) const {
+    MMFREE_CHECK(Error, !step.starts.defined() && !step.losses,
+                 "block: starts of documents and auxiliary losses do not go with train.recompute=full");
+    const auto out =
+        recompute("block", {in.sum(), step.bound}, [block = this, batch = step.batch](const std::vector<Var>& inputs) {
+          StepContext inner;
+          inner.batch = batch;
+          inner.bound = inputs[1];
+          const Residual y = (*block)({inputs[0], Var()}, inner);
+          return std::vector<Var>{y.h, y.pending};
+        });
+    return {out[0], out[1]};
+  }
+};
+
+/// Everything that has parameters in a language model, in the order of files.
+struct ModelParts {
+  Var embedding;     ///< [V, D]
+  Var lower_bounds;  ///< [L, D]; undefined without
+  std::vector<Block> blocks;
+  Var norm;  ///< [D]
+  BitLinear head;
+
+  explicit ModelParts(const ModelConfig& c) {
+    for (int l = 0; l < int(c.num_hidden_layers); ++l) blocks.emplace_back(c.layer(l));
+  }
+
+  template <class Visitor>
+  void visit(Visitor& v, const ModelConfig& c) {
+    v.table("model.embeddings.weight", embedding, {c.vocab_size, c.hidden_size}, normal_init(c.initializer_range));
+    if (c.use_lower_bound) v.vector("model.lower_bounds", lower_bounds, {c.num_hidden_layers, c.hidden_size}, 0);
+    for (int l = 0; l < int(blocks.size()); ++l)
+      v.inside(concat("model.layers.", l, '.'), [&] { blocks[size_t(l)].visit(v, c.layer(l)); });
+    v.vector("model.norm.weight", norm, {c.hidden_size}, 1);
+    MatrixSpec matrix{c.vocab_size, c.hidden_size, normal_init(c.initializer_range), ParamRole::head};
+    matrix.tied = c.tie_word_embeddings;
+    v.projection("lm_head", head, matrix, c.layer(-1));
+  }
 };
 
 }  // namespace mmfree

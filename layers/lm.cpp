@@ -17,58 +17,76 @@ Tensor host_f32(const Tensor& t) {
   return f32;
 }
 
-LM::LM(const ParamStore& params, const ModelConfig& config, DType compute)
-    : params_(params),
-      config_(config),
-      compute_(compute),
-      embeddings_(params["model.embeddings.weight"]),
-      norm_(params["model.norm.weight"]),
-      lm_head_(params, "lm_head", config.precision_of(-1, "lm_head")) {
-  if (config.use_lower_bound) lower_bounds_ = params["model.lower_bounds"];
-  for (int l = 0; l < int(config.num_hidden_layers); ++l) blocks_.emplace_back(params, config, l);
-  for_each_projection([&](const BitLinear& p) {
-    p.prepare(compute_);
-    if (p.weight.defined() && p.precision == Precision::ternary)
-      ternary_.push_back({params_.offset(params_.index(p.name + ".weight")), p.matrix->ternary});
-  });
-  requantise();
-}
+namespace {
 
-void LM::for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
-  for (const Block& b : blocks_)
-    for (const BitLinear* p : {&b.mixer.i_proj, &b.mixer.f_proj, &b.mixer.g_proj, &b.mixer.o_proj, &b.channel.gate_proj,
-                               &b.channel.down_proj})
-      visit(*p);
-  visit(lm_head_);
+/// Gives the parts of a model their values.
+class BindVisitor : public DeclarationVisitor {
+ public:
+  BindVisitor(const ParamStore& params, std::vector<const BitLinear*>& projections)
+      : params_(params), projections_(projections) {}
+  void table(const std::string& name, Var& v, const Shape&, Init) { v = params_[prefix_ + name]; }
+  void vector(const std::string& name, Var& v, const Shape&, double) { v = params_[prefix_ + name]; }
+  void projection(const std::string& name, BitLinear& p, const MatrixSpec& m, const LayerConfig& c) {
+    p.name = prefix_ + name;
+    p.parameter = m.tied ? "model.embeddings.weight" : p.name + ".weight";
+    p.precision = c.precision_of(name);
+    if (params_.has(p.parameter)) p.weight = params_[p.parameter];
+    if (c.inner_norm) p.norm = params_[p.name + ".norm.weight"];
+    p.matrix = std::make_shared<WeightMatrix>();
+    projections_.push_back(&p);
+  }
+
+ private:
+  const ParamStore& params_;
+  std::vector<const BitLinear*>& projections_;
+};
+
+}  // namespace
+
+LM::LM(const ParamStore& params, const ModelConfig& config, DType compute)
+    : params_(params), config_(config), compute_(compute), parts_(config) {
+  BindVisitor bind(params, projections_);
+  parts_.visit(bind, config);
+  for (const BitLinear* p : projections_) {
+    p->prepare(compute_);
+    if (p->weight.defined() && p->precision == Precision::ternary)
+      ternary_.push_back({params_.offset(params_.index(p->parameter)), p->matrix->ternary});
+  }
+  requantise();
 }
 
 void LM::requantise(const Tensor& abs_sums) const {
   ternary_quantise_flat(params_.values(), abs_sums, ternary_);
-  for_each_projection([](const BitLinear& p) { p.round(); });
+  for (const BitLinear* p : projections_) p->round();
 }
 
 Var LM::hidden(const Tensor& ids, int64_t batch, DecodeState* state, Trace* trace, Recompute recompute) const {
   MMFREE_CHECK(ShapeError, batch > 0 && ids.size() % batch == 0, "lm: ", ids.size(), " tokens do not make ", batch,
                " sequences of one length");
   std::vector<Var> bounds;
-  if (lower_bounds_.defined()) bounds = lower_bounds(lower_bounds_);
-  Residual r{embedding(embeddings_, ids, compute_), Var()};
-  for (size_t l = 0; l < blocks_.size(); ++l) {
+  if (parts_.lower_bounds.defined()) bounds = lower_bounds(parts_.lower_bounds);
+  Residual r{embedding(parts_.embedding, ids, compute_), Var()};
+  for (size_t l = 0; l < parts_.blocks.size(); ++l) {
     if (trace) trace->push_back(r.sum().value());
-    r = blocks_[l](r, l && !bounds.empty() ? bounds[l] : Var(), batch, state ? &state->layer(int64_t(l)) : nullptr,
-                   recompute);
+    StepContext step;
+    step.batch = batch;
+    step.recompute = recompute;
+    step.state = state ? &state->layer(int64_t(l)) : nullptr;
+    if (l && !bounds.empty()) step.bound = bounds[l];
+    r = parts_.blocks[l](r, step);
   }
-  if (trace) trace->push_back(rmsnorm(r.sum(), norm_, config_.rms_norm_eps).value());
-  return norm_quant(r.source(), norm_, config_.rms_norm_eps, BitLinear::kEps, {lm_head_.branch()})[0];
+  if (trace) trace->push_back(rmsnorm(r.sum(), parts_.norm, config_.rms_norm_eps).value());
+  return norm_quant(r.source(), parts_.norm, config_.rms_norm_eps, BitLinear::kEps, {parts_.head.branch()})[0];
 }
 
 Var LM::loss(const Tensor& ids, const Tensor& targets, int64_t batch, double scale, Recompute recompute) const {
-  return head_loss(hidden(ids, batch, nullptr, nullptr, recompute), lm_head_.weight, *lm_head_.matrix, targets, scale);
+  return head_loss(hidden(ids, batch, nullptr, nullptr, recompute), parts_.head.weight, *parts_.head.matrix, targets,
+                   scale);
 }
 
 Tensor LM::head(const QuantTensor& q) const {
   Tensor y({q.values.dim(0), config_.vocab_size}, q.compute, q.values.device());
-  linear(q, *lm_head_.matrix, y);
+  linear(q, *parts_.head.matrix, y);
   return y;
 }
 
@@ -93,7 +111,7 @@ Tensor LM::next_logits(const Tensor& ids, int64_t batch, DecodeState& state) con
 Tensor LM::nll(const Tensor& ids, const Tensor& targets, int64_t batch, DecodeState* state) const {
   const QuantTensor q = hidden(ids, batch, state).quant();
   Tensor nll({ids.size()}, param_dtype(q.compute), q.values.device());
-  head_loss(q, *lm_head_.matrix, targets, 1, nll, nullptr);
+  head_loss(q, *parts_.head.matrix, targets, 1, nll, nullptr);
   return nll;
 }
 

@@ -4,14 +4,14 @@
 
 #include "core/ops/ternary.h"
 #include "layers/block.h"
-#include "layers/decode/state.h"
 
 namespace mmfree {
 
 /// A float tensor from any device as f32 on the host.
 Tensor host_f32(const Tensor& t);
 
-/// The MatMul-free language model: embedding, blocks, final norm, ternary head (Zhu et al. 2024, arXiv:2406.02528).
+/// A language model as layers/block.h declares it: embedding, blocks, final norm, head. With its defaults the
+/// MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
 ///
 /// Activations have the dtype `compute`: that of the parameters, or on a GPU bf16. The residual stream, norms'
 /// statistics and the recurrence's state keep the parameters' dtype.
@@ -24,15 +24,19 @@ class LM {
   LM(const LM&) = delete;
 
   const ModelConfig& config() const { return config_; }
+  const ModelParts& parts() const { return parts_; }
   Device device() const { return params_.device(); }
   /// Makes every projection's matrix from the latent weights. `abs_sums` as `adamw` leaves them, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
-  void for_each_projection(const std::function<void(const BitLinear&)>& visit) const;
+  void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
+    for (const BitLinear* p : projections_) visit(*p);
+  }
 
   /// Residual streams seen on the way, for comparisons: the input of each block, then the final norm's output.
   using Trace = std::vector<Tensor>;
 
-  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. `state` as in MlGru, per layer.
+  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. `state`: where the sequences stand, read and
+  /// updated; null: they start here.
   Var hidden(const Tensor& ids, int64_t batch, DecodeState* state = nullptr, Trace* trace = nullptr,
              Recompute recompute = Recompute::none) const;
   /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32, kIgnoreTarget is not scored.
@@ -50,9 +54,8 @@ class LM {
   const ParamStore& params_;
   ModelConfig config_;
   DType compute_;
-  Var embeddings_, lower_bounds_, norm_;
-  std::vector<Block> blocks_;
-  BitLinear lm_head_;
+  ModelParts parts_;
+  std::vector<const BitLinear*> projections_;
   mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents
 };
 

@@ -4,73 +4,159 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "layers/parameters.h"
 
 namespace mmfree {
+namespace {
 
-const char* name_of(Precision p) { return p == Precision::ternary ? "ternary" : p == Precision::bf16 ? "bf16" : "f32"; }
-
-const char* name_of(GateOrder g) {
-  return g == GateOrder::reference ? "reference" : g == GateOrder::fixed ? "fixed" : "paper";
+bool has_heads(TokenKind kind) {
+  switch (kind) {
+    case TokenKind::mlgru:
+      return false;
+  }
+  throw ConfigError("model: unknown token mixer");
 }
 
-int64_t ModelConfig::intermediate() const {
-  if (intermediate_size > 0) return intermediate_size;
+void check_range(const std::string& key, int64_t value, int64_t least, int64_t most) {
+  MMFREE_CHECK(ConfigError, value >= least && value <= most, key, ": ", value, " is outside ", least, "..", most);
+}
+
+/// The keys of a layer that a number out of range or a mixer without heads can make wrong.
+void check_layer(const std::string& where, const LayerConfig& layer) {
+  constexpr int64_t kMostInner = 1 << 20, kMostHeads = 1 << 12;
+  check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
+  check_range(where + "heads", layer.heads, 1, kMostHeads);
+  check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
+  MMFREE_CHECK(ConfigError, has_heads(layer.token) || (layer.heads == 1 && layer.kv_heads <= 1), where,
+               "heads: ", layer.heads, " heads, but ", name_of(layer.token),
+               " mixes every channel on its own; leave heads and ", "kv_heads out");
+}
+
+void check_rules(const ModelConfig& c) {
+  const std::vector<std::string> known = projection_names(c);
+  for (const PrecisionRule& rule : c.precision_rules) {
+    for (const std::string& name : rule.projections) {
+      std::string list;
+      for (const std::string& k : known) list += ' ' + k;
+      MMFREE_CHECK(ConfigError, std::find(known.begin(), known.end(), name) != known.end(),
+                   "model.precision_rules: unknown projection ", quote(name), " (this model has:", list, ")");
+    }
+    for (int layer : rule.layers)
+      MMFREE_CHECK(ConfigError, layer >= 0 && layer < c.num_hidden_layers, "model.precision_rules: layer ", layer,
+                   " is outside 0..", c.num_hidden_layers - 1);
+  }
+}
+
+}  // namespace
+
+const char* name_of(TokenKind k) {
+  switch (k) {
+    case TokenKind::mlgru:
+      return "mlgru";
+  }
+  return "?";
+}
+
+const char* name_of(ChannelKind k) {
+  switch (k) {
+    case ChannelKind::glu:
+      return "glu";
+    case ChannelKind::mlp:
+      return "mlp";
+  }
+  return "?";
+}
+
+const char* name_of(Precision p) {
+  switch (p) {
+    case Precision::ternary:
+      return "ternary";
+    case Precision::bf16:
+      return "bf16";
+    case Precision::f32:
+      return "f32";
+  }
+  return "?";
+}
+
+const char* name_of(GateOrder g) {
+  switch (g) {
+    case GateOrder::reference:
+      return "reference";
+    case GateOrder::fixed:
+      return "fixed";
+    case GateOrder::paper:
+      return "paper";
+  }
+  return "?";
+}
+
+int64_t ModelConfig::intermediate_of(int64_t size) const {
+  if (size > 0) return size;
   const int64_t raw = hidden_size * hidden_ratio * 2 / 3;
   return (raw + 255) / 256 * 256;
 }
 
-Precision ModelConfig::precision_of(int layer, const std::string& projection) const {
+int64_t ModelConfig::listed_layers() const {
+  int64_t n = 0;
+  for (const LayerEntry& entry : layers) n += entry.repeat;
+  return n;
+}
+
+LayerConfig ModelConfig::layer(int l) const {
+  LayerConfig c;
+  zip_layer_keys(c, *this, [](auto& to, const auto& from) { to = from; });
+  int64_t end = 0;
+  for (const LayerEntry& entry : layers) {
+    const bool here = l >= end && l < end + entry.repeat;
+    end += entry.repeat;
+    if (!here) continue;
+    zip_layer_keys(c, entry, [](auto& to, const auto& given) { to = given.value_or(to); });
+  }
+  c.index = l;
+  c.width = hidden_size;
+  c.inner = intermediate_of(c.intermediate_size);
+  c.depth = num_hidden_layers;
+  c.norm_eps = rms_norm_eps;
+  c.std = initializer_range;
+  c.model = this;
+  return c;
+}
+
+Precision LayerConfig::precision_of(const std::string& name) const {
   Precision p = precision;
-  for (const PrecisionRule& rule : precision_rules) {
-    const bool layer_matches =
-        rule.layers.empty() || std::find(rule.layers.begin(), rule.layers.end(), layer) != rule.layers.end();
-    const bool name_matches = rule.projections.empty() || std::find(rule.projections.begin(), rule.projections.end(),
-                                                                    projection) != rule.projections.end();
-    if (layer_matches && name_matches) p = rule.precision;
+  for (const PrecisionRule& rule : model->precision_rules) {
+    const bool layer =
+        rule.layers.empty() || std::find(rule.layers.begin(), rule.layers.end(), index) != rule.layers.end();
+    const bool projection = rule.projections.empty() ||
+                            std::find(rule.projections.begin(), rule.projections.end(), name) != rule.projections.end();
+    if (layer && projection) p = rule.precision;
   }
   return p;
 }
 
-int64_t ModelConfig::matrix_parameter_count() const {
-  const int64_t d = hidden_size;
-  return num_hidden_layers * (4 * d * d + 3 * d * intermediate()) + vocab_size * d;
-}
-
-int64_t ModelConfig::parameter_count() const {
-  const int64_t d = hidden_size, gate_norm = gate_order == GateOrder::paper ? 0 : d;
-  const int64_t vectors_per_layer = 7 * d + gate_norm + intermediate();
-  const int64_t lower_bounds = use_lower_bound ? num_hidden_layers * d : 0;
-  return matrix_parameter_count() + vocab_size * d + num_hidden_layers * vectors_per_layer + lower_bounds + 2 * d;
-}
-
 void ModelConfig::validate() const {
-  const auto positive = [](const char* key, int64_t value, int64_t most) {
-    MMFREE_CHECK(ConfigError, value >= 1 && value <= most, "model.", key, ": ", value, " is outside 1..", most);
-  };
-  positive("vocab_size", vocab_size, 1 << 24);
-  positive("hidden_size", hidden_size, 1 << 17);
-  positive("num_hidden_layers", num_hidden_layers, 1 << 12);
-  positive("hidden_ratio", hidden_ratio, 1 << 10);
-  MMFREE_CHECK(ConfigError, intermediate_size >= 0 && intermediate_size <= (1 << 20),
-               "model.intermediate_size: ", intermediate_size, " is outside 0..", 1 << 20);
+  check_range("model.vocab_size", vocab_size, 1, 1 << 24);
+  check_range("model.hidden_size", hidden_size, 1, 1 << 17);
+  for (size_t i = 0; i < layers.size(); ++i)
+    check_range(concat("model.layers[", i, "].repeat"), layers[i].repeat, 1, 1 << 12);
+  check_range("model.num_hidden_layers", num_hidden_layers, 1, 1 << 12);
+  MMFREE_CHECK(ConfigError, uniform() || listed_layers() == num_hidden_layers,
+               "model.num_hidden_layers: ", num_hidden_layers, ", but model.layers lists ", listed_layers(),
+               "; leave num_hidden_layers out");
+  check_range("model.hidden_ratio", hidden_ratio, 1, 1 << 10);
   MMFREE_CHECK(ConfigError, std::isfinite(rms_norm_eps) && rms_norm_eps > 0 && rms_norm_eps < 1,
                "model.rms_norm_eps: ", rms_norm_eps, " is outside (0, 1)");
   MMFREE_CHECK(ConfigError, initializer_range > 0 && initializer_range <= 1000,
                "model.initializer_range: ", initializer_range, " is outside (0, 1000]");
-  positive("max_position_embeddings", max_position_embeddings, int64_t(1) << 40);
+  check_range("model.max_position_embeddings", max_position_embeddings, 1, int64_t(1) << 40);
   for (auto [key, id] : {std::pair{"bos_token_id", bos_token_id}, {"eos_token_id", eos_token_id}})
-    MMFREE_CHECK(ConfigError, id >= -1 && id < vocab_size, "model.", key, ": ", id, " is outside -1..", vocab_size - 1);
-  static const std::vector<std::string> known = {"i_proj",    "f_proj",    "g_proj", "o_proj",
-                                                 "gate_proj", "down_proj", "lm_head"};
-  for (const PrecisionRule& rule : precision_rules) {
-    for (const std::string& name : rule.projections)
-      MMFREE_CHECK(ConfigError, std::find(known.begin(), known.end(), name) != known.end(),
-                   "model.precision_rules: unknown projection ", quote(name),
-                   " (known: i_proj f_proj g_proj o_proj gate_proj down_proj lm_head)");
-    for (int layer : rule.layers)
-      MMFREE_CHECK(ConfigError, layer >= 0 && layer < num_hidden_layers, "model.precision_rules: layer ", layer,
-                   " is outside 0..", num_hidden_layers - 1);
-  }
+    check_range(concat("model.", key), id, -1, vocab_size - 1);
+  check_layer("model.", layer(-1));
+  int64_t first = 0;
+  for (size_t i = 0; i < layers.size(); first += layers[i++].repeat)
+    check_layer(concat("model.layers[", i, "]."), layer(int(first)));
+  check_rules(*this);
 }
 
 }  // namespace mmfree

@@ -1,12 +1,22 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include "core/activation.h"
 
 namespace mmfree {
 
-/// How a projection multiplies: int8 activations by ternary weights, or the normalised activations by plain weights
-/// rounded to bf16 or kept in the compute dtype. The projection's own RMSNorm stays in every case.
+/// What mixes along time in a layer. One struct of layers/token/ each.
+enum class TokenKind { mlgru };
+
+/// What mixes along width in a layer. One struct of layers/channel/ each.
+enum class ChannelKind { glu, mlp };
+
+/// How a projection multiplies: int8 activations by ternary weights, or activations and weights that are both rounded
+/// to bf16, or both kept in f32.
 enum class Precision { ternary, bf16, f32 };
 
 /// How the MLGRU's output gate combines the gate projection g with the scan's state h:
@@ -15,42 +25,109 @@ enum class Precision { ternary, bf16, f32 };
 ///   paper      h ⊙ σ(g)             no norm weight
 enum class GateOrder { reference, fixed, paper };
 
+const char* name_of(TokenKind k);
+const char* name_of(ChannelKind k);
 const char* name_of(Precision p);
 const char* name_of(GateOrder g);
+
+/// Every value of each enumeration, for lists of choices.
+inline constexpr TokenKind kAllTokenKinds[] = {TokenKind::mlgru};
+inline constexpr ChannelKind kAllChannelKinds[] = {ChannelKind::glu, ChannelKind::mlp};
+inline constexpr Precision kAllPrecisions[] = {Precision::ternary, Precision::bf16, Precision::f32};
+inline constexpr GateOrder kAllGateOrders[] = {GateOrder::reference, GateOrder::fixed, GateOrder::paper};
+
+/// The keys that describe a layer. `Of<T>` is T where every key has a value, and optional<T> in an entry of the list of
+/// layers, which gives only what differs from the model's own keys.
+template <template <class> class Of>
+struct LayerKeys {
+  Of<TokenKind> token{};
+  Of<ChannelKind> channel{};
+  Of<int64_t> heads{};              ///< of a token mixer that has heads; 1 otherwise
+  Of<int64_t> kv_heads{};           ///< heads of keys and values; 0: as heads
+  Of<int64_t> intermediate_size{};  ///< I, width of the channel mixer; 0: the rule of ModelConfig::hidden_ratio
+  Of<Activation> activation{};      ///< of the channel mixer
+  Of<Precision> precision{};        ///< of every projection that no rule names
+  Of<bool> inner_norm{};            ///< each projection normalises its input once more, with a weight of its own
+  Of<GateOrder> gate_order{};       ///< of the MLGRU
+};
+
+/// Calls f(a.key, b.key) for every key of two LayerKeys.
+template <class A, class B, class F>
+void zip_layer_keys(A& a, B& b, F&& f) {
+  f(a.token, b.token);
+  f(a.channel, b.channel);
+  f(a.heads, b.heads);
+  f(a.kv_heads, b.kv_heads);
+  f(a.intermediate_size, b.intermediate_size);
+  f(a.activation, b.activation);
+  f(a.precision, b.precision);
+  f(a.inner_norm, b.inner_norm);
+  f(a.gate_order, b.gate_order);
+}
+
+/// `repeat` consecutive layers that are alike.
+struct LayerEntry : LayerKeys<std::optional> {
+  int64_t repeat = 1;
+};
 
 /// Changes the precision of some projections of some layers.
 struct PrecisionRule {
   std::vector<int> layers;               ///< layer numbers from 0; empty: all layers and lm_head
-  std::vector<std::string> projections;  ///< i_proj f_proj g_proj o_proj gate_proj down_proj lm_head; empty: all
+  std::vector<std::string> projections;  ///< their names, such as i_proj; empty: all
   Precision precision = Precision::ternary;
 };
 
-/// Shape and numerics of one MatMul-free language model. Field names are those of Hugging Face's `hgrn_bit` config.
-struct ModelConfig {
-  int64_t vocab_size = 32000;       ///< V
-  int64_t hidden_size = 256;        ///< D
-  int64_t num_hidden_layers = 8;    ///< L
-  int64_t intermediate_size = 0;    ///< I; 0: 256·ceil(trunc(D·hidden_ratio·2/3) / 256)
-  int64_t hidden_ratio = 4;         ///< only used when intermediate_size is 0
-  double rms_norm_eps = 1e-6;       ///< block norms, final norm and gate norm; BitLinear's own norm always has 1e-6
-  double initializer_range = 0.02;  ///< std of gate, down, head and embedding at the start
-  bool use_lower_bound = true;      ///< learned lower bounds of the forget gate in layers >= 1
-  GateOrder gate_order = GateOrder::reference;
-  Precision precision = Precision::ternary;    ///< of every projection that no rule names
-  std::vector<PrecisionRule> precision_rules;  ///< later rules win
+struct LayerConfig;
+
+/// Shape and numerics of one language model. Field names are those of Hugging Face's `hgrn_bit` config where it has
+/// them. The layer keys hold for every layer and the head.
+struct ModelConfig : LayerKeys<std::type_identity_t> {
+  int64_t vocab_size = 32000;        ///< V
+  int64_t hidden_size = 256;         ///< D
+  int64_t num_hidden_layers = 8;     ///< L; with `layers` the sum of their `repeat`
+  int64_t hidden_ratio = 4;          ///< I = 256·ceil(trunc(D·hidden_ratio·2/3) / 256) where intermediate_size is 0
+  double rms_norm_eps = 1e-6;        ///< block norms, final norm and gate norm; a projection's own norm always has 1e-6
+  double initializer_range = 0.02;   ///< std of the channel mixer, head and embedding at the start
+  bool use_lower_bound = true;       ///< learned lower bounds of the forget gate in layers >= 1
+  bool tie_word_embeddings = false;  ///< the head multiplies by the embedding table
+  std::vector<LayerEntry> layers;    ///< from the first layer on; empty: all layers are alike
+  std::vector<PrecisionRule> precision_rules;  ///< later rules win, over `layers` too
   int64_t max_position_embeddings = 2048;      ///< carried through import and export; the model has no positions
   int64_t bos_token_id = 1;                    ///< -1: none
   int64_t eos_token_id = 2;                    ///< -1: none
 
-  /// I after the rule above is applied.
-  int64_t intermediate() const;
-  /// Precision of `projection` ("i_proj", ...) in `layer`; layer -1 is the head ("lm_head").
-  Precision precision_of(int layer, const std::string& projection) const;
-  /// Number of parameters, and of those in projection matrices.
+  ModelConfig() {
+    heads = 1;
+    inner_norm = true;
+  }
+  /// I of a layer that does not say otherwise.
+  int64_t intermediate() const { return intermediate_of(intermediate_size); }
+  int64_t intermediate_of(int64_t size) const;
+  /// Sum of the list's `repeat`.
+  int64_t listed_layers() const;
+  /// Layer l with every key resolved; -1: the head.
+  LayerConfig layer(int l) const;
+  /// Whether all layers have the model's own keys.
+  bool uniform() const { return layers.empty(); }
+  /// Number of parameters, and of those that take part in matrix products.
   int64_t parameter_count() const;
   int64_t matrix_parameter_count() const;
   /// Throws ConfigError naming the first field that makes no sense.
   void validate() const;
+};
+
+/// One layer of a model, every key resolved. Short-lived: it refers to the model's rules.
+struct LayerConfig : LayerKeys<std::type_identity_t> {
+  int index;        ///< from 0; -1: the head
+  int64_t width;    ///< D
+  int64_t inner;    ///< I
+  int64_t depth;    ///< L
+  double norm_eps;  ///< ModelConfig::rms_norm_eps
+  double std;       ///< ModelConfig::initializer_range
+  const ModelConfig* model;
+
+  /// Precision of the projection called `name`.
+  Precision precision_of(const std::string& name) const;
 };
 
 }  // namespace mmfree

@@ -3,15 +3,6 @@
 
 namespace mmfree {
 
-/// What the forward pass leaves to be computed again in the backward pass.
-enum class Recompute {
-  none,       ///< nothing
-  selective,  ///< what is cheap: rounded activations, and the gate projection, the largest of all outputs
-  full,       ///< whole blocks: only the residual stream between them is kept
-};
-
-const char* name_of(Recompute r);
-
 /// The residual stream between two mixers: h + pending. The addition is left to the next norm, which reads both anyway.
 struct Residual {
   Var h;        ///< [N, D]

@@ -1,27 +1,33 @@
 #pragma once
-#include "layers/bitlinear.h"
+#include "layers/declaration.h"
 #include "layers/residual.h"
+#include "layers/step_context.h"
 
 namespace mmfree {
 
-/// Channel mixer: down_proj(SiLU(y[:I]) ⊙ y[I:]) with y = gate_proj(RMSNorm(h; block_norm)).
-/// gate_proj is one D → 2I projection: gate rows first, then up rows.
-struct GluMixer {
+/// Gated channel mixer: down_proj(act(y[:I]) ⊙ y[I:]) with y = gate_proj(RMSNorm(h; block_norm)). gate_proj is one
+/// D → 2I projection: gate rows first, then up rows. With act = SiLU it is SwiGLU, with GELU GEGLU, with the identity a
+/// bilinear layer. Source: Shazeer 2020 (arXiv:2002.05202).
+struct Glu {
+  static constexpr ChannelKind kind = ChannelKind::glu;
   BitLinear gate_proj, down_proj;
+  Activation activation;
   double eps;
 
-  GluMixer(const ParamStore& params, const std::string& prefix, const ModelConfig& config, int layer)
-      : gate_proj(params, prefix + "gate_proj", config.precision_of(layer, "gate_proj")),
-        down_proj(params, prefix + "down_proj", config.precision_of(layer, "down_proj")),
-        eps(config.rms_norm_eps) {}
+  explicit Glu(const LayerConfig& c) : activation(c.activation), eps(c.norm_eps) {}
 
-  /// The stream after this mixer, its own output pending.
-  Residual operator()(const Residual& in, const Var& block_norm, Recompute recompute) const {
-    const Keep keep = recompute == Recompute::selective ? Keep::nothing : Keep::all;
-    const auto y = norm_linear(in.source(), block_norm, eps, BitLinear::kEps, {gate_proj.projection()}, keep);
-    const Keep keep_inner = recompute == Recompute::selective ? Keep::source : Keep::all;
-    const Var out = norm_linear(Source::swiglu(y[0]), Var(), BitLinear::kEps, BitLinear::kEps, {down_proj.projection()},
-                                keep_inner)[0];
+  template <class Visitor>
+  void visit(Visitor& v, const LayerConfig& c) {
+    v.projection("gate_proj", gate_proj, {2 * c.inner, c.width, normal_init(c.std)}, c);
+    v.projection("down_proj", down_proj, {c.width, c.inner, normal_init(c.std / std::sqrt(2.0 * double(c.depth)))}, c);
+  }
+
+  /// The stream after this mixer, its own output pending. `block_norm` [D] is the weight of the block's norm.
+  Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const {
+    const auto y =
+        norm_linear(in.source(), block_norm, eps, BitLinear::kEps, {gate_proj.projection()}, step.keep_output());
+    const Var out = norm_linear(Source::glu(y[0], activation), Var(), BitLinear::kEps, BitLinear::kEps,
+                                {down_proj.projection()}, step.keep_rounded())[0];
     return {in.value(y), out};
   }
 };

@@ -5,29 +5,44 @@
 
 namespace mmfree {
 
-/// What generation carries from one token to the next, of a size that does not grow with the text. One entry per layer,
-/// opaque to all but the mixer that owns it; an undefined entry is the state before the first token.
+/// What one layer carries from one token to the next: tensors that only its mixer understands, and how many tokens it
+/// has seen. No tensors: the state before the first token.
+struct LayerState {
+  std::vector<Tensor> tensors;
+  int64_t position = 0;
+
+  /// Tensor i, undefined before the first token.
+  Tensor& at(size_t i) {
+    if (tensors.size() <= i) tensors.resize(i + 1);
+    return tensors[i];
+  }
+};
+
+/// What generation carries from one token to the next, one LayerState per layer.
 class DecodeState {
  public:
   explicit DecodeState(int64_t layers) : layers_(size_t(layers)) {}
-  Tensor& layer(int64_t l) { return layers_[size_t(l)]; }
+  LayerState& layer(int64_t l) { return layers_[size_t(l)]; }
   void reset() {
-    for (Tensor& t : layers_) t = Tensor();
+    for (LayerState& s : layers_) s = {};
   }
+  /// A state that shares no memory with this one.
   DecodeState copy() const {
-    DecodeState c(int64_t(layers_.size()));
-    for (size_t l = 0; l < layers_.size(); ++l)
-      if (layers_[l].defined()) c.layers_[l] = layers_[l].clone();
+    DecodeState c = *this;
+    for (LayerState& s : c.layers_)
+      for (Tensor& t : s.tensors)
+        if (t.defined()) t = t.clone();
     return c;
   }
   int64_t bytes() const {
     int64_t sum = 0;
-    for (const Tensor& t : layers_) sum += t.defined() ? t.bytes() : 0;
+    for (const LayerState& s : layers_)
+      for (const Tensor& t : s.tensors) sum += t.defined() ? t.bytes() : 0;
     return sum;
   }
 
  private:
-  std::vector<Tensor> layers_;
+  std::vector<LayerState> layers_;
 };
 
 }  // namespace mmfree

@@ -1,24 +1,35 @@
 #pragma once
-#include "layers/bitlinear.h"
+#include "layers/declaration.h"
 #include "layers/residual.h"
+#include "layers/step_context.h"
 
 namespace mmfree {
 
 /// Token mixer of the MatMul-free LM: four projections D → D around an elementwise recurrence.
 ///   a, z, g = i_proj(u), f_proj(u), g_proj(u) with u = RMSNorm(h; block_norm)
 ///   out = o_proj(gate(g, scan(z, a)))
+/// State: the scan's [B, D]. Source: Zhu et al. 2024 (arXiv:2406.02528).
 struct MlGru {
+  static constexpr TokenKind kind = TokenKind::mlgru;
   BitLinear i_proj, f_proj, g_proj, o_proj;
-  Var gate_norm_weight;  ///< [D]; undefined with GateOrder::paper
+  Var gate_norm;  ///< [D]; undefined with GateOrder::paper
   GateOrder order;
   double eps;
 
-  MlGru(const ParamStore& params, const std::string& prefix, const ModelConfig& config, int layer);
-  /// The stream after this mixer, its own output pending. `block_norm` [D] is the block's norm; bound [D] the layer's
-  /// forget-gate bound, may be undefined; `state` is null, or the layer's entry of a DecodeState [B, D]: read if
-  /// defined, and left as the state after the last step.
-  Residual operator()(const Residual& in, const Var& block_norm, const Var& bound, int64_t batch, Tensor* state,
-                      Recompute recompute) const;
+  explicit MlGru(const LayerConfig& c) : order(c.gate_order), eps(c.norm_eps) {}
+
+  template <class Visitor>
+  void visit(Visitor& v, const LayerConfig& c) {
+    const MatrixSpec square{c.width, c.width, xavier_init(c.width, c.width)};
+    v.projection("i_proj", i_proj, square, c);
+    v.projection("f_proj", f_proj, square, c);
+    v.projection("g_proj", g_proj, square, c);
+    v.projection("o_proj", o_proj, square, c);
+    if (order != GateOrder::paper) v.vector("g_norm.weight", gate_norm, {c.width}, 1);
+  }
+
+  /// The stream after this mixer, its own output pending. `block_norm` [D] is the weight of the block's norm.
+  Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const;
 };
 
 }  // namespace mmfree

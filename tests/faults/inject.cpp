@@ -85,11 +85,8 @@ class Training {
       : config_(small()),
         params(parameter_specs(config_), DType::f32),
         optimizer(params, optim()),
-        norm_(params["model.norm.weight"]),
-        head_(params, "lm_head", config_.precision_of(-1, "lm_head")) {
+        lm_(params, config_) {
     params.initialise(5);
-    for (int l = 0; l < int(config_.num_hidden_layers); ++l) blocks_.emplace_back(params, config_, l);
-    for (const BitLinear* p : projections()) p->prepare(DType::f32);
     requantise();
   }
 
@@ -107,16 +104,11 @@ class Training {
   }
 
   std::vector<const BitLinear*> projections() const {
-    std::vector<const BitLinear*> all = {&head_};
-    for (const Block& b : blocks_)
-      for (const BitLinear* p : {&b.mixer.i_proj, &b.mixer.f_proj, &b.mixer.g_proj, &b.mixer.o_proj,
-                                 &b.channel.gate_proj, &b.channel.down_proj})
-        all.push_back(p);
+    std::vector<const BitLinear*> all;
+    lm_.for_each_projection([&](const BitLinear& p) { all.push_back(&p); });
     return all;
   }
-  void requantise() {
-    for (const BitLinear* p : projections()) ternary_quantise(p->weight.value(), p->matrix->ternary);
-  }
+  void requantise() { lm_.requantise(); }
 
   /// The loss of the batch of `step`; with `site`, disturbed there.
   Var loss(int64_t step, const Site* site, float value) {
@@ -126,11 +118,12 @@ class Training {
     const Tensor targets = random_ids(kBatch * kSteps, config_.vocab_size, uint64_t(step + kTotal));
     Residual r = {at(embedding(params["model.embeddings.weight"], ids, DType::f32)), Var()};
     const auto bounds = lower_bounds(params["model.lower_bounds"]);
-    for (size_t l = 0; l < blocks_.size(); ++l) r = block(blocks_[l], r, l ? at(bounds[l]) : Var());
-    Var q = norm_quant(r.source(), norm_, config_.rms_norm_eps, BitLinear::kEps, {head_.branch()})[0];
+    const ModelParts& m = lm_.parts();
+    for (size_t l = 0; l < m.blocks.size(); ++l) r = block(m.blocks[l], r, l ? at(bounds[l]) : Var());
+    Var q = norm_quant(r.source(), m.norm, config_.rms_norm_eps, BitLinear::kEps, {m.head.branch()})[0];
     if (site && site->kind == Kind::quantiser_step) q = disturbed(q, false, site->element, value);
     MMFREE_CHECK(Error, places_ == kPlaces, "inject: ", places_, " places to interfere, expected ", kPlaces);
-    return head_loss(q, head_.weight, *head_.matrix, targets, 1.0 / double(kBatch * kSteps));
+    return head_loss(q, m.head.weight, *m.head.matrix, targets, 1.0 / double(kBatch * kSteps));
   }
 
   /// One training step, as StepRunner::work makes it.
@@ -174,17 +167,18 @@ class Training {
   }
 
   Residual block(const Block& b, const Residual& in, const Var& bound) {
-    const MlGru& m = b.mixer;
-    const auto y = norm_linear(in.source(), b.attn_norm, m.eps, BitLinear::kEps,
+    const MlGru& m = std::get<MlGru>(b.token);
+    const Glu& glu = std::get<Glu>(b.channel);
+    const auto y = norm_linear(in.source(), b.token_norm, m.eps, BitLinear::kEps,
                                {m.i_proj.projection(), m.f_proj.projection(), m.g_proj.projection()}, Keep::all);
     const Var a = at(y[0]), z = at(y[1], true), g = at(y[2]), s = at(mlgru_scan(z, a, bound, kBatch));
-    const Source gate = Source::gate(g, s, m.gate_norm_weight, m.eps);
+    const Source gate = Source::gate(g, s, m.gate_norm, m.eps);
     const Residual mid = {at(in.value(y)), at(norm_linear(gate, Var(), BitLinear::kEps, BitLinear::kEps,
                                                           {m.o_proj.projection()}, Keep::all)[0])};
     const auto c =
-        norm_linear(mid.source(), b.mlp_norm, m.eps, BitLinear::kEps, {b.channel.gate_proj.projection()}, Keep::all);
-    const Var out = norm_linear(Source::swiglu(at(c[0])), Var(), BitLinear::kEps, BitLinear::kEps,
-                                {b.channel.down_proj.projection()}, Keep::all)[0];
+        norm_linear(mid.source(), b.channel_norm, m.eps, BitLinear::kEps, {glu.gate_proj.projection()}, Keep::all);
+    const Var out = norm_linear(Source::glu(at(c[0]), glu.activation), Var(), BitLinear::kEps, BitLinear::kEps,
+                                {glu.down_proj.projection()}, Keep::all)[0];
     return {mid.value(c), at(out)};
   }
 
@@ -197,9 +191,7 @@ class Training {
   bool saturates = false;  ///< the last disturbance was before a sigmoid, of which an infinity is a proper argument
 
  private:
-  Var norm_;
-  BitLinear head_;
-  std::vector<Block> blocks_;
+  LM lm_;
   const Site* site_ = nullptr;
   float value_ = 0;
   int64_t places_ = 0, wanted_ = -1;

@@ -10,41 +10,12 @@
 #include "layers/lm.h"
 #include "optim/adamw.h"
 #include "tests/support/compare.h"
-#include "tests/support/tiny_model.h"
+#include "tests/support/model_variants.h"
 
 namespace mmfree {
 namespace {
 
 constexpr int64_t kBatch = 3, kSteps = 19;
-
-struct Variant {
-  std::string name;
-  ModelConfig config;
-  DType dtype;
-};
-
-void PrintTo(const Variant& v, std::ostream* out) { *out << v.name; }
-
-std::vector<Variant> variants() {
-  const std::vector<std::pair<std::string, std::function<void(ModelConfig&)>>> shapes = {
-      {"reference", [](ModelConfig&) {}},
-      {"fixed", [](ModelConfig& c) { c.gate_order = GateOrder::fixed; }},
-      {"paper", [](ModelConfig& c) { c.gate_order = GateOrder::paper; }},
-      {"unbounded", [](ModelConfig& c) { c.use_lower_bound = false; }},
-      {"mixed", [](ModelConfig& c) { mix_precisions(c); }},
-      {"mixed_paper", [](ModelConfig& c) { mix_precisions(c), c.gate_order = GateOrder::paper; }},
-      {"bf16", [](ModelConfig& c) { c.precision = Precision::bf16; }},
-      {"f32", [](ModelConfig& c) { c.precision = Precision::f32, c.use_lower_bound = false; }},
-  };
-  std::vector<Variant> all;
-  for (const auto& [name, change] : shapes)
-    for (DType t : {DType::f32, DType::f64}) {
-      Variant v{name + "_in_" + name_of(t), tiny_model_config(), t};
-      change(v.config);
-      all.push_back(v);
-    }
-  return all;
-}
 
 struct TestModel {
   ParamStore params;
@@ -230,7 +201,8 @@ TEST_P(LmTest, ChangedLatentsCountOnceRequantised) {
   EXPECT_TRUE(same_bits(before, lm_.logits(ids_, kBatch)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Lm, LmTest, testing::ValuesIn(variants()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Lm, LmTest, testing::ValuesIn(model_variants({DType::f32, DType::f64})),
+                         [](const auto& info) { return info.param.name; });
 
 /// Sizes at which every loop has several blocks.
 TEST(Lm, BitsDoNotDependOnThreads) {
@@ -300,12 +272,7 @@ TEST(Parameters, PublishedSizes) {
   }
 }
 
-TEST(Parameters, CountsAgreeForEveryVariant) {
-  for (const Variant& v : variants())
-    EXPECT_EQ(elements(parameter_specs(v.config)), v.config.parameter_count()) << v.name;
-}
-
-TEST(Parameters, NamesShapesAndDecayOfThePublishedStateDict) {
+TEST(Parameters, NamesShapesAndRolesOfThePublishedStateDict) {
   ModelConfig c = tiny_model_config();
   c.num_hidden_layers = 1;
   const std::vector<std::pair<std::string, Shape>> expected = {{"model.embeddings.weight", {61, 37}},
@@ -334,8 +301,10 @@ TEST(Parameters, NamesShapesAndDecayOfThePublishedStateDict) {
     const auto it = std::find_if(specs.begin(), specs.end(), [&, n = name](const ParamSpec& s) { return s.name == n; });
     ASSERT_NE(it, specs.end()) << name;
     EXPECT_EQ(it->shape, shape) << name;
-    EXPECT_EQ(it->decay,
-              shape.rank() == 2 && name.find("embeddings") == std::string::npos && name != "model.lower_bounds")
+    EXPECT_EQ(it->role, name == "model.embeddings.weight"                   ? ParamRole::embedding
+                        : name == "lm_head.weight"                          ? ParamRole::head
+                        : shape.rank() == 2 && name != "model.lower_bounds" ? ParamRole::matrix
+                                                                            : ParamRole::vector)
         << name;
   }
 }

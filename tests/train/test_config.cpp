@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "layers/parameters.h"
 #include "optim/schedule.h"
 #include "tests/support/paths.h"
 #include "train/config/config.h"
@@ -32,13 +33,17 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(m.vocab_size, n.vocab_size);
   EXPECT_EQ(m.hidden_size, n.hidden_size);
   EXPECT_EQ(m.num_hidden_layers, n.num_hidden_layers);
-  EXPECT_EQ(m.intermediate_size, n.intermediate_size);
   EXPECT_EQ(m.hidden_ratio, n.hidden_ratio);
   EXPECT_EQ(m.rms_norm_eps, n.rms_norm_eps);
   EXPECT_EQ(m.initializer_range, n.initializer_range);
   EXPECT_EQ(m.use_lower_bound, n.use_lower_bound);
-  EXPECT_EQ(m.gate_order, n.gate_order);
-  EXPECT_EQ(m.precision, n.precision);
+  EXPECT_EQ(m.tie_word_embeddings, n.tie_word_embeddings);
+  zip_layer_keys(m, n, [](const auto& x, const auto& y) { EXPECT_EQ(x, y); });
+  ASSERT_EQ(m.layers.size(), n.layers.size());
+  for (size_t i = 0; i < m.layers.size(); ++i) {
+    EXPECT_EQ(m.layers[i].repeat, n.layers[i].repeat);
+    zip_layer_keys(m.layers[i], n.layers[i], [](const auto& x, const auto& y) { EXPECT_EQ(x, y); });
+  }
   EXPECT_EQ(m.max_position_embeddings, n.max_position_embeddings);
   EXPECT_EQ(m.bos_token_id, n.bos_token_id);
   EXPECT_EQ(m.eos_token_id, n.eos_token_id);
@@ -106,25 +111,49 @@ RunConfig random_config(std::mt19937_64& random) {
   };
   const auto precision = [&] { return static_cast<Precision>(integer(0, 2)); };
   RunConfig c;
-  c.model = {integer(8, 1 << 24),
-             integer(1, 1 << 17),
-             integer(8, 4096),
-             integer(0, 1 << 20),
-             integer(1, 1024),
-             real(1e-12, 0.9),
-             real(1e-9, 1000),
-             integer(0, 1) == 1,
-             static_cast<GateOrder>(integer(0, 2)),
-             precision(),
-             {},
-             integer(1, 1 << 30),
-             integer(-1, 7),
-             integer(-1, 7)};
-  const std::vector<std::string> names = {"i_proj", "f_proj", "g_proj", "o_proj", "gate_proj", "down_proj", "lm_head"};
+  const auto flag = [&] { return integer(0, 1) == 1; };
+  const auto inner = [&] { return integer(0, 1 << 20); };
+  const auto activation = [&] { return static_cast<Activation>(integer(0, 7)); };
+  const auto gate_order = [&] { return static_cast<GateOrder>(integer(0, 2)); };
+  const auto channel = [&] { return static_cast<ChannelKind>(integer(0, 1)); };
+  c.model.vocab_size = integer(8, 1 << 24);
+  c.model.hidden_size = integer(1, 1 << 17);
+  c.model.num_hidden_layers = integer(8, 100);
+  c.model.hidden_ratio = integer(1, 1024);
+  c.model.rms_norm_eps = real(1e-12, 0.9);
+  c.model.initializer_range = real(1e-9, 1000);
+  c.model.use_lower_bound = flag();
+  c.model.tie_word_embeddings = flag();
+  c.model.channel = channel();
+  c.model.intermediate_size = inner();
+  c.model.activation = activation();
+  c.model.precision = precision();
+  c.model.inner_norm = flag();
+  c.model.gate_order = gate_order();
+  c.model.max_position_embeddings = integer(1, 1 << 30);
+  c.model.bos_token_id = integer(-1, 7);
+  c.model.eos_token_id = integer(-1, 7);
+  if (flag()) {
+    for (int64_t left = c.model.num_hidden_layers; left > 0; left -= c.model.layers.back().repeat) {
+      LayerEntry& entry = c.model.layers.emplace_back();
+      entry.repeat = integer(1, left);
+      if (flag()) entry.token = TokenKind::mlgru;
+      if (flag()) entry.channel = channel();
+      if (flag()) entry.heads = 1;
+      if (flag()) entry.kv_heads = integer(0, 1);
+      if (flag()) entry.intermediate_size = inner();
+      if (flag()) entry.activation = activation();
+      if (flag()) entry.precision = precision();
+      if (flag()) entry.inner_norm = flag();
+      if (flag()) entry.gate_order = gate_order();
+    }
+  }
+  const std::vector<std::string> names = projection_names(c.model);
   for (int64_t i = integer(0, 3); i > 0; --i) {
     PrecisionRule& rule = c.model.precision_rules.emplace_back();
     for (int64_t j = integer(0, 3); j > 0; --j) rule.layers.push_back(static_cast<int>(integer(0, 7)));
-    for (int64_t j = integer(0, 3); j > 0; --j) rule.projections.push_back(names[static_cast<size_t>(integer(0, 6))]);
+    for (int64_t j = integer(0, 3); j > 0; --j)
+      rule.projections.push_back(names[static_cast<size_t>(integer(0, std::ssize(names) - 1))]);
     rule.precision = precision();
   }
   c.data = {texts(), texts(), integer(0, 1) ? text() : "", integer(1, 1 << 20), integer(0, 1) == 1};

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tests/support/golden.h"
+#include "tests/support/model_variants.h"
 #include "tests/support/temp_dir.h"
 #include "train/formats/hf_folder.h"
 
@@ -80,8 +81,8 @@ TEST(HfConfig, reads_what_it_writes_with_all_keys_of_the_published_models) {
   EXPECT_EQ(r.eos_token_id, -1);
   for (int layer = 0; layer < 5; ++layer)
     for (const char* name : {"i_proj", "down_proj", "o_proj"})
-      EXPECT_EQ(r.precision_of(layer, name), c.precision_of(layer, name)) << layer << name;
-  EXPECT_EQ(r.precision_of(-1, "lm_head"), Precision::ternary);
+      EXPECT_EQ(r.layer(layer).precision_of(name), c.layer(layer).precision_of(name)) << layer << name;
+  EXPECT_EQ(r.layer(-1).precision_of("lm_head"), Precision::ternary);
   ASSERT_EQ(r.precision_rules.size(), 2u);
   EXPECT_EQ(r.precision_rules[0].layers, c.precision_rules[0].layers);
   EXPECT_EQ(r.precision_rules[0].projections, c.precision_rules[0].projections);
@@ -114,8 +115,31 @@ TEST(HfConfig, reads_what_it_writes_with_all_keys_of_the_published_models) {
                           "vocab_size"})
     EXPECT_TRUE(json.contains(key)) << key;
   EXPECT_EQ(json["architectures"], Json({"HGRNBitForCausalLM"}));
+  EXPECT_EQ(json["model_type"], "hgrn_bit");
   EXPECT_EQ(json["torch_dtype"], "bfloat16");
   EXPECT_THROW(write_hf_config(dir.path(), c, "int8"), UsageError);
+}
+
+TEST(HfConfig, a_model_that_hgrn_bit_cannot_say_has_a_type_of_its_own_and_keeps_every_layer_key) {
+  for (const auto& [name, change] : model_settings()) {
+    SCOPED_TRACE(name);
+    TempDir dir;
+    ModelConfig c = tiny_model_config();
+    change(c);
+    write_hf_config(dir.path(), c, "float32");
+    const ModelConfig r = read_hf_config(dir.path());
+    EXPECT_EQ(r.use_lower_bound, c.use_lower_bound);
+    EXPECT_EQ(r.tie_word_embeddings, c.tie_word_embeddings);
+    for (int l = -1; l < int(c.num_hidden_layers); ++l) {
+      LayerConfig a = c.layer(l), b = r.layer(l);
+      zip_layer_keys(a, b, [](const auto& x, const auto& y) { EXPECT_EQ(x, y); });
+      EXPECT_EQ(a.precision_of("o_proj"), b.precision_of("o_proj"));
+    }
+    const bool own = c.channel != ChannelKind::glu || c.activation != Activation::silu || !c.inner_norm || !c.uniform();
+    const Json json = Json::parse(slurp(dir / "config.json"));
+    EXPECT_EQ(json["model_type"], own ? "mmfree" : "hgrn_bit");
+    EXPECT_EQ(json["architectures"], Json({own ? "MMFreeForCausalLM" : "HGRNBitForCausalLM"}));
+  }
 }
 
 TEST(HfConfig, takes_what_other_writers_leave_out_or_add) {

@@ -71,7 +71,7 @@ TEST(TernaryFile, HoldsCodesAndScalesAndNothingLatent) {
   write_ternary_file(dir / "m", m, EmbeddingStore::bf16);
   const SafetensorsReader file(dir / "m");
   int ternary = 0;
-  for (const auto& [name, precision] : projections(m.config)) {
+  for (const auto& [name, short_name, matrix, precision] : projections(m.config)) {
     SCOPED_TRACE(name);
     const Tensor latent = (*m.params)[name + ".weight"].value();
     EXPECT_EQ(file.has(name + ".weight"), precision != Precision::ternary);

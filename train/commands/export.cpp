@@ -67,17 +67,19 @@ void export_to_hf(const Options& o, const Model& model) {
   options.max_shard_bytes = o.max_shard_mb * 1'000'000;
   options.overwrite = o.overwrite;
   if (model.tokenizer) options.tokenizer_model = model.tokenizer->serialized();
-  std::vector<std::pair<std::string, Shape>> tensors;
+  NamedShapes tensors;
   for (const ParamSpec& spec : parameter_specs(model.config)) {
     MMFREE_CHECK(UsageError, model.params->has(spec.name), o.model, ": holds no latent weights for '", spec.name,
                  "': a ternary export cannot become a Hugging Face folder; export the checkpoint");
     tensors.emplace_back(spec.name, spec.shape);
   }
-  const auto tensor = [&](const std::string& name) {
+  const Architecture& architecture = architecture_of(model.config);
+  const auto ours = [&](const std::string& name) { return (*model.params)[name].value(); };
+  const auto theirs = [&](const std::string& name) {
     throw_if_stopped();
-    return (*model.params)[name].value();
+    return to_foreign(architecture, model.config, name, ours);
   };
-  write_hf_folder(o.out, model.config, tensors, tensor, options);
+  write_hf_folder(o.out, model.config, foreign_tensors(architecture, tensors), theirs, options);
   std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
 }
 

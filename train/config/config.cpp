@@ -11,13 +11,21 @@
 namespace mmfree {
 namespace {
 
-/// Line of "section.key", of its section if the key keeps its default, or Problems::kNoLine.
+/// Line of "section.key", of its section if the key keeps its default, or Problems::kNoLine. Of "section.list[2].key" the
+/// line of the list.
 int line_of(const ConfigNode& root, const std::string& path) {
   const size_t dot = path.find('.');
   const ConfigNode* section = root.find(path.substr(0, dot));
   if (!section) return Problems::kNoLine;
-  const ConfigNode* node = section->find(path.substr(dot + 1));
+  const ConfigNode* node = section->find(path.substr(dot + 1, path.find('[') - dot - 1));
   return node ? node->line : section->key_line;
+}
+
+/// Whether "section.key" is in the file or among the overrides.
+bool given(const ConfigNode& root, const std::string& path) {
+  const size_t dot = path.find('.');
+  const ConfigNode* section = root.find(path.substr(0, dot));
+  return section && section->find(path.substr(dot + 1));
 }
 
 /// Rules between keys. A rule is skipped where one of its keys already has a problem.
@@ -80,6 +88,8 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
     section.finish();
   });
   file.finish();
+  if (!config.model.layers.empty() && !given(root, "model.num_hidden_layers"))
+    config.model.num_hidden_layers = config.model.listed_layers();
   check_relations(config, root, problems);
   problems.throw_if_any();
 

@@ -162,23 +162,6 @@ void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std
   for (size_t i = 0; i < 2; ++i) item.read(node.items[i], values[i], concat(path, "[", i, "]"), problems);
 }
 
-void Rule::read(const ConfigNode& node, PrecisionRule& rule, const std::string& path, Problems& problems) const {
-  if (node.kind != ConfigNode::Kind::map) return expected("a map " + type(), node, path, problems);
-  if (!node.find("precision")) problems.add(node.line, path, path + ": the rule names no precision");
-  Section section(&node, path, problems);
-  fields(rule, section);
-  section.finish();
-}
-
-std::string Rule::print(const PrecisionRule& rule) const {
-  PrecisionRule copy = rule;
-  std::string text;
-  fields(copy, [&](const char* key, const auto& value, const auto& kind, const char*) {
-    text += concat(text.empty() ? "" : ", ", key, ": ", kind.print(value));
-  });
-  return "{" + text + "}";
-}
-
 Section::Section(const ConfigNode* node, std::string path, Problems& problems)
     : path_(std::move(path)), problems_(problems) {
   if (!node || node->kind == ConfigNode::Kind::nothing) return;

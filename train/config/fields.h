@@ -1,6 +1,7 @@
 #pragma once
 #include <array>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,11 @@ struct Choice {
   }
 };
 
+template <class T, size_t N>
+Choice<T> choice_of(const T (&all)[N]) {
+  return {std::vector<T>(all, all + N)};
+}
+
 /// Any number of values of one kind; a single value stands for a list of it.
 template <class Kind>
 struct ListOf {
@@ -120,6 +126,11 @@ class Section {
   void operator()(const char* key, T& value, const Kind& kind, const char*) {
     if (const ConfigNode* node = take(key)) kind.read(*node, value, path_to(key), problems_);
   }
+  /// A key that may be absent has no value then.
+  template <class T, class Kind>
+  void operator()(const char* key, std::optional<T>& value, const Kind& kind, const char*) {
+    if (const ConfigNode* node = take(key)) kind.read(*node, value.emplace(), path_to(key), problems_);
+  }
 
   /// Reports the keys that nobody asked for.
   void finish() const;
@@ -133,39 +144,91 @@ class Section {
   std::vector<std::string> known_;
 };
 
+/// A visitor that prints the keys of one map, as YAML in flow style; absent ones are left out.
+struct FlowPrinter {
+  std::string text;
+  template <class T, class Kind>
+  void operator()(const char* key, const T& value, const Kind& kind, const char*) {
+    text += (text.empty() ? "" : ", ") + std::string(key) + ": " + kind.print(value);
+  }
+  template <class T, class Kind>
+  void operator()(const char* key, const std::optional<T>& value, const Kind& kind, const char* meaning) {
+    if (value) (*this)(key, *value, kind, meaning);
+  }
+};
+
 template <class Visit>
 void fields(PrecisionRule& c, Visit&& visit) {
   visit("layers", c.layers, ListOf<Integer>{{0, 4095}}, "layer numbers from 0; empty: all layers and lm_head");
-  visit("projections", c.projections,
-        ListOf<Choice<std::string>>{{{"i_proj", "f_proj", "g_proj", "o_proj", "gate_proj", "down_proj", "lm_head"}}},
-        "names of projections; empty: all");
-  visit("precision", c.precision, Choice<Precision>{{Precision::ternary, Precision::bf16, Precision::f32}},
-        "how these projections multiply");
+  visit("projections", c.projections, ListOf<Text>{{false}}, "names of projections; empty: all");
+  visit("precision", c.precision, choice_of(kAllPrecisions), "how these projections multiply");
 }
 
-/// One entry of model.precision_rules.
-struct Rule {
-  void read(const ConfigNode& node, PrecisionRule& rule, const std::string& path, Problems& problems) const;
-  std::string print(const PrecisionRule& rule) const;
-  std::string type() const { return "{layers: [...], projections: [...], precision: ...}"; }
+/// The keys of a layer: of the whole model, or of an entry of model.layers.
+template <template <class> class Of, class Visit>
+void layer_fields(LayerKeys<Of>& c, Visit&& visit) {
+  visit("token", c.token, choice_of(kAllTokenKinds), "what mixes along time");
+  visit("channel", c.channel, choice_of(kAllChannelKinds), "what mixes along width: a gated mixer or two plain matrices");
+  visit("heads", c.heads, Integer{1, 1 << 12}, "heads of a token mixer that has heads");
+  visit("kv_heads", c.kv_heads, Integer{0, 1 << 12}, "heads of keys and values; 0: as heads");
+  visit("intermediate_size", c.intermediate_size, Integer{0, 1 << 20},
+        "width of the channel mixer; 0: 2/3 of hidden_ratio * D, rounded up to a multiple of 256");
+  visit(
+      "activation", c.activation, choice_of(kAllActivations),
+      "of the channel mixer: silu (SwiGLU), gelu, gelu_tanh (GEGLU), relu (ReGLU), relu2, selu (SeGLU), sigmoid (GLU), "
+      "identity (bilinear)");
+  visit("precision", c.precision, choice_of(kAllPrecisions), "how every projection multiplies that no rule names");
+  visit("inner_norm", c.inner_norm, Flag{}, "every projection normalises its input once more");
+  visit("gate_order", c.gate_order, choice_of(kAllGateOrders),
+        "how the MLGRU's output gate combines projection and state; published weights need reference");
+}
+
+template <class Visit>
+void fields(LayerEntry& c, Visit&& visit) {
+  visit("repeat", c.repeat, Integer{1, 1 << 12}, "how many layers in a row are like this");
+  layer_fields(c, visit);
+}
+
+/// A map whose keys `fields` names: an entry of model.precision_rules or model.layers. `required`: a key that must be
+/// there, or null.
+template <class T>
+struct MapOf {
+  const char* form;
+  const char* required = nullptr;
+  void read(const ConfigNode& node, T& value, const std::string& path, Problems& problems) const {
+    if (node.kind != ConfigNode::Kind::map)
+      return problems.add(node.line, path, path + ": expected a map " + form + ", found " + node.describe());
+    if (required && !node.find(required)) problems.add(node.line, path, path + ": the rule names no " + required);
+    Section section(&node, path, problems);
+    fields(value, section);
+    section.finish();
+  }
+  std::string print(const T& value) const {
+    T copy = value;
+    FlowPrinter printer;
+    fields(copy, printer);
+    return "{" + printer.text + "}";
+  }
+  std::string type() const { return form; }
 };
 
 template <class Visit>
 void fields(ModelConfig& c, Visit&& visit) {
   visit("vocab_size", c.vocab_size, Integer{1, 1 << 24}, "number of token ids");
   visit("hidden_size", c.hidden_size, Integer{1, 1 << 17}, "width D of the residual stream");
-  visit("num_hidden_layers", c.num_hidden_layers, Integer{1, 1 << 12}, "number of blocks");
-  visit("intermediate_size", c.intermediate_size, Integer{0, 1 << 20},
-        "width of the channel mixer; 0: 2/3 of hidden_ratio * D, rounded up to a multiple of 256");
+  visit("num_hidden_layers", c.num_hidden_layers, Integer{1, 1 << 12},
+        "number of blocks; follows from layers if given");
   visit("hidden_ratio", c.hidden_ratio, Integer{1, 1 << 10}, "used only where intermediate_size is 0");
   visit("rms_norm_eps", c.rms_norm_eps, Real{0, 1, true, true}, "added to the mean square in block and gate norms");
   visit("initializer_range", c.initializer_range, Real{0, 1e3, true}, "standard deviation of the initial weights");
   visit("use_lower_bound", c.use_lower_bound, Flag{}, "learned lower bounds of the forget gate");
-  visit("gate_order", c.gate_order, Choice<GateOrder>{{GateOrder::reference, GateOrder::fixed, GateOrder::paper}},
-        "how the output gate combines projection and state; published weights need reference");
-  visit("precision", c.precision, Choice<Precision>{{Precision::ternary, Precision::bf16, Precision::f32}},
-        "how every projection multiplies that no rule names");
-  visit("precision_rules", c.precision_rules, ListOf<Rule>{}, "exceptions; later rules win");
+  visit("tie_word_embeddings", c.tie_word_embeddings, Flag{}, "the head multiplies by the embedding table");
+  layer_fields(c, visit);
+  visit("layers", c.layers, ListOf<MapOf<LayerEntry>>{{"{repeat: ..., token: ..., ...}"}},
+        "layers that differ, from the first on; their keys win over the model's own; empty: all alike");
+  visit("precision_rules", c.precision_rules,
+        ListOf<MapOf<PrecisionRule>>{{"{layers: [...], projections: [...], precision: ...}", "precision"}},
+        "exceptions; later rules win, over layers too");
   visit("max_position_embeddings", c.max_position_embeddings, Integer{1, int64_t{1} << 40},
         "kept for export; the model has no positions");
   visit("bos_token_id", c.bos_token_id, Integer{-1, 1 << 24}, "token that starts a text; -1: none");

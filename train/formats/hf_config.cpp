@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/system/files.h"
+#include "train/config/fields.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/strict_json.h"
 
@@ -64,8 +65,8 @@ class Fields {
   }
   /// The value among `values` whose name the key gives.
   template <class Enum>
-  Enum choice(const char* key, Enum otherwise, std::initializer_list<Enum> values) const {
-    const std::string name = text(key, name_of(otherwise));
+  Enum choice(const char* key, const std::vector<Enum>& values) const {
+    const std::string name = as_text(object_[key], key);
     std::string known;
     for (const Enum value : values) {
       if (name == name_of(value)) return value;
@@ -81,22 +82,77 @@ class Fields {
   std::string where_;
 };
 
-Precision read_precision(const Fields& fields, Precision otherwise) {
-  return fields.choice("precision", otherwise, {Precision::ternary, Precision::bf16, Precision::f32});
+/// Visitor of `fields` (train/config/fields.h) that reads the keys which a JSON object has; others stay as they are.
+struct ReadKeys {
+  const Fields& json;
+
+  template <class T, class Kind>
+  void operator()(const char* key, T& value, const Kind& kind, const char*) const {
+    if constexpr (std::is_same_v<T, std::vector<int>>) {
+      for (const Json& item : json.list(key)) value.push_back(int(json.as_integer(item, key)));
+    } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+      for (const Json& item : json.list(key)) value.push_back(json.as_text(item, key));
+    } else if (json.has(key)) {
+      if constexpr (std::is_enum_v<T>)
+        value = json.choice(key, kind.options);
+      else if constexpr (std::is_same_v<T, bool>)
+        value = json.boolean(key, value);
+      else
+        value = json.integer(key, value);
+    }
+  }
+  template <class T, class Kind>
+  void operator()(const char* key, std::optional<T>& value, const Kind& kind, const char* meaning) const {
+    if (json.has(key)) (*this)(key, value.emplace(), kind, meaning);
+  }
+};
+
+/// Visitor that writes the keys which have a value.
+struct WriteKeys {
+  nlohmann::ordered_json& json;
+
+  template <class T, class Kind>
+  void operator()(const char* key, const T& value, const Kind&, const char*) const {
+    if constexpr (std::is_enum_v<T>)
+      json[key] = name_of(value);
+    else
+      json[key] = value;
+  }
+  template <class T, class Kind>
+  void operator()(const char* key, const std::optional<T>& value, const Kind& kind, const char* meaning) const {
+    if (value) (*this)(key, *value, kind, meaning);
+  }
+};
+
+template <class T>
+void read_list(const Fields& extras, const char* key, const std::string& where, std::vector<T>& list) {
+  for (const Json& item : extras.list(key)) {
+    const Fields json(item, concat(where, key, ": "));
+    fields(list.emplace_back(), ReadKeys{json});
+  }
+}
+
+template <class T>
+nlohmann::ordered_json written_list(std::vector<T> list) {
+  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  for (T& item : list) fields(item, WriteKeys{all.emplace_back(nlohmann::ordered_json::object())});
+  return all;
 }
 
 /// What Hugging Face's format has no key for.
 void read_extras(const Fields& extras, const std::string& where, ModelConfig& c) {
-  c.gate_order = extras.choice("gate_order", c.gate_order, {GateOrder::reference, GateOrder::fixed, GateOrder::paper});
-  c.precision = read_precision(extras, c.precision);
-  for (const Json& item : extras.list("precision_rules")) {
-    const Fields fields(item, where + "precision_rules: ");
-    PrecisionRule rule;
-    for (const Json& layer : fields.list("layers")) rule.layers.push_back(int(fields.as_integer(layer, "layers")));
-    for (const Json& name : fields.list("projections")) rule.projections.push_back(fields.as_text(name, "projections"));
-    rule.precision = read_precision(fields, rule.precision);
-    c.precision_rules.push_back(std::move(rule));
-  }
+  layer_fields(c, ReadKeys{extras});
+  read_list(extras, "layers", where, c.layers);
+  read_list(extras, "precision_rules", where, c.precision_rules);
+}
+
+nlohmann::ordered_json extras_of(ModelConfig c) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  layer_fields(c, WriteKeys{json});
+  json.erase("intermediate_size");  // Hugging Face's format has it
+  json["layers"] = written_list(c.layers);
+  json["precision_rules"] = written_list(c.precision_rules);
+  return json;
 }
 
 /// Refuses what the published code knows and this model does not have.
@@ -105,29 +161,29 @@ void refuse_unsupported(const Fields& fields, const std::string& where) {
                "use_short_conv is true: short convolutions are not implemented");
   MMFREE_CHECK(DataError, fields.integer("expand_ratio", 1) == 1, where, "expand_ratio is ",
                fields.integer("expand_ratio", 1), ": only 1 is implemented");
-  MMFREE_CHECK(DataError, !fields.boolean("tie_word_embeddings", false), where,
-               "tie_word_embeddings is true: the head has its own weights in this model");
-}
-
-nlohmann::ordered_json extras_of(const ModelConfig& c) {
-  nlohmann::ordered_json rules = nlohmann::ordered_json::array();
-  for (const PrecisionRule& rule : c.precision_rules)
-    rules.push_back(
-        {{"layers", rule.layers}, {"projections", rule.projections}, {"precision", name_of(rule.precision)}});
-  return {{"gate_order", name_of(c.gate_order)}, {"precision", name_of(c.precision)}, {"precision_rules", rules}};
+  const std::string act = fields.text("hidden_act", "swish");
+  MMFREE_CHECK(DataError,
+               act == "swish" || act == "silu" || fields.text("model_type", "") == own_architecture().model_type, where,
+               "hidden_act is ", quote(act), ": hgrn_bit has no other activation than swish");
 }
 
 nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(id); }
 
 }  // namespace
 
+const Architecture& architecture_of(const ModelConfig& c) {
+  const bool published =
+      c.channel == ChannelKind::glu && c.activation == Activation::silu && c.inner_norm && c.layers.empty();
+  return published ? hgrn_bit_architecture() : own_architecture();
+}
+
 ModelConfig read_hf_config(const std::string& dir) {
   const std::string path = dir + "/config.json", where = path + ": ";
   const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
   const Fields fields(json, where);
   const std::string type = fields.text("model_type", "");
-  MMFREE_CHECK(DataError, type == "hgrn_bit", where, "model_type is ", quote(type),
-               ", expected 'hgrn_bit' (a MatMul-free model)");
+  MMFREE_CHECK(DataError, type == "hgrn_bit" || type == own_architecture().model_type, where, "model_type is ",
+               quote(type), ", expected 'hgrn_bit' (a MatMul-free model) or 'mmfree'");
   refuse_unsupported(fields, where);
   ModelConfig c;
   c.vocab_size = fields.integer("vocab_size", 32000);
@@ -138,6 +194,7 @@ ModelConfig read_hf_config(const std::string& dir) {
   c.rms_norm_eps = fields.number("rms_norm_eps", 1e-6);
   c.initializer_range = fields.number("initializer_range", 0.02);
   c.use_lower_bound = fields.boolean("use_lower_bound", true);
+  c.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
   c.max_position_embeddings = fields.integer("max_position_embeddings", 2048);
   c.bos_token_id = fields.token_id("bos_token_id", 1);
   c.eos_token_id = fields.token_id("eos_token_id", 2);
@@ -153,16 +210,17 @@ ModelConfig read_hf_config(const std::string& dir) {
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype) {
   MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
                "torch_dtype ", quote(torch_dtype), " is none of float32, bfloat16, float16");
+  const Architecture& architecture = architecture_of(config);
   const nlohmann::ordered_json json = {
-      {"architectures", nlohmann::ordered_json::array({"HGRNBitForCausalLM"})},
-      {"model_type", "hgrn_bit"},
+      {"architectures", nlohmann::ordered_json::array({architecture.class_name})},
+      {"model_type", architecture.model_type},
       {"vocab_size", config.vocab_size},
       {"hidden_size", config.hidden_size},
       {"num_hidden_layers", config.num_hidden_layers},
       {"intermediate_size",
        config.intermediate_size ? nlohmann::ordered_json(config.intermediate_size) : nlohmann::ordered_json()},
       {"hidden_ratio", config.hidden_ratio},
-      {"hidden_act", "swish"},
+      {"hidden_act", config.activation == Activation::silu ? "swish" : name_of(config.activation)},
       {"attn_mode", "fused_recurrent"},
       {"num_heads", 1},
       {"expand_ratio", 1},
@@ -175,7 +233,7 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
       {"max_position_embeddings", config.max_position_embeddings},
       {"fuse_cross_entropy", true},
       {"use_cache", true},
-      {"tie_word_embeddings", false},
+      {"tie_word_embeddings", config.tie_word_embeddings},
       {"pad_token_id", nullptr},
       {"bos_token_id", id_or_null(config.bos_token_id)},
       {"eos_token_id", id_or_null(config.eos_token_id)},

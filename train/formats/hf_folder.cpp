@@ -42,8 +42,6 @@ StoreType store_type(const std::string& torch_dtype) {
   return {"F16", 2};
 }
 
-using NamedShapes = std::vector<std::pair<std::string, Shape>>;
-
 /// Cuts the list, in order, into shards of at most `most` bytes.
 std::vector<NamedShapes> plan_shards(const NamedShapes& tensors, int64_t element, int64_t most) {
   std::vector<NamedShapes> shards(1);
@@ -100,19 +98,18 @@ std::string generation_config(const ModelConfig& c) {
 
 std::string model_card(const std::string& name, const ModelConfig& c, const std::string& torch_dtype) {
   std::string card = concat(
-      "---\nlibrary_name: mmfree\npipeline_tag: text-generation\ntags:\n- matmul-free\n- 1.58-bit\n- "
-      "hgrn_bit\n---\n\n# ",
-      name, "\n\nA MatMul-free language model (`hgrn_bit`) with ", c.parameter_count(),
-      " parameters: ", c.num_hidden_layers, " layers, width ", c.hidden_size, ", GLU width ", c.intermediate(),
-      ", vocabulary ", c.vocab_size, ".\n\nThe tensors are latent weights in ", torch_dtype,
+      "---\nlibrary_name: mmfree\npipeline_tag: text-generation\ntags:\n- matmul-free\n- 1.58-bit\n---\n\n# ", name,
+      "\n\nA MatMul-free language model with ", c.parameter_count(), " parameters: ", c.num_hidden_layers,
+      " layers, width ", c.hidden_size, ", GLU width ", c.intermediate(), ", vocabulary ", c.vocab_size,
+      ".\n\nThe tensors are latent weights in ", torch_dtype,
       "; projections quantise them to ternary values when they run. Do not store the quantised\nweights in their "
       "place: quantising twice shrinks their scale.\n");
-  if (c.gate_order != GateOrder::reference || c.precision != Precision::ternary || !c.precision_rules.empty())
-    card += concat(
-        "\nThis model was trained with settings that only mmfree knows (the `mmfree` object in "
-        "`config.json`: gate order `",
-        name_of(c.gate_order), "`, precision `", name_of(c.precision),
-        "`);\nother programs compute different results from the same tensors.\n");
+  if (&architecture_of(c) != &hgrn_bit_architecture() || c.gate_order != GateOrder::reference ||
+      c.precision != Precision::ternary || !c.precision_rules.empty())
+    card +=
+        "\nThis model has settings that only mmfree knows (the `mmfree` object in `config.json`);\nother programs "
+        "compute "
+        "different results from the same tensors.\n";
   return card;
 }
 

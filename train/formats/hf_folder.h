@@ -8,17 +8,22 @@
 #include <vector>
 
 #include "core/tensor.h"
-#include "layers/model_config.h"
+#include "train/formats/architecture.h"
 #include "train/formats/safetensors.h"
 
 namespace mmfree {
 
-/// Reads `dir`/config.json of model_type `hgrn_bit`. A missing key has the default of the published code, unknown keys
-/// are ignored, `intermediate_size` null becomes 0 (the rule), a list of token ids gives its first, null gives -1.
-/// What that format cannot say (gate_order, precision, precision_rules) comes from the object "mmfree" when present.
+/// Reads `dir`/config.json of model_type `hgrn_bit`, or `mmfree`: the same keys for a model that hgrn_bit cannot say. A
+/// missing key has the default of the published code, unknown keys are ignored, `intermediate_size` null becomes 0 (the
+/// rule), a list of token ids gives its first, null gives -1. What that format cannot say (the layer keys, `layers`,
+/// precision_rules) comes from the object "mmfree" when present.
 /// @throws MissingError; DataError naming file and key for anything malformed, out of range, or not implemented:
-/// another model_type, use_short_conv, expand_ratio other than 1, tie_word_embeddings.
+/// another model_type, use_short_conv, expand_ratio other than 1, another hidden_act.
 ModelConfig read_hf_config(const std::string& dir);
+
+/// The architecture that a model is written as: hgrn_bit, or our own where the structure is more than hgrn_bit can say,
+/// so that no other loader takes it.
+const Architecture& architecture_of(const ModelConfig& config);
 
 /// Writes `dir`/config.json with all keys of the published models and the object "mmfree".
 /// `torch_dtype`: float32, bfloat16 or float16. @throws UsageError, CreateError, IoError
@@ -63,8 +68,7 @@ struct HfWriteOptions {
 /// system can.
 /// @throws CreateError if `dir` is not empty (with `overwrite`: not empty and without a config.json), UsageError,
 /// ShapeError, IoError; Error if what was written does not read back to the bit
-void write_hf_folder(const std::string& dir, const ModelConfig& config,
-                     const std::vector<std::pair<std::string, Shape>>& tensors,
+void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,
                      const std::function<Tensor(const std::string&)>& get, const HfWriteOptions& options = {});
 
 }  // namespace mmfree

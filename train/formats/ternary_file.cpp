@@ -51,6 +51,7 @@ std::vector<Item> items_of(const Model& model, EmbeddingStore embedding) {
   std::vector<Item> items;
   std::set<std::string> done;
   model.lm->for_each_projection([&](const BitLinear& p) {
+    if (!p.owns_matrix()) return;
     if (p.precision == Precision::ternary) {
       items.push_back({p.name + ".codes", "U8", p.matrix->ternary.codes});
       items.push_back({p.name + ".scale", "F32", p.matrix->ternary.scale});
@@ -236,6 +237,7 @@ void export_ternary(const std::string& path, Model& model, EmbeddingStore embedd
   write_ternary_file(path, model, embedding, [&](const std::string& written) {
     const Model loaded = read_ternary_file(written);
     round_embedding(*model.params, embedding);
+    if (model.config.tie_word_embeddings) model.lm->requantise();
     constexpr int64_t kRows = 4, kTokens = 256;
     Tensor ids({kTokens}, DType::i32);
     const RandomStream random(1, 0, "export check");

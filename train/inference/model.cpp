@@ -35,17 +35,21 @@ Model from_hf_folder(const std::string& dir) {
   Model m;
   m.config = read_hf_config(dir);
   m.seq_len = std::min(m.config.max_position_embeddings, kMaxSeqLen);
+  const Architecture& architecture = architecture_of(m.config);
+  NamedShapes ours;
+  for (const ParamSpec& spec : parameter_specs(m.config)) ours.emplace_back(spec.name, spec.shape);
   // Before anything is allocated: config.json alone may claim any size.
-  for (const ParamSpec& spec : parameter_specs(m.config)) {
-    MMFREE_CHECK(DataError, folder.has(spec.name), dir, ": tensor '", spec.name, "' is missing");
-    MMFREE_CHECK(DataError, folder.shape(spec.name) == spec.shape, dir, ": tensor '", spec.name, "' is ",
-                 folder.shape(spec.name), ", expected ", spec.shape, " by config.json");
+  for (const auto& [name, shape] : foreign_tensors(architecture, ours)) {
+    MMFREE_CHECK(DataError, folder.has(name), dir, ": tensor '", name, "' is missing");
+    MMFREE_CHECK(DataError, folder.shape(name) == shape, dir, ": tensor '", name, "' is ", folder.shape(name),
+                 ", expected ", shape, " by config.json");
   }
   m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
   for (size_t i = 0; i < m.params->specs().size(); ++i) {
     Tensor to = m.params->view(m.params->values(), i);
     const std::string& name = m.params->specs()[i].name;
-    const Tensor values = folder.read(name, DType::f32);
+    const Tensor values =
+        from_foreign(architecture, m.config, name, [&](const std::string& n) { return folder.read(n, DType::f32); });
     const float* x = values.data<float>();
     MMFREE_CHECK(DataError, std::all_of(x, x + values.size(), [](float v) { return std::isfinite(v); }), dir,
                  ": tensor '", name, "' holds a value that is not finite");

@@ -2,6 +2,7 @@
 #include <cstddef>
 
 #include "layers/residual.h"
+#include "layers/step_context.h"
 #include "train/config/config.h"
 
 namespace mmfree {
