@@ -21,7 +21,7 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
   ParamStore params(parameter_specs(g.config), DType::f32, Device::cuda);
   load_parameters(g.model, params);
   const LM lm(params, g.config);
-  const Example e(g.expected.read("input_ids", DType::i32), Device::cuda);
+  const Example e(g.expected, Device::cuda);
 
   LM::Trace trace;
   lm.hidden(e.ids, e.batch, nullptr, &trace);
@@ -62,7 +62,7 @@ TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {
   ParamStore params(parameter_specs(g.config), DType::f32, Device::cuda);
   load_parameters(g.model, params);
   const LM lm(params, g.config, DType::bf16);
-  const Example e(g.expected.read("input_ids", DType::i32), Device::cuda);
+  const Example e(g.expected, Device::cuda);
   LM::Trace trace;
   lm.hidden(e.ids, e.batch, nullptr, &trace);
   for (size_t i = 0; i < trace.size(); ++i)

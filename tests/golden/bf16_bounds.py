@@ -1,6 +1,6 @@
 """How far bf16 activations move a model: the float64 oracle against a float32 one that rounds what a GPU rounds.
 
-    python3 tests/golden/bf16_bounds.py ORACLE.py [--models N] [GOLDEN_SET...]
+    python3 tests/golden/bf16_bounds.py [--models N] [GOLDEN_SET...]
 
 One line per model (its name behind the figures is that of the worst gradient), then the worst, and the bounds: three
 times that. Apart from the loss, figures are norms of errors relative to norms of the float64 results. Besides the
@@ -13,6 +13,8 @@ import json
 import types
 from pathlib import Path
 
+import oracle  # first: it chooses NumPy's code path
+import formulas
 import numpy as np
 
 # Formulas of the oracle, each of which must occur once, and how they read when `bf16` rounds what a GPU stores in bf16.
@@ -20,40 +22,42 @@ ROUNDINGS = [
     # Products: outputs, activations as operands of weight gradients, gradients of activations.
     ("return self.yq @ self.Wq.T", "return bf16(self.yq @ self.Wq.T)"),
     (".reshape(-1, k).T @ self.yq.reshape(-1, n)", ".reshape(-1, k).T @ bf16(self.yq).reshape(-1, n)"),
-    ("rms_backward(dout @ self.Wq,", "rms_backward(bf16(dout @ self.Wq),"),
+    ("dy = dout @ self.Wq", "dy = bf16(dout @ self.Wq)"),
     # Scan: its output; its state stays. In the backward pass gradients of output, candidate and forget gate.
-    ("o[:, t] = st", "o[:, t] = bf16(st)"),
-    ("do = dm * gn * dsilu(o)", "do = bf16(dm * gn * dsilu(o))"),
-    ("bi.backward(da)", "bi.backward(bf16(da))"),
-    ("bf.backward(ds * s * (1 - s))", "bf.backward(bf16(ds * s * (1 - s)))"),
-    # Sources of norms: the gate's other input, SwiGLU's two, and the residual stream's gradient.
-    ("bg.backward(dg)", "bg.backward(bf16(dg))"),
-    ("dy = np.concatenate([dz * up * dsilu(ga), dz * ga * sig(ga)], -1)",
-     "dy = bf16(np.concatenate([dz * up * dsilu(ga), dz * ga * sig(ga)], -1))"),
-    ("rms_backward(head.backward(dl), h, wn, rn)", "rms_backward(head.backward(dl), h, wn, rn); dh = bf16(dh)"),
-    ("dh = dh + dv", "dh = bf16(dh + dv)"),
-    ("dh = dh + dn", "dh = bf16(dh + dn)"),
+    ("self.h[:, t] = st", "self.h[:, t] = bf16(st)"),
+    ("dg, dh = self.gate_backward(self.o.backward(dout))",
+     "dg, dh = map(bf16, self.gate_backward(self.o.backward(dout)))"),
+    ("self.i.backward(da) + self.f.backward(dz)", "self.i.backward(bf16(da)) + self.f.backward(bf16(dz))"),
+    # Sources of norms: the gate's other input (above), that of the activation, and the residual stream's gradient.
+    ("return self.up.backward(dy)", "return self.up.backward(bf16(dy))"),
+    ("self.down.backward(dout) * self.slope(self.a)", "bf16(self.down.backward(dout) * self.slope(self.a))"),
+    ("dh = norm.backward(head.backward(dl))", "dh = bf16(norm.backward(head.backward(dl)))"),
+    ("dh = dh + self.mlp_norm.backward(self.channel.backward(dh))",
+     "dh = bf16(dh + self.mlp_norm.backward(self.channel.backward(dh)))"),
+    ("dh = dh + self.attn_norm.backward(self.token.backward(dh))",
+     "dh = bf16(dh + self.attn_norm.backward(self.token.backward(dh)))"),
     # Ends: what is shown of the final norm, and the logits' gradient.
-    ("hid.append(q)", "hid.append(bf16(q))"),
-    ("dl /= B * (T - 1)", "dl = bf16(dl / (B * (T - 1)))"),
+    ("hidden.append(q)", "hidden.append(bf16(q))"),
+    ("dl = np.where(scored[..., None], dl, 0) / int(scored.sum())",
+     "dl = bf16(np.where(scored[..., None], dl, 0) / int(scored.sum()))"),
 ]  # fmt: skip
 
 
 def bf16(x):
     """Round to nearest even, kept as float32."""
     assert x.dtype == np.float32, x.dtype
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return formulas.round_bf16(x)
 
 
-def load(source, rounding=None):
-    """The oracle as a module, with the roundings by `rounding` if given."""
-    for old, new in ROUNDINGS if rounding else []:
-        assert source.count(old) == 1, f"the oracle has {source.count(old)} times: {old}"
+def rounding_formulas():
+    """The formulas as a module that rounds by `bf16`."""
+    source = Path(formulas.__file__).read_text()
+    for old, new in ROUNDINGS:
+        assert source.count(old) == 1, f"the formulas have {source.count(old)} times: {old}"
         source = source.replace(old, new)
-    module = types.ModuleType("oracle")
-    module.bf16 = rounding
-    exec(compile(source, "oracle", "exec"), module.__dict__)
+    module = types.ModuleType("rounding_formulas")
+    module.bf16 = bf16
+    exec(compile(source, "rounding_formulas", "exec"), module.__dict__)
     return module
 
 
@@ -69,23 +73,23 @@ def as_type(tensors, dtype):
     return {k: v.astype(dtype) for k, v in tensors.items()}
 
 
-def random_model(oracle, rng, plain):
+def random_model(rng, plain):
     c = {"hidden_size": rng.integers(32, 73), "num_hidden_layers": rng.integers(2, 5), "rms_norm_eps": 1e-6}
     c |= {"vocab_size": rng.integers(61, 257), "intermediate_size": rng.integers(96, 257)}
     c = {k: v if k == "rms_norm_eps" else int(v) for k, v in c.items()}
     ids = rng.integers(0, c["vocab_size"], (rng.integers(2, 4), rng.integers(13, 20)))
-    return c, oracle.init(c, rng, not plain), ids
+    return c, oracle.init(c, rng, not plain), ids, None
 
 
-def golden_model(oracle, folder):
-    ids = oracle.load_safetensors(folder / "expected.safetensors")["input_ids"].astype(int)
-    return json.loads((folder / "config.json").read_text()), oracle.load_safetensors(folder / "model.safetensors"), ids
+def golden_model(folder):
+    expected = oracle.load_safetensors(folder / "expected.safetensors")
+    c, params = json.loads((folder / "config.json").read_text()), oracle.load_safetensors(folder / "model.safetensors")
+    return c, params, expected["input_ids"], expected.get("targets")
 
 
-def measure(exact, rounded, model):
-    c, params, ids = model
-    loss, logits, hidden, grads = exact.run(c, as_type(params, np.float64), ids)
-    loss_r, logits_r, hidden_r, grads_r = rounded.run(c, as_type(params, np.float32), ids)
+def measure(rounded, c, params, *batch):
+    loss, logits, hidden, grads = formulas.run(c, as_type(params, np.float64), *batch)
+    loss_r, logits_r, hidden_r, grads_r = rounded.run(c, as_type(params, np.float32), *batch)
     tensors = {k: error(grads_r[k], grads[k]) for k in grads}
     worst = max(tensors, key=tensors.get)
     figures = {"loss": abs(loss_r - loss) / loss, "logits": error(logits_r, logits),
@@ -96,18 +100,15 @@ def measure(exact, rounded, model):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("oracle", type=Path)
     ap.add_argument("golden", type=Path, nargs="*", help="folders of golden sets")
     ap.add_argument("--models", type=int, default=12, help="random models")
     a = ap.parse_args()
-    source = a.oracle.read_text()
-    exact, rounded = load(source), load(source, bf16)
-    rng = np.random.default_rng(7)
-    models = {str(g): golden_model(exact, g) for g in a.golden}
-    models |= {f"random {i}{' plain' * (i % 3 == 2)}": random_model(exact, rng, i % 3 == 2) for i in range(a.models)}
+    rounded, rng = rounding_formulas(), np.random.default_rng(7)
+    models = {str(g): golden_model(g) for g in a.golden}
+    models |= {f"random {i}{' plain' * (i % 3 == 2)}": random_model(rng, i % 3 == 2) for i in range(a.models)}
     most = {}
     for name, model in models.items():
-        figures, worst = measure(exact, rounded, model)
+        figures, worst = measure(rounded, *model)
         print(f"{name:32}", *(f"{k} {v:.1e}" for k, v in figures.items()), worst)
         most = {k: max(v, most.get(k, 0)) for k, v in figures.items()}
     print(f"{'worst':32}", *(f"{k} {v:.1e}" for k, v in most.items()))

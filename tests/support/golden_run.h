@@ -15,18 +15,32 @@ inline void load_parameters(const SafetensorsReader& file, ParamStore& params) {
   }
 }
 
-/// Ids [B, T] → inputs and next-token targets; the last position of each sequence is not scored.
+/// A batch on a device: inputs and targets [B·T], kIgnoreTarget where nothing is scored.
 struct Example {
   Tensor ids, targets;
   int64_t batch, scored;
-  explicit Example(const Tensor& table, Device device = Device::cpu) : batch(table.dim(0)) {
-    const int64_t steps = table.dim(1);
-    scored = batch * (steps - 1);
-    Tensor next({table.size()}, DType::i32);
+
+  /// Ids [B, T], each scored against the next one; the last position of each sequence is not scored.
+  explicit Example(const Tensor& table, Device device = Device::cpu) : Example(table, next_ids(table), device) {}
+  /// The batch of a golden set: its `input_ids` against its `targets`, if it has any, else as above.
+  explicit Example(const SafetensorsReader& expected, Device device = Device::cpu)
+      : Example(expected.read("input_ids", DType::i32),
+                expected.has("targets") ? expected.read("targets", DType::i32)
+                                        : next_ids(expected.read("input_ids", DType::i32)),
+                device) {}
+
+ private:
+  Example(const Tensor& table, const Tensor& next, Device device)
+      : ids(table.reshape({table.size()}).to(device)),
+        targets(next.reshape({table.size()}).to(device)),
+        batch(table.dim(0)),
+        scored(next.size() - std::count(next.data<int32_t>(), next.data<int32_t>() + next.size(), kIgnoreTarget)) {}
+
+  static Tensor next_ids(const Tensor& table) {
+    Tensor next(table.shape(), DType::i32);
     for (int64_t i = 0; i < table.size(); ++i)
-      next.mut<int32_t>()[i] = (i + 1) % steps ? table.data<int32_t>()[i + 1] : kIgnoreTarget;
-    ids = table.reshape({table.size()}).to(device);
-    targets = next.to(device);
+      next.mut<int32_t>()[i] = (i + 1) % table.dim(1) ? table.data<int32_t>()[i + 1] : kIgnoreTarget;
+    return next;
   }
 };
 

@@ -479,19 +479,20 @@ TEST(HfFolder, refuses_an_index_that_lies) {
   EXPECT_THROW(HfFolder{out}, MissingError);
 }
 
-TEST(HfFolder, a_golden_model_survives_export_and_import) {
-  const std::string source = golden_dirs().front();
-  const HfFolder model(source);
-  TempDir dir;
-  std::vector<std::pair<std::string, Shape>> shapes;
-  for (const std::string& name : model.names()) shapes.emplace_back(name, model.shape(name));
-  write_hf_folder(dir / "out/", read_hf_config(source), shapes,
-                  [&](const std::string& name) { return model.read(name, DType::f32); }, {.max_shard_bytes = 30000});
-  const HfFolder copy(dir / "out");
-  ASSERT_EQ(copy.names(), model.names());
-  for (const std::string& name : model.names()) {
-    const Tensor a = model.read(name, DType::f32), b = copy.read(name, DType::f32);
-    EXPECT_EQ(std::memcmp(a.raw(), b.raw(), size_t(a.bytes())), 0) << name;
+TEST(HfFolder, golden_models_survive_export_and_import) {
+  for (const std::string& source : golden_dirs()) {
+    const HfFolder model(source);
+    TempDir dir;
+    std::vector<std::pair<std::string, Shape>> shapes;
+    for (const std::string& name : model.names()) shapes.emplace_back(name, model.shape(name));
+    write_hf_folder(dir / "out/", read_hf_config(source), shapes,
+                    [&](const std::string& name) { return model.read(name, DType::f32); }, {.max_shard_bytes = 30000});
+    const HfFolder copy(dir / "out");
+    ASSERT_EQ(copy.names(), model.names()) << source;
+    for (const std::string& name : model.names()) {
+      const Tensor a = model.read(name, DType::f32), b = copy.read(name, DType::f32);
+      EXPECT_EQ(std::memcmp(a.raw(), b.raw(), size_t(a.bytes())), 0) << source << ' ' << name;
+    }
   }
 }
 
