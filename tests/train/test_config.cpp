@@ -292,8 +292,25 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"model: {precision_rules: [{layer: 0, precision: f32}]}",
        "x.yaml:1: unknown key 'model.precision_rules[0].layer' (did you mean 'layers'?)"},
       {"model: {precision_rules: [{projections: [q_proj], precision: f32}]}",
-       "x.yaml:1: model.precision_rules[0].projections[0]: expected "
-       "i_proj|f_proj|g_proj|o_proj|gate_proj|down_proj|lm_head, found 'q_proj'"},
+       "x.yaml:1: model.precision_rules: unknown projection 'q_proj' (this model has: i_proj f_proj g_proj o_proj "
+       "gate_proj down_proj lm_head)"},
+      {"model: {channel: mlp, precision_rules: [{projections: [gate_proj], precision: f32}]}",
+       "x.yaml:1: model.precision_rules: unknown projection 'gate_proj' (this model has: i_proj f_proj g_proj o_proj "
+       "up_proj down_proj lm_head)"},
+      {"model: {token: mamba}", "x.yaml:1: model.token: expected mlgru, found 'mamba'"},
+      {"model: {activation: swish}",
+       "x.yaml:1: model.activation: expected silu|gelu|gelu_tanh|relu|relu2|selu|sigmoid|identity, found 'swish'"},
+      {"model:\n  layers:\n    - {repeat: 3, token: mlgru}\n    - {token: attention}",
+       "x.yaml:4: model.layers[1].token: expected mlgru, found 'attention'"},
+      {"model:\n  layers: [{repeat: 3, heads: 4}]",
+       "x.yaml:2: model.layers[0].heads: 4 heads, but mlgru mixes every channel on its own; leave heads and kv_heads "
+       "out"},
+      {"model: {heads: 16}",
+       "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+      {"model:\n  num_hidden_layers: 8\n  layers: [{repeat: 3}]",
+       "x.yaml:2: model.num_hidden_layers: 8, but model.layers lists 3; leave num_hidden_layers out"},
+      {"model: {layers: [{inner_norms: false}]}",
+       "x.yaml:1: unknown key 'model.layers[0].inner_norms' (did you mean 'inner_norm'?)"},
       {"model:\n  num_hidden_layers: 2\n  precision_rules: [{layers: [2], precision: f32}]",
        "x.yaml:3: model.precision_rules: layer 2 is outside 0..1"},
       {"\nmodel: {vocab_size: 2}", "x.yaml:2: model.eos_token_id: 2 is outside -1..1"},
@@ -513,11 +530,38 @@ TEST(Config, ComparesAndMarksWhatEndangersAResumedRun) {
                                                  "train.seed: 1 -> 2"}));
 }
 
+TEST(Config, ListedLayersDifferWhereTheySayAndGiveTheNumberOfLayers) {
+  const RunConfig c = load_config_text(
+      "model:\n  hidden_size: 12\n  activation: relu\n  inner_norm: false\n  layers:\n"
+      "    - {repeat: 3, token: mlgru}\n"
+      "    - {channel: mlp, activation: selu, precision: bf16, inner_norm: true, gate_order: paper, intermediate_size: "
+      "20}\n"
+      "  precision_rules: [{layers: 3, projections: o_proj, precision: f32}]\n",
+      "x.yaml", {"model.intermediate_size=7"});
+  EXPECT_EQ(c.model.num_hidden_layers, 4);
+  for (int l : {-1, 0, 1, 2}) {
+    const LayerConfig layer = c.model.layer(l);
+    EXPECT_EQ(layer.channel, ChannelKind::glu);
+    EXPECT_EQ(layer.activation, Activation::relu);
+    EXPECT_EQ(layer.precision_of("o_proj"), Precision::ternary);
+    EXPECT_FALSE(layer.inner_norm);
+    EXPECT_EQ(layer.inner, 7);
+  }
+  const LayerConfig last = c.model.layer(3);
+  EXPECT_EQ(last.channel, ChannelKind::mlp);
+  EXPECT_EQ(last.activation, Activation::selu);
+  EXPECT_EQ(last.precision_of("i_proj"), Precision::bf16);
+  EXPECT_EQ(last.precision_of("o_proj"), Precision::f32);
+  EXPECT_TRUE(last.inner_norm);
+  EXPECT_EQ(last.gate_order, GateOrder::paper);
+  EXPECT_EQ(last.inner, 20);
+}
+
 TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 19));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 5 + 9 + 19));
 }
 
 TEST(Schedule, MatchesValuesComputedByHand) {

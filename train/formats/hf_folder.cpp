@@ -107,9 +107,9 @@ std::string model_card(const std::string& name, const ModelConfig& c, const std:
   if (&architecture_of(c) != &hgrn_bit_architecture() || c.gate_order != GateOrder::reference ||
       c.precision != Precision::ternary || !c.precision_rules.empty())
     card +=
-        "\nThis model has settings that only mmfree knows (the `mmfree` object in `config.json`);\nother programs "
-        "compute "
-        "different results from the same tensors.\n";
+        concat("\nThis model has settings that only mmfree knows (the `mmfree` object in `config.json`: gate order `",
+               name_of(c.gate_order), "`, precision `", name_of(c.precision), "`, activation `", name_of(c.activation),
+               "`);\nother programs compute different results from the same tensors.\n");
   return card;
 }
 
