@@ -5,8 +5,8 @@
 
 namespace mmfree {
 
-/// How a projection multiplies: int8 activations by ternary weights, or the normalised activations by plain weights
-/// rounded to bf16 or kept in the compute dtype. The projection's own RMSNorm stays in every case.
+/// How a projection multiplies: int8 activations by ternary weights, or the normalised activations by plain weights,
+/// both rounded to bf16 or both kept in f32, on either device. The projection's own RMSNorm stays in every case.
 enum class Precision { ternary, bf16, f32 };
 
 /// How the MLGRU's output gate combines the gate projection g with the scan's state h:

@@ -20,7 +20,7 @@ struct GluMixer {
     const Keep keep = recompute == Recompute::selective ? Keep::nothing : Keep::all;
     const auto y = norm_linear(in.source(), block_norm, eps, BitLinear::kEps, {gate_proj.projection()}, keep);
     const Keep keep_inner = recompute == Recompute::selective ? Keep::source : Keep::all;
-    const Var out = norm_linear(Source::swiglu(y[0]), Var(), BitLinear::kEps, BitLinear::kEps, {down_proj.projection()},
+    const Var out = norm_linear(Source::glu(y[0], Activation::silu), Var(), BitLinear::kEps, BitLinear::kEps, {down_proj.projection()},
                                 keep_inner)[0];
     return {in.value(y), out};
   }

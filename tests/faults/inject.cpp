@@ -183,7 +183,7 @@ class Training {
                                                           {m.o_proj.projection()}, Keep::all)[0])};
     const auto c =
         norm_linear(mid.source(), b.mlp_norm, m.eps, BitLinear::kEps, {b.channel.gate_proj.projection()}, Keep::all);
-    const Var out = norm_linear(Source::swiglu(at(c[0])), Var(), BitLinear::kEps, BitLinear::kEps,
+    const Var out = norm_linear(Source::glu(at(c[0]), Activation::silu), Var(), BitLinear::kEps, BitLinear::kEps,
                                 {b.channel.down_proj.projection()}, Keep::all)[0];
     return {mid.value(c), at(out)};
   }
