@@ -4,7 +4,6 @@
 #include "autograd/tape.h"
 #include "core/ops/head_loss.h"
 #include "core/ops/norm_quant.h"
-#include "core/activation.h"
 
 /// The differentiable operations. Each computes with the op of the same name in core/ops (formulas, shapes and errors
 /// are documented there) and records its backward pass on the live Tape. Rows are tokens: N = B·T.
@@ -21,25 +20,26 @@ struct Source {
   RowSource::Kind kind;
   Var a, b, weight;
   double eps = 0;
+  Activation f = Activation::silu;
 
   static Source rows(const Var& x) { return {RowSource::rows, x, {}, {}}; }
   static Source sum(const Var& a, const Var& b) { return {RowSource::sum, a, b, {}}; }
   static Source gate(const Var& a, const Var& b, const Var& weight, double eps) {
     return {RowSource::gate, a, b, weight, eps};
   }
-  static Source swiglu(const Var& x) { return {RowSource::swiglu, x, {}, {}}; }
-  static Source glu(const Var& x, Activation) { return swiglu(x); }
-  static Source activation(const Var& x, Activation) { return swiglu(x); }
+  static Source glu(const Var& x, Activation f) { return {RowSource::glu, x, {}, {}, 0, f}; }
+  static Source activation(const Var& x, Activation f) { return {RowSource::activation, x, {}, {}, 0, f}; }
 };
 
 /// One wanted output of norm_quant.
 struct Branch {
-  Var weight;  ///< [D]
+  Var weight;  ///< [D]; undefined: no norm
   Rounding rounding;
 };
 
-/// Block norm (`outer`, may be undefined) and one RMSNorm per branch, rounded → one Var [N, D] per branch, quantised
-/// where the branch says int8. The rounding is straight-through. Of a sum, its value [N, D] is one Var more.
+/// Block norm (`outer`, may be undefined) and for each branch an RMSNorm, if it has a weight, and rounding → one Var
+/// [N, D] per branch, quantised where the branch says int8, of dtype P where it says none. The rounding is
+/// straight-through. Of a sum, its value [N, D] is one Var more.
 std::vector<Var> norm_quant(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                             const std::vector<Branch>& branches);
 
@@ -50,7 +50,7 @@ Var rmsnorm(const Var& x, const Var& weight, double eps);
 /// may be undefined (exported models).
 Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix);
 
-/// A projection with a norm of its own.
+/// A projection, with a norm of its own if its branch has a weight.
 struct Projection {
   Branch branch;
   Var latent;                  ///< [O, K], may be undefined
@@ -77,9 +77,6 @@ Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tens
 
 /// a, b [N, D], weight [D] or undefined → [N, D].
 Var gate_norm(const Var& a, const Var& b, const Var& weight, double eps);
-
-/// [N, 2I] → [N, I].
-Var swiglu(const Var& x);
 
 /// scale · Σ nll over the rows of q [N, K], an f64 tensor [1]. With a live Tape the gradients are computed right here,
 /// block of logits by block, and that of `latent` is added to its slot at once; so backward must start from this loss.

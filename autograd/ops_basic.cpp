@@ -1,7 +1,6 @@
 #include "autograd/ops.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/embedding.h"
-#include "core/ops/swiglu.h"
 
 namespace mmfree {
 
@@ -21,17 +20,6 @@ Var embedding(const Var& table, const Tensor& ids, DType compute) {
   return record("embedding", {table}, {QuantTensor(y, compute)}, {ids}, [](const BackwardCtx& c) {
     auto [dtable, beta] = c.grad(0);
     embedding_backward(c.saved(0), c.out_grad(), dtable, beta);
-  })[0];
-}
-
-Var swiglu(const Var& x) {
-  Tensor y({x.dim(0), x.dim(1) / 2}, x.value().dtype(), x.device());
-  swiglu(x.value(), y);
-  return record("swiglu", {x}, {y}, {x}, [](const BackwardCtx& c) {
-    const Tensor x = c.saved(0);
-    Tensor dx(x.shape(), x.dtype(), x.device());
-    swiglu_backward(x, c.out_grad(), dx);
-    c.pass(0, dx);
   })[0];
 }
 

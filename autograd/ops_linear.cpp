@@ -5,9 +5,19 @@
 namespace mmfree {
 namespace {
 
-constexpr size_t kMatrixTensors = 3, kMostProjections = 4;
+/// Where a node keeps a weight matrix, counted from the matrix' first tensor.
+enum MatrixSlot : size_t { kCodes, kScale, kPlain, kMatrixSlots };
 
-/// A weight matrix as saved tensors, and back.
+/// Where `norm_linear` keeps what belongs to a projection, counted from the projection's first tensor: its norm weight,
+/// its matrix, and the rounded activations with their steps, if kept.
+enum ProjectionSlot : size_t { kNorm, kMatrix, kValues = kMatrix + kMatrixSlots, kStep, kProjectionSlots };
+/// Its inputs: norm weight and latent weights.
+enum ProjectionInput : size_t { kNormInput, kLatent, kProjectionInputs };
+
+/// Inputs and saved tensors of `linear`.
+enum LinearInput : size_t { kLinearX, kLinearLatent };
+enum LinearSlot : size_t { kLinearMatrix, kLinearValues = kLinearMatrix + kMatrixSlots, kLinearStep };
+
 void pack(const WeightMatrix& w, std::vector<SavedTensor>& saved) {
   saved.insert(saved.end(), {w.ternary.codes, w.ternary.scale, w.plain});
 }
@@ -15,27 +25,26 @@ void pack(const WeightMatrix& w, std::vector<SavedTensor>& saved) {
 template <class From>
 WeightMatrix unpack(const From& from, size_t first, int64_t cols) {
   WeightMatrix w;
-  w.ternary.codes = from.saved(first);
-  w.ternary.scale = from.saved(first + 1);
+  w.ternary.codes = from.saved(first + kCodes);
+  w.ternary.scale = from.saved(first + kScale);
   w.ternary.cols = cols;
-  w.plain = from.saved(first + 2);
+  w.plain = from.saved(first + kPlain);
   return w;
 }
 
-QuantTensor activations(const Tensor& values, const Tensor& scale, DType compute) {
-  return scale.defined() ? QuantTensor(values, scale, compute) : QuantTensor(values);
+QuantTensor activations(const Tensor& values, const Tensor& step, DType compute) {
+  return step.defined() ? QuantTensor(values, step, compute) : QuantTensor(values, compute);
 }
 
-/// norm_linear as its node remembers it. Saved behind the norm's tensors, for each projection: its norm weight, its
-/// matrix, and the rounded activations with their scale, if kept.
+/// norm_linear as its node remembers it: the norm's slots, then those of each projection.
 struct SavedProjections {
-  static constexpr size_t kEach = 1 + kMatrixTensors + 2, kEachInput = 2;
   SavedNorm norm;
-  Rounding roundings[kMostProjections];
+  Rounding roundings[kMaxNormBranches];
   size_t count;
+  int64_t width;  ///< of the norm's rows
 
-  static size_t at(size_t p) { return SavedNorm::kSaved + p * kEach; }
-  static size_t input(size_t p) { return SavedNorm::kInputs + p * kEachInput; }
+  static size_t slot(size_t p, size_t which) { return kNormSlots + p * kProjectionSlots + which; }
+  static size_t input(size_t p, size_t which) { return kNormInputs + p * kProjectionInputs + which; }
 
   void backward(const BackwardCtx& c) const {
     std::vector<Tensor> u(count);  // rounded activations that weight gradients want and that were not kept
@@ -43,23 +52,40 @@ struct SavedProjections {
       std::vector<NormBranchGrad> grads;
       for (size_t p = 0; p < count; ++p) {
         if (!c.has(p)) continue;
-        const Tensor dy = c.out_grad(p), weight = c.saved(at(p));
-        Tensor dq({dy.dim(0), weight.dim(0)}, dy.dtype(), dy.device());
-        linear_dx(dy, unpack(c, at(p) + 1, weight.dim(0)), dq, 0);
-        if (c.needs(input(p) + 1) && !c.kept(at(p) + 4)) u[p] = dq;  // in its place
-        auto [dweight, beta] = c.grad_if_needed(input(p));
-        grads.push_back({weight, dq, dweight, beta, roundings[p], u[p]});
+        const Tensor dy = c.out_grad(p);
+        Tensor dq({dy.dim(0), width}, dy.dtype(), dy.device());
+        linear_dx(dy, unpack(c, slot(p, kMatrix), width), dq, 0);
+        if (c.needs(input(p, kLatent)) && !c.kept(slot(p, kValues))) {
+          const DType t = roundings[p] == Rounding::none ? param_dtype(dq.dtype()) : dq.dtype();
+          u[p] = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // in the gradient's place where it fits
+        }
+        auto [dweight, beta] = c.grad_if_needed(input(p, kNormInput));
+        grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u[p]});
       }
       norm.backward(c, grads, count);
     }
     for (size_t p = 0; p < count; ++p) {
-      if (!c.has(p) || !c.needs(input(p) + 1)) continue;
+      if (!c.has(p) || !c.needs(input(p, kLatent))) continue;
       const Tensor dy = c.out_grad(p);
-      if (c.kept(at(p) + 4)) u[p] = c.saved(at(p) + 4);
-      auto [dw, beta] = c.grad(input(p) + 1);
-      linear_dw(dy, activations(u[p], c.saved(at(p) + 5), dy.dtype()), dw, beta);
+      if (c.kept(slot(p, kValues))) u[p] = c.saved(slot(p, kValues));
+      auto [dw, beta] = c.grad(input(p, kLatent));
+      linear_dw(dy, activations(u[p], c.saved(slot(p, kStep)), dy.dtype()), dw, beta);
       u[p] = {};
     }
+  }
+
+  /// Output p again, in the compute dtype t. `From` shows the node's saved list.
+  template <class From>
+  Tensor output(const From& from, size_t p, DType t) const {
+    const RowSource rows = norm.source(from);
+    const int64_t n = rows.rows_count();
+    const Device device = rows.a.device();
+    std::vector<NormBranch> branch = {make_branch(from.saved(slot(p, kNorm)), roundings[p], n, width, t, device)};
+    norm.again(rows, from.saved(kOuter), branch);
+    const WeightMatrix matrix = unpack(from, slot(p, kMatrix), width);
+    Tensor y({n, matrix.rows()}, t, device);
+    linear(activations(branch[0].out, branch[0].step, t), matrix, y);
+    return y;
   }
 };
 
@@ -79,27 +105,25 @@ Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
   saved.insert(saved.end(), {x.quant().values, x.quant().scale});
   return record("linear", {x, latent}, {y}, std::move(saved), [cols = matrix.cols()](const BackwardCtx& c) {
     const Tensor dy = c.out_grad();
-    if (c.needs(0)) {
-      auto [dx, beta] = c.grad(0);
-      linear_dx(dy, unpack(c, 0, cols), dx, beta);
+    if (c.needs(kLinearX)) {
+      auto [dx, beta] = c.grad(kLinearX);
+      linear_dx(dy, unpack(c, kLinearMatrix, cols), dx, beta);
     }
-    if (c.needs(1)) {
-      auto [dw, beta] = c.grad(1);
-      linear_dw(dy, activations(c.saved(3), c.saved(4), dy.dtype()), dw, beta);
+    if (c.needs(kLinearLatent)) {
+      auto [dw, beta] = c.grad(kLinearLatent);
+      linear_dw(dy, activations(c.saved(kLinearValues), c.saved(kLinearStep), dy.dtype()), dw, beta);
     }
   })[0];
 }
 
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                              const std::vector<Projection>& projections, Keep keep) {
-  MMFREE_CHECK(Error, projections.size() <= kMostProjections, "norm_linear: ", projections.size(),
-               " projections, at most ", kMostProjections, " are supported");
   NormForward f(source, outer);
   std::vector<NormBranch> branches;
   for (const Projection& p : projections) branches.push_back(f.branch(p.branch));
   f.run(eps_outer, eps_inner, branches);
 
-  SavedProjections memory{{source.kind, source.eps, eps_outer, eps_inner}, {}, projections.size()};
+  SavedProjections memory{SavedNorm(source, eps_outer, eps_inner), {}, projections.size(), f.source.width()};
   std::vector<Var> inputs = f.inputs();
   std::vector<SavedTensor> saved = f.saved(keep == Keep::nothing);
   std::vector<QuantTensor> outputs;
@@ -123,26 +147,13 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   if (keep != Keep::nothing || !Tape::current()) return ys;
   for (size_t i = 0; i < projections.size(); ++i)
     ys[i].set_recipe(make_recipe("norm_linear", saved, [memory, i, t = ys[i].compute()](const Recipe& recipe) {
-      const RecipeView from{recipe};
-      const RowSource rows = memory.norm.source(from);
-      const size_t at = SavedProjections::at(i);
-      const Tensor weight = from.saved(at);
-      const bool int8 = memory.roundings[i] == Rounding::int8;
-      const int64_t n = rows.rows_count(), d = rows.width();
-      const Device device = rows.a.device();
-      std::vector<NormBranch> branch = {{weight, memory.roundings[i], Tensor({n, d}, int8 ? DType::i8 : t, device),
-                                         int8 ? Tensor({n}, weight.dtype(), device) : Tensor()}};
-      memory.norm.again(rows, from.saved(3), branch);
-      const WeightMatrix matrix = unpack(from, at + 1, d);
-      Tensor y({n, matrix.rows()}, t, device);
-      linear(activations(branch[0].out, branch[0].step, t), matrix, y);
-      return y;
+      return memory.output(RecipeView{recipe}, i, t);
     }));
   return ys;
 }
 
 Var head_loss(const Var& q, const Var& latent, const WeightMatrix& matrix, const Tensor& targets, double scale) {
-  const DType t = q.compute(), p = t == DType::f64 ? DType::f64 : DType::f32;
+  const DType t = q.compute(), p = param_dtype(t);
   Tensor nll({q.dim(0)}, p, q.device()), loss({1}, DType::f64, q.device());
   HeadLossGrads grads;
   if (Tape::current() && q.requires_grad()) grads.dq = Tensor(q.shape(), t, q.device());

@@ -1,5 +1,6 @@
 #include "autograd/ops.h"
 #include "autograd/saved_norm.h"
+#include "core/ops/check.h"
 #include "core/ops/gate_norm.h"
 
 namespace mmfree {
@@ -19,17 +20,16 @@ std::vector<Var> norm_quant(const Source& source, const Var& outer, double eps_o
     outputs.push_back(f.output(outs[b]));
   }
   if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
-  return record(
-      "norm_quant", inputs, std::move(outputs), std::move(saved),
-      [norm = SavedNorm{source.kind, source.eps, eps_outer, eps_inner}, n = branches.size()](const BackwardCtx& c) {
-        std::vector<NormBranchGrad> grads;
-        for (size_t b = 0; b < n; ++b) {
-          if (!c.has(b)) continue;
-          auto [dweight, beta] = c.grad_if_needed(SavedNorm::kInputs + b);
-          grads.push_back({c.saved(SavedNorm::kSaved + b), c.out_grad(b), dweight, beta});
-        }
-        norm.backward(c, grads, n);
-      });
+  return record("norm_quant", inputs, std::move(outputs), std::move(saved),
+                [norm = SavedNorm(source, eps_outer, eps_inner), n = branches.size()](const BackwardCtx& c) {
+                  std::vector<NormBranchGrad> grads;
+                  for (size_t b = 0; b < n; ++b) {
+                    if (!c.has(b)) continue;
+                    auto [dweight, beta] = c.grad_if_needed(kNormInputs + b);
+                    grads.push_back({c.saved(kNormSlots + b), c.out_grad(b), dweight, beta});
+                  }
+                  norm.backward(c, grads, n);
+                });
 }
 
 Var rmsnorm(const Var& x, const Var& weight, double eps) {
@@ -37,8 +37,8 @@ Var rmsnorm(const Var& x, const Var& weight, double eps) {
 }
 
 Var gate_norm(const Var& a, const Var& b, const Var& weight, double eps) {
-  const DType p = a.value().dtype() == DType::f64 ? DType::f64 : DType::f32;
-  Tensor y(a.shape(), a.value().dtype(), a.device()), r({a.dim(0)}, p, a.device());
+  const DType t = a.value().dtype();
+  Tensor y(a.shape(), t, a.device()), r({a.dim(0)}, param_dtype(t), a.device());
   gate_norm(a.value(), b.value(), weight.value(), eps, y, r);
   return record("gate_norm", {a, b, weight}, {y}, {a, b, weight, r}, [](const BackwardCtx& c) {
     auto [da, beta_a] = c.grad_if_needed(0);

@@ -10,7 +10,8 @@
 #endif
 
 /// The two quantisers of the project, defined once for every backend. The order of operations is part of the
-/// definition and is compiled without contraction, so equal inputs give equal codes and equal scales everywhere.
+/// definition, so equal inputs give equal codes and equal scales everywhere. The host compiler fuses no product with a
+/// sum (-ffp-contract=off); nvcc does, so the one product that a sum follows is `rounded_product`.
 namespace mmfree {
 
 /// Smallest absmax and absmean used as a scale: keeps an all-zero row or matrix finite. Source: BitNet b1.58.
@@ -31,18 +32,34 @@ MMFREE_HOST_DEVICE inline ActivationScale<T> activation_scale(T absmax) {
   return {T(127) / m, m / T(127)};
 }
 
-/// Nearest integer, halves away from zero, exact for every |v| < 2^22 (adding 0.5 first would round 0.49999997 up).
+/// Nearest integer, halves away from zero, exact for every |v| < 2^22: the number just below one half is added (one
+/// half would round 0.49999997 up) and the sum is cut off. 0 for NaN.
 template <class T>
-MMFREE_HOST_DEVICE inline T round_half_away(T v) {
-  const T whole = T(int32_t(v));
-  const T rest = v - whole;
-  return whole + T(int32_t(rest >= T(0.5)) - int32_t(rest <= T(-0.5)));
+MMFREE_HOST_DEVICE inline int32_t round_half_away(T v) {
+  constexpr T below_half = sizeof(T) == 4 ? T(0x1.fffffep-2) : T(0x1.fffffffffffffp-2);
+#if defined(__CUDA_ARCH__)
+  return int32_t(v + copysign(below_half, v));  // the conversion makes 0 of NaN
+#else
+  const T sum = v + std::copysign(below_half, v);
+  return int32_t(sum == sum ? sum : T(0));
+#endif
+}
+
+template <class T>
+MMFREE_HOST_DEVICE inline T rounded_product(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 4)
+    return __fmul_rn(a, b);
+  else
+    return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
 }
 
 template <class T>
 MMFREE_HOST_DEVICE inline int8_t activation_code(T u, T inverse) {
-  const T v = u * inverse;
-  return int8_t(int32_t(round_half_away(v == v ? v : T(0))));
+  return int8_t(round_half_away(rounded_product(u, inverse)));
 }
 
 /// Per-tensor absmean ternary quantiser of weights (ibid.):

@@ -9,22 +9,18 @@ void BitLinear::prepare(DType compute) const {
   const Tensor& latent = weight.value();
   if (precision == Precision::ternary)
     matrix->ternary = make_ternary(latent.dim(0), latent.dim(1), latent.dtype(), latent.device());
-  else if (precision == Precision::f32 && compute == latent.dtype())
+  else if (precision == Precision::f32)
     matrix->plain = latent;
   else
     matrix->plain = Tensor(latent.shape(), compute, latent.device());
 }
 
 void BitLinear::round() const {
-  if (!weight.defined() || precision == Precision::ternary) return;
-  const Tensor& latent = weight.value();
-  if (precision == Precision::bf16 && matrix->plain.dtype() != DType::bf16) {
-    Tensor rounded(latent.shape(), DType::bf16, latent.device());
-    cast(latent, rounded);
-    cast(rounded, matrix->plain);
-  } else if (matrix->plain.raw() != latent.raw()) {
-    cast(latent, matrix->plain);
-  }
+  if (!weight.defined() || precision != Precision::bf16) return;
+  if (matrix->plain.dtype() == DType::bf16) return cast(weight.value(), matrix->plain);
+  Tensor rounded(weight.shape(), DType::bf16, weight.device());
+  cast(weight.value(), rounded);
+  cast(rounded, matrix->plain);
 }
 
 Branch BitLinear::branch() const {

@@ -105,7 +105,7 @@ Tensor LM::next_logits(const Tensor& ids, int64_t batch, DecodeState& state) con
     values.slice(b, b + 1).copy_from(q.values.slice(row, row + 1));
     if (q.quantised()) scale.slice(b, b + 1).copy_from(q.scale.slice(row, row + 1));
   }
-  return head(q.quantised() ? QuantTensor(values, scale, q.compute) : QuantTensor(values));
+  return head(q.quantised() ? QuantTensor(values, scale, q.compute) : QuantTensor(values, q.compute));
 }
 
 Tensor LM::nll(const Tensor& ids, const Tensor& targets, int64_t batch, DecodeState* state) const {

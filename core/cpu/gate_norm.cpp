@@ -23,15 +23,15 @@ void backward(const GateNormBackwardArgs& g) {
   const T* w = static_cast<const T*>(g.weight);
   const int64_t d = g.d;
   ColumnSums<T> sums(g.n, d, 1);
+  ThreadRows<T> scratch(d, 2);
   parallel_for(g.n, ColumnSums<T>::kRows, [&](int64_t begin, int64_t end) {
-    RowBuffer<T> gate(d), up(d);
     T* dw = sums.partial(begin / ColumnSums<T>::kRows, 0);
     for (int64_t n = begin; n < end; ++n) {
       const auto row = [=](const void* p) { return static_cast<const T*>(p) + n * d; };
       const auto out = [=](void* p) { return p ? static_cast<T*>(p) + n * d : nullptr; };
       const T r = w ? static_cast<const T*>(g.r)[n] : T(1);
       gate_backward_row(row(g.a), row(g.b), w, r, row(g.dy), d, out(g.da), g.beta_a, out(g.db), g.beta_b, dw,
-                        gate.data(), up.data());
+                        scratch.row(0), scratch.row(1));
     }
   });
   sums.finish(0, static_cast<T*>(g.dweight), g.beta_weight);

@@ -58,7 +58,7 @@ struct TileShape {
 /// waits for another's last tile. But where the rows that a tile reads are multiples of 4 KiB apart, they evict each
 /// other from the cache in the path without packing that oneDNN takes for smaller tiles, at half the speed: there the
 /// tile stays.
-TileShape tile_of(const MatmulArgs& p) {
+TileShape tile_shape(const MatmulArgs& p) {
   constexpr TileShape kMost{512, 1024};
   if ((!p.transpose_b && p.ldb % 1024 == 0) || (p.transpose_a && p.lda % 1024 == 0)) return kMost;
   int64_t down = (p.m + kMost.m - 1) / kMost.m, across = (p.n + kMost.n - 1) / kMost.n;
@@ -73,7 +73,7 @@ void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
     for (int64_t i = 0; i < p.m * p.n; ++i) c[i] = p.beta != 0 ? float(p.beta) * c[i] : 0;
     return;
   }
-  const TileShape tile = tile_of(p);
+  const TileShape tile = tile_shape(p);
   std::atomic<bool> done = true;
   for_tiles(p.m, p.n, tile.m, tile.n, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
     const InOneDnn guard;

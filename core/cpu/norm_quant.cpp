@@ -9,30 +9,77 @@ namespace {
 
 constexpr int64_t kRowGrain = 16;
 
+/// Row n of a matrix of d columns, or null.
+template <class T>
+const T* row_of(const void* matrix, int64_t n, int64_t d) {
+  return matrix ? static_cast<const T*>(matrix) + n * d : nullptr;
+}
+template <class T>
+T* row_of(void* matrix, int64_t n, int64_t d) {
+  return matrix ? static_cast<T*>(matrix) + n * d : nullptr;
+}
+
 /// Row n of the source: in place where it has no work to do, else computed into `to`.
 template <class T>
-const T* source_row(const RowSourceArgs& s, int64_t n, int64_t d, T r0, T* to) {
-  const T* a = static_cast<const T*>(s.a) + n * d;
-  const T* b = s.b ? static_cast<const T*>(s.b) + n * d : nullptr;
-  switch (s.kind) {
+using SourceRow = const T* (*)(const RowSourceArgs&, int64_t n, int64_t d, T r0, T* to);
+
+template <class T>
+SourceRow<T> source_row(const RowSourceArgs& source) {
+  using Args = const RowSourceArgs&;
+  SourceRow<T> found = nullptr;
+  switch (source.kind) {
     case RowSource::rows:
-      return a;
+      return [](Args s, int64_t n, int64_t d, T, T*) { return row_of<T>(s.a, n, d); };
     case RowSource::sum:
-      for (int64_t k = 0; k < d; ++k) to[k] = a[k] + b[k];
-      return to;
+      return [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
+        const T *a = row_of<T>(s.a, n, d), *b = row_of<T>(s.b, n, d);
+        for (int64_t k = 0; k < d; ++k) to[k] = a[k] + b[k];
+        return to;
+      };
     case RowSource::gate:
-      gate_row(a, b, static_cast<const T*>(s.weight), r0, d, to);
-      return to;
-    case RowSource::swiglu:
-      swiglu_row(a + n * d, a + n * d + d, d, to);
-      return to;
+      return [](Args s, int64_t n, int64_t d, T r0, T* to) -> const T* {
+        gate_row(row_of<T>(s.a, n, d), row_of<T>(s.b, n, d), static_cast<const T*>(s.weight), r0, d, to);
+        return to;
+      };
+    case RowSource::glu:
+      with_activation(source.f, [&]<Activation f>() {
+        found = [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
+          const T* a = row_of<T>(s.a, n, 2 * d);
+          activation_row<f>(a, a + d, d, to);
+          return to;
+        };
+      });
+      return found;
+    case RowSource::activation:
+      with_activation(source.f, [&]<Activation f>() {
+        found = [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
+          activation_row<f>(row_of<T>(s.a, n, d), static_cast<const T*>(nullptr), d, to);
+          return to;
+        };
+      });
+      return found;
   }
-  return nullptr;
+  throw Error(concat("norm_quant: the CPU has no source kind ", int(source.kind)));
+}
+
+/// u = x r1 ⊙ outer.
+template <class T>
+void outer_row(const T* x, T r1, const T* outer, int64_t d, T* u) {
+  for (int64_t k = 0; k < d; ++k) u[k] = x[k] * r1 * outer[k];
+}
+
+/// v of a branch: u r2 ⊙ weight in `to`, or u itself.
+template <class T>
+const T* branch_row(const NormBranchArgs& b, const T* u, T r2, int64_t d, T* to) {
+  const T* w = static_cast<const T*>(b.weight);
+  if (!w) return u;
+  for (int64_t k = 0; k < d; ++k) to[k] = u[k] * r2 * w[k];
+  return to;
 }
 
 template <class T>
-void round_row(const NormQuantArgs::Branch& b, const T* v, int64_t row, int64_t d) {
-  T* out = static_cast<T*>(b.out) + row * d;
+void round_row(const NormBranchArgs& b, const T* v, int64_t row, int64_t d) {
+  T* out = row_of<T>(b.out, row, d);
   if (b.rounding == Rounding::int8) {
     const auto scale = activation_scale(lane_absmax<T>(d, [v](int64_t k) { return v[k]; }));
     if (!b.step) {
@@ -53,27 +100,23 @@ void round_row(const NormQuantArgs::Branch& b, const T* v, int64_t row, int64_t 
 template <class T>
 void forward(const NormQuantArgs& a) {
   const T* outer = static_cast<const T*>(a.outer);
+  const SourceRow<T> source = source_row<T>(a.source);
+  ThreadRows<T> scratch(a.d, 3);
+  const auto statistic = [](void* r, int64_t n, const T* of, int64_t d, double eps) {
+    return r ? static_cast<T*>(r)[n] = rms_reciprocal(of, d, eps) : T(1);
+  };
   parallel_for(a.n, kRowGrain, [&](int64_t begin, int64_t end) {
-    RowBuffer<T> x_row(a.d), u_row(a.d), v_row(a.d);
-    T* v = v_row.data();
+    T *x_row = scratch.row(0), *u_row = scratch.row(1), *v_row = scratch.row(2);
     for (int64_t n = begin; n < end; ++n) {
-      const T r0 = a.r0 ? static_cast<T*>(a.r0)[n] =
-                              rms_reciprocal(static_cast<const T*>(a.source.a) + n * a.d, a.d, a.source.eps)
-                        : T(1);
-      const T* x = source_row(a.source, n, a.d, r0, a.x ? static_cast<T*>(a.x) + n * a.d : x_row.data());
+      const T r0 = statistic(a.r0, n, row_of<T>(a.source.a, n, a.d), a.d, a.source.eps);
+      const T* x = source(a.source, n, a.d, r0, a.x ? row_of<T>(a.x, n, a.d) : x_row);
       const T* u = x;
       if (outer) {
-        const T r1 = static_cast<T*>(a.r1)[n] = rms_reciprocal(x, a.d, a.eps_outer);
-        T* row = u_row.data();
-        for (int64_t k = 0; k < a.d; ++k) row[k] = x[k] * r1 * outer[k];
-        u = row;
+        outer_row(x, statistic(a.r1, n, x, a.d, a.eps_outer), outer, a.d, u_row);
+        u = u_row;
       }
-      const T r2 = static_cast<T*>(a.r2)[n] = rms_reciprocal(u, a.d, a.eps_inner);
-      for (const auto& b : a.branches) {
-        const T* w = static_cast<const T*>(b.weight);
-        for (int64_t k = 0; k < a.d; ++k) v[k] = u[k] * r2 * w[k];
-        round_row(b, v, n, a.d);
-      }
+      const T r2 = statistic(a.r2, n, u, a.d, a.eps_inner);
+      for (int b = 0; b < a.count; ++b) round_row(a.branches[b], branch_row(a.branches[b], u, r2, a.d, v_row), n, a.d);
     }
   });
 }
@@ -85,82 +128,136 @@ void rms_backward_row(const T* x, const T* g, T r, int64_t d, T* dx) {
   for (int64_t k = 0; k < d; ++k) dx[k] = r * (g[k] - x[k] * r * mean);
 }
 
-/// Scratch rows of one task of the backward pass.
+/// From the gradient dx of row n to those of the source; dw is the row block's sum for the gate's weight, s0 and s1 are
+/// scratch.
 template <class T>
-struct BackwardRows {
-  explicit BackwardRows(int64_t d) : x(d), u(d), v(d), s(d), du(d), dx(d), gate(d), up(d) {}
-  RowBuffer<T> x, u, v, s, du, dx, gate, up;
-};
+using SourceBackwardRow = void (*)(const NormQuantBackwardArgs&, int64_t n, T r0, const T* dx, T* dw, T* s0, T* s1);
 
-/// From the gradient dx of the row to those of the source.
 template <class T>
-void source_backward_row(const NormQuantBackwardArgs& a, int64_t n, T r0, const T* dx, T* dw, BackwardRows<T>& rows) {
-  const int64_t d = a.d;
-  const T* x = static_cast<const T*>(a.source.a) + n * d;
-  T* da = a.da ? static_cast<T*>(a.da) + n * d : nullptr;
-  if (a.source.kind == RowSource::gate) {
-    gate_backward_row(x, static_cast<const T*>(a.source.b) + n * d, static_cast<const T*>(a.source.weight), r0, dx, d,
-                      da, 0, a.db ? static_cast<T*>(a.db) + n * d : nullptr, 0, dw, rows.gate.data(), rows.up.data());
-  } else if (a.source.kind == RowSource::swiglu) {
-    if (da) swiglu_backward_row(x + n * d, x + n * d + d, dx, d, da + n * d, da + n * d + d);
-  } else if (da) {
-    const T* incoming = a.incoming ? static_cast<const T*>(a.incoming) + n * d : nullptr;
-    for (int64_t k = 0; k < d; ++k) da[k] = incoming ? incoming[k] + dx[k] : dx[k];
+SourceBackwardRow<T> source_backward_row(const RowSourceArgs& source) {
+  using Args = const NormQuantBackwardArgs&;
+  SourceBackwardRow<T> found = nullptr;
+  switch (source.kind) {
+    case RowSource::rows:
+    case RowSource::sum:
+      return [](Args a, int64_t n, T, const T* dx, T*, T*, T*) {
+        const T* incoming = row_of<T>(a.incoming, n, a.d);
+        if (T* da = row_of<T>(a.da, n, a.d))
+          for (int64_t k = 0; k < a.d; ++k) da[k] = incoming ? incoming[k] + dx[k] : dx[k];
+      };
+    case RowSource::gate:
+      return [](Args a, int64_t n, T r0, const T* dx, T* dw, T* s0, T* s1) {
+        gate_backward_row(row_of<T>(a.source.a, n, a.d), row_of<T>(a.source.b, n, a.d),
+                          static_cast<const T*>(a.source.weight), r0, dx, a.d, row_of<T>(a.da, n, a.d), 0,
+                          row_of<T>(a.db, n, a.d), 0, dw, s0, s1);
+      };
+    case RowSource::glu:
+      with_activation(source.f, [&]<Activation f>() {
+        found = [](Args a, int64_t n, T, const T* dx, T*, T*, T*) {
+          const T* left = row_of<T>(a.source.a, n, 2 * a.d);
+          if (T* da = row_of<T>(a.da, n, 2 * a.d)) activation_backward_row<f>(left, left + a.d, dx, a.d, da, da + a.d);
+        };
+      });
+      return found;
+    case RowSource::activation:
+      with_activation(source.f, [&]<Activation f>() {
+        found = [](Args a, int64_t n, T, const T* dx, T*, T*, T*) {
+          const T *x = row_of<T>(a.source.a, n, a.d), *none = nullptr;
+          if (T* da = row_of<T>(a.da, n, a.d))
+            activation_backward_row<f>(x, none, dx, a.d, da, static_cast<T*>(nullptr));
+        };
+      });
+      return found;
   }
+  throw Error(concat("norm_quant_backward: the CPU has no source kind ", int(source.kind)));
 }
 
+/// The backward pass row by row. Column sums: one for each branch's weight, then those of `outer` and of the gate's
+/// weight.
 template <class T>
-void backward(const NormQuantBackwardArgs& a) {
-  const T* outer = static_cast<const T*>(a.outer);
-  const int64_t d = a.d, branches = int64_t(a.branches.size());
-  ColumnSums<T> sums(a.n, d, branches + 2);
-  parallel_for(a.n, ColumnSums<T>::kRows, [&](int64_t begin, int64_t end) {
-    const int64_t block = begin / ColumnSums<T>::kRows;
-    BackwardRows<T> rows(d);
-    T *v = rows.v.data(), *s = rows.s.data(), *du = rows.du.data(), *dx = rows.dx.data();
-    for (int64_t n = begin; n < end; ++n) {
-      const T r0 = a.r0 ? static_cast<const T*>(a.r0)[n] : T(1), r2 = static_cast<const T*>(a.r2)[n];
-      const T r1 = outer ? static_cast<const T*>(a.r1)[n] : T(1);
-      const T* x = source_row(a.source, n, d, r0, rows.x.data());
-      const T* u = x;
-      if (outer) {
-        T* row = rows.u.data();
-        for (int64_t k = 0; k < d; ++k) row[k] = x[k] * r1 * outer[k];
-        u = row;
+class Backward {
+ public:
+  explicit Backward(const NormQuantBackwardArgs& a)
+      : a_(a),
+        d_(a.d),
+        outer_(static_cast<const T*>(a.outer)),
+        source_(source_row<T>(a.source)),
+        source_backward_(source_backward_row<T>(a.source)),
+        sums_(a.n, a.d, a.count + 2),
+        scratch_(a.d, kScratch) {
+    for (int b = 0; b < a.count; ++b) bare_ |= !a.branches[b].weight;
+  }
+
+  void run() {
+    parallel_for(a_.n, ColumnSums<T>::kRows, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) row(n, begin / ColumnSums<T>::kRows);
+    });
+    for (int b = 0; b < a_.count; ++b) sums_.finish(b, static_cast<T*>(a_.branches[b].dweight), a_.branches[b].beta);
+    sums_.finish(a_.count, static_cast<T*>(a_.douter), a_.beta_outer);
+    sums_.finish(a_.count + 1, static_cast<T*>(a_.dweight), a_.beta_weight);
+  }
+
+ private:
+  enum Scratch { kX, kU, kV, kS, kBare, kDu, kDx, kFirst, kSecond, kScratch };
+
+  void row(int64_t n, int64_t block) {
+    const auto statistic = [n](const void* r) { return r ? static_cast<const T*>(r)[n] : T(1); };
+    const T r0 = statistic(a_.r0), r1 = statistic(a_.r1);
+    const T* x = source_(a_.source, n, d_, r0, scratch_.row(kX));
+    const T *u = x, *dx = scratch_.row(kDu);
+    if (outer_) {
+      outer_row(x, r1, outer_, d_, scratch_.row(kU));
+      u = scratch_.row(kU);
+    }
+    branches(u, statistic(a_.r2), n, block, scratch_.row(kDu));
+    if (outer_) {
+      const T* du = dx;
+      T *douter = sums_.partial(block, a_.count), *g = scratch_.row(kS);
+      for (int64_t k = 0; k < d_; ++k) {
+        douter[k] += du[k] * (x[k] * r1);
+        g[k] = du[k] * outer_[k];
       }
-      std::fill_n(s, d, T(0));
-      for (int64_t b = 0; b < branches; ++b) {
-        const NormQuantBackwardArgs::Branch& branch = a.branches[size_t(b)];
-        const T* w = static_cast<const T*>(branch.weight);
-        const T* dv = static_cast<const T*>(branch.dout) + n * d;
-        T* dw = sums.partial(block, b);
-        for (int64_t k = 0; k < d; ++k) {
+      rms_backward_row(x, g, r1, d_, scratch_.row(kDx));
+      dx = scratch_.row(kDx);
+    }
+    source_backward_(a_, n, r0, dx, sums_.partial(block, a_.count + 1), scratch_.row(kFirst), scratch_.row(kSecond));
+  }
+
+  /// du from the gradients of all branches; branches without a weight pass theirs on as it is.
+  void branches(const T* u, T r2, int64_t n, int64_t block, T* du) {
+    T *s = scratch_.row(kS), *bare = scratch_.row(kBare);
+    std::fill_n(s, d_, T(0));
+    if (bare_) std::fill_n(bare, d_, T(0));
+    for (int b = 0; b < a_.count; ++b) {
+      const NormBranchArgs& branch = a_.branches[b];
+      const T *w = static_cast<const T*>(branch.weight), *dv = row_of<T>(branch.dout, n, d_);
+      T* dw = sums_.partial(block, b);
+      if (w)
+        for (int64_t k = 0; k < d_; ++k) {
           s[k] += w[k] * dv[k];
           dw[k] += dv[k] * (u[k] * r2);
         }
-        if (!branch.u) continue;
-        for (int64_t k = 0; k < d; ++k) v[k] = u[k] * r2 * w[k];
-        round_row({w, branch.rounding, branch.u, nullptr}, v, n, d);
-      }
-      if (outer) {
-        rms_backward_row(u, s, r2, d, du);
-        T* douter = sums.partial(block, branches);
-        for (int64_t k = 0; k < d; ++k) {
-          douter[k] += du[k] * (x[k] * r1);
-          s[k] = du[k] * outer[k];
-        }
-        rms_backward_row(x, s, r1, d, dx);
-      } else {
-        rms_backward_row(u, s, r2, d, dx);
-      }
-      source_backward_row(a, n, r0, dx, sums.partial(block, branches + 1), rows);
+      else
+        for (int64_t k = 0; k < d_; ++k) bare[k] += dv[k];
+      if (branch.out) round_row(branch, branch_row(branch, u, r2, d_, scratch_.row(kV)), n, d_);
     }
-  });
-  for (int64_t b = 0; b < branches; ++b)
-    sums.finish(b, static_cast<T*>(a.branches[size_t(b)].dweight), a.branches[size_t(b)].beta);
-  sums.finish(branches, static_cast<T*>(a.douter), a.beta_outer);
-  sums.finish(branches + 1, static_cast<T*>(a.dweight), a.beta_weight);
-}
+    if (a_.r2)
+      rms_backward_row(u, s, r2, d_, du);
+    else
+      std::copy_n(s, d_, du);
+    if (bare_)
+      for (int64_t k = 0; k < d_; ++k) du[k] += bare[k];
+  }
+
+  const NormQuantBackwardArgs& a_;
+  int64_t d_;
+  const T* outer_;
+  SourceRow<T> source_;
+  SourceBackwardRow<T> source_backward_;
+  ColumnSums<T> sums_;
+  ThreadRows<T> scratch_;
+  bool bare_ = false;
+};
 
 }  // namespace
 
@@ -169,7 +266,7 @@ void norm_quant(const NormQuantArgs& a) {
 }
 
 void norm_quant_backward(const NormQuantBackwardArgs& a) {
-  dispatch_float(a.dtype, "norm_quant_backward", [&]<class T>() { backward<T>(a); });
+  dispatch_float(a.dtype, "norm_quant_backward", [&]<class T>() { Backward<T>(a).run(); });
 }
 
 }  // namespace mmfree::cpu

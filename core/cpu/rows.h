@@ -1,10 +1,26 @@
 #pragma once
+#include <omp.h>
+
 #include <cmath>
 
 #include "core/cpu/vec.h"
 
 /// The maths of one row, shared by the kernels that fuse it.
 namespace mmfree::cpu {
+
+/// Scratch rows of d elements for each thread of the parallel regions that follow, which must not allocate.
+template <class T>
+class ThreadRows {
+ public:
+  ThreadRows(int64_t d, int count)
+      : d_((d + kLanes - 1) / kLanes * kLanes), count_(count), rows_(size_t(omp_get_max_threads() * count * d_)) {}
+  T* row(int i) { return rows_.data() + (omp_get_thread_num() * count_ + i) * d_; }
+
+ private:
+  int64_t d_;
+  int count_;
+  std::vector<T> rows_;
+};
 
 /// 1 / sqrt(mean x² + eps); NaN, not 0, where the squares overflow, so that such a row does not pass as zeros.
 template <class T>
@@ -52,17 +68,24 @@ inline void gate_backward_row(const T* a, const T* b, const T* w, T r, const T* 
   blend(da, beta_a, d, [=](int64_t k) { return r * (up[k] - a[k] * r * mean); });
 }
 
-/// y = SiLU(gate) ⊙ up, and its derivative by both.
-template <class T>
-inline void swiglu_row(const T* gate, const T* up, int64_t d, T* y) {
-  for (int64_t k = 0; k < d; ++k) y[k] = silu(gate[k], sigmoid(gate[k])) * up[k];
+/// y = f(a) ⊙ up, or f(a) where up is null.
+template <Activation f, class T>
+inline void activation_row(const T* a, const T* up, int64_t d, T* y) {
+  if (up)
+    for (int64_t k = 0; k < d; ++k) y[k] = activated<f, Maths>(a[k]).value * up[k];
+  else
+    for (int64_t k = 0; k < d; ++k) y[k] = activated<f, Maths>(a[k]).value;
 }
-template <class T>
-inline void swiglu_backward_row(const T* gate, const T* up, const T* dy, int64_t d, T* dgate, T* dup) {
+template <Activation f, class T>
+inline void activation_backward_row(const T* a, const T* up, const T* dy, int64_t d, T* da, T* dup) {
+  if (!up) {
+    for (int64_t k = 0; k < d; ++k) da[k] = dy[k] * activated<f, Maths>(a[k]).slope;
+    return;
+  }
   for (int64_t k = 0; k < d; ++k) {
-    const T s = sigmoid(gate[k]);
-    dgate[k] = dy[k] * up[k] * silu_slope(gate[k], s);
-    dup[k] = dy[k] * silu(gate[k], s);
+    const Activated<T> at = activated<f, Maths>(a[k]);
+    da[k] = dy[k] * up[k] * at.slope;
+    dup[k] = dy[k] * at.value;
   }
 }
 

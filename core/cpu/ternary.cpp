@@ -18,10 +18,10 @@ namespace {
 
 /// Extents of an output tile. Wide for a few rows, where it only has to be worth a task; else tall, to make the most of
 /// unpacked codes.
-struct TileShape {
+struct OutputTile {
   static constexpr int64_t kElements = 16384;
   int64_t rows, outputs;
-  explicit TileShape(int64_t n) : rows(n < 64 ? 64 : 256), outputs(kElements / rows) {}
+  explicit OutputTile(int64_t n) : rows(n < 64 ? 64 : 256), outputs(kElements / rows) {}
 };
 
 /// `sums`: Σ |w| of each 4,096 elements, or null.
@@ -125,12 +125,12 @@ void linear(const TernaryLinearArgs& p) {
   const Tensor q_sums = sum_rows(p.q, p.n, p.k);
   const int32_t* offsets = q_sums.data<int32_t>();
   const TernaryKernel kernel = fastest_kernel();
-  const TileShape tile(p.n);
+  const OutputTile tile(p.n);
   const int64_t across = (p.o + tile.outputs - 1) / tile.outputs, down = (p.n + tile.rows - 1) / tile.rows;
   parallel_for(across * down, 1, [=](int64_t t, int64_t) {
     const int64_t r0 = t % down * tile.rows, o0 = t / down * tile.outputs;
     const int64_t rows = std::min(tile.rows, p.n - r0), outputs = std::min(tile.outputs, p.o - o0);
-    alignas(64) int32_t sums[TileShape::kElements];
+    alignas(64) int32_t sums[OutputTile::kElements];
     kernel({q + r0 * padded, codes + o0 * row_bytes, sums, rows, outputs, blocks, tile.outputs});
     for (int64_t r = 0; r < rows; ++r) {
       const T factor = step[r0 + r] * scale;

@@ -22,7 +22,7 @@ MMFREE_TARGET inline __m256i widen(__m256i sums) { return _mm256_madd_epi16(sums
 
 }  // namespace
 
-void ternary_tile_avx2(const TernaryTile& tile) { tile_of(tile); }
+void ternary_tile_avx2(const TernaryTile& tile) { run_tile(tile); }
 
 }  // namespace mmfree::cpu
 #endif

@@ -31,8 +31,8 @@ MMFREE_TARGET inline __m256i widen(__m256i sums) { return sums; }
 
 }  // namespace
 
-void ternary_tile_avx512_vnni(const TernaryTile& tile) { evex::tile_of(tile); }
-void ternary_tile_avx_vnni(const TernaryTile& tile) { vex::tile_of(tile); }
+void ternary_tile_avx512_vnni(const TernaryTile& tile) { evex::run_tile(tile); }
+void ternary_tile_avx_vnni(const TernaryTile& tile) { vex::run_tile(tile); }
 
 }  // namespace mmfree::cpu
 #endif

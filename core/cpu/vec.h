@@ -5,6 +5,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/activation.h"
+
 /// Building blocks of the CPU kernels: loops over fixed lanes, so that a compiler turns them into SIMD and the result
 /// depends on the data alone, not on alignment, row position or vector width.
 namespace mmfree::cpu {
@@ -74,16 +76,20 @@ inline T sigmoid(T x) {
   return T(1) / (T(1) + exp_of(-x));
 }
 
-/// SiLU(x) = x σ(x), given s = σ(x).
-template <class T>
-inline T silu(T x, T s) {
-  return x * s;
-}
-
-/// SiLU'(x) = σ(x) (1 + x (1 - σ(x))), given s = σ(x).
-template <class T>
-inline T silu_slope(T x, T s) {
-  return s * (T(1) + x * (T(1) - s));
-}
+/// What the activation functions are made of.
+struct Maths {
+  template <class T>
+  static T exp(T x) {
+    return exp_of(x);
+  }
+  template <class T>
+  static T sigmoid(T x) {
+    return cpu::sigmoid(x);
+  }
+  template <class T>
+  static T erf(T x) {
+    return std::erf(x);
+  }
+};
 
 }  // namespace mmfree::cpu

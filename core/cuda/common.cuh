@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/activation.h"
 #include "core/cuda/context.h"
 #include "core/dtype.h"
 
@@ -98,9 +99,13 @@ __device__ inline float sigmoid(float x) {
     return 1.0f / y;
   }
 }
-/// SiLU(x) = x σ(x) and its slope σ(x) (1 + x (1 − σ(x))), given s = σ(x).
-__device__ inline float silu(float x, float s) { return x * s; }
-__device__ inline float silu_slope(float x, float s) { return s * (1.0f + x * (1.0f - s)); }
+/// What the activation functions are made of, for activations A.
+template <class A>
+struct Maths {
+  static __device__ float exp(float x) { return exponential<A>(x); }
+  static __device__ float sigmoid(float x) { return cuda::sigmoid<A>(x); }
+  static __device__ float erf(float x) { return erff(x); }
+};
 
 __device__ inline float warp_sum(float x) {
 #pragma unroll

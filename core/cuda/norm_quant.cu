@@ -5,44 +5,71 @@ namespace {
 
 using namespace fused;
 
-struct Forward {
-  struct Branch {
-    const float* weight;
-    void* out;
-    float* step;
-    Rounding rounding;
-  };
-  Source source;
-  const float* outer;
-  void* x;
-  float *r0, *r1, *r2;
-  float eps_outer, eps_inner;
-  int64_t n, d;
-  int count;
-  Branch branches[kMaxBranches];
+struct Epsilons {
+  float gate, outer, inner;
 };
 
 /// Rounds values of one branch and stores them at `place`.
 template <class A, int W>
-__device__ void store_branch(const Forward::Branch& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
-  if (b.step) {
-    Pack<int8_t, W> codes;
+__device__ void store_branch(const NormBranchArgs& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
+  if (!b.step) return store_values<A>(b, place, v, q);
+  Pack<int8_t, W> codes;
 #pragma unroll
-    for (int i = 0; i < W; ++i) codes.at[i] = quantise(v[i], q.inverse);
-    *reinterpret_cast<Pack<int8_t, W>*>(static_cast<int8_t*>(b.out) + place) = codes;
-    return;
-  }
-  store_rounded(static_cast<A*>(b.out) + place, v, b.rounding, q);
+  for (int i = 0; i < W; ++i) codes.at[i] = activation_code(v[i], q.inverse);
+  *reinterpret_cast<Pack<int8_t, W>*>(static_cast<int8_t*>(b.out) + place) = codes;
 }
 
+/// What one row is reduced to, and what follows from it: sums of x², of (x · outer)² and of the gate's a², and the
+/// largest |x · outer · weight| of each branch; x is here without r0.
+template <class L, bool kGate>
+struct RowScales {
+  static constexpr int kOuter = L::outer, kA = L::outer + kGate, kSums = 1 + kA;  // places in `sums`
+  float sums[kSums] = {};
+  uint32_t most[L::branches] = {};
+  float r0, r1, r2, r01;
+  ActivationScale<float> q[L::branches];
+
+  /// Takes column i of `w` in; x becomes x · outer.
+  template <class W>
+  __device__ void add(float& x, float a, const W& w, int i) {
+    sums[0] += x * x;
+    if constexpr (kGate) sums[kA] += a * a;
+    if constexpr (L::outer) {
+      x *= w.outer[i];
+      sums[kOuter] += x * x;
+    }
+#pragma unroll
+    for (int b = 0; b < L::branches; ++b) most[b] = max(most[b], magnitude(x * w.branch[b][i]));
+  }
+  __device__ void finish(const NormQuantArgs& p, const Epsilons& eps, float share) {
+    r0 = kGate && p.r0 ? rms_reciprocal(sums[kA] * share, eps.gate) : 1.0f;
+    r1 = L::outer && p.r1 ? rms_reciprocal(r0 * r0 * sums[0] * share, eps.outer) : 1.0f;
+    r01 = r0 * r1;
+    r2 = p.r2 ? rms_reciprocal(r01 * r01 * sums[kOuter] * share, eps.inner) : 1.0f;
+#pragma unroll
+    for (int b = 0; b < L::branches; ++b) q[b] = activation_scale(__uint_as_float(most[b]) * scale(p.branches[b]));
+  }
+  /// Factor of x · outer · weight. Layouts that keep rows take no mixed calls, and r2 is 1 where no branch has a
+  /// weight.
+  __device__ float scale(const NormBranchArgs& b) const { return L::kept || b.weight ? r01 * r2 : r01; }
+  __device__ void store(const NormQuantArgs& p, int64_t n) const {
+    if (kGate && p.r0) static_cast<float*>(p.r0)[n] = r0;
+    if (L::outer && p.r1) static_cast<float*>(p.r1)[n] = r1;
+    if (p.r2) static_cast<float*>(p.r2)[n] = r2;
+#pragma unroll
+    for (int b = 0; b < L::branches; ++b)
+      if (b < p.count && p.branches[b].step) static_cast<float*>(p.branches[b].step)[n] = q[b].step;
+  }
+};
+
+/// One reduction per row, of the sums and maxima of RowScales.
 template <class L, Kind kKind, class S, class A>
-__global__ __launch_bounds__(L::threads, L::resident) void forward(const Forward p) {
-  constexpr bool kGate = kKind == Kind::gate;
-  constexpr int W = L::width, kSums = 1 + L::outer + kGate;
-  __shared__ RowReduction<kSums, L::branches> reduce;
+__global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQuantArgs p, const Epsilons eps) {
+  constexpr int W = L::width;
+  using Scales = RowScales<L, kKind == Kind::gate>;
+  __shared__ RowReduction<Scales::kSums, L::branches> reduce;
   reduce.clear();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
-  const bool normed = kGate && p.source.weight;
   const float share = 1.0f / float(p.d);
   Weights<L, kKind> w[L::held];
   Chunk<kKind, S, A, W> chunk[L::held];
@@ -50,41 +77,23 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const Forward
 
   int turn = 0;
   for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x, turn ^= 1) {
-    float x[L::held][W];  // from here on times outer, and for a gate without r0
-    float sums[kSums] = {};
-    uint32_t most[L::branches] = {};
+    float x[L::held][W];  // from `add` on times outer, and for a gate without r0
+    Scales row;
     const auto take = [&](int v, int64_t k) {
       if constexpr (!L::kept) w[v].load(p, k), chunk[v].load(p.source, n, k, p.d);
-#pragma unroll
-      for (int i = 0; i < W; ++i) x[v][i] = chunk[v].x(i, w[v].gate[i], normed);
+      chunk[v].x(p.source, w[v].gate, x[v]);
     };
     each([&](int v, int64_t k) {
       take(v, k);
       if constexpr (kKind == Kind::sum)
         if (p.x) store(static_cast<S*>(p.x) + n * p.d + k, x[v]);
 #pragma unroll
-      for (int i = 0; i < W; ++i) {
-        sums[0] += x[v][i] * x[v][i];
-        if constexpr (kGate) sums[kSums - 1] += chunk[v].a[i] * chunk[v].a[i];
-        if constexpr (L::outer) {
-          x[v][i] *= w[v].outer[i];
-          sums[1] += x[v][i] * x[v][i];
-        }
-#pragma unroll
-        for (int b = 0; b < L::branches; ++b) most[b] = max(most[b], magnitude(x[v][i] * w[v].branch[b][i]));
-      }
+      for (int i = 0; i < W; ++i) row.add(x[v][i], chunk[v].a[i], w[v], i);
     });
     if constexpr (L::kept)
       if (n + gridDim.x < p.n) each([&](int v, int64_t k) { chunk[v].load(p.source, n + gridDim.x, k, p.d); });
-    reduce(turn, sums, most);
-
-    const float r0 = normed ? rms_reciprocal(sums[kSums - 1] * share, p.source.eps) : 1.0f;
-    const float r1 = L::outer && p.outer ? rms_reciprocal(r0 * r0 * sums[0] * share, p.eps_outer) : 1.0f;
-    const float r01 = r0 * r1, r2 = rms_reciprocal(r01 * r01 * sums[L::outer] * share, p.eps_inner);
-    const float scale = r01 * r2;
-    ActivationScale<float> q[L::branches];
-#pragma unroll
-    for (int b = 0; b < L::branches; ++b) q[b] = activation_scale(__uint_as_float(most[b]) * scale);
+    reduce(turn, row.sums, row.most);
+    row.finish(p, eps, share);
     each([&](int v, int64_t k) {
       if constexpr (!L::kept) {
         take(v, k);
@@ -96,40 +105,34 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const Forward
         if (b >= p.count) break;
         float value[W];
 #pragma unroll
-        for (int i = 0; i < W; ++i) value[i] = x[v][i] * w[v].branch[b][i] * scale;
-        store_branch<A>(p.branches[b], n * p.d + k, value, q[b]);
+        for (int i = 0; i < W; ++i) value[i] = x[v][i] * w[v].branch[b][i] * row.scale(p.branches[b]);
+        store_branch<A>(p.branches[b], n * p.d + k, value, row.q[b]);
       }
     });
-    if (threadIdx.x == 0) {
-      if (normed) p.r0[n] = r0;
-      if (L::outer && p.outer) p.r1[n] = r1;
-      p.r2[n] = r2;
-#pragma unroll
-      for (int b = 0; b < L::branches; ++b)
-        if (b < p.count && p.branches[b].step) p.branches[b].step[n] = q[b].step;
-    }
+    if (threadIdx.x == 0) row.store(p, n);
   }
 }
 
-/// Layouts of calls whose rows stay in registers. Gates and swiglus do with one branch and without `outer`, the only
-/// ones on hot paths. Few bytes per column call for more columns per thread, which share the cost of the
+/// Layouts of calls whose rows stay in registers. All but rows and sums do with one branch and without `outer`, the
+/// only ones on hot paths. Few bytes per column call for more columns per thread, which share the cost of the
 /// reduction.
 template <Kind kKind, int kBranches>
 using ForwardLayout =
-    std::conditional_t<kKind == Kind::swiglu, Layout<2, 8, 1, false, 384, 2>,
+    std::conditional_t<kKind == Kind::glu || kKind == Kind::activation, Layout<2, 8, 1, false, 384, 2>,
                        std::conditional_t<kKind == Kind::gate, Layout<2, 8, 1, false, 192, 3>,
                                           std::conditional_t<kBranches == 1, Layout<1, 8, 1, true, 384, 2>,
                                                              Layout<1, 8, kBranches, true, 320, 2>>>>;
 struct RunForward {
-  const Forward& p;
+  const NormQuantArgs& p;
   bool aligned;
 
   template <Kind kKind, class S, class A>
   void operator()() const {
-    choose_layout<kKind, ForwardLayout>(p.d, size_t(p.count), p.outer, aligned, [&]<class L>() {
+    const Epsilons eps{float(p.source.eps), float(p.eps_outer), float(p.eps_inner)};
+    choose_layout<kKind, ForwardLayout>(p, aligned, [&]<class L>() {
       const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
       const auto blocks = unsigned(persistent_blocks<forward<L, kKind, S, A>>(threads, p.n));
-      forward<L, kKind, S, A><<<blocks, threads, 0, stream()>>>(p);
+      forward<L, kKind, S, A><<<blocks, threads, 0, stream()>>>(p, eps);
     });
     check_launch("norm_quant");
   }
@@ -137,28 +140,9 @@ struct RunForward {
 
 }  // namespace
 
-void norm_quant(const NormQuantArgs& a) {
-  check_branches(a.branches.size(), "norm_quant");
-  if (a.n == 0 || a.d == 0) return;
-  Forward p{source_of(a.source),
-            static_cast<const float*>(a.outer),
-            a.x,
-            static_cast<float*>(a.r0),
-            static_cast<float*>(a.r1),
-            static_cast<float*>(a.r2),
-            float(a.eps_outer),
-            float(a.eps_inner),
-            a.n,
-            a.d,
-            int(a.branches.size()),
-            {}};
-  bool aligned = all_aligned({a.source.a, a.source.b, a.source.weight, a.outer, a.x});
-  for (size_t b = 0; b < a.branches.size(); ++b) {
-    const NormQuantArgs::Branch& from = a.branches[b];
-    p.branches[b] = {static_cast<const float*>(from.weight), from.out, static_cast<float*>(from.step), from.rounding};
-    aligned = aligned && all_aligned({from.weight, from.out});
-  }
-  dispatch_source(a.source, a.dtype, "norm_quant", RunForward{p, aligned});
+void norm_quant(const NormQuantArgs& p) {
+  if (p.n == 0 || p.d == 0) return;
+  dispatch_source(p, "norm_quant", RunForward{p, rows_aligned(p) && is_aligned(p.x)});
 }
 
 }  // namespace mmfree::cuda

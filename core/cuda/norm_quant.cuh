@@ -15,8 +15,6 @@ using Kind = RowSource::Kind;
 template <Kind kKind>
 constexpr bool is_plain = kKind == Kind::rows || kKind == Kind::sum;
 
-constexpr int kMaxBranches = 3;
-
 /// How a kernel takes a row: `vectors` vectors of `width` columns per thread in registers (0: re-read), up to
 /// `branches` branches, with code for `outer` or without, in blocks of at most `threads`, `resident` or more of which
 /// share a multiprocessor (this bounds the registers).
@@ -31,117 +29,146 @@ struct Layout {
 template <class L>
 constexpr int64_t most_columns = int64_t(L::vectors) * L::width* L::threads;
 
-/// A RowSource as kernels take it.
-struct Source {
-  const void *a, *b;
-  const float* weight;
-  float eps;
-};
-
 /// Some columns of a row of the source, as stored.
 template <Kind kKind, class S, class A, int W>
 struct Chunk {
   Loaded<S, W> a;
-  Loaded<A, W> b;  // sum, gate: of b; swiglu: of the right half of a
+  Loaded<A, W> b;  // sum, gate: of b; glu: of the right half of a
 
-  __device__ void load(const Source& s, int64_t n, int64_t k, int64_t d) {
-    const S* row = static_cast<const S*>(s.a) + n * (kKind == Kind::swiglu ? 2 * d : d) + k;
+  __device__ void load(const RowSourceArgs& s, int64_t n, int64_t k, int64_t d) {
+    const S* row = static_cast<const S*>(s.a) + n * (kKind == Kind::glu ? 2 * d : d) + k;
     a.load(row);
-    if constexpr (kKind == Kind::swiglu) b.load(row + d);
+    if constexpr (kKind == Kind::glu) b.load(row + d);
     if constexpr (kKind == Kind::sum || kKind == Kind::gate) b.load(static_cast<const A*>(s.b) + n * d + k);
   }
-  /// x at column i of the chunk, for a gate without its factor r0.
-  __device__ float x(int i, float weight, bool normed) const {
-    const float left = a[i];
-    if constexpr (kKind == Kind::rows) return left;
-    const float right = b[i];
-    if constexpr (kKind == Kind::sum) return to_float(from_float<S>(left + right));
-    if constexpr (kKind == Kind::swiglu) return silu(left, sigmoid<A>(left)) * right;
-    const float s = sigmoid<A>(right);
-    return left * weight * (normed ? silu(right, s) : s);
+  /// x at the chunk's columns, for a gate without its factor r0.
+  __device__ void x(const RowSourceArgs& s, const float (&weight)[W], float (&to)[W]) const {
+    if constexpr (kKind == Kind::rows) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) to[i] = a[i];
+    } else if constexpr (kKind == Kind::sum) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) to[i] = to_float(from_float<S>(a[i] + b[i]));
+    } else if constexpr (kKind == Kind::gate) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) {
+        const float right = b[i], gate = sigmoid<A>(right);
+        to[i] = a[i] * weight[i] * (s.weight ? silu(right, gate) : gate);
+      }
+    } else {
+      static_assert(kKind == Kind::glu || kKind == Kind::activation);
+      with_activation(s.f, [&]<Activation f>() {
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+          to[i] = activated<f, Maths<A>>(a[i]).value;
+          if constexpr (kKind == Kind::glu) to[i] *= b[i];
+        }
+      });
+    }
   }
 };
 
-/// All weights at the columns of a chunk; neutral where there are none.
+/// All weights at the columns of a chunk; 1 where there are none.
 template <class L, Kind kKind>
 struct Weights {
   float outer[L::width], gate[L::width], branch[L::branches][L::width];
 
-  template <class Args>
-  __device__ void load(const Args& p, int64_t k) {
-    take(outer, L::outer ? p.outer : nullptr, k, 1);
-    take(gate, kKind == Kind::gate ? p.source.weight : nullptr, k, 1);
+  __device__ float outer_or_1(int i) const { return L::outer ? outer[i] : 1.0f; }
+  __device__ void load(const NormArgs& p, int64_t k) {
+    take(outer, L::outer ? p.outer : nullptr, k);
+    take(gate, kKind == Kind::gate ? p.source.weight : nullptr, k);
 #pragma unroll
-    for (int b = 0; b < L::branches; ++b) take(branch[b], b < p.count ? p.branches[b].weight : nullptr, k, 0);
+    for (int b = 0; b < L::branches; ++b) take(branch[b], b < p.count ? p.branches[b].weight : nullptr, k);
   }
-  static __device__ void take(float (&to)[L::width], const float* from, int64_t k, float otherwise) {
-    if (from) return cuda::load(to, from + k);
+  static __device__ void take(float (&to)[L::width], const void* from, int64_t k) {
+    if (from) return cuda::load(to, static_cast<const float*>(from) + k);
 #pragma unroll
-    for (int i = 0; i < L::width; ++i) to[i] = otherwise;
+    for (int i = 0; i < L::width; ++i) to[i] = 1;
   }
 };
 
 /// Stores values of a branch as its rounding leaves them.
 template <class A, int W>
-__device__ void store_rounded(A* to, const float (&v)[W], Rounding rounding, ActivationScale<float> q) {
+__device__ void store_values(const NormBranchArgs& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
+  if (b.rounding == Rounding::none) return store(static_cast<float*>(b.out) + place, v);
   float rounded[W];
 #pragma unroll
   for (int i = 0; i < W; ++i) {
-    rounded[i] = v[i];
-    if (rounding == Rounding::int8) rounded[i] = float(quantise(v[i], q.inverse)) * q.step;
-    if (rounding == Rounding::bf16) rounded[i] = to_float(from_float<Bf16>(v[i]));
+    if (b.rounding == Rounding::int8)
+      rounded[i] = float(activation_code(v[i], q.inverse)) * q.step;
+    else
+      rounded[i] = to_float(from_float<Bf16>(v[i]));
   }
-  store(to, rounded);
+  store(static_cast<A*>(b.out) + place, rounded);
 }
+
+/// Most branches of a layout that keeps rows.
+constexpr int kKeptBranches = 3;
 
 /// Anything else.
 template <int kWidth>
-using AnyLayout = Layout<0, kWidth, kMaxBranches, true, 512>;
+using AnyLayout = Layout<0, kWidth, int(kMaxNormBranches), true, 512>;
+
+/// Whether `branches` are mixed: some have a norm and some have none.
+inline bool are_mixed(const NormArgs& p) {
+  int normed = 0;
+  for (int b = 0; b < p.count; ++b) normed += p.branches[b].weight != nullptr;
+  return normed != 0 && normed != p.count;
+}
 
 /// Calls run.operator()<L>() with the layout for a call.
 template <Kind kKind, template <Kind, int> class Kept, class Run>
-void choose_layout(int64_t d, size_t branches, bool outer, bool aligned, Run&& run) {
+void choose_layout(const NormArgs& p, bool aligned, Run&& run) {
   constexpr bool plain = is_plain<kKind>;
-  const bool wide = aligned && d % 8 == 0;
+  const bool wide = aligned && p.d % 8 == 0;
   if (!wide) return run.template operator()<AnyLayout<1>>();
+  if (are_mixed(p)) return run.template operator()<AnyLayout<8>>();
   if constexpr (plain)
-    if (branches > 1 && d <= most_columns<Kept<kKind, kMaxBranches>>)
-      return run.template operator()<Kept<kKind, kMaxBranches>>();
-  if (branches == 1 && (plain || !outer) && d <= most_columns<Kept<kKind, 1>>)
+    if (p.count > 1 && p.count <= kKeptBranches && p.d <= most_columns<Kept<kKind, kKeptBranches>>)
+      return run.template operator()<Kept<kKind, kKeptBranches>>();
+  if (p.count == 1 && (plain || !p.outer) && p.d <= most_columns<Kept<kKind, 1>>)
     return run.template operator()<Kept<kKind, 1>>();
   run.template operator()<AnyLayout<8>>();
 }
 
 /// Calls run.operator()<kind, S, A>() with S the dtype of the source's a and A that of the call.
 template <class Run>
-void dispatch_source(const RowSourceArgs& s, DType activations, const char* op, Run&& run) {
-  dispatch_activation(activations, op, [&]<class A>() {
+void dispatch_source(const NormArgs& p, const char* op, Run&& run) {
+  dispatch_activation(p.dtype, op, [&]<class A>() {
     const auto plain = [&]<Kind kKind>() {
-      if (s.type_a == activations) return run.template operator()<kKind, A, A>();
+      if (p.source.type_a == p.dtype) return run.template operator()<kKind, A, A>();
       if constexpr (!std::is_same_v<A, float>)
-        if (s.type_a == DType::f32) return run.template operator()<kKind, float, A>();
-      throw DTypeError(concat(op, ": a of ", name_of(s.type_a), " with activations of ", name_of(activations)));
+        if (p.source.type_a == DType::f32) return run.template operator()<kKind, float, A>();
+      throw DTypeError(concat(op, ": a of ", name_of(p.source.type_a), " with activations of ", name_of(p.dtype)));
     };
-    if (s.kind == Kind::rows) return plain.template operator()<Kind::rows>();
-    if (s.kind == Kind::gate) return run.template operator()<Kind::gate, A, A>();
-    if (s.kind == Kind::swiglu) return run.template operator()<Kind::swiglu, A, A>();
-    return plain.template operator()<Kind::sum>();
+    switch (p.source.kind) {
+      case Kind::rows:
+        return plain.template operator()<Kind::rows>();
+      case Kind::sum:
+        return plain.template operator()<Kind::sum>();
+      case Kind::gate:
+        return run.template operator()<Kind::gate, A, A>();
+      case Kind::glu:
+        return run.template operator()<Kind::glu, A, A>();
+      case Kind::activation:
+        return run.template operator()<Kind::activation, A, A>();
+    }
+    throw Error(concat(op, ": a GPU has no source kind ", int(p.source.kind)));
   });
-}
-
-inline Source source_of(const RowSourceArgs& s) {
-  return {s.a, s.b, static_cast<const float*>(s.weight), float(s.eps)};
-}
-
-inline void check_branches(size_t count, const char* op) {
-  MMFREE_CHECK(ShapeError, count >= 1 && count <= kMaxBranches, op, ": a GPU takes 1 to ", kMaxBranches,
-               " branches, got ", count);
 }
 
 inline bool all_aligned(std::initializer_list<const void*> pointers) {
   for (const void* p : pointers)
     if (!is_aligned(p)) return false;
   return true;
+}
+
+/// Whether all that both directions access by vectors may be.
+inline bool rows_aligned(const NormArgs& p) {
+  bool aligned = all_aligned({p.source.a, p.source.b, p.source.weight, p.outer});
+  for (int b = 0; b < p.count; ++b)
+    aligned = aligned && all_aligned({p.branches[b].weight, p.branches[b].out, p.branches[b].dout});
+  return aligned;
 }
 
 }  // namespace mmfree::cuda::fused

@@ -7,32 +7,13 @@ namespace {
 
 using namespace fused;
 
-struct Backward {
-  struct Branch {
-    const float* weight;
-    const void* dout;
-    Rounding rounding;
-    void* u;
-  };
-  Source source;
-  const float *outer, *r0, *r1, *r2;
-  const void* incoming;
-  void *da, *db;
-  float* partial;  ///< [blocks, slots, d]: sums over a block's rows, or null
-  float eps_inner;
-  int64_t n, d;
-  int count;
-  bool emits;  ///< a branch has a u
-  Branch branches[kMaxBranches];
-};
-
 /// What the backward pass reads of one row at the columns of a chunk.
 template <class L, Kind kKind, class S, class A>
 struct Inputs {
   Chunk<kKind, S, A, L::width> source;
   Loaded<A, L::width> dout[L::branches], incoming;
 
-  __device__ void load(const Backward& p, int64_t n, int64_t k) {
+  __device__ void load(const NormQuantBackwardArgs& p, int64_t n, int64_t k) {
     source.load(p.source, n, k, p.d);
 #pragma unroll
     for (int b = 0; b < L::branches; ++b) take(dout[b], b < p.count ? p.branches[b].dout : nullptr, n * p.d + k);
@@ -46,12 +27,12 @@ struct Inputs {
   }
 };
 
+/// A row's statistics, 1 where there are none.
 struct Stats {
   float r0, r1, r2;
-  __device__ void load(const Backward& p, int64_t n) {
-    r0 = p.source.weight ? p.r0[n] : 1.0f;
-    r1 = p.outer ? p.r1[n] : 1.0f;
-    r2 = p.r2[n];
+  static __device__ Stats of(const NormQuantBackwardArgs& p, int64_t n) {
+    const auto one = [n](const void* r) { return r ? static_cast<const float*>(r)[n] : 1.0f; };
+    return {one(p.r0), one(p.r1), one(p.r2)};
   }
 };
 
@@ -63,10 +44,10 @@ struct WeightSums {
   float kept[L::kept ? slots : 1][L::held][L::width];
   float* partial;
 
-  /// `each` walks over the thread's columns.
+  /// `partials` [blocks, slots, d] takes the sums of all blocks, or is null; `each` walks over the thread's columns.
   template <class Each>
-  __device__ WeightSums(const Backward& p, Each&& each)
-      : partial(p.partial ? p.partial + int64_t(blockIdx.x) * slots * p.d : nullptr) {
+  __device__ WeightSums(float* partials, int64_t d, Each&& each)
+      : partial(partials ? partials + int64_t(blockIdx.x) * slots * d : nullptr) {
     const float none[L::width] = {};
 #pragma unroll
     for (int s = 0; s < slots; ++s)
@@ -76,7 +57,7 @@ struct WeightSums {
 #pragma unroll
           for (int i = 0; i < L::width; ++i) kept[s][v][i] = 0;
       } else if (partial) {
-        each([&](int, int64_t k) { store(partial + s * p.d + k, none); });
+        each([&](int, int64_t k) { store(partial + s * d + k, none); });
       }
   }
   /// `plus(i, sum)` is the sum at column i with the row's term.
@@ -93,6 +74,14 @@ struct WeightSums {
       store(partial + slot * d + k, sum);
     }
   }
+  template <class In, class UHat>
+  __device__ void add_branches(const NormQuantBackwardArgs& p, int v, int64_t k, const In& in, UHat&& u_hat) {
+#pragma unroll
+    for (int b = 0; b < L::branches; ++b) {
+      if (!L::kept && b >= p.count) break;
+      add(b, v, k, p.d, [&](int i, float sum) { return fmaf(in.dout[b][i], u_hat(i), sum); });
+    }
+  }
   template <class Each>
   __device__ void finish(int64_t d, Each&& each) {
     if constexpr (L::kept)
@@ -107,168 +96,231 @@ struct WeightSums {
 /// From the gradient dx of a row to those of its source; `mean` is that of x · dx, for the gate's norm. Leaves the
 /// gate weight's terms in `dweight`.
 template <Kind kKind, class S, class A, int W>
-__device__ void store_source_gradient(const Backward& p, const Chunk<kKind, S, A, W>& source,
+__device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
                                       const Loaded<A, W>& incoming, int64_t n, int64_t k, const float (&dx)[W],
                                       float r0, const float (&weight)[W], float mean, float (&dweight)[W]) {
+  const int64_t place = n * (kKind == Kind::glu ? 2 * p.d : p.d) + k;
+  const auto store_at = [](void* to, int64_t at, const float(&values)[W]) {
+    if (to) store(static_cast<A*>(to) + at, values);
+  };
   float da[W], db[W];
+  if constexpr (is_plain<kKind>) {
 #pragma unroll
-  for (int i = 0; i < W; ++i) {
-    const float a = source.a[i];
-    if constexpr (is_plain<kKind>) {
-      da[i] = __fadd_rn(dx[i], incoming[i]);
-    } else if constexpr (kKind == Kind::swiglu) {
-      const float up = source.b[i], s = sigmoid<A>(a);
-      da[i] = dx[i] * up * silu_slope(a, s);
-      db[i] = dx[i] * silu(a, s);
-    } else {
-      const float b = source.b[i], s = sigmoid<A>(b), normed = a * r0;
+    for (int i = 0; i < W; ++i) da[i] = __fadd_rn(dx[i], incoming[i]);
+    store_at(p.da, place, da);
+  } else if constexpr (kKind == Kind::gate) {
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      const float a = source.a[i], b = source.b[i], s = sigmoid<A>(b), normed = a * r0;
       const float t = dx[i] * (p.source.weight ? silu(b, s) : s);
       dweight[i] = __fmul_rn(t, normed);
       da[i] = p.source.weight ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
       db[i] = dx[i] * normed * weight[i] * (p.source.weight ? silu_slope(b, s) : s * (1.0f - s));
     }
+    store_at(p.da, place, da);
+    store_at(p.db, place, db);
+  } else {
+    static_assert(kKind == Kind::glu || kKind == Kind::activation);
+    with_activation(p.source.f, [&]<Activation f>() {
+#pragma unroll
+      for (int i = 0; i < W; ++i) {
+        const Activated<float> at = activated<f, Maths<A>>(source.a[i]);
+        da[i] = dx[i] * (kKind == Kind::glu ? source.b[i] : 1.0f) * at.slope;
+        db[i] = dx[i] * at.value;
+      }
+      store_at(p.da, place, da);
+      if constexpr (kKind == Kind::glu) store_at(p.da, place + p.d, db);
+    });
   }
-  const int64_t place = n * (kKind == Kind::swiglu ? 2 * p.d : p.d) + k;
-  if (p.da) store(static_cast<A*>(p.da) + place, da);
-  if constexpr (kKind == Kind::swiglu)
-    if (p.da) store(static_cast<A*>(p.da) + place + p.d, db);
-  if constexpr (kKind == Kind::gate)
-    if (p.db) store(static_cast<A*>(p.db) + place, db);
 }
 
 /// Rounds each branch's values as the forward kernel does: the same products in the same order, of x without r0.
-/// `most` holds the magnitudes of x · outer · weight, `scale` is r0 r1 r2.
-template <class L, Kind kKind, class S, class A>
-__device__ void store_branches(const Backward& p, const Chunk<kKind, S, A, L::width>& source,
-                               const Weights<L, kKind>& w, const uint32_t (&most)[L::branches], float scale,
-                               int64_t place) {
+/// `most` holds the magnitudes of x · outer · weight.
+template <class A, class L, Kind kKind>
+__device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
+                               const uint32_t (&most)[L::branches], const Stats& row, int64_t place) {
+  const float r01 = row.r0 * row.r1;
 #pragma unroll
   for (int b = 0; b < L::branches; ++b) {
-    if (b >= p.count || !p.branches[b].u) continue;
+    if (b >= p.count || !p.branches[b].out) continue;
+    const float scale = L::kept || p.branches[b].weight ? r01 * row.r2 : r01;
     float value[L::width];
 #pragma unroll
-    for (int i = 0; i < L::width; ++i)
-      value[i] = source.x(i, w.gate[i], p.source.weight) * w.outer[i] * w.branch[b][i] * scale;
-    store_rounded(static_cast<A*>(p.branches[b].u) + place, value, p.branches[b].rounding,
-                  activation_scale(__uint_as_float(most[b]) * scale));
+    for (int i = 0; i < L::width; ++i) value[i] = x[i] * w.outer[i] * w.branch[b][i] * scale;
+    store_values<A>(p.branches[b], place, value, activation_scale(__uint_as_float(most[b]) * scale));
   }
 }
 
-/// With û = u r2 and c = mean(û s), the only reduction: mean(û²) = 1 − eps_inner r2², so for x̂ and g of the outer norm
-/// mean(x̂ g) = mean(u du) = c (1 − mean(û²)) = c eps_inner r2². Likewise mean(x dx), which the gate's norm needs, is
-/// c eps_inner r2² without `outer`, and that times 1 − mean(x̂²) with it.
+/// One vector of columns on its way: x̂ (x where there is no outer norm) and the sums of the branches' gradients.
+/// Layouts that keep rows take no mixed calls: there either every branch has a weight or none has, and s serves both.
+template <class L>
+struct Columns {
+  static constexpr bool mixed = !L::kept;
+  float normed[L::width];
+  float s[L::width];                 // Σ weight ⊙ dout
+  float bare[mixed ? L::width : 1];  // Σ dout of the branches without a weight
+
+  /// Leaves the source's x, without r0, in `x`.
+  template <class Source>
+  __device__ void normalise(const NormQuantBackwardArgs& p, const Source& source, const float (&gate)[L::width],
+                            const Stats& row, float (&x)[L::width]) {
+    source.x(p.source, gate, x);
+#pragma unroll
+    for (int i = 0; i < L::width; ++i) normed[i] = x[i] * (row.r0 * row.r1);
+  }
+  template <class In, class W>
+  __device__ void sum_branches(const NormQuantBackwardArgs& p, const In& in, const W& w) {
+#pragma unroll
+    for (int i = 0; i < L::width; ++i) {
+      s[i] = 0;
+      if constexpr (mixed) bare[i] = 0;
+#pragma unroll
+      for (int b = 0; b < L::branches; ++b)
+        if (mixed && b < p.count && !p.branches[b].weight)
+          bare[mixed ? i : 0] += in.dout[b][i];
+        else
+          s[i] += w.branch[b][i] * in.dout[b][i];
+    }
+  }
+};
+
+/// The sums over a row that its gradient needs, reduced over the block in one step: of û s; with a norm inside the
+/// source and one around it, of x̂²; in layouts for mixed branches, of u · bare. What else is a mean follows from them.
 ///
-/// With kEmit branches may have a u. That must not change a bit of the gradients, so where the compiler could fuse a
-/// product with a sum in one of the two kernels and not in the other, intrinsics say what happens.
+/// û = u r2, so mean(û²) = 1 − eps_inner r2². With c = mean(û s) the inner norm's part of du is r2 (s − û c), and
+///   mean(u du) = c (1 − mean(û²)) + mean(u bare) = c eps_inner r2² + mean(u bare)          `outer_mean`
+/// is mean(x̂ g) of the outer norm, or without one mean(x dx). With one, mean(x dx) is that times 1 − mean(x̂²).
+template <class L, Kind kKind>
+struct RowSums {
+  static constexpr bool squares = kKind == Kind::gate && L::outer, mixed = Columns<L>::mixed;
+  static constexpr int count = 1 + squares + mixed;
+  float of[count] = {};
+  float c, outer_mean, source_mean;
+
+  __device__ void add(const Columns<L>& at, int i, float outer, float r2) {
+    of[0] += at.normed[i] * outer * r2 * at.s[i];
+    if constexpr (squares) of[1] += at.normed[i] * at.normed[i];
+    if constexpr (mixed) of[count - 1] += at.normed[i] * outer * at.bare[i];
+  }
+  /// `normed`: some branch has a weight. Without one s is `bare` in layouts that keep no other.
+  __device__ void finish(const Stats& row, float share, float eps_inner, bool normed, bool has_outer) {
+    const float mean = of[0] * share;
+    c = normed ? mean : 0.0f;
+    outer_mean = normed ? mean * eps_inner * row.r2 * row.r2 : mixed ? 0.0f : mean;
+    if constexpr (mixed) outer_mean += of[count - 1] * share;
+    source_mean = squares && has_outer ? outer_mean * (1.0f - of[squares] * share) : outer_mean;
+  }
+};
+
+/// du, the gradient of u, and dx, that of x, at one vector of columns.
+template <class L, Kind kKind>
+__device__ void gradient(const Columns<L>& at, const Weights<L, kKind>& w, const RowSums<L, kKind>& sums,
+                         const Stats& row, bool has_outer, float (&du)[L::width], float (&dx)[L::width]) {
+#pragma unroll
+  for (int i = 0; i < L::width; ++i) {
+    const float outer = w.outer_or_1(i);
+    du[i] = row.r2 * fmaf(-(at.normed[i] * outer * row.r2), sums.c, at.s[i]);
+    if constexpr (Columns<L>::mixed) du[i] = __fadd_rn(du[i], at.bare[i]);
+    dx[i] = has_outer ? row.r1 * fmaf(du[i], outer, -(at.normed[i] * sums.outer_mean)) : du[i];
+  }
+}
+
+/// The largest |x · outer · weight| of each branch, x without r0, as the forward kernel finds it.
+template <class L, Kind kKind>
+__device__ void find_most(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
+                          uint32_t (&most)[L::branches]) {
+#pragma unroll
+  for (int b = 0; b < L::branches; ++b) {
+    if (!L::kept && b >= p.count) break;
+#pragma unroll
+    for (int i = 0; i < L::width; ++i) most[b] = max(most[b], magnitude(x[i] * w.outer[i] * w.branch[b][i]));
+  }
+}
+
+/// The backward pass, a row after the other. Two walks over a row's columns: the first sums, the second stores; between
+/// them is the one reduction over the block, of RowSums (and the branches' absmax, with kEmit). Sums over rows stay in
+/// registers (kept layouts) or in `partials`.
+///
+/// With kEmit branches may have an `out`. That must not change a bit of the gradients, so where the compiler could fuse
+/// a product with a sum in one of the two kernels and not in the other, intrinsics say what happens.
 template <class L, Kind kKind, class S, class A, bool kEmit>
-__global__ __launch_bounds__(L::threads, L::resident) void backward(const Backward p) {
-  constexpr int W = L::width, kSums = 1 + (kKind == Kind::gate && L::outer);
-  __shared__ RowReduction<kSums, kEmit ? L::branches : 0> reduce;
+__global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQuantBackwardArgs p, float* partials,
+                                                                    float eps_inner) {
+  constexpr int W = L::width;
+  using Sums = WeightSums<L, kKind>;
+  __shared__ RowReduction<RowSums<L, kKind>::count, kEmit ? L::branches : 0> reduce;
   reduce.clear();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
-  const float share = 1.0f / float(p.d);
-  using Sums = WeightSums<L, kKind>;
-  Sums totals(p, each);
+  const bool outer = L::outer && p.outer;
+  Sums totals(partials, p.d, each);
   Weights<L, kKind> w[L::held];
   Inputs<L, kKind, S, A> in[L::held];
-  Stats next;
   if constexpr (L::kept) each([&](int v, int64_t k) { w[v].load(p, k), in[v].load(p, blockIdx.x, k); });
-  next.load(p, blockIdx.x);
-
+  Stats next = Stats::of(p, blockIdx.x);
   int turn = 0;
   for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x, turn ^= 1) {
     const Stats row = next;
-    const float r01 = row.r0 * row.r1;
-    float normed[L::held][W], s[L::held][W];  // x̂ (x where there is no outer norm) and s
-    const auto normalise = [&](int v, const auto& source) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) normed[v][i] = source.x(i, w[v].gate[i], p.source.weight) * r01;
-    };
-    const auto take = [&](int v, int64_t k) {
-      if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
-      normalise(v, in[v].source);
-#pragma unroll
-      for (int i = 0; i < W; ++i) {
-        s[v][i] = 0;
-#pragma unroll
-        for (int b = 0; b < L::branches; ++b) s[v][i] += w[v].branch[b][i] * in[v].dout[b][i];
-      }
-    };
-    const auto u_hat = [&](int v, int i) { return normed[v][i] * (L::outer ? w[v].outer[i] : 1.0f) * row.r2; };
-
-    float sums[kSums] = {};
+    Columns<L> at[L::held];
+    RowSums<L, kKind> sums;
     uint32_t most[L::branches] = {};
+    const auto take = [&](int v, int64_t k, float(&x)[W]) {
+      if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
+      at[v].normalise(p, in[v].source, w[v].gate, row, x);
+      at[v].sum_branches(p, in[v], w[v]);
+    };
     each([&](int v, int64_t k) {
-      take(v, k);
+      float x[W];
+      take(v, k, x);
 #pragma unroll
-      for (int i = 0; i < W; ++i) {
-        sums[0] += u_hat(v, i) * s[v][i];
-        if constexpr (kSums > 1) sums[1] += normed[v][i] * normed[v][i];
-      }
-#pragma unroll
-      for (int b = 0; b < L::branches; ++b) {
-        totals.add(b, v, k, p.d, [&](int i, float sum) { return fmaf(in[v].dout[b][i], u_hat(v, i), sum); });
-        if constexpr (kEmit) {
-#pragma unroll
-          for (int i = 0; i < W; ++i)
-            most[b] = max(most[b], magnitude(in[v].source.x(i, w[v].gate[i], p.source.weight) * w[v].outer[i] *
-                                             w[v].branch[b][i]));
-        }
-      }
+      for (int i = 0; i < W; ++i) sums.add(at[v], i, w[v].outer_or_1(i), row.r2);
+      totals.add_branches(p, v, k, in[v], [&](int i) { return at[v].normed[i] * w[v].outer_or_1(i) * row.r2; });
+      if constexpr (kEmit) find_most(p, x, w[v], most);
     });
     Chunk<kKind, S, A, W> source[L::held];
     Loaded<A, W> incoming[L::held];
     each([&](int v, int64_t) { source[v] = in[v].source, incoming[v] = in[v].incoming; });
     if (n + gridDim.x < p.n) {
       if constexpr (L::kept) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
-      next.load(p, n + gridDim.x);
+      next = Stats::of(p, n + gridDim.x);
     }
-    reduce(turn, sums, most);
-
-    const float c = sums[0] * share, rest = c * p.eps_inner * row.r2 * row.r2;
-    const bool outer = L::outer && p.outer;
-    const float mean = kSums > 1 && outer ? rest * (1.0f - sums[kSums - 1] * share) : rest;
+    reduce(turn, sums.of, most);
+    sums.finish(row, 1.0f / float(p.d), eps_inner, p.r2, outer);
     each([&](int v, int64_t k) {
+      float x[W], du[W], dx[W], dweight[W];
       if constexpr (!L::kept) {
-        take(v, k), source[v] = in[v].source, incoming[v] = in[v].incoming;
+        take(v, k, x), source[v] = in[v].source, incoming[v] = in[v].incoming;
       } else if constexpr (kEmit) {
         source[v].a.forget(), source[v].b.forget();
-        normalise(v, source[v]);
+        at[v].normalise(p, source[v], w[v].gate, row, x);
       }
-      float du[W], dx[W], dweight[W];
-#pragma unroll
-      for (int i = 0; i < W; ++i) {
-        dx[i] = du[i] = row.r2 * fmaf(-u_hat(v, i), c, s[v][i]);
-        if (outer) dx[i] = row.r1 * fmaf(du[i], w[v].outer[i], -(normed[v][i] * rest));
-      }
+      if constexpr (kEmit) store_branches<A>(p, x, w[v], most, row, n * p.d + k);
+      gradient(at[v], w[v], sums, row, outer, du, dx);
       if constexpr (L::outer)
-        totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], normed[v][i], sum); });
-      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, mean, dweight);
+        totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at[v].normed[i], sum); });
+      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, sums.source_mean, dweight);
       if constexpr (kKind == Kind::gate)
         totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
-      if constexpr (kEmit) store_branches(p, source[v], w[v], most, r01 * row.r2, n * p.d + k);
     });
   }
   totals.finish(p.d, each);
 }
 
-/// Layouts of calls whose rows stay in registers. Gates and swiglus do with one branch and without `outer`, the only
-/// ones on hot paths.
+/// Layouts of calls whose rows stay in registers. All but rows and sums do with one branch and without `outer`, the
+/// only ones on hot paths.
 template <Kind kKind, int kBranches>
 using BackwardLayout =
-    std::conditional_t<kKind == Kind::swiglu, Layout<1, 8, 1, false, 704>,
+    std::conditional_t<kKind == Kind::glu || kKind == Kind::activation, Layout<1, 8, 1, false, 704>,
                        std::conditional_t<kKind == Kind::gate, Layout<1, 8, 1, false, 512>,
                                           std::conditional_t<kBranches == 1, Layout<1, 8, 1, true, 320, 2>,
                                                              Layout<1, 8, kBranches, true, 512>>>>;
 struct RunBackward {
-  const Backward& p;
-  const NormQuantBackwardArgs& args;
-  bool aligned;
+  const NormQuantBackwardArgs& p;
+  bool aligned, emits;
 
   template <Kind kKind, class S, class A>
   void operator()() const {
-    choose_layout<kKind, BackwardLayout>(p.d, size_t(p.count), p.outer, aligned, [&]<class L>() {
-      if (L::kept && !p.emits) return launch<L, kKind, S, A, !L::kept>();
+    choose_layout<kKind, BackwardLayout>(p, aligned, [&]<class L>() {
+      if (L::kept && !emits) return launch<L, kKind, S, A, !L::kept>();
       launch<L, kKind, S, A, true>();
     });
   }
@@ -278,57 +330,32 @@ struct RunBackward {
     const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
     const int64_t blocks = persistent_blocks<backward<L, kKind, S, A, kEmit>>(threads, p.n);
     ColumnSums columns{nullptr, blocks, p.d, Sums::slots, {}};
-    bool wanted = args.douter || args.dweight;
-    for (size_t b = 0; b < args.branches.size(); ++b) {
-      columns.of[b] = {static_cast<float*>(args.branches[b].dweight), float(args.branches[b].beta)};
-      wanted |= args.branches[b].dweight != nullptr;
-    }
-    if constexpr (L::outer)
-      if (p.outer) columns.of[Sums::outer] = {static_cast<float*>(args.douter), float(args.beta_outer)};
-    if constexpr (kKind == Kind::gate)
-      if (p.source.weight) columns.of[Sums::gate] = {static_cast<float*>(args.dweight), float(args.beta_weight)};
+    for (int b = 0; b < p.count; ++b)
+      columns.of[b] = {static_cast<float*>(p.branches[b].dweight), float(p.branches[b].beta)};
+    if constexpr (L::outer) columns.of[Sums::outer] = {static_cast<float*>(p.douter), float(p.beta_outer)};
+    if constexpr (kKind == Kind::gate) columns.of[Sums::gate] = {static_cast<float*>(p.dweight), float(p.beta_weight)};
     Tensor partial;
+    bool wanted = false;
+    for (int slot = 0; slot < Sums::slots; ++slot) wanted |= columns.of[slot].out != nullptr;
     if (wanted) partial = Tensor({blocks, int64_t(Sums::slots), p.d}, DType::f32, Device::cuda);
-    Backward call = p;
-    columns.partial = call.partial = reinterpret_cast<float*>(partial.raw_mut());
+    auto* partials = reinterpret_cast<float*>(partial.raw_mut());
+    columns.partial = partials;
     if (blocks) {
-      backward<L, kKind, S, A, kEmit><<<unsigned(blocks), threads, 0, stream()>>>(call);
+      backward<L, kKind, S, A, kEmit><<<unsigned(blocks), threads, 0, stream()>>>(p, partials, float(p.eps_inner));
       check_launch("norm_quant_backward");
     }
-    if (wanted) finish_column_sums(columns, "norm_quant_backward");
+    finish_column_sums(columns, "norm_quant_backward");
   }
 };
 
 }  // namespace
 
-void norm_quant_backward(const NormQuantBackwardArgs& a) {
-  check_branches(a.branches.size(), "norm_quant_backward");
-  if (a.d == 0) return;
-  RowSourceArgs source = a.source;
-  if (source.kind != Kind::gate) source.weight = nullptr;
-  Backward p{source_of(source),
-             static_cast<const float*>(a.outer),
-             static_cast<const float*>(a.r0),
-             static_cast<const float*>(a.r1),
-             static_cast<const float*>(a.r2),
-             a.incoming,
-             a.da,
-             a.db,
-             nullptr,
-             float(a.eps_inner),
-             a.n,
-             a.d,
-             int(a.branches.size()),
-             false,
-             {}};
-  bool aligned = all_aligned({source.a, source.b, source.weight, a.outer, a.incoming, a.da, a.db});
-  for (size_t b = 0; b < a.branches.size(); ++b) {
-    const NormQuantBackwardArgs::Branch& from = a.branches[b];
-    p.branches[b] = {static_cast<const float*>(from.weight), from.dout, from.rounding, from.u};
-    p.emits |= from.u != nullptr;
-    aligned = aligned && all_aligned({from.weight, from.dout, from.u});
-  }
-  dispatch_source(source, a.dtype, "norm_quant_backward", RunBackward{p, a, aligned});
+void norm_quant_backward(const NormQuantBackwardArgs& p) {
+  if (p.d == 0) return;
+  bool emits = false;
+  for (int b = 0; b < p.count; ++b) emits |= p.branches[b].out != nullptr;
+  const bool aligned = rows_aligned(p) && all_aligned({p.incoming, p.da, p.db});
+  dispatch_source(p, "norm_quant_backward", RunBackward{p, aligned, emits});
 }
 
 }  // namespace mmfree::cuda

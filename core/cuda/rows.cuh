@@ -106,14 +106,6 @@ __device__ inline float rms_reciprocal(float mean, float eps) {
   return magnitude(mean) < 0x7f800000u ? rsqrtf(mean + eps) : __uint_as_float(0x7fffffffu);
 }
 
-/// quantize.h's activation_code in fewer instructions. Adding the float just below one half and cutting off rounds
-/// halves away from zero, exactly, for |v| < 2^22; the conversion makes 0 of NaN. No fused multiply-add may skip the
-/// rounding of the product.
-__device__ inline int8_t quantise(float u, float inverse) {
-  const float v = __fmul_rn(u, inverse);
-  return int8_t(__float2int_rz(v + copysignf(0x1.fffffep-2f, v)));
-}
-
 /// Threads for `vectors` vectors, in whole warps.
 inline int threads_for(int64_t vectors, int most) {
   return int(std::min<int64_t>(ceil_div(vectors, kWarp) * kWarp, most));

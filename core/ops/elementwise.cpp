@@ -9,6 +9,9 @@ void add(const Tensor& a, const Tensor& b, Tensor& y) {
   check_tensor("add", "b", b, a.shape(), b.dtype());
   check_tensor("add", "y", y, a.shape(), a.dtype());
   check_device("add", a.device(), {&b, &y});
+  MMFREE_CHECK(DTypeError, a.device() == Device::cuda || a.dtype() == b.dtype(),
+               "add: one dtype is expected on the CPU, got ", name_of(a.dtype()), " + ", name_of(b.dtype()), " -> ",
+               name_of(y.dtype()));
   const ElementwiseArgs args{a.raw(), b.raw(), y.raw_mut(), a.size(), a.dtype(), b.dtype(), y.dtype()};
   MMFREE_DISPATCH(a.device(), add, args);
 }

@@ -1,30 +1,47 @@
 #include "core/ops/linear.h"
 
+#include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
 
 namespace mmfree {
+namespace {
+
+/// Whether bf16 meets f32: a projection of precision f32 under bf16 activations.
+bool widens(const Tensor& narrow, const Tensor& wide) {
+  return narrow.defined() && wide.defined() && narrow.dtype() == DType::bf16 && wide.dtype() == DType::f32;
+}
+
+Tensor as_f32(const Tensor& t) {
+  Tensor wide(t.shape(), DType::f32, t.device());
+  cast(t, wide);
+  return wide;
+}
+
+}  // namespace
 
 void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y) {
   MMFREE_CHECK(DTypeError, x.quantised() == w.is_ternary(), "linear: ", x.quantised() ? "quantised" : "plain",
                " activations meet ", w.is_ternary() ? "ternary" : "plain", " weights");
-  if (x.quantised())
-    ternary_linear(x.values, x.scale, w.ternary, y);
-  else
-    linear_forward(x.values, w.plain, y);
+  if (x.quantised()) return ternary_linear(x.values, x.scale, w.ternary, y);
+  if (!widens(y, x.values)) return linear_forward(x.values, w.plain, y);
+  Tensor wide(y.shape(), DType::f32, y.device());
+  linear_forward(x.values, w.plain, wide);
+  cast(wide, y);
 }
 
 void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta) {
-  if (w.is_ternary())
-    ternary_linear_dx(dy, w.ternary, dx, beta);
-  else
-    matmul(dy, false, w.plain, false, dx, 1, beta);
+  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta);
+  if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta);
+  Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
+  matmul(as_f32(dy), false, w.plain, false, wide, 1, beta);
+  cast(wide, dx);
 }
 
 void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta) {
   if (x.quantised())
     ternary_linear_dw(dy, x.values, x.scale, dw, beta);
   else
-    matmul(dy, true, x.values, false, dw, 1, beta);
+    matmul(widens(dy, x.values) ? as_f32(dy) : dy, true, x.values, false, dw, 1, beta);
 }
 
 }  // namespace mmfree

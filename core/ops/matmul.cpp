@@ -32,9 +32,15 @@ void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b
   MMFREE_CHECK(ShapeError, k == k_b && c.rows() == m && c.cols() == n, "matmul: ", a.shape(),
                transpose_a ? " transposed" : "", " times ", b.shape(), transpose_b ? " transposed" : "",
                " does not give ", c.shape());
-  if (m == 0 || n == 0) return;
+  MMFREE_CHECK(ShapeError, a.dtype() != DType::i8 || k < int64_t(1) << 17, "matmul: sums of ", k,
+               " products of i8 overflow i32; expected fewer than 131072");
   MMFREE_CHECK(DeviceError, !scale.defined() || (c.device() == Device::cuda && scale.device() == c.device()),
                "matmul: a scale in memory is for products on a GPU");
+  MMFREE_CHECK(Error, !scale.defined() || (alpha == 1 && (beta == 0 || beta == 1)),
+               "matmul: a scale in memory needs alpha 1 and beta 0 or 1, got ", alpha, " and ", beta);
+  MMFREE_CHECK(Error, k > 0 || c.device() == Device::cpu || beta == 0 || beta == 1,
+               "matmul: an empty sum on a GPU needs beta 0 or 1, got ", beta);
+  if (m == 0 || n == 0) return;
   const MatmulArgs args{a.raw(), b.raw(), c.raw_mut(), a.dtype(), c.dtype(), transpose_a, transpose_b, m,
                         n,       k,       a.cols(),    b.cols(),  alpha,     beta,        scale.raw()};
   MMFREE_DISPATCH(c.device(), matmul, args);

@@ -1,11 +1,12 @@
 #pragma once
 #include <vector>
 
+#include "core/activation.h"
 #include "core/tensor.h"
 
 namespace mmfree {
 
-/// What a branch is rounded to after its norm, before its product.
+/// What a branch is rounded to before its product.
 enum class Rounding { int8, bf16, none };
 
 /// Where the rows x [N, D] to be normalised come from; the work is fused into the norm's one read.
@@ -13,65 +14,70 @@ struct RowSource {
   enum Kind {
     rows,  ///< x = a
     sum,   ///< x = a + b, the residual connection; also written to `x`
-    gate,  ///< x = (a · r0 ⊙ weight) ⊙ SiLU(b), r0_n = 1 / sqrt(mean_k a_nk² + eps); without weight x = a ⊙ σ(b)
-    swiglu,  ///< x = SiLU(a[:, :D]) ⊙ a[:, D:]
+    gate,  ///< x = (a · r0 ⊙ weight) ⊙ SiLU(b), r0_n = 1 / sqrt(mean_k a_nk² + eps); no weight: x = a ⊙ σ(b)
+    glu,   ///< x = f(a[:, :D]) ⊙ a[:, D:]; Shazeer 2020 (arXiv:2002.05202)
+    activation,  ///< x = f(a)
   };
   Kind kind = rows;
-  Tensor a;        ///< rows, sum: [N, D] A or P; gate: [N, D] A; swiglu: [N, 2D] A
-  Tensor b;        ///< sum, gate: [N, D] A
-  Tensor weight;   ///< gate: [D] P, or undefined
-  double eps = 0;  ///< gate
+  Tensor a;                         ///< rows, sum: [N, D] A or P; gate, activation: [N, D] A; glu: [N, 2D] A
+  Tensor b;                         ///< sum, gate: [N, D] A
+  Tensor weight;                    ///< gate: [D] P, or undefined
+  double eps = 0;                   ///< gate
+  Activation f = Activation::silu;  ///< glu, activation
 
   int64_t rows_count() const { return a.dim(0); }
-  int64_t width() const { return kind == swiglu ? a.dim(1) / 2 : a.dim(1); }
+  int64_t width() const { return kind == glu ? a.dim(1) / 2 : a.dim(1); }
 };
 
-/// One output of `norm_quant`: the row normalised with a weight of its own, then rounded.
+/// One output of `norm_quant`: the row, normalised with a weight of its own or not, then rounded.
 struct NormBranch {
-  Tensor weight;  ///< [D] P
+  Tensor weight;  ///< [D] P; undefined: no norm, v = u
   Rounding rounding = Rounding::int8;
-  Tensor out;   ///< out [N, D]: i8 codes; or A: the rounded value, for int8 that is code · step
+  Tensor out;   ///< out [N, D]: i8 codes; or the rounded value, A for int8 (code · step) and bf16, P for none
   Tensor step;  ///< out [N] P, value ≈ code · step; undefined unless `out` holds codes
 };
+inline constexpr size_t kMaxNormBranches = 4;
 
 /// Reciprocal root mean squares, kept for the backward pass: [N] P each, undefined where the source or the norm has
 /// none.
 struct NormStats {
   Tensor r0;  ///< of the gate's a
   Tensor r1;  ///< of x, with `outer`
-  Tensor r2;  ///< of u
+  Tensor r2;  ///< of u, if a branch has a weight
 };
 
 /// The stats that a call of norm_quant fills, allocated.
-NormStats make_norm_stats(const RowSource& source, const Tensor& outer);
+NormStats make_norm_stats(const RowSource& source, const Tensor& outer, const std::vector<NormBranch>& branches);
 
-/// RMSNorm, or block norm and one RMSNorm per branch, then rounding; the source is read once.
+/// Block norm (`outer`), then for each branch an RMSNorm and rounding, each norm or not; the source is read once.
 ///
 ///   u      = x                                              without `outer`
 ///   u_nk   = x_nk · r1_n · outer_k,   r1_n = 1 / sqrt(mean_k x_nk² + eps_outer)
-///   v_nk   = u_nk · r2_n · weight_k,  r2_n = 1 / sqrt(mean_k u_nk² + eps_inner)    for each branch
+///   v_nk   = u_nk · r2_n · weight_k,  r2_n = 1 / sqrt(mean_k u_nk² + eps_inner)    for a branch with a weight
+///   v      = u                                                                     for one without
 ///   int8:  m_n = max(max_k |v_nk|, 1e-5), code = round_half_away(v · (127 / m_n)), step_n = m_n / 127
 ///
 /// @param source    what x is
 /// @param outer     [D] P, or undefined
 /// @param eps_outer, eps_inner  added to the mean squares; dimensionless, > 0
-/// @param branches  weights and roundings in, tensors `out` and `step` written
+/// @param branches  1 to kMaxNormBranches; weights and roundings in, tensors `out` and `step` written
 /// @param stats     out
 /// @param x         out, source `sum` only: [N, D] in a's dtype; may be undefined: not wanted
-/// @throws ShapeError, DTypeError, DeviceError. N == 0 is allowed. Outputs must not alias inputs.
+/// @throws ShapeError, DTypeError, DeviceError; Error for an unknown kind. N == 0 is allowed. Outputs must not alias
+/// inputs.
 /// Source: Ma et al. 2024 (arXiv:2402.17764).
 void norm_quant(const RowSource& source, const Tensor& outer, double eps_outer, double eps_inner,
                 std::vector<NormBranch>& branches, NormStats& stats, Tensor& x);
 
 /// One branch in the backward pass of `norm_quant`.
 struct NormBranchGrad {
-  Tensor weight;   ///< [D] P
+  Tensor weight;   ///< as in the forward call
   Tensor dout;     ///< [N, D] A: gradient of the branch, straight through the rounding
   Tensor dweight;  ///< [D] P, out; undefined: not wanted
   double beta_weight = 0;
   Rounding rounding = Rounding::int8;
-  /// out [N, D] A: the branch's rounded value again (int8: code · step), the bits that norm_quant gives, as the weight
-  /// gradient multiplies it; may be `dout` itself; undefined: not wanted.
+  /// out [N, D] A, for Rounding::none P: the branch's rounded value again (int8: code · step), the bits that norm_quant
+  /// gives, as the weight gradient multiplies it; may be `dout` itself where that has its dtype; undefined: not wanted.
   Tensor u = {};
 };
 
@@ -84,58 +90,58 @@ struct RowSourceGrad {
   double beta_weight = 0;
 };
 
-/// Backward of `norm_quant`, rounding taken as identity (straight-through), scales not differentiated:
-///   û = u r2,  s = Σ_b weight_b ⊙ dout_b,  du = r2 (s − û mean_k(û s)),  dweight_b = beta·dweight_b + Σ_n dout_b ⊙ û
+/// Backward of `norm_quant`, rounding taken as identity (straight-through), scales not differentiated. b runs over the
+/// branches with a weight, c over those without:
+///   û = u r2,  s = Σ_b weight_b ⊙ dout_b,  du = r2 (s − û mean_k(û s)) + Σ_c dout_c
+///   dweight_b = beta·dweight_b + Σ_n dout_b ⊙ û
 ///   x̂ = x r1,  g = du ⊙ outer,  dx = r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
 /// and from dx the exact derivative of the source. Sums over rows are taken in a fixed order.
 ///
 /// @param source  as in the forward call; where the x of a sum was stored, its rows do as well
 /// @param douter  [D] P, out; may be undefined: not wanted
-/// @throws ShapeError, DTypeError, DeviceError
+/// @throws ShapeError, DTypeError, DeviceError; Error for an unknown kind
 void norm_quant_backward(const RowSource& source, const Tensor& outer, double eps_inner, const NormStats& stats,
                          std::vector<NormBranchGrad>& branches, RowSourceGrad& grad, Tensor& douter, double beta_outer);
 
+/// A RowSource as kernels take it.
 struct RowSourceArgs {
   RowSource::Kind kind;
+  Activation f;
   const void *a, *b, *weight;
   double eps;
   DType type_a;  ///< dtype of a; b has the call's A
 };
 
-struct NormQuantArgs {
-  struct Branch {
-    const void* weight;
-    Rounding rounding;
-    void* out;
-    void* step;  ///< null: `out` holds values in A, else i8 codes
-  };
+/// A NormBranch or a NormBranchGrad as kernels take it.
+struct NormBranchArgs {
+  const void* weight;  ///< null: no norm
+  Rounding rounding;
+  void* out;   ///< codes or values; backward: the values again, or null
+  void* step;  ///< null: `out` holds values
+  const void* dout;
+  void* dweight;
+  double beta;
+};
+
+/// What both directions take.
+struct NormArgs {
   RowSourceArgs source;
-  void* x;
   const void* outer;
-  void *r0, *r1, *r2;
-  int64_t n, d;
   double eps_outer, eps_inner;
-  std::vector<Branch> branches;
+  int64_t n, d;
+  int count;
+  NormBranchArgs branches[kMaxNormBranches];
   DType dtype;  ///< A
 };
 
-struct NormQuantBackwardArgs {
-  struct Branch {
-    const void *weight, *dout;
-    void* dweight;
-    double beta;
-    Rounding rounding;
-    void* u;  ///< null: not wanted
-  };
-  RowSourceArgs source;
-  const void* outer;
-  double eps_inner;
-  const void *r0, *r1, *r2, *incoming;
+struct NormQuantArgs : NormArgs {
+  void *r0, *r1, *r2, *x;  ///< null: none; r2: no branch has a weight
+};
+
+struct NormQuantBackwardArgs : NormArgs {
+  const void *r0, *r1, *r2, *incoming;  ///< null: none; r2: no branch has a weight
   void *da, *db, *dweight, *douter;
   double beta_weight, beta_outer;
-  int64_t n, d;
-  std::vector<Branch> branches;
-  DType dtype;  ///< A
 };
 
 namespace cpu {

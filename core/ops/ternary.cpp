@@ -112,6 +112,7 @@ void ternary_quantise_flat(const Tensor& values, const Tensor& abs_sums, std::ve
       values.raw(), abs_sums.defined() ? abs_sums.data<double>() : nullptr, size / kParamBlock, {}, values.dtype()};
   for (TernaryJob& job : jobs) {
     check_ternary(op, job.out);
+    check_tensor(op, "scale", job.out.scale, {1}, values.dtype());
     const int64_t count = job.out.rows() * job.out.cols;
     MMFREE_CHECK(ShapeError, job.offset % kParamBlock == 0 && job.offset >= 0 && job.offset + count <= size, op,
                  ": a matrix of ", count, " elements at ", job.offset, " does not lie on a block of [", size, "]");

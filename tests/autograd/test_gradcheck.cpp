@@ -5,8 +5,8 @@
 #include "core/ops/gate_norm.h"
 #include "core/ops/lower_bounds.h"
 #include "core/ops/mlgru_scan.h"
-#include "core/ops/swiglu.h"
 #include "tests/support/composed.h"
+#include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
 
 /// The gradient check must reject plausible mistakes: every test here records a right forward pass with a backward pass
@@ -44,7 +44,7 @@ TEST(GradcheckRejects, RmsNormMistakes) {
       std::vector<NormBranch> branch{{in[1].value(), Rounding::none, y, {}}};
       RowSource source;
       source.a = in[0].value();
-      NormStats stats = make_norm_stats(source, {});
+      NormStats stats = make_norm_stats(source, {}, branch);
       norm_quant(source, {}, kEps, kEps, branch, stats, none);
       return record("mutant", in, {y}, {in[0], in[1], stats.r2}, [mistake](const BackwardCtx& c) {
         const Tensor &x = c.saved(0), &w = c.saved(1), &r = c.saved(2), dy = c.out_grad();
@@ -77,8 +77,7 @@ TEST(GradcheckRejects, SwigluMistakes) {
   enum { wrong_slope = 1, plain_sigmoid_slope, swapped_halves, only_first_row };
   const auto mutant = [](int mistake) -> Computation {
     return [mistake](const std::vector<Var>& in) {
-      Tensor y({in[0].dim(0), in[0].dim(1) / 2}, DType::f64);
-      swiglu(in[0].value(), y);
+      const Tensor y = glu(Var(QuantTensor(in[0].value()))).value();
       return record("mutant", in, {y}, {in[0].value()}, [mistake](const BackwardCtx& c) {
         const Tensor &x = c.saved(0), dy = c.out_grad();
         const int64_t inner = x.cols() / 2;

@@ -7,8 +7,8 @@
 #include "core/ops/gate_norm.h"
 #include "core/ops/lower_bounds.h"
 #include "core/ops/mlgru_scan.h"
-#include "core/ops/swiglu.h"
 #include "tests/support/composed.h"
+#include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
 
 using namespace mmfree;
@@ -125,7 +125,7 @@ TEST(Gradients, Swiglu) {
   for (int64_t inner : kOddColumns)
     for (int64_t n : {1, 3})
       EXPECT_TRUE(
-          gradcheck([](const auto& in) { return std::vector{swiglu(in[0])}; }, {random_f64({n, 2 * inner}, 1, 2)}));
+          gradcheck([](const auto& in) { return std::vector{glu(in[0])}; }, {random_f64({n, 2 * inner}, 1, 2)}));
 }
 
 TEST(Gradients, LowerBounds) {
@@ -162,7 +162,7 @@ TEST(Gradients, AWholeLayer) {
     const std::vector<Var> gamma = lower_bounds(p[4]);
     const Var h = mlgru_scan(linear(u[0], p[5], plain(p[5])), u[1], gamma[1], 2);
     const Var mixed = add(x, gate_norm(u[1], h, p[6], 1e-5));
-    const Var y = swiglu(linear(rmsnorm(mixed, p[7], 1e-5), p[8], plain(p[8])));
+    const Var y = glu(linear(rmsnorm(mixed, p[7], 1e-5), p[8], plain(p[8])));
     const Var out = add(mixed, linear(y, p[9], plain(p[9])));
     return std::vector{head_loss(out, p[0], plain(p[0]), targets, 0.5)};
   };

@@ -5,6 +5,8 @@
 #include <deque>
 
 #include "autograd/ops.h"
+#include "tests/support/composed.h"
+#include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
 
 using namespace mmfree;
@@ -39,23 +41,33 @@ class Matrices {
 
 /// A source of each kind over the first leaves.
 struct Kind {
-  const char* name;
+  std::string name;
   size_t leaves;
   std::function<Source(const std::vector<Var>&)> source;
+  bool halves = false;
 };
 
 const std::vector<Kind>& kinds() {
-  static const std::vector<Kind> all = {
-      {"rows", 1, [](const auto& in) { return Source::rows(in[0]); }},
-      {"sum", 2, [](const auto& in) { return Source::sum(in[0], in[1]); }},
-      {"gate", 3, [](const auto& in) { return Source::gate(in[0], in[1], in[2], kEpsGate); }},
-      {"bare gate", 2, [](const auto& in) { return Source::gate(in[0], in[1], Var(), kEpsGate); }},
-      {"swiglu", 1, [](const auto& in) { return Source::swiglu(in[0]); }}};
+  static const std::vector<Kind> all = [] {
+    std::vector<Kind> list = {
+        {"rows", 1, [](const auto& in) { return Source::rows(in[0]); }},
+        {"sum", 2, [](const auto& in) { return Source::sum(in[0], in[1]); }},
+        {"gate", 3, [](const auto& in) { return Source::gate(in[0], in[1], in[2], kEpsGate); }},
+        {"bare gate", 2, [](const auto& in) { return Source::gate(in[0], in[1], Var(), kEpsGate); }},
+    };
+    for (Activation f : kAllActivations) {
+      const auto glu = [f](const auto& in) { return Source::glu(in[0], f); };
+      const auto activation = [f](const auto& in) { return Source::activation(in[0], f); };
+      list.push_back({concat("glu ", name_of(f)), 1, glu, true});
+      list.push_back({concat("activation ", name_of(f)), 1, activation});
+    }
+    return list;
+  }();
   return all;
 }
 
 std::vector<Tensor> source_inputs(const Kind& kind, int64_t n, int64_t d) {
-  std::vector<Tensor> in{random_f64({n, kind.name == std::string("swiglu") ? 2 * d : d}, 1, 2, 0.3)};
+  std::vector<Tensor> in{random_f64({n, kind.halves ? 2 * d : d}, 1, 2, 0.3)};
   if (kind.leaves > 1) in.push_back(random_f64({n, d}, 2, 1.5));
   if (kind.leaves > 2) in.push_back(random_f64({d}, 3, 0.5, 1));
   return in;
@@ -157,6 +169,17 @@ TEST(NormLinear, GradientsOfASumThatIsUsedAgain) {
   }
 }
 
+TEST(NormQuant, ActivationSourcesFollowTheirFormulas) {
+  const Var a{QuantTensor(random_f64({3, 10}, 1, 2))};
+  for (Activation f : kAllActivations) {
+    const std::vector<Branch> bare{{Var(), Rounding::none}};
+    const Var y = norm_quant(Source::glu(a, f), Var(), kEps, kEps, bare)[0];
+    const Var z = norm_quant(Source::activation(a, f), Var(), kEps, kEps, bare)[0];
+    EXPECT_LE(relative_error(y.value(), composed::glu(f, a.value())), 1e-14) << name_of(f);
+    EXPECT_LE(relative_error(z.value(), composed::activation(f, a.value())), 1e-14) << name_of(f);
+  }
+}
+
 TEST(NormQuant, GradientsOfEverySource) {
   for (const Kind& kind : kinds())
     for (bool outer : {false, true}) {
@@ -170,6 +193,29 @@ TEST(NormQuant, GradientsOfEverySource) {
       if (!outer) in.pop_back();
       EXPECT_TRUE(gradcheck(f, in)) << kind.name << ' ' << outer;
     }
+}
+
+TEST(NormLinear, GradientsOfBranchesWithoutANorm) {
+  Matrices m;
+  const Var none;
+  for (const Kind& kind : kinds())
+    for (bool outer : {false, true})
+      for (bool mixed : {false, true})
+        for (Keep keep : kKeeps) {
+          std::vector<Tensor> in = source_inputs(kind, 3, 9);
+          const size_t outer_at = in.size(), norm_at = outer_at + outer, latents = norm_at + mixed;
+          for (size_t i = outer_at; i < latents; ++i) in.push_back(random_f64({9}, 5 + uint32_t(i), 0.5, 1));
+          for (uint32_t i = 0; i < 3; ++i) in.push_back(random_f64({2 + i, 9}, 10 + i));
+          EXPECT_TRUE(gradcheck(
+              [&](const std::vector<Var>& v) {
+                return norm_linear(kind.source(v), outer ? v[outer_at] : none, kEps, kEps / 2,
+                                   {m.plain(none, v[latents]), m.plain(mixed ? v[norm_at] : none, v[latents + 1]),
+                                    m.plain(none, v[latents + 2])},
+                                   keep);
+              },
+              in))
+              << kind.name << " outer " << outer << " mixed " << mixed << " keep " << int(keep);
+        }
 }
 
 TEST(NormLinear, EqualsLinearOfNormQuantToTheBit) {
@@ -231,7 +277,7 @@ struct MiniBlock {
   }
   std::vector<Var> operator()(Keep keep) {
     const auto y = norm_linear(Source::sum(v[0], v[1]), v[2], kEps, kEps, {projection(3, 4)}, keep);
-    const auto o = norm_linear(Source::swiglu(y[0]), Var(), kEps, kEps, {projection(5, 6)}, keep);
+    const auto o = norm_linear(Source::glu(y[0], Activation::silu), Var(), kEps, kEps, {projection(5, 6)}, keep);
     const auto az =
         norm_linear(Source::sum(y[1], o[0]), Var(), kEps, kEps, {projection(7, 8), projection(9, 10)}, keep);
     const Var s = mlgru_scan(az[1], az[0], Var(), kBatch);
@@ -285,16 +331,16 @@ TEST(NormLinear, KeepsWhatItSaysAndNoMore) {
     {
       const Var y = norm_linear(Source::rows(x), outer, kEps, kEps, {p}, keep)[0];
       EXPECT_EQ(keep == Keep::nothing, y.recipe() != nullptr);
-      z = swiglu(y);
+      z = glu(y);
     }
     const auto bytes = tape.saved_bytes();
     EXPECT_EQ(always + (keep == Keep::all ? codes : 0), bytes.at("norm_linear")) << int(keep);
-    EXPECT_EQ(keep == Keep::nothing ? 0 : output, bytes.at("swiglu")) << int(keep);
+    EXPECT_EQ(keep == Keep::nothing ? 0 : output, bytes.at("norm_quant")) << int(keep);
     live[keep] = arena->stats().live - before;
   }
   EXPECT_EQ(size_t(codes), live[Keep::all] - live[Keep::source]);
   EXPECT_EQ(size_t(output), live[Keep::source] - live[Keep::nothing]);
-  // What the norm leaves (its statistics) and what swiglu gives (n x inner).
+  // What the norm leaves (its statistics) and what glu gives (n x inner).
   EXPECT_EQ(size_t(2 * 4 * n + 4 * n * inner), live[Keep::nothing]);
 }
 
@@ -304,18 +350,18 @@ TEST(NormLinear, RecipesNoticeSourcesModifiedInPlace) {
   Matrices m;
   Tape tape;
   const Var y = norm_linear(Source::rows(x), Var(), kEps, kEps, {m.plain(norm, w)}, Keep::nothing)[0];
-  const Var z = swiglu(y);
+  const Var z = glu(y);
   Tensor changed = x.value();
   changed.mut<double>()[5] = 7;
   const Var loss = weighted_sum({z}, {full({3, 3}, DType::f64, 1)});
   expect_error<Error>({"norm_linear", "modified in place"}, [&] { tape.backward(loss); });
 }
 
-TEST(NormLinear, TakesNoMoreProjectionsThanItCanRemember) {
+TEST(NormLinear, TakesAtMostFourProjections) {
   const Var x = Var::leaf(random_f64({3, 4}, 1)), norm = Var::leaf(random_f64({4}, 2)),
             w = Var::leaf(random_f64({6, 4}, 3));
   Matrices m;
   const std::vector<Projection> five(5, m.plain(norm, w));
-  expect_error<Error>({"norm_linear", "5 projections", "4"},
-                      [&] { norm_linear(Source::rows(x), Var(), kEps, kEps, five, Keep::all); });
+  expect_error<ShapeError>({"norm_quant", "1 to 4 branches", "got 5"},
+                           [&] { norm_linear(Source::rows(x), Var(), kEps, kEps, five, Keep::all); });
 }

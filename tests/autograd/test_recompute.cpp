@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "autograd/ops.h"
+#include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
 
 using namespace mmfree;
@@ -26,7 +27,7 @@ TEST(Recompute, GivesTheSameValuesAndGradientsToTheBit) {
       const Var a = Var::leaf(random_tensor({5, 33}, t, 1)), b = Var::leaf(random_tensor({5, 33}, t, 2));
       const Var weight = Var::leaf(random_tensor({33}, t, 3));
       Tape tape;
-      const std::vector<Var> in{swiglu(Var(QuantTensor(random_tensor({5, 66}, t, 4)))), add(a, b)};
+      const std::vector<Var> in{glu(Var(QuantTensor(random_tensor({5, 66}, t, 4)))), add(a, b)};
       const std::vector<Var> inputs{add(a, in[0]), in[1]};
       const auto f = [w = &weight](const std::vector<Var>& v) { return two_outputs(v, *w); };
       const std::vector<Var> ys = again ? recompute("pair", inputs, f) : f(inputs);
@@ -49,7 +50,7 @@ TEST(Recompute, PassesTheGradientCheck) {
 }
 
 TEST(Recompute, MayBeNestedAndSkipsWhatGetsNoGradient) {
-  const auto inner = [](const std::vector<Var>& v) { return std::vector{swiglu(v[0]), swiglu(v[1])}; };
+  const auto inner = [](const std::vector<Var>& v) { return std::vector{glu(v[0]), glu(v[1])}; };
   const auto outer = [inner](const std::vector<Var>& v) {
     const std::vector<Var> ys = recompute("inner", {v[0], add(v[0], v[0])}, inner);
     return std::vector{ys[0], ys[1]};
@@ -69,8 +70,8 @@ TEST(Recompute, KeepsOnlyItsInputs) {
   const ArenaScope scope(arena);
   const Var x = Var::leaf(random_f64({64, 128}, 1));
   const size_t one = 64 * 128 * 8;
-  // Each swiglu halves; all but the last output dies with the call.
-  const auto f = [](const std::vector<Var>& v) { return std::vector{swiglu(swiglu(swiglu(v[0])))}; };
+  // Each glu halves; all but the last output dies with the call.
+  const auto f = [](const std::vector<Var>& v) { return std::vector{glu(glu(glu(v[0])))}; };
   const size_t before = arena->stats().live;
   Tape tape;
   const Var y = recompute("three", {x}, f)[0];
@@ -109,7 +110,7 @@ TEST(Recompute, CallsOnceWhereNothingIsRecorded) {
 TEST(Recompute, NoticesInputsModifiedInPlace) {
   const Var x = Var::leaf(random_f64({2, 6}, 1));
   Tape tape;
-  const Var y = recompute("half", {x}, [](const std::vector<Var>& v) { return std::vector{swiglu(v[0])}; })[0];
+  const Var y = recompute("half", {x}, [](const std::vector<Var>& v) { return std::vector{glu(v[0])}; })[0];
   Tensor changed = x.value();
   changed.mut<double>()[0] = 5;
   const Var loss = weighted_sum({y}, {full({2, 3}, DType::f64, 1)});

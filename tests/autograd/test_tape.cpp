@@ -2,6 +2,7 @@
 
 #include "autograd/ops.h"
 #include "autograd/tape.h"
+#include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
 
 using namespace mmfree;
@@ -57,9 +58,9 @@ TEST(Tape, DoesNotKeepWhatBackwardDoesNotNeed) {
   Var y = x;
   for (int i = 0; i < 10; ++i) y = add(y, x);
   EXPECT_EQ(start + one, arena->stats().live) << "sums that nothing needs are alive";
-  y = swiglu(y);
-  EXPECT_EQ(start + one + one / 2, arena->stats().live) << "swiglu saves its input";
-  EXPECT_EQ((std::map<std::string, int64_t>{{"add", 0}, {"swiglu", int64_t(one)}}), [&] {
+  y = glu(y);
+  EXPECT_EQ(start + one + one / 2, arena->stats().live) << "glu saves its input";
+  EXPECT_EQ((std::map<std::string, int64_t>{{"add", 0}, {"norm_quant", int64_t(one)}}), [&] {
     auto bytes = tape.saved_bytes();
     bytes.emplace("add", 0);
     return bytes;
@@ -95,11 +96,11 @@ TEST(Tape, FreesAsItGoesBack) {
 TEST(Tape, DetectsSavedTensorsModifiedInPlace) {
   Tape tape;
   const Var x = Var::leaf(random_tensor({2, 6}, DType::f64, 1));
-  const Var y = swiglu(x);
+  const Var y = glu(x);
   Tensor view = x.value().slice(1, 2);
   view.mut<double>()[0] = 5;
   const Var loss = weighted_sum({y}, {ones(2, 3)});
-  expect_error<Error>({"swiglu", "f64 [2, 6] cpu", "modified in place"}, [&] { tape.backward(loss); });
+  expect_error<Error>({"norm_quant", "f64 [2, 6] cpu", "modified in place"}, [&] { tape.backward(loss); });
 }
 
 TEST(Tape, SharedGradientsAreNotCorruptedByLaterContributions) {

@@ -133,6 +133,26 @@ TEST(Linear, NaNReachesItsRow) {
   EXPECT_EQ(15, count_non_finite(forward(make_problem(3, 5, 33, DType::f32, true).x, w)));
 }
 
+TEST(Linear, Bf16OutputsOfF32OperandsAreRoundedOnce) {
+  const int64_t n = 5, o = 33, k = 127;
+  const Problem p = make_problem(n, o, k, DType::f32, false);
+  const Tensor dy = as_type(p.dy, DType::bf16), dy32 = as_type(dy, DType::f32);
+  Tensor y({n, o}, DType::bf16), dx({n, k}, DType::bf16), dw({o, k}, DType::f32);
+  Tensor dx32({n, k}, DType::f32), dw32({o, k}, DType::f32);
+  linear(QuantTensor(p.x.values, DType::bf16), p.w, y);
+  EXPECT_TRUE(same_bits(as_type(forward(p.x, p.w), DType::bf16), y));
+  linear_dx(dy, p.w, dx, 0);
+  linear_dx(dy32, p.w, dx32, 0);
+  EXPECT_TRUE(same_bits(as_type(dx32, DType::bf16), dx));
+  dx32 = as_type(dx, DType::f32);
+  linear_dx(dy, p.w, dx, 1);
+  linear_dx(dy32, p.w, dx32, 1);
+  EXPECT_TRUE(same_bits(as_type(dx32, DType::bf16), dx)) << "beta";
+  linear_dw(dy, p.x, dw, 0);
+  linear_dw(dy32, p.x, dw32, 0);
+  EXPECT_TRUE(same_bits(dw32, dw));
+}
+
 TEST(Linear, RejectsWrongArguments) {
   const Problem plain = make_problem(2, 3, 5, DType::f32, false), ternary = make_problem(2, 3, 5, DType::f32, true);
   const Problem narrow = make_problem(2, 3, 4, DType::f32, false);

@@ -82,4 +82,10 @@ TEST(LowerBounds, RejectsWrongArguments) {
   expect_error<ShapeError>({"lower_bounds_backward", "dgamma"}, [&] { backward(lambda, wrong); });
   expect_error<ShapeError>({"lower_bounds_backward", "dlambda"},
                            [&] { lower_bounds_backward(lambda, lambda, wrong, 0); });
+  const DryRun dry;
+  const ArenaScope scope(Arena::counted());
+  Tensor there({3, 4}, DType::f32, Device::cuda), here({3, 4}, DType::f32);
+  expect_error<DeviceError>({"lower_bounds", "different devices"}, [&] { lower_bounds(lambda, there); });
+  expect_error<DeviceError>({"lower_bounds_backward", "different devices"},
+                            [&] { lower_bounds_backward(lambda, there, here, 0); });
 }

@@ -175,6 +175,13 @@ TEST(Matmul, RejectsWrongShapesAndDtypes) {
   const Tensor q({2, 3}, DType::i8), w({3, 5}, DType::i8);
   Tensor sums({2, 5}, DType::i32);
   EXPECT_THROW(matmul(q, false, w, false, sums, 2), DTypeError);
+  const int64_t most = (int64_t(1) << 17) - 1;  // (-128)² · 2^17 overflows an i32
+  Tensor one({1, 1}, DType::i32);
+  Tensor row({1, most}, DType::i8), long_row({1, most + 1}, DType::i8);
+  std::fill_n(row.mut<int8_t>(), most, int8_t(-128));
+  matmul(row, false, row, true, one);
+  EXPECT_EQ(int32_t(most * 16384), *one.data<int32_t>());
+  expect_error<ShapeError>({"matmul", "131072", "overflow"}, [&] { matmul(long_row, false, long_row, true, one); });
 }
 
 template <class T>

@@ -34,7 +34,8 @@ struct Outputs {
   NormStats stats;
   std::vector<NormBranch> branches;
   std::vector<Tensor> all() const {
-    std::vector<Tensor> list{stats.r2};
+    std::vector<Tensor> list;
+    if (stats.r2.defined()) list.push_back(stats.r2);
     for (const NormBranch& b : branches) {
       list.push_back(b.out);
       if (b.step.defined()) list.push_back(b.step);
@@ -45,13 +46,14 @@ struct Outputs {
 
 Outputs forward(const Tensor& x, const Problem& p) {
   const DType t = x.dtype();
-  Outputs o{make_norm_stats(rows_of(x), p.outer), {}};
+  Outputs o;
   Tensor none;
   for (size_t b = 0; b < p.weights.size(); ++b) {
     const bool quantised = kRoundings[b] == Rounding::int8;
     o.branches.push_back({p.weights[b], kRoundings[b], Tensor(x.shape(), quantised ? DType::i8 : t),
                           quantised ? Tensor({x.dim(0)}, t) : Tensor()});
   }
+  o.stats = make_norm_stats(rows_of(x), p.outer, o.branches);
   norm_quant(rows_of(x), p.outer, kEpsOuter, kEpsInner, o.branches, o.stats, none);
   return o;
 }
@@ -119,6 +121,30 @@ TEST(NormQuant, MatchesItsComposedTwin) {
               ASSERT_NEAR(at(v, i), got, std::abs(at(v, i)) * (0x1p-8 + 2 * bound));
             }
           }
+        }
+}
+
+TEST(NormQuant, BranchesWithoutAWeightRoundWhatTheOuterNormGives) {
+  for (DType t : {DType::f64, DType::f32})
+    for (int64_t d : kOddColumns)
+      for (bool outer : {false, true})
+        for (bool mixed : {false, true}) {
+          SCOPED_TRACE(concat(name_of(t), ' ', d, " outer ", outer, " mixed ", mixed));
+          Problem p = make_problem(5, d, t, outer);
+          const Outputs normed = forward(p.x, p);
+          for (size_t b : {0, 1, 2, 3})
+            if (b != 1 || !mixed) p.weights[b] = {};
+          const Outputs o = forward(p.x, p);
+          const Tensor u = outer ? composed::rmsnorm(p.x, p.outer, kEpsOuter) : as_f64(p.x);
+          const double bound = norm_bound(d, t);
+          for (size_t b : {0, 3}) check_codes(o.branches[b], composed::absmax_scaled(u), bound);
+          EXPECT_LE(relative_error(o.branches[2].out, u), bound);
+          if (mixed) {
+            EXPECT_TRUE(same_bits(normed.branches[1].out, o.branches[1].out));
+            continue;
+          }
+          for (int64_t i = 0; i < u.size(); ++i)
+            ASSERT_NEAR(at(u, i), at(o.branches[1].out, i), std::abs(at(u, i)) * (0x1p-8 + 2 * bound));
         }
 }
 
@@ -291,6 +317,13 @@ TEST(NormQuant, RejectsWrongArguments) {
   expect_error<ShapeError>({"norm_quant_backward", " u "}, back);
   g.branches[1].u = Tensor({2, 33}, DType::i8);
   expect_error<DTypeError>({"norm_quant_backward", " u "}, back);
+  g.branches[0].weight = {};
+  expect_error<Error>({"norm_quant_backward", "dweight", "without a weight"}, back);
+  g = backward(p, o);
+  g.branches.insert(g.branches.end(), 2, g.branches[0]);
+  expect_error<ShapeError>({"norm_quant_backward", "1 to 4 branches", "got 6"}, back);
+  o.branches.insert(o.branches.end(), 1, o.branches[0]);
+  expect_error<ShapeError>({"norm_quant", "1 to 4 branches", "got 5"}, [&] { run(p.x, p.outer); });
   g.branches.clear();
-  expect_error<Error>({"norm_quant_backward", "no branch"}, back);
+  expect_error<ShapeError>({"norm_quant_backward", "1 to 4 branches", "got 0"}, back);
 }

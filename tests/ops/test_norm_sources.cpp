@@ -1,9 +1,8 @@
-// norm_quant over each source of rows against the unfused ops: the source's own op, then the norm of plain rows.
+// norm_quant over each source of rows against the unfused ops: the source by itself, then the norm of plain rows.
 #include <gtest/gtest.h>
 
 #include "core/ops/gate_norm.h"
 #include "core/ops/norm_quant.h"
-#include "core/ops/swiglu.h"
 #include "tests/support/tensors.h"
 
 using namespace mmfree;
@@ -18,17 +17,24 @@ struct Case {
   const char* name;
   RowSource::Kind kind;
   bool weight;
+  Activation f = Activation::silu;
 };
 constexpr Case kCases[] = {{"rows", RowSource::rows, false},
                            {"sum", RowSource::sum, false},
                            {"gate", RowSource::gate, true},
                            {"gate without weight", RowSource::gate, false},
-                           {"swiglu", RowSource::swiglu, false}};
+                           {"swiglu", RowSource::glu, false},
+                           {"geglu", RowSource::glu, false, Activation::gelu},
+                           {"selu", RowSource::activation, false, Activation::selu},
+                           {"relu2", RowSource::activation, false, Activation::relu2}};
+/// Bit i: branch i has no weight.
+constexpr int kBare[] = {0, 0b0101, 0b1111};
 
 RowSource make_source(const Case& c, int64_t n, int64_t d, DType t) {
   RowSource s;
   s.kind = c.kind;
-  s.a = random_tensor({n, c.kind == RowSource::swiglu ? 2 * d : d}, t, 1, 2, 0.3);
+  s.a = random_tensor({n, c.kind == RowSource::glu ? 2 * d : d}, t, 1, 2, 0.3);
+  s.f = c.f;
   if (c.kind == RowSource::sum || c.kind == RowSource::gate) s.b = random_tensor({n, d}, t, 2, 1.5);
   if (c.weight) s.weight = random_tensor({d}, t, 3, 0.5, 1);
   s.eps = kEpsGate;
@@ -41,14 +47,18 @@ RowSource rows_of(const Tensor& x) {
   return s;
 }
 
-/// The source's rows by the op of its own; `r` gets the gate's statistics.
+/// The source's rows by themselves; `r` gets the gate's statistics.
 Tensor unfused(const RowSource& s, Tensor& r) {
   Tensor x({s.rows_count(), s.width()}, s.a.dtype());
   r = Tensor({s.rows_count()}, s.a.dtype());
   if (s.kind == RowSource::rows) return s.a;
   if (s.kind == RowSource::sum) add(s.a, s.b, x);
   if (s.kind == RowSource::gate) gate_norm(s.a, s.b, s.weight, s.eps, x, r);
-  if (s.kind == RowSource::swiglu) swiglu(s.a, x);
+  if (s.kind != RowSource::glu && s.kind != RowSource::activation) return x;
+  std::vector<NormBranch> bare{{{}, Rounding::none, x, {}}};
+  NormStats stats;
+  Tensor none;
+  norm_quant(s, {}, 1, 1, bare, stats, none);
   return x;
 }
 
@@ -58,19 +68,25 @@ struct Norm {
   NormStats stats;
 };
 
-Norm run(const RowSource& s, bool outer, Tensor& x) {
+Norm run(const RowSource& s, bool outer, Tensor& x, int bare = 0) {
   const int64_t n = s.rows_count(), d = s.width();
   const DType t = s.a.dtype();
   Norm norm;
   if (outer) norm.outer = random_tensor({d}, t, 9, 0.5, 1);
   for (uint32_t i = 0; i < 4; ++i) {
     const bool codes = kRoundings[i] == Rounding::int8;
-    norm.branches.push_back({random_tensor({d}, t, 10 + i, 0.5, 1), kRoundings[i],
+    norm.branches.push_back({bare >> i & 1 ? Tensor() : random_tensor({d}, t, 10 + i, 0.5, 1), kRoundings[i],
                              Tensor({n, d}, codes ? DType::i8 : t), codes ? Tensor({n}, t) : Tensor()});
   }
-  norm.stats = make_norm_stats(s, norm.outer);
+  norm.stats = make_norm_stats(s, norm.outer, norm.branches);
   norm_quant(s, norm.outer, kEpsOuter, kEpsInner, norm.branches, norm.stats, x);
   return norm;
+}
+
+void expect_same(const Tensor& a, const Tensor& b) {
+  ASSERT_EQ(a.defined(), b.defined());
+  if (!a.defined()) return;
+  EXPECT_TRUE(same_bits(a, b));
 }
 
 void expect_same_branches(const Norm& a, const Norm& b) {
@@ -79,10 +95,8 @@ void expect_same_branches(const Norm& a, const Norm& b) {
     if (!a.branches[i].step.defined()) continue;
     EXPECT_TRUE(same_bits(a.branches[i].step, b.branches[i].step)) << "step " << i;
   }
-  EXPECT_TRUE(same_bits(a.stats.r2, b.stats.r2));
-  if (a.stats.r1.defined()) {
-    EXPECT_TRUE(same_bits(a.stats.r1, b.stats.r1));
-  }
+  expect_same(a.stats.r2, b.stats.r2);
+  expect_same(a.stats.r1, b.stats.r1);
 }
 
 struct Gradients {
@@ -102,46 +116,48 @@ Gradients backward(const RowSource& s, const Norm& norm, const Tensor& incoming 
   if (s.weight.defined()) g.source.weight = full({d}, t, kNaN);
   if (norm.outer.defined()) g.outer = full({d}, t, kNaN);
   for (uint32_t i = 0; i < 4; ++i)
-    g.branches.push_back({norm.branches[i].weight, random_tensor({n, d}, t, 20 + i), full({d}, t, kNaN), 0});
+    g.branches.push_back({norm.branches[i].weight, random_tensor({n, d}, t, 20 + i),
+                          norm.branches[i].weight.defined() ? full({d}, t, kNaN) : Tensor(), 0});
   norm_quant_backward(s, norm.outer, kEpsInner, norm.stats, g.branches, g.source, g.outer, 0);
   return g;
 }
 
-/// Calls test(case, d, dtype, with outer norm) for every combination.
+/// Calls test(case, d, dtype, with outer norm, bare branches) for every combination.
 template <class Test>
 void for_all(Test&& test) {
   for (const Case& c : kCases)
     for (DType t : {DType::f64, DType::f32})
       for (int64_t d : kOddColumns)
-        for (bool outer : {false, true}) {
-          SCOPED_TRACE(concat(c.name, ' ', name_of(t), ' ', d, " columns, outer ", outer));
-          test(c, d, t, outer);
-        }
+        for (bool outer : {false, true})
+          for (int bare : kBare) {
+            SCOPED_TRACE(concat(c.name, ' ', name_of(t), ' ', d, " columns, outer ", outer, ", bare ", bare));
+            test(c, d, t, outer, bare);
+          }
 }
 
 }  // namespace
 
 TEST(NormSources, EqualTheirOwnOpThenTheNormToTheBit) {
-  for_all([](const Case& c, int64_t d, DType t, bool outer) {
+  for_all([](const Case& c, int64_t d, DType t, bool outer, int bare) {
     const RowSource s = make_source(c, kRows, d, t);
     Tensor r, none, x = c.kind == RowSource::sum ? full({kRows, d}, t, kNaN) : Tensor();
     const Tensor rows = unfused(s, r);
-    const Norm expected = run(rows_of(rows), outer, none), fused = run(s, outer, x);
+    const Norm expected = run(rows_of(rows), outer, none, bare), fused = run(s, outer, x, bare);
     expect_same_branches(expected, fused);
     if (c.weight) {
       EXPECT_TRUE(same_bits(r, fused.stats.r0));
     }
     if (c.kind != RowSource::sum) return;
     EXPECT_TRUE(same_bits(rows, x)) << "the sum itself";
-    expect_same_branches(expected, run(s, outer, none));  // also where the sum is not wanted
+    expect_same_branches(expected, run(s, outer, none, bare));  // also where the sum is not wanted
   });
 }
 
 TEST(NormSources, BackwardGivesTheRoundedValuesAgainToTheBit) {
-  for_all([](const Case& c, int64_t d, DType t, bool outer) {
+  for_all([](const Case& c, int64_t d, DType t, bool outer, int bare) {
     RowSource s = make_source(c, kRows, d, t);
     Tensor x = c.kind == RowSource::sum ? Tensor({kRows, d}, t) : Tensor();
-    Norm norm = run(s, outer, x);
+    Norm norm = run(s, outer, x, bare);
     for (NormBranch& b : norm.branches) b.out = full({kRows, d}, t, kNaN), b.step = {};
     norm_quant(s, norm.outer, kEpsOuter, kEpsInner, norm.branches, norm.stats, x);
     if (c.kind == RowSource::sum) s.kind = RowSource::rows, s.a = x, s.b = Tensor();
@@ -157,7 +173,7 @@ TEST(NormSources, BackwardGivesTheRoundedValuesAgainToTheBit) {
       if (i != 1) {
         EXPECT_TRUE(same_bits(norm.branches[i].out, g.branches[i].u)) << "branch " << i;
       }
-      EXPECT_TRUE(same_bits(expected.branches[i].dweight, g.branches[i].dweight)) << "branch " << i;
+      expect_same(expected.branches[i].dweight, g.branches[i].dweight);
     }
     EXPECT_TRUE(same_bits(expected.source.a, g.source.a));
     if (outer) {
@@ -167,16 +183,16 @@ TEST(NormSources, BackwardGivesTheRoundedValuesAgainToTheBit) {
 }
 
 TEST(NormSources, BackwardEqualsTheUnfusedBackwardPassesToTheBit) {
-  for_all([](const Case& c, int64_t d, DType t, bool outer) {
+  for_all([](const Case& c, int64_t d, DType t, bool outer, int bare) {
     const RowSource s = make_source(c, kRows, d, t);
     Tensor r, none, x = c.kind == RowSource::sum ? Tensor({kRows, d}, t) : Tensor();
     const Tensor rows = unfused(s, r);
-    const Gradients e = backward(rows_of(rows), run(rows_of(rows), outer, none));
-    const Norm norm = run(s, outer, x);
+    const Gradients e = backward(rows_of(rows), run(rows_of(rows), outer, none, bare));
+    const Norm norm = run(s, outer, x, bare);
     RowSource stored = s;
     if (c.kind == RowSource::sum) stored.kind = RowSource::rows, stored.a = x, stored.b = Tensor();
     const Gradients g = backward(stored, norm);
-    for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(same_bits(e.branches[i].dweight, g.branches[i].dweight)) << i;
+    for (size_t i = 0; i < 4; ++i) expect_same(e.branches[i].dweight, g.branches[i].dweight);
     if (outer) {
       EXPECT_TRUE(same_bits(e.outer, g.outer));
     }
@@ -188,8 +204,11 @@ TEST(NormSources, BackwardEqualsTheUnfusedBackwardPassesToTheBit) {
       if (c.weight) {
         EXPECT_TRUE(same_bits(dw, g.source.weight));
       }
-    } else if (c.kind == RowSource::swiglu) {
-      swiglu_backward(s.a, e.source.a, da);
+    } else if (c.kind == RowSource::glu || c.kind == RowSource::activation) {
+      std::vector<NormBranchGrad> alone{{{}, e.source.a, {}}};
+      RowSourceGrad grad;
+      grad.a = da;
+      norm_quant_backward(s, {}, 1, {}, alone, grad, none, 0);
     } else {
       da = e.source.a;
     }
@@ -244,12 +263,12 @@ TEST(NormSources, GateWeightHonoursBetaAndASumItsIncomingGradient) {
 }
 
 TEST(NormSources, Int8WithoutAStepIsCodeTimesStepToTheBit) {
-  for_all([](const Case& c, int64_t d, DType t, bool outer) {
+  for_all([](const Case& c, int64_t d, DType t, bool outer, int bare) {
     const RowSource s = make_source(c, kRows, d, t);
     Tensor none;
-    const Norm codes = run(s, outer, none);
+    const Norm codes = run(s, outer, none, bare);
     std::vector<NormBranch> plain{{codes.branches[3].weight, Rounding::int8, full({kRows, d}, t, kNaN), {}}};
-    NormStats stats = make_norm_stats(s, codes.outer);
+    NormStats stats = make_norm_stats(s, codes.outer, plain);
     norm_quant(s, codes.outer, kEpsOuter, kEpsInner, plain, stats, none);
     const NormBranch& b = codes.branches[3];
     int64_t nonzero = 0;
@@ -302,7 +321,8 @@ TEST(NormSources, RowsWhoseSquaresOverflowAreNaNAndNotZeros) {
   for (const Case& c : kCases)
     for (float large : {1e25f, -1e30f, 3e38f}) {
       RowSource s = make_source(c, 3, 33, DType::f32);
-      const int64_t row = s.a.cols(), up = c.kind == RowSource::swiglu ? 33 : 0;
+      const int64_t row = s.a.cols(), up = c.kind == RowSource::glu ? 33 : 0;
+      if (c.kind == RowSource::activation && large < 0) continue;  // no large value
       set(s.a, row + up + 20, large);
       for (bool outer : {false, true}) {
         Tensor x;
@@ -324,7 +344,11 @@ TEST(NormSources, StatsExistWhereTheyAreNeeded) {
     for (DType t : {DType::f64, DType::f32})
       for (bool outer : {false, true}) {
         const RowSource s = make_source(c, 5, 3, t);
-        const NormStats stats = make_norm_stats(s, outer ? full({3}, t, 1) : Tensor());
+        const Tensor some = full({3}, t, 1);
+        std::vector<NormBranch> branches(2);
+        EXPECT_FALSE(make_norm_stats(s, some, branches).r2.defined());
+        branches[1].weight = some;
+        const NormStats stats = make_norm_stats(s, outer ? some : Tensor(), branches);
         EXPECT_EQ(c.weight, stats.r0.defined());
         EXPECT_EQ(outer, stats.r1.defined());
         for (const Tensor& r : {stats.r0, stats.r1, stats.r2})

@@ -253,6 +253,9 @@ TEST(Ternary, FlatQuantisationRejectsWrongJobs) {
     expect_error<ShapeError>({"ternary_quantise_flat", "20485 elements"}, run);
   }
   jobs = flat.jobs();
+  jobs[0].out.scale = Tensor({1}, DType::f64);
+  expect_error<DTypeError>({"ternary_quantise_flat", "scale must be f32", "f64"}, run);
+  jobs = flat.jobs();
   expect_error<ShapeError>({"ternary_quantise_flat", "abs_sums"}, [&] { run(Tensor({3}, DType::f64)); });
   const Tensor sums({flat.values.size() / kParamBlock}, DType::f32);
   expect_error<DTypeError>({"ternary_quantise_flat", "abs_sums"}, [&] { run(sums); });

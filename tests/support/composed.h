@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/activation.h"
 #include "core/ops/adamw.h"
 #include "tests/support/tensors.h"
 
@@ -75,12 +76,42 @@ inline Tensor mlgru_scan(const Tensor& z_any, const Tensor& a_any, const Tensor&
   return h;
 }
 
-inline Tensor swiglu(const Tensor& x) {
+/// An activation function by its textbook formula.
+inline double activation(Activation f, double x) {
+  switch (f) {
+    case Activation::silu:
+      return silu(x);
+    case Activation::gelu:
+      return x * std::erfc(-x / std::sqrt(2.0)) / 2;
+    case Activation::gelu_tanh:
+      return x / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * std::pow(x, 3))));
+    case Activation::relu:
+      return std::fmax(x, 0);
+    case Activation::relu2:
+      return std::pow(std::fmax(x, 0), 2);
+    case Activation::selu:  // the constants that keep mean 0 and variance 1
+      return 1.0507009873554804934193349852946 * (x > 0 ? x : 1.6732632423543772848170429916717 * std::expm1(x));
+    case Activation::sigmoid:
+      return sigmoid(x);
+    case Activation::identity:
+      return x;
+  }
+  throw Error("composed: an unknown activation");
+}
+
+inline Tensor activation(Activation f, const Tensor& x) {
+  Tensor y(x.shape(), DType::f64);
+  for (int64_t i = 0; i < x.size(); ++i) set(y, i, activation(f, at(x, i)));
+  return y;
+}
+
+/// f(x[:, :D]) ⊙ x[:, D:]
+inline Tensor glu(Activation f, const Tensor& x) {
   const int64_t inner = x.cols() / 2;
   Tensor y({x.rows(), inner}, DType::f64);
   for (int64_t n = 0; n < x.rows(); ++n)
     for (int64_t k = 0; k < inner; ++k)
-      set(y, n * inner + k, silu(at(x, n * 2 * inner + k)) * at(x, n * 2 * inner + inner + k));
+      set(y, n * inner + k, activation(f, at(x, n * 2 * inner + k)) * at(x, n * 2 * inner + inner + k));
   return y;
 }
 

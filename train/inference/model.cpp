@@ -112,7 +112,8 @@ Model move_model(Model model, const ComputeTarget& target) {
     if (w.is_ternary()) {
       p.matrix->ternary = to_device(w.ternary, target.device);
     } else {
-      p.matrix->plain = Tensor(w.plain.shape(), target.compute, target.device);
+      const DType dtype = p.precision == Precision::f32 ? w.plain.dtype() : target.compute;
+      p.matrix->plain = Tensor(w.plain.shape(), dtype, target.device);
       cast(w.plain.to(target.device), p.matrix->plain);
     }
   });
