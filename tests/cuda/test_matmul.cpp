@@ -1,4 +1,7 @@
 // Products of cuBLASLt whose K is long beside M and N, which it may split: the sums have to stay in f32.
+#include <array>
+#include <random>
+
 #include "core/ops/matmul.h"
 #include "tests/cuda/transfer.h"
 
