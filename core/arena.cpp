@@ -30,11 +30,12 @@ std::shared_ptr<Arena> Arena::host() {
 std::shared_ptr<Arena> Arena::current(Device device) {
   for (auto it = scopes().rbegin(); it != scopes().rend(); ++it)
     if ((*it)->device() == device) return *it;
+  // Never destroyed: tensors may be made while static objects are destroyed, and the driver may be gone by then.
   if (device == Device::cuda) {
-    static std::shared_ptr<Arena> device_wide = gpu();
+    static const auto& device_wide = *new std::shared_ptr<Arena>(gpu());
     return device_wide;
   }
-  static std::shared_ptr<Arena> process_wide = host();
+  static const auto& process_wide = *new std::shared_ptr<Arena>(host());
   return process_wide;
 }
 
@@ -69,8 +70,8 @@ void Arena::grow(size_t want) {
   const size_t slab = (want + slab_bytes_ - 1) / slab_bytes_ * slab_bytes_;
   char* memory = static_cast<char*>(source_.obtain(slab));
   MMFREE_CHECK(OutOfMemory, memory, "out of memory: ", slab >> 20, " MiB more could not be obtained on ",
-               name_of(source_.device), " with ", stats_.reserved >> 20,
-               " MiB in use; reduce train.micro_batch_size, data.seq_len or the model",
+               name_of(source_.device), " beyond ", stats_.reserved >> 20, " MiB, of which ", stats_.live >> 20,
+               " MiB are in use; reduce train.micro_batch_size, data.seq_len or the model",
                source_.device == Device::cuda ? ", or set train.recompute=full" : "");
   stats_.reserved += slab;
   ++stats_.slabs;

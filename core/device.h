@@ -24,7 +24,8 @@ void zero_bytes(void* to, Device device, size_t bytes);
 size_t available_host_memory(const std::string& at = "");
 
 /// While alive, on this thread: memory of a GPU is counted but not obtained, kernels and copies for it do not run. What
-/// a computation would need can so be measured exactly, on any machine.
+/// a computation needs for its tensors can so be counted on any machine. What the launchers of kernels take for
+/// themselves while they run is not counted: partial sums and sorting buffers, about 0.1 GB.
 class DryRun {
  public:
   DryRun();

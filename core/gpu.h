@@ -84,8 +84,12 @@ class Readback {
   ~Readback();
   Readback(const Readback&) = delete;
   void start(const void* from, size_t bytes);
-  /// Waits for them. @throws DeviceError if anything before the copy failed
-  const void* wait();
+  /// Waits for them. While they are not there, calls `meanwhile` about 20,000 times a second, if given: a kernel that
+  /// hangs never fails by itself, so whoever looks for signals, lost peers or a time-out does it there. `meanwhile` may
+  /// throw if the work before the copy ends all the same (an aborted exchange); else it has to end the process, because
+  /// destructors wait for the device.
+  /// @throws DeviceError if anything before the copy failed; what `meanwhile` throws
+  const void* wait(const std::function<void()>& meanwhile = {});
 
  private:
   struct Handles;

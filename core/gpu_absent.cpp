@@ -33,7 +33,7 @@ void CopyStream::wait() { absent(); }
 Readback::Readback(size_t) : buffer_(0) {}
 Readback::~Readback() = default;
 void Readback::start(const void*, size_t) { absent(); }
-const void* Readback::wait() { absent(); }
+const void* Readback::wait(const std::function<void()>&) { absent(); }
 OwnStream::OwnStream() { absent(); }
 OwnStream::~OwnStream() = default;
 Graph::Graph(const std::function<void()>&) { absent(); }

@@ -3,9 +3,11 @@
 #include <cuda.h>
 #include <cuda_profiler_api.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "core/cuda/blas.h"
@@ -94,6 +96,18 @@ Function* driver(const char* name) {
 
 #define MMFREE_DRIVER(name) driver<std::remove_pointer_t<decltype(&::name)>>(#name)
 
+/// The driver's functions for mapping memory, all found before the first is called.
+struct MemoryDriver {
+  decltype(&::cuMemGetAllocationGranularity) granularity = MMFREE_DRIVER(cuMemGetAllocationGranularity);
+  decltype(&::cuMemAddressReserve) reserve = MMFREE_DRIVER(cuMemAddressReserve);
+  decltype(&::cuMemAddressFree) give_back = MMFREE_DRIVER(cuMemAddressFree);
+  decltype(&::cuMemCreate) create = MMFREE_DRIVER(cuMemCreate);
+  decltype(&::cuMemRelease) release = MMFREE_DRIVER(cuMemRelease);
+  decltype(&::cuMemMap) map = MMFREE_DRIVER(cuMemMap);
+  decltype(&::cuMemUnmap) unmap = MMFREE_DRIVER(cuMemUnmap);
+  decltype(&::cuMemSetAccess) set_access = MMFREE_DRIVER(cuMemSetAccess);
+};
+
 /// One range of addresses, as long as the GPU's memory, to which memory is mapped from the front as it is needed.
 class GrowingRange {
  public:
@@ -101,51 +115,49 @@ class GrowingRange {
     location_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
     location_.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device}};
     size_t unit = 0, free = 0, total = 0;
-    verify(MMFREE_DRIVER(cuMemGetAllocationGranularity)(&unit, &location_, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
-           "cuMemGetAllocationGranularity");
+    verify(driver_.granularity(&unit, &location_, CU_MEM_ALLOC_GRANULARITY_MINIMUM), "cuMemGetAllocationGranularity");
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     size_ = (total + unit - 1) / unit * unit;
-    verify(MMFREE_DRIVER(cuMemAddressReserve)(&begin_, size_, 0, 0, 0), "cuMemAddressReserve");
+    verify(driver_.reserve(&begin_, size_, 0, 0, 0), "cuMemAddressReserve");
   }
   ~GrowingRange() {
-    const auto unmap = MMFREE_DRIVER(cuMemUnmap);
-    const auto release = MMFREE_DRIVER(cuMemRelease);
     CUdeviceptr at = begin_;
-    for (const Piece& p : pieces_) {
-      unmap(at, p.bytes);
-      release(p.handle);
-      at += p.bytes;
+    for (const size_t bytes : pieces_) {
+      driver_.unmap(at, bytes);
+      at += bytes;
     }
-    if (begin_) MMFREE_DRIVER(cuMemAddressFree)(begin_, size_);
+    driver_.give_back(begin_, size_);
   }
   GrowingRange(const GrowingRange&) = delete;
 
   /// nullptr when the GPU has no more.
   void* grow(size_t bytes) {
     if (used_ + bytes > size_) return nullptr;
-    Piece piece{0, bytes};
-    if (MMFREE_DRIVER(cuMemCreate)(&piece.handle, bytes, &location_, 0) != CUDA_SUCCESS) return nullptr;
+    pieces_.reserve(pieces_.size() + 1);  // so that nothing fails between a mapping and its entry
+    CUmemGenericAllocationHandle memory = 0;
+    if (driver_.create(&memory, bytes, &location_, 0) != CUDA_SUCCESS) return nullptr;
     const CUdeviceptr at = begin_ + used_;
+    const CUresult mapped = driver_.map(at, bytes, 0, memory, 0);
+    driver_.release(memory);  // from here on the mapping alone holds it
+    verify(mapped, "cuMemMap");
     const CUmemAccessDesc access{location_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-    verify(MMFREE_DRIVER(cuMemMap)(at, bytes, 0, piece.handle, 0), "cuMemMap");
-    verify(MMFREE_DRIVER(cuMemSetAccess)(at, bytes, &access, 1), "cuMemSetAccess");
-    pieces_.push_back(piece);
+    const CUresult opened = driver_.set_access(at, bytes, &access, 1);
+    if (opened != CUDA_SUCCESS) driver_.unmap(at, bytes);
+    verify(opened, "cuMemSetAccess");
+    pieces_.push_back(bytes);
     used_ += bytes;
     return reinterpret_cast<void*>(at);
   }
 
  private:
-  struct Piece {
-    CUmemGenericAllocationHandle handle;
-    size_t bytes;
-  };
   static void verify(CUresult status, const char* what) {
     MMFREE_CHECK(DeviceError, status == CUDA_SUCCESS, "gpu: ", what, " failed with driver status ", int(status));
   }
+  const MemoryDriver driver_;
   CUmemAllocationProp location_{};
   CUdeviceptr begin_ = 0;
   size_t size_ = 0, used_ = 0;
-  std::vector<Piece> pieces_;
+  std::vector<size_t> pieces_;  ///< bytes of each mapping, from the front
 };
 
 /// Dense bf16 flop/s of one multiprocessor and clock, by architecture (NVIDIA's white papers).
@@ -281,6 +293,10 @@ struct Readback::Handles {
   cudaEvent_t arrived = nullptr;
 };
 
+/// How long a wait asks without a pause, for results that are nearly there, and how long it sleeps between questions
+/// after that.
+constexpr std::chrono::microseconds kSpin(100), kPoll(50);
+
 Readback::Readback(size_t bytes) : buffer_(bytes), handles_(std::make_unique<Handles>()) {
   check(cudaEventCreateWithFlags(&handles_->arrived, cudaEventDisableTiming), "cudaEventCreate");
 }
@@ -290,8 +306,17 @@ void Readback::start(const void* from, size_t bytes) {
   check(cudaMemcpyAsync(buffer_.data(), from, bytes, cudaMemcpyDeviceToHost, cuda::stream()), "cudaMemcpyAsync");
   check(cudaEventRecord(handles_->arrived, cuda::stream()), "cudaEventRecord");
 }
-const void* Readback::wait() {
-  check(cudaEventSynchronize(handles_->arrived), "a training step");
+const void* Readback::wait(const std::function<void()>& meanwhile) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  cudaError_t status;
+  while ((status = cudaEventQuery(handles_->arrived)) == cudaErrorNotReady) {
+    cudaGetLastError();  // "not ready" must not be reported by the next check
+    if (Clock::now() - begin < kSpin) continue;
+    if (meanwhile) meanwhile();
+    std::this_thread::sleep_for(kPoll);
+  }
+  check(status, "a training step");
   return buffer_.data();
 }
 

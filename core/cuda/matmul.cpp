@@ -65,6 +65,9 @@ const cublasLtMatmulAlgo_t& algorithm(const Key& key, cublasLtMatmulDesc_t op, c
     blas_library().preference_set(preference, name, &value, sizeof value);
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes);
+  // Where K is split, the other schemes add the parts up in the type of the output, which may be bf16.
+  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+      uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::get<9>(key));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, std::get<10>(key));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, std::get<11>(key));

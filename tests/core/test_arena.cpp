@@ -13,6 +13,7 @@
 #include "core/arena.h"
 #include "core/error.h"
 #include "core/tensor.h"
+#include "tests/support/tensors.h"
 
 using namespace mmfree;
 
@@ -48,6 +49,24 @@ std::vector<void*> one_step(Arena& arena) {
   }
   for (void* p : live) arena.release(p);
   return addresses;
+}
+
+/// One range of addresses that grows at its end; the sizes asked for go to `asked`.
+Arena::Source growing_source(std::vector<size_t>* asked, size_t limit = ~size_t(0)) {
+  auto memory = std::shared_ptr<char>(static_cast<char*>(std::aligned_alloc(256, size_t(1) << 20)), std::free);
+  auto used = std::make_shared<size_t>(0);
+  return {Device::cpu,
+          [=](size_t bytes) -> void* {
+            asked->push_back(bytes);
+            if (*used + bytes > limit) return nullptr;
+            *used += bytes;
+            return memory.get() + *used - bytes;
+          },
+          [memory](void* p) {
+            EXPECT_EQ(memory.get(), p) << "only the start of the range is given back";
+            ++given_back;
+          },
+          true};
 }
 
 }  // namespace
@@ -148,6 +167,26 @@ TEST(Arena, SaysHowMuchWasMissing) {
   EXPECT_EQ(0u, arena.stats().live);
 }
 
+TEST(Arena, SaysHowMuchOfItsMemoryIsInUse) {
+  std::vector<size_t> asked;
+  Arena arena(growing_source(&asked, size_t(1) << 20), size_t(1) << 20);
+  void* freed = arena.allocate(size_t(512) << 10);
+  arena.release(freed);
+  expect_error<OutOfMemory>({"4 MiB more", "beyond 1 MiB, of which 0 MiB are in use"},
+                            [&] { arena.allocate(size_t(5) << 20); });
+}
+
+TEST(Arena, OfTheProcessOutlivesStaticObjects) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // the child starts anew, before the arena is made
+  const auto ask_at_the_end = [] {
+    static auto& arena = *new std::weak_ptr<Arena>;
+    std::atexit([] { std::_Exit(arena.expired() ? 1 : 0); });  // after the destructors of what is made from here on
+    arena = Arena::current(Device::cpu);
+    std::exit(2);
+  };
+  EXPECT_EXIT(ask_at_the_end(), testing::ExitedWithCode(0), "");
+}
+
 TEST(Arena, ServesThreadsAtOnce) {
   Arena arena(counting_source(), 1 << 14);
   std::vector<std::thread> threads;
@@ -167,28 +206,6 @@ TEST(Arena, ServesThreadsAtOnce) {
   EXPECT_EQ(0, damaged);
   EXPECT_EQ(0u, arena.stats().live);
 }
-
-namespace {
-
-/// One range of addresses that grows at its end; the sizes asked for go to `asked`.
-Arena::Source growing_source(std::vector<size_t>* asked, size_t limit = ~size_t(0)) {
-  auto memory = std::shared_ptr<char>(static_cast<char*>(std::aligned_alloc(256, size_t(1) << 20)), std::free);
-  auto used = std::make_shared<size_t>(0);
-  return {Device::cpu,
-          [=](size_t bytes) -> void* {
-            asked->push_back(bytes);
-            if (*used + bytes > limit) return nullptr;
-            *used += bytes;
-            return memory.get() + *used - bytes;
-          },
-          [memory](void* p) {
-            EXPECT_EQ(memory.get(), p) << "only the start of the range is given back";
-            ++given_back;
-          },
-          true};
-}
-
-}  // namespace
 
 TEST(Arena, OverAContiguousSourceGrowsInPlaceAndReusesTheFreeTail) {
   std::vector<size_t> asked;

@@ -1,10 +1,15 @@
-// What goes wrong with a GPU itself: no memory left, and a GPU that is lost to the process.
+// What goes wrong with a GPU itself: no memory left, work that hangs, and a GPU that is lost to the process.
 #include <gtest/gtest.h>
 
 #if MMFREE_CUDA
 #include <cuda.h>
 #include <cuda_runtime.h>
+
+#include "core/cuda/context.h"
 #endif
+
+#include <atomic>
+#include <thread>
 
 #include "core/ops/elementwise.h"
 #include "tests/support/gpu.h"
@@ -30,6 +35,29 @@ TEST(CudaErrors, OutOfMemorySaysWhatToChangeAndLeavesTheGpuUsable) {
   fill(t, 3);
   EXPECT_EQ(t.to(Device::cpu).data<float>()[999], 3);
 }
+
+#if MMFREE_CUDA
+TEST(CudaErrors, AWaitForWorkThatHangsCanBeGivenUp) {
+  MMFREE_NEEDS_GPU();
+  struct GivenUp {};
+  Tensor t({1}, DType::f32, Device::cuda);
+  fill(t, 5);
+  gpu::Readback readback(sizeof(float));
+  std::atomic<bool> hangs = true;
+  const auto hang = [](void* flag) {
+    while (*static_cast<std::atomic<bool>*>(flag)) std::this_thread::yield();
+  };
+  ASSERT_EQ(cudaLaunchHostFunc(cuda::stream(), hang, &hangs), cudaSuccess);
+  readback.start(t.raw(), sizeof(float));
+  int asked = 0;
+  EXPECT_THROW(readback.wait([&] {
+    if (++asked == 3) throw GivenUp();
+  }),
+               GivenUp);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess) << "a result that is not there yet is no error";
+  EXPECT_EQ(*static_cast<const float*>(readback.wait([&] { hangs = false; })), 5);
+}
+#endif
 
 /// A kernel that ends the process's use of the GPU, as a hardware fault would.
 void lose_gpu() {

@@ -348,6 +348,7 @@ TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   const std::string said = output(big);
   EXPECT_EQ(0u, said.rfind("2.70G parameters, 1 x ", 0)) << said;
   EXPECT_TRUE(contains(said, "activations in bf16 on a GPU")) << said;
+  EXPECT_TRUE(contains(said, "0.6 GB more")) << said;
   double state = 0, before = 1e9;
   for (const char* recompute : {"none", "selective", "full"}) {
     const size_t line = said.find(concat("train.recompute=", recompute));
@@ -363,6 +364,7 @@ TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   }
   const std::string here = output({"train", f.config, "--dry-run", "train.device=cpu"});
   EXPECT_TRUE(contains(here, "activations in f32 on the CPU")) << here;
+  EXPECT_FALSE(contains(here, "0.6 GB more")) << here;
   EXPECT_FALSE(fs::exists(f.dir / "run"));
 }
 

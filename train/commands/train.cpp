@@ -46,6 +46,7 @@ void print_memory(const RunConfig& config) {
     std::printf("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
                 double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
   }
+  if (gpu) std::puts("the driver's context and scratch memory of kernels take about 0.6 GB more");
   if (gpu && gpu::problem().empty()) std::printf("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 

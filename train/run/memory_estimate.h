@@ -14,7 +14,8 @@ struct MemoryEstimate {
 };
 
 /// Counts what a step of `config` allocates, by running it without memory and without kernels: what a GPU needs can so
-/// be said on any machine. The context of the driver (about half a GB) comes on top.
+/// be said on any machine. The driver's context (about half a GB) and what launchers take for a while (see DryRun) come
+/// on top.
 MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute recompute);
 
 /// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
