@@ -79,7 +79,9 @@ Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tens
 Var gate_norm(const Var& a, const Var& b, const Var& weight, double eps);
 
 /// scale · Σ nll over the rows of q [N, K], an f64 tensor [1]. With a live Tape the gradients are computed right here,
-/// block of logits by block, and that of `latent` is added to its slot at once; so backward must start from this loss.
-Var head_loss(const Var& q, const Var& latent, const WeightMatrix& matrix, const Tensor& targets, double scale);
+/// block of logits by block, and that of `latent` is added to its slot at once; so backward must start from this loss
+/// with the weight 1.
+Var head_loss(const Var& q, const Var& latent, const WeightMatrix& matrix, const Tensor& targets,
+              const LossScale& scale);
 
 }  // namespace mmfree

@@ -1,6 +1,5 @@
 #include "autograd/ops.h"
 #include "autograd/saved_norm.h"
-#include "core/ops/elementwise.h"
 
 namespace mmfree {
 namespace {
@@ -150,26 +149,6 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
       return memory.output(RecipeView{recipe}, i, t);
     }));
   return ys;
-}
-
-Var head_loss(const Var& q, const Var& latent, const WeightMatrix& matrix, const Tensor& targets, double scale) {
-  const DType t = q.compute(), p = param_dtype(t);
-  Tensor nll({q.dim(0)}, p, q.device()), loss({1}, DType::f64, q.device());
-  HeadLossGrads grads;
-  if (Tape::current() && q.requires_grad()) grads.dq = Tensor(q.shape(), t, q.device());
-  if (Tape::current() && latent.requires_grad()) {
-    const GradTarget target = latent.slot()->target();
-    grads.dw = target.tensor;
-    grads.beta_w = target.beta;
-  }
-  head_loss(q.quant(), matrix, targets, scale, nll, &grads);
-  sum(nll, scale, loss);
-  return record("head_loss", {q, latent}, {loss}, {grads.dq}, [](const BackwardCtx& c) {
-    const Tensor seed = c.out_grad();
-    MMFREE_CHECK(Error, seed.device() != Device::cpu || *seed.data<double>() == 1,
-                 "head_loss: backward must start from this loss (put factors into `scale`)");
-    if (c.needs(0)) c.pass(0, c.saved(0));
-  })[0];
 }
 
 }  // namespace mmfree

@@ -10,15 +10,6 @@ namespace {
 
 thread_local Tape* current_tape = nullptr;
 
-/// With MMFREE_CHECK_FINITE=1 every value and gradient is checked where it is made, so the first bad op is named.
-bool checking_finite() {
-  static const bool on = [] {
-    const char* v = std::getenv("MMFREE_CHECK_FINITE");
-    return v && *v == '1';
-  }();
-  return on;
-}
-
 void check_finite(const char* op, const char* what, size_t index, const Tensor& t) {
   if (!t.defined() || (t.dtype() != DType::f32 && t.dtype() != DType::f64 && t.dtype() != DType::bf16)) return;
   Tensor squares({1}, DType::f64, t.device());
@@ -28,6 +19,14 @@ void check_finite(const char* op, const char* what, size_t index, const Tensor& 
 }
 
 }  // namespace
+
+bool checking_finite() {
+  static const bool on = [] {
+    const char* v = std::getenv("MMFREE_CHECK_FINITE");
+    return v && *v == '1';
+  }();
+  return on;
+}
 
 Tensor SavedTensor::get(const char* op) const {
   if (recipe_) return recipe_->call(*recipe_);
@@ -39,7 +38,8 @@ Tensor SavedTensor::get(const char* op) const {
 Var BackwardCtx::leaf(size_t i) const {
   const Tensor value = saved(i);
   if (!value.defined()) return {};
-  return needs(i) ? Var::leaf(QuantTensor(value, node_.inputs[i]->dtype)) : Var(QuantTensor(value));
+  const QuantTensor again(value, node_.saved[i].compute());
+  return needs(i) ? Var::leaf(again) : Var(again);
 }
 
 Tensor BackwardCtx::out_grad(size_t i) const {
@@ -76,13 +76,20 @@ Tape::Tape(bool recording) : recording_(recording), outer_(current_tape) { curre
 Tape::~Tape() { current_tape = outer_; }
 Tape* Tape::current() { return current_tape && current_tape->recording_ ? current_tape : nullptr; }
 
-void Tape::backward(const Var& loss) {
-  MMFREE_CHECK(ShapeError, loss.value().size() == 1, "backward: the loss must have one element, got ",
-               loss.value().describe());
-  MMFREE_CHECK(Error, loss.requires_grad(), "backward: the loss does not depend on anything that wants a gradient");
-  Tensor seed(loss.slot()->shape, loss.slot()->dtype, loss.slot()->device);
-  fill(seed, 1);
-  backward({loss}, {seed});
+void Tape::backward(const std::vector<Var>& losses, const std::vector<double>& weights) {
+  MMFREE_CHECK(ShapeError, losses.size() == weights.size(), "backward: ", losses.size(), " losses with ",
+               weights.size(), " weights");
+  std::vector<Tensor> seeds;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    const Var& loss = losses[i];
+    MMFREE_CHECK(ShapeError, loss.value().size() == 1, "backward: the loss must have one element, got ",
+                 loss.value().describe());
+    MMFREE_CHECK(Error, loss.requires_grad(), "backward: the loss does not depend on anything that wants a gradient");
+    MMFREE_CHECK(Error, !loss.slot()->fixed_weight || weights[i] == 1, "backward: loss ", i, " has the weight ",
+                 weights[i], ", but its gradients were computed for 1 (head_loss: put factors into `scale`)");
+    fill(seeds.emplace_back(loss.slot()->shape, loss.slot()->dtype, loss.slot()->device), weights[i]);
+  }
+  backward(losses, seeds);
 }
 
 void Tape::backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients) {

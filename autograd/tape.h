@@ -31,22 +31,33 @@ class Closure {
   alignas(std::max_align_t) std::byte bytes_[kBytes];
 };
 
+/// Whether MMFREE_CHECK_FINITE=1 asks for a check of every value and gradient where it is made, so that the first bad
+/// op is named.
+bool checking_finite();
+
 /// A tensor kept for the backward pass: itself, with the version it had then, or how to make it again.
 class SavedTensor {
  public:
-  SavedTensor(Tensor tensor) : tensor_(std::move(tensor)), version_(tensor_.version()) {}  // NOLINT: list of tensors
+  /// `compute`: that of the value, for BackwardCtx::leaf.
+  SavedTensor(Tensor tensor, DType compute = DType::f32)  // NOLINT: list of tensors
+      : tensor_(std::move(tensor)), version_(tensor_.version()), compute_(compute) {}
   /// The Var's recipe if it has one, else its tensor.
   SavedTensor(const Var& v)  // NOLINT
-      : tensor_(v.recipe() ? Tensor() : v.value()), version_(tensor_.version()), recipe_(v.recipe()) {}
+      : tensor_(v.recipe() ? Tensor() : v.value()),
+        version_(tensor_.version()),
+        compute_(v.compute()),
+        recipe_(v.recipe()) {}
   /// @throws Error naming `op` if the tensor was modified in place since it was saved
   Tensor get(const char* op) const;
   /// Bytes held, not counting what a recipe shares with other nodes.
   int64_t bytes() const { return tensor_.defined() ? tensor_.bytes() : 0; }
   bool defined() const { return tensor_.defined() || recipe_; }
+  DType compute() const { return compute_; }
 
  private:
   Tensor tensor_;
   uint64_t version_;
+  DType compute_;
   std::shared_ptr<const Recipe> recipe_;
 };
 
@@ -84,7 +95,8 @@ class BackwardCtx {
   Tensor saved(size_t i) const { return node_.saved[i].get(node_.op); }
   /// Whether tensor i of the saved list is there at all.
   bool kept(size_t i) const { return node_.saved[i].defined(); }
-  /// Input i again, of which saved(i) is the value: a value of its own whose gradient is wanted if the input's is.
+  /// Input i again, of which saved(i) is the value, saved with its compute dtype: a value of its own whose gradient is
+  /// wanted if the input's is.
   Var leaf(size_t i) const;
   /// Whether input i wants a gradient.
   bool needs(size_t i) const { return node_.inputs[i] != nullptr; }
@@ -113,8 +125,10 @@ class Tape {
   Tape(const Tape&) = delete;
   static Tape* current();
 
-  /// Propagates d(loss) = 1 from a one-element loss to every leaf; empties the tape. @throws Error, ShapeError
-  void backward(const Var& loss);
+  /// Propagates the gradient of Σ weights_i · losses_i, each loss of one element, to every leaf; empties the tape.
+  /// @throws Error, ShapeError
+  void backward(const std::vector<Var>& losses, const std::vector<double>& weights);
+  void backward(const Var& loss) { backward({loss}, std::vector<double>{1}); }
   /// The same from any outputs with the gradients given; an undefined gradient: none reaches that output.
   void backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients);
   size_t size() const { return nodes_.size(); }
@@ -163,7 +177,7 @@ std::vector<Var> recompute(const char* op, const std::vector<Var>& inputs, Funct
     const NoTape quiet;
     for (const Var& y : f(inputs)) outputs.push_back(y.quant());
   }
-  for (const Var& in : inputs) saved.emplace_back(in.value());
+  for (const Var& in : inputs) saved.emplace_back(in.value(), in.compute());
   const size_t count = outputs.size();
   return record(op, inputs, std::move(outputs), std::move(saved), [f, count, n = inputs.size()](const BackwardCtx& c) {
     std::vector<Var> leaves;

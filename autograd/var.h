@@ -17,9 +17,10 @@ struct GradSlot {
   Shape shape;
   DType dtype;
   Device device;
-  Tensor grad;             ///< undefined until first written; for a parameter a view into the flat gradient buffer
-  bool parameter = false;  ///< grad stays after the backward pass
-  bool written = false;    ///< the next write accumulates
+  Tensor grad;                ///< undefined until first written; for a parameter a view into the flat gradient buffer
+  bool parameter = false;     ///< grad stays after the backward pass
+  bool written = false;       ///< the next write accumulates
+  bool fixed_weight = false;  ///< the gradients behind it are computed already, for a loss of weight 1
 
   /// Allocates on the first write, and unshares a gradient that another slot still refers to.
   GradTarget target();

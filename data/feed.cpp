@@ -1,9 +1,11 @@
 #include "data/feed.h"
 
+#include <algorithm>
 #include <chrono>
 #include <system_error>
 
 #include "core/error.h"
+#include "core/ops/head_loss.h"
 
 namespace mmfree {
 
@@ -46,7 +48,10 @@ void BatchFeed::read_ahead(int64_t first_step, int64_t last_step) {
         slot = empty_.front();
         empty_.pop_front();
       }
-      batches_.read(step, 0, rows_, slot->data(), slot->data() + rows_ * seq_len_);
+      const int64_t count = rows_ * seq_len_;
+      int32_t* targets = slot->data() + count;
+      batches_.read(step, 0, rows_, slot->data(), targets);
+      slot->scored = count - std::count(targets, targets + count, kIgnoreTarget);
       std::lock_guard lock(mutex_);
       full_.push_back(slot);
       changed_.notify_all();

@@ -24,6 +24,7 @@ class BatchFeed {
   struct Slot {
     std::unique_ptr<gpu::PinnedBuffer> pinned;
     std::vector<int32_t> plain;
+    int64_t scored = 0;  ///< targets that are not kIgnoreTarget
     int32_t* data() { return pinned ? static_cast<int32_t*>(pinned->data()) : plain.data(); }
   };
   /// The batch of the next step; belongs to the caller until `release`. Waits for it if need be. @throws what reading

@@ -79,7 +79,8 @@ Var LM::hidden(const Tensor& ids, int64_t batch, DecodeState* state, Trace* trac
   return norm_quant(r.source(), parts_.norm, config_.rms_norm_eps, BitLinear::kEps, {parts_.head.branch()})[0];
 }
 
-Var LM::loss(const Tensor& ids, const Tensor& targets, int64_t batch, double scale, Recompute recompute) const {
+Var LM::loss(const Tensor& ids, const Tensor& targets, int64_t batch, const LossScale& scale,
+             Recompute recompute) const {
   return head_loss(hidden(ids, batch, nullptr, nullptr, recompute), parts_.head.weight, *parts_.head.matrix, targets,
                    scale);
 }
@@ -111,7 +112,7 @@ Tensor LM::next_logits(const Tensor& ids, int64_t batch, DecodeState& state) con
 Tensor LM::nll(const Tensor& ids, const Tensor& targets, int64_t batch, DecodeState* state) const {
   const QuantTensor q = hidden(ids, batch, state).quant();
   Tensor nll({ids.size()}, param_dtype(q.compute), q.values.device());
-  head_loss(q, *parts_.head.matrix, targets, 1, nll, nullptr);
+  head_loss(q, *parts_.head.matrix, targets, nll, nullptr);
   return nll;
 }
 

@@ -26,7 +26,7 @@ class LM {
   const ModelConfig& config() const { return config_; }
   const ModelParts& parts() const { return parts_; }
   Device device() const { return params_.device(); }
-  /// Makes every projection's matrix from the latent weights. `abs_sums` as `adamw` leaves them, or undefined.
+  /// Makes every projection's matrix from the latent weights. `abs_sums` as Optimizer::abs_sums, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
   void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
     for (const BitLinear* p : projections_) visit(*p);
@@ -40,7 +40,7 @@ class LM {
   Var hidden(const Tensor& ids, int64_t batch, DecodeState* state = nullptr, Trace* trace = nullptr,
              Recompute recompute = Recompute::none) const;
   /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32, kIgnoreTarget is not scored.
-  Var loss(const Tensor& ids, const Tensor& targets, int64_t batch, double scale,
+  Var loss(const Tensor& ids, const Tensor& targets, int64_t batch, const LossScale& scale,
            Recompute recompute = Recompute::none) const;
   /// Logits [B·T, V].
   Tensor logits(const Tensor& ids, int64_t batch, DecodeState* state = nullptr) const;

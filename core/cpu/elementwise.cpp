@@ -75,7 +75,7 @@ void sum(const SumArgs& g) {
       for (int64_t i = begin; i < end; ++i) part += double(x[i]);
       return part;
     });
-    *g.out = (g.beta == 0 ? 0 : g.beta * *g.out) + g.scale * total;
+    *g.out = (g.beta == 0 ? 0 : g.beta * *g.out) + g.scale * (g.factor ? *g.factor : 1) * total;
   });
 }
 

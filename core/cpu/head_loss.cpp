@@ -11,6 +11,7 @@ void softmax_nll(const SoftmaxNllArgs& g) {
                  "head_loss: target ", g.targets[n], " is neither ", kIgnoreTarget, " nor in 0..", g.v - 1,
                  "; was the data prepared with another tokenizer?");
   dispatch_float(g.dtype, "head_loss", [&]<class T>() {
+    const T scale = g.gradient ? T(*g.scale) : T(0);
     parallel_for(g.n, 4, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         T* x = static_cast<T*>(g.logits) + n * g.v;
@@ -31,9 +32,9 @@ void softmax_nll(const SoftmaxNllArgs& g) {
         for (int64_t k = 0; k < g.v; ++k) x[k] = exp_of(x[k] - most);
         const T sum = lane_sum<T>(g.v, [x](int64_t k) { return x[k]; });
         nll = std::log(sum) + most - hit;
-        const T factor = T(g.scale) / sum;
+        const T factor = scale / sum;
         for (int64_t k = 0; k < g.v; ++k) x[k] *= factor;
-        x[target] -= T(g.scale);
+        x[target] -= scale;
       }
     });
   });

@@ -130,14 +130,16 @@ __global__ void __launch_bounds__(kThreads) sum_blocks(const T* x, double* parti
 
 constexpr int kTotalThreads = 1024;
 
-/// out = beta·out + scale·Σ partials, in an order that depends on their number alone.
+/// out = beta·out + scale·factor·Σ partials, factor 1 where it is null, in an order that depends on their number alone.
 __global__ void __launch_bounds__(kTotalThreads)
-    add_partials(const double* partials, int64_t count, double scale, double beta, double* out) {
+    add_partials(const double* partials, int64_t count, double scale, double beta, const double* factor, double* out) {
   double sum = 0;
 #pragma unroll 8
   for (int64_t i = threadIdx.x; i < count; i += kTotalThreads) sum += partials[i];
   sum = block_sum<kTotalThreads / kWarp>(sum);
-  if (threadIdx.x == 0) *out = __dadd_rn(beta == 0 ? 0 : __dmul_rn(beta, *out), __dmul_rn(scale, sum));
+  if (threadIdx.x != 0) return;
+  if (factor) scale = __dmul_rn(scale, *factor);
+  *out = __dadd_rn(beta == 0 ? 0 : __dmul_rn(beta, *out), __dmul_rn(scale, sum));
 }
 
 template <bool kSquares>
@@ -153,7 +155,7 @@ void reduce(const SumArgs& g, const char* op) {
         sum_blocks<1, kSquares><<<unsigned(count), kThreads, 0, stream()>>>(x, partials.mut<double>(), g.n);
       check_launch(op);
     });
-  add_partials<<<1, kTotalThreads, 0, stream()>>>(partials.data<double>(), count, g.scale, g.beta, g.out);
+  add_partials<<<1, kTotalThreads, 0, stream()>>>(partials.data<double>(), count, g.scale, g.beta, g.factor, g.out);
   check_launch(op);
 }
 

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2) softmax(SoftmaxNllArgs g) {
   row.read();
   const bool known = target >= 0 && target < g.v;
   const float nan = __int_as_float(0x7fc00000);
-  const float hit = known ? to_float(row.data[target]) : nan, scale = known ? float(g.scale) : nan;
+  const float hit = known ? to_float(row.data[target]) : nan;
   float most = -__int_as_float(0x7f800000);
   row.each([&](const Access<A, N>& x, int) {
 #pragma unroll
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2) softmax(SoftmaxNllArgs g) {
   sum = across_warps(warp_sum(sum), [](float a, float b) { return a + b; });
   if (threadIdx.x == 0) *nll = logf(sum) + most - hit;
   if (!g.gradient) return;
-  const float factor = scale / sum;
+  const float scale = known ? float(*g.scale) : nan, factor = scale / sum;
   asm volatile("" : "+f"(most));  // the exponentials are computed again: keeping them would spill
   row.each([&](const Access<A, N>& x, int at) {
     if (at >= row.accesses) return;

@@ -31,14 +31,22 @@ void fill(Tensor& y, double value) {
 void sum(const Tensor& x, double scale, Tensor& out, double beta) {
   check_tensor("sum", "out", out, {1}, DType::f64);
   check_device("sum", x.device(), {&out});
-  const SumArgs args{x.raw(), out.mut<double>(), x.size(), scale, beta, x.dtype()};
+  const SumArgs args{x.raw(), out.mut<double>(), x.size(), scale, beta, nullptr, x.dtype()};
+  MMFREE_DISPATCH(x.device(), sum, args);
+}
+
+void sum(const Tensor& x, const Tensor& scale, Tensor& out) {
+  check_tensor("sum", "out", out, {1}, DType::f64);
+  check_tensor("sum", "scale", scale, {1}, DType::f64);
+  check_device("sum", x.device(), {&scale, &out});
+  const SumArgs args{x.raw(), out.mut<double>(), x.size(), 1, 0, scale.data<double>(), x.dtype()};
   MMFREE_DISPATCH(x.device(), sum, args);
 }
 
 void sum_of_squares(const Tensor& x, Tensor& out) {
   check_tensor("sum_of_squares", "out", out, {1}, DType::f64);
   check_device("sum_of_squares", x.device(), {&out});
-  const SumArgs args{x.raw(), out.mut<double>(), x.size(), 1, 0, x.dtype()};
+  const SumArgs args{x.raw(), out.mut<double>(), x.size(), 1, 0, nullptr, x.dtype()};
   MMFREE_DISPATCH(x.device(), sum_of_squares, args);
 }
 

@@ -15,8 +15,10 @@ void cast(const Tensor& from, Tensor& to);
 void fill(Tensor& y, double value);
 
 /// out [1] f64 = beta·out + scale·Σ x, x any shape f32 | f64: sums of fixed 4,096-element partials in f64, added in a
-/// fixed order (on the CPU that of the index). The same bits for any number of threads.
+/// fixed order (on the CPU that of the index). The same bits for any number of threads. The scale is a number or a
+/// tensor [1] f64.
 void sum(const Tensor& x, double scale, Tensor& out, double beta = 0);
+void sum(const Tensor& x, const Tensor& scale, Tensor& out);
 
 /// out [1] f64 = Σ x², x f32 | f64, or bf16 on a GPU: sums of fixed 4,096-element partials, added as in `sum`. The CPU
 /// squares in x's dtype, a GPU in f64.
@@ -39,6 +41,7 @@ struct SumArgs {
   double* out;
   int64_t n;
   double scale, beta;
+  const double* factor;  ///< one more factor of the sum, [1], or null
   DType dtype;
 };
 

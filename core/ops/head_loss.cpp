@@ -4,6 +4,7 @@
 
 #include "core/dispatch.h"
 #include "core/ops/check.h"
+#include "core/ops/elementwise.h"
 
 namespace mmfree {
 
@@ -12,8 +13,18 @@ int64_t head_rows(int64_t vocab, Device device) {
   return device == Device::cpu ? kLeast : std::max(kLeast, kBytes / (2 * vocab) / kLeast * kLeast);
 }
 
-void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, double scale, Tensor& nll,
-               HeadLossGrads* grads) {
+Tensor LossScale::on(Device device) const {
+  if (tensor_.defined()) {
+    check_tensor("loss", "scale", tensor_, {1}, DType::f64);
+    check_device("loss", device, {&tensor_});
+    return tensor_;
+  }
+  Tensor scale({1}, DType::f64, device);
+  fill(scale, value_);
+  return scale;
+}
+
+void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, Tensor& nll, HeadLossGrads* grads) {
   const int64_t n = q.values.dim(0), v = w.rows();
   const DType t = q.compute;
   const int64_t block_rows = head_rows(v, q.values.device());
@@ -21,6 +32,10 @@ void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& target
   check_tensor("head_loss", "nll", nll, {n}, param_dtype(t));
   check_device("head_loss", q.values.device(), {&targets, &nll});
   const bool gradient = grads && (grads->dq.defined() || grads->dw.defined());
+  if (gradient) {
+    check_tensor("head_loss", "scale", grads->scale, {1}, DType::f64);
+    check_device("head_loss", q.values.device(), {&grads->scale});
+  }
   for (int64_t begin = 0; begin < n; begin += block_rows) {
     const int64_t end = std::min(n, begin + block_rows);
     const QuantTensor block = q.quantised() ? QuantTensor(q.values.slice(begin, end), q.scale.slice(begin, end), t)
@@ -32,7 +47,7 @@ void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& target
                               block_nll.raw_mut(),
                               end - begin,
                               v,
-                              scale,
+                              gradient ? grads->scale.data<double>() : nullptr,
                               gradient,
                               t};
     MMFREE_DISPATCH(targets.device(), softmax_nll, args);

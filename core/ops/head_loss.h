@@ -9,11 +9,26 @@ inline constexpr int32_t kIgnoreTarget = -100;
 /// Rows of logits that exist at a time: 512 on the CPU; on a GPU as many as make 256 MiB of bf16 logits, but no fewer.
 int64_t head_rows(int64_t vocab, Device device);
 
+/// Factor of a summed loss, such as 1 / scored targets: a number, or an f64 tensor [1] on the loss's device, which a
+/// recorded step reads each time it is replayed.
+class LossScale {
+ public:
+  LossScale(double value) : value_(value) {}                // NOLINT: a plain number fits
+  LossScale(Tensor tensor) : tensor_(std::move(tensor)) {}  // NOLINT
+  /// As a tensor [1] f64 on `device`. @throws ShapeError, DTypeError, DeviceError
+  Tensor on(Device device) const;
+
+ private:
+  double value_ = 1;
+  Tensor tensor_;
+};
+
 /// Where the gradients of `head_loss` go; an undefined tensor is not wanted.
 struct HeadLossGrads {
   Tensor dq;  ///< [N, K] A, overwritten
   Tensor dw;  ///< [V, K] P, = beta·dw + …
   double beta_w = 0;
+  Tensor scale;  ///< [1] f64: factor of the summed loss
 };
 
 /// Cross entropy of a head, in blocks of head_rows rows, so that all logits never exist at once:
@@ -23,19 +38,17 @@ struct HeadLossGrads {
 /// @param q        [N, K] activations as `linear` takes them
 /// @param w        [V, K]
 /// @param targets  [N] i32, each kIgnoreTarget or in 0..V−1
-/// @param scale    factor of the summed loss, for example 1 / scored positions
 /// @param nll      [N] P, out: unscaled, nats
 /// @throws ShapeError, DTypeError, DeviceError. A target outside the vocabulary is on the CPU a DataError that names it
 /// and on a GPU a NaN.
-void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, double scale, Tensor& nll,
-               HeadLossGrads* grads);
+void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, Tensor& nll, HeadLossGrads* grads);
 
 struct SoftmaxNllArgs {
   void* logits;  ///< [N, V] A; replaced by (softmax − onehot)·scale when `gradient`
   const int32_t* targets;
   void* nll;  ///< [N] P
   int64_t n, v;
-  double scale;
+  const double* scale;  ///< [1]; null where no gradient is wanted
   bool gradient;
   DType dtype;
 };

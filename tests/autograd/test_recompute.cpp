@@ -107,6 +107,23 @@ TEST(Recompute, CallsOnceWhereNothingIsRecorded) {
   EXPECT_EQ(2, at(leaf.grad(), 4));
 }
 
+TEST(Recompute, InputsKeepTheirComputeDtype) {
+  // A residual stream that stays f32 under bf16 activations, with and without a gradient: as behind a frozen embedding.
+  for (const bool wanted : {false, true}) {
+    const QuantTensor stream(full({2, 3}, DType::f32, 1), DType::bf16);
+    std::vector<DType> seen;
+    const auto f = [types = &seen](const std::vector<Var>& v) {
+      types->push_back(v[0].compute());
+      return std::vector{add(v[1], v[1])};
+    };
+    const Var other = Var::leaf(random_f64({2, 3}, 1));
+    Tape tape;
+    const Var y = recompute("stream", {wanted ? Var::leaf(stream) : Var(stream), other}, f)[0];
+    tape.backward(weighted_sum({y}, {full({2, 3}, DType::f64, 1)}));
+    EXPECT_EQ((std::vector{DType::bf16, DType::bf16}), seen) << wanted;
+  }
+}
+
 TEST(Recompute, NoticesInputsModifiedInPlace) {
   const Var x = Var::leaf(random_f64({2, 6}, 1));
   Tape tape;

@@ -177,6 +177,60 @@ TEST(Tape, RejectsWhatIsNotALoss) {
   expect_error<Error>({"backward", "does not depend"}, [&] { tape.backward(constant); });
 }
 
+TEST(Tape, SeveralLossesAddUpByTheirWeights) {
+  const Tensor value = random_tensor({2, 3}, DType::f64, 1), first = random_tensor({2, 3}, DType::f64, 2),
+               second = random_tensor({2, 3}, DType::f64, 3);
+  const Var x = Var::leaf(value);
+  Tape tape;
+  tape.backward({weighted_sum({x}, {first}), weighted_sum({x}, {second})}, {1, -0.5});
+  for (int64_t i = 0; i < 6; ++i) EXPECT_DOUBLE_EQ(at(first, i) - 0.5 * at(second, i), at(x.grad(), i)) << i;
+  EXPECT_EQ(0u, tape.size());
+  const Var loss = weighted_sum({x}, {first});
+  expect_error<ShapeError>({"backward", "1 losses with 2 weights"}, [&] { tape.backward({loss}, {1, 2}); });
+}
+
+TEST(Tape, HeadLossIsOneOfSeveral) {
+  const Tensor value = random_tensor({2, 3}, DType::f64, 1), cotangent = random_tensor({2, 3}, DType::f64, 5);
+  WeightMatrix w;
+  w.plain = random_tensor({4, 3}, DType::f64, 2);
+  const Tensor targets = random_ids(2, 4, 3);
+  Tensor grads[3];
+  for (int which : {0, 1, 2}) {  // the head's loss, the other, both
+    const Var q = Var::leaf(value), latent = Var::leaf(w.plain);
+    Tape tape;
+    std::vector<Var> losses;
+    if (which != 1) losses.push_back(head_loss(q, latent, w, targets, 0.5));
+    if (which != 0) losses.push_back(weighted_sum({q}, {cotangent}));
+    std::vector<double> weights(losses.size(), 1);
+    if (which != 0) weights.back() = 0.25;
+    tape.backward(losses, weights);
+    grads[which] = q.grad().clone();
+  }
+  for (int64_t i = 0; i < 6; ++i) EXPECT_NEAR(at(grads[0], i) + at(grads[1], i), at(grads[2], i), 1e-15) << i;
+  const Var q = Var::leaf(value);
+  Tape tape;
+  const Var loss = head_loss(q, Var(), w, targets, 1), other = weighted_sum({q}, {cotangent});
+  expect_error<Error>({"backward", "loss 1", "0.5", "`scale`"}, [&] { tape.backward({other, loss}, {1, 0.5}); });
+}
+
+TEST(Tape, HeadLossTakesItsScaleFromATensorToo) {
+  const Tensor value = random_tensor({2, 3}, DType::f64, 1), targets = random_ids(2, 4, 3);
+  WeightMatrix w;
+  w.plain = random_tensor({4, 3}, DType::f64, 2);
+  const auto run = [&](const LossScale& scale) {
+    const Var q = Var::leaf(value);
+    Tape tape;
+    const Var loss = head_loss(q, Var(), w, targets, scale);
+    tape.backward(loss);
+    return std::pair{loss.value().clone(), q.grad().clone()};
+  };
+  Tensor scale = full({1}, DType::f64, 0.375);
+  const auto number = run(0.375), tensor = run(scale), other = run(1);
+  EXPECT_TRUE(same_bits(number.first, tensor.first) && same_bits(number.second, tensor.second));
+  EXPECT_NEAR(0.375 * at(other.first, 0), at(number.first, 0), 1e-15);
+  EXPECT_NEAR(0.375 * at(other.second, 1), at(number.second, 1), 1e-15);
+}
+
 TEST(Tape, HeadLossMustBeTheLossItself) {
   const Var q = Var::leaf(random_tensor({2, 3}, DType::f64, 1));
   WeightMatrix w;

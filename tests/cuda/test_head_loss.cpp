@@ -15,9 +15,9 @@ struct Result {
 
 Result softmax_nll_on_gpu(const Tensor& logits, const Tensor& targets, DType type, double scale, bool gradient) {
   Tensor x = to_gpu(logits, type), nll = empty_on_gpu({logits.dim(0)}, DType::f32);
-  const Tensor there = to_gpu(targets);
-  cuda::softmax_nll(
-      {x.raw_mut(), there.data<int32_t>(), nll.raw_mut(), logits.dim(0), logits.dim(1), scale, gradient, type});
+  const Tensor there = to_gpu(targets), factor = to_gpu(full({1}, DType::f64, scale));
+  cuda::softmax_nll({x.raw_mut(), there.data<int32_t>(), nll.raw_mut(), logits.dim(0), logits.dim(1),
+                     factor.data<double>(), gradient, type});
   return {from_gpu(x), from_gpu(nll)};
 }
 

@@ -46,7 +46,8 @@ Outputs run(const Problem& p, bool dq = true, bool dw = true) {
   const int64_t n = p.targets.size(), k = p.w.cols();
   const DType t = p.q.compute;
   Outputs o{Tensor({n}, t), {dq ? full({n, k}, t, kNaN) : Tensor(), dw ? full({p.w.rows(), k}, t, kNaN) : Tensor()}};
-  head_loss(p.q, p.w, p.targets, kScale, o.nll, &o.grads);
+  o.grads.scale = LossScale(kScale).on(Device::cpu);
+  head_loss(p.q, p.w, p.targets, o.nll, &o.grads);
   return o;
 }
 
@@ -82,7 +83,7 @@ TEST(HeadLoss, GradientsAreOptionalAndChangeNothing) {
   EXPECT_TRUE(same_bits(both.grads.dw, only_w.grads.dw));
   for (const Outputs& o : {only_q, only_w, none}) EXPECT_TRUE(same_bits(both.nll, o.nll));
   Tensor nll({600}, DType::f32);
-  head_loss(p.q, p.w, p.targets, kScale, nll, nullptr);
+  head_loss(p.q, p.w, p.targets, nll, nullptr);
   EXPECT_TRUE(same_bits(both.nll, nll));
 }
 
@@ -114,8 +115,8 @@ TEST(HeadLoss, WeightGradientHonoursBeta) {
       const Problem p = make_problem(kHeadRows + 5, 33, 31, t, ternary);
       Tensor nll({kHeadRows + 5}, t);
       expect_beta_semantics({33, 31}, t, [&](Tensor& dw, double beta) {
-        HeadLossGrads grads{{}, dw, beta};
-        head_loss(p.q, p.w, p.targets, kScale, nll, &grads);
+        HeadLossGrads grads{{}, dw, beta, LossScale(kScale).on(Device::cpu)};
+        head_loss(p.q, p.w, p.targets, nll, &grads);
       });
     }
 }
@@ -179,11 +180,14 @@ TEST(HeadLoss, HoldsABoundedShareOfTheLogits) {
 TEST(HeadLoss, RejectsWrongArguments) {
   Problem p = make_problem(4, 33, 5, DType::f32, false);
   Tensor nll({4}, DType::f32), short_nll({3}, DType::f32), nll64({4}, DType::f64);
-  const auto call = [&](const Tensor& targets, Tensor& out) { head_loss(p.q, p.w, targets, 1, out, nullptr); };
+  const auto call = [&](const Tensor& targets, Tensor& out) { head_loss(p.q, p.w, targets, out, nullptr); };
   expect_error<ShapeError>({"head_loss", "targets"}, [&] { call(p.targets.slice(0, 3), nll); });
   expect_error<DTypeError>({"head_loss", "targets", "i32"}, [&] { call(Tensor({4}, DType::i64), nll); });
   expect_error<ShapeError>({"head_loss", "nll"}, [&] { call(p.targets, short_nll); });
   expect_error<DTypeError>({"head_loss", "nll"}, [&] { call(p.targets, nll64); });
-  HeadLossGrads grads{Tensor({4, 6}, DType::f32), {}, 0};
-  EXPECT_THROW(head_loss(p.q, p.w, p.targets, 1, nll, &grads), ShapeError);
+  HeadLossGrads grads{Tensor({4, 6}, DType::f32), {}, 0, full({1}, DType::f64, 1)};
+  EXPECT_THROW(head_loss(p.q, p.w, p.targets, nll, &grads), ShapeError);
+  grads = {Tensor({4, 5}, DType::f32), {}, 0, {}};
+  expect_error<ShapeError>({"head_loss", "scale"}, [&] { head_loss(p.q, p.w, p.targets, nll, &grads); });
+  expect_error<DTypeError>({"loss", "scale", "f64"}, [&] { LossScale(full({1}, DType::f32, 1)).on(Device::cpu); });
 }

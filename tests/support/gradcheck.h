@@ -24,7 +24,13 @@ inline Var weighted_sum(const std::vector<Var>& ys, const std::vector<Tensor>& w
   const std::vector<SavedTensor> saved(weights.begin(), weights.end());
   return record("weighted_sum", ys, {full({1}, ys[0].value().dtype(), sum)}, saved,
                 [count = ys.size()](const BackwardCtx& c) {
-                  for (size_t i = 0; i < count; ++i) c.pass(i, c.saved(i));
+                  const double seed = at(c.out_grad(), 0);
+                  for (size_t i = 0; i < count; ++i) {
+                    Tensor gradient = c.saved(i);
+                    if (seed != 1) gradient = gradient.clone();
+                    for (int64_t k = 0; seed != 1 && k < gradient.size(); ++k) set(gradient, k, seed * at(gradient, k));
+                    c.pass(i, gradient);
+                  }
                 })[0];
 }
 

@@ -36,6 +36,7 @@ TEST(BatchFeed, GivesTheBatchesOfItsStepsInOrder) {
       BatchFeed::Slot* slot = feed.next();
       EXPECT_EQ(corpus.expected(step), content(slot)) << step;
       EXPECT_NE(previous, content(slot));
+      EXPECT_EQ(kRows * kLength, slot->scored);
       previous = content(slot);
       feed.release(slot);
     }

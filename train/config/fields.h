@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <optional>
@@ -168,7 +169,8 @@ void fields(PrecisionRule& c, Visit&& visit) {
 template <template <class> class Of, class Visit>
 void layer_fields(LayerKeys<Of>& c, Visit&& visit) {
   visit("token", c.token, choice_of(kAllTokenKinds), "what mixes along time");
-  visit("channel", c.channel, choice_of(kAllChannelKinds), "what mixes along width: a gated mixer or two plain matrices");
+  visit("channel", c.channel, choice_of(kAllChannelKinds),
+        "what mixes along width: a gated mixer or two plain matrices");
   visit("heads", c.heads, Integer{1, 1 << 12}, "heads of a token mixer that has heads");
   visit("kv_heads", c.kv_heads, Integer{0, 1 << 12}, "heads of keys and values; 0: as heads");
   visit("intermediate_size", c.intermediate_size, Integer{0, 1 << 20},
@@ -189,16 +191,21 @@ void fields(LayerEntry& c, Visit&& visit) {
   layer_fields(c, visit);
 }
 
-/// A map whose keys `fields` names: an entry of model.precision_rules or model.layers. `required`: a key that must be
-/// there, or null.
+/// A map whose keys `fields` names, such as an entry of model.layers. One of the keys in `needed`, if any, must be
+/// there.
 template <class T>
 struct MapOf {
   const char* form;
-  const char* required = nullptr;
+  std::vector<const char*> needed = {};
   void read(const ConfigNode& node, T& value, const std::string& path, Problems& problems) const {
     if (node.kind != ConfigNode::Kind::map)
       return problems.add(node.line, path, path + ": expected a map " + form + ", found " + node.describe());
-    if (required && !node.find(required)) problems.add(node.line, path, path + ": the rule names no " + required);
+    const auto given = [&](const char* key) { return node.find(key) != nullptr; };
+    if (!needed.empty() && std::none_of(needed.begin(), needed.end(), given)) {
+      std::string names;
+      for (const char* key : needed) names += (names.empty() ? "" : " and no ") + std::string(key);
+      problems.add(node.line, path, path + ": the rule names no " + names);
+    }
     Section section(&node, path, problems);
     fields(value, section);
     section.finish();
@@ -227,7 +234,7 @@ void fields(ModelConfig& c, Visit&& visit) {
   visit("layers", c.layers, ListOf<MapOf<LayerEntry>>{{"{repeat: ..., token: ..., ...}"}},
         "layers that differ, from the first on; their keys win over the model's own; empty: all alike");
   visit("precision_rules", c.precision_rules,
-        ListOf<MapOf<PrecisionRule>>{{"{layers: [...], projections: [...], precision: ...}", "precision"}},
+        ListOf<MapOf<PrecisionRule>>{{"{layers: [...], projections: [...], precision: ...}", {"precision"}}},
         "exceptions; later rules win, over layers too");
   visit("max_position_embeddings", c.max_position_embeddings, Integer{1, int64_t{1} << 40},
         "kept for export; the model has no positions");
@@ -245,17 +252,38 @@ void fields(DataConfig& c, Visit&& visit) {
 }
 
 template <class Visit>
+void fields(OptimRule& c, Visit&& visit) {
+  visit("roles", c.roles,
+        ListOf<Choice<ParamRole>>{{{ParamRole::matrix, ParamRole::embedding, ParamRole::head, ParamRole::vector}}},
+        "what the parameters are for; empty: all");
+  visit("parameters", c.parameters, ListOf<Text>{{false}},
+        "globs of names, or names' endings from a dot on; empty: all");
+  visit("lr_factor", c.lr_factor, Real{0, 1e3}, "factor of the learning rate");
+  visit("weight_decay", c.weight_decay, Real{0, 10}, "in place of optim.weight_decay");
+}
+
+template <class Visit>
 void fields(OptimConfig& c, Visit&& visit) {
+  visit("name", c.name, Choice<OptimizerKind>{{OptimizerKind::adamw}}, "how gradients become updates");
   visit("lr", c.lr, Real{0, 10}, "peak learning rate");
   visit("betas", c.betas, Pair{{0, 1, false, true}}, "decay of AdamW's two moments");
   visit("eps", c.eps, Real{0, 1, true}, "added to the root of the second moment");
-  visit("weight_decay", c.weight_decay, Real{0, 10}, "decoupled weight decay of matrices");
+  visit("weight_decay", c.weight_decay, Real{0, 10}, "decoupled weight decay of matrices and head");
   visit("weight_decay_until", c.weight_decay_until, Real{0, 1}, "fraction of the steps after which decay is 0");
   visit("clip_grad", c.clip_grad, Real{0, 1e30}, "largest L2 norm of all gradients together; 0: no clipping");
-  visit("schedule", c.schedule, Choice<Schedule>{{Schedule::cosine, Schedule::constant}},
+  visit("schedule", c.schedule,
+        Choice<Schedule>{{Schedule::constant, Schedule::linear, Schedule::cosine, Schedule::wsd, Schedule::two_phase}},
         "learning rate after warm-up");
   visit("warmup_steps", c.warmup_steps, Integer{-1}, "steps of linear warm-up; -1: 2 % of the steps");
-  visit("min_lr_ratio", c.min_lr_ratio, Real{0, 1}, "cosine ends at this fraction of lr");
+  visit("min_lr_ratio", c.min_lr_ratio, Real{0, 1}, "schedules other than constant end at this fraction of lr");
+  visit("decay_fraction", c.decay_fraction, Real{0, 1}, "wsd: fraction of the steps in which the rate falls");
+  visit("phase_fraction", c.phase_fraction, Real{0, 1},
+        "two_phase: fraction of the steps after which the rate drops and weight decay is 0");
+  visit("phase_lr_ratio", c.phase_lr_ratio, Real{0, 1}, "two_phase: factor by which the rate drops");
+  visit("rules", c.rules,
+        ListOf<MapOf<OptimRule>>{
+            {"{roles: [...], parameters: [...], lr_factor: ..., weight_decay: ...}", {"lr_factor", "weight_decay"}}},
+        "exceptions for some parameters; later rules win");
 }
 
 template <class Visit>
