@@ -17,7 +17,8 @@
 ///   bytes 40..55    XXH3-128 of all bytes after the user block (low 64 bits, then high)
 ///   bytes 4088..    XXH3-64 of the user block's bytes before this field; all bytes not named are zero.
 /// With them one flipped or missing byte anywhere is found before HDF5 sees the file. Chunks also carry HDF5's own
-/// checksum (fletcher32), which is verified whenever they are read.
+/// checksum (fletcher32), which is verified whenever they are read. It misses little but a chunk that became zeros with
+/// its checksum, and 16-bit words that turned from all zeros to all ones.
 namespace mmfree::h5 {
 
 /// Integer types a series may have in the file; those that DType lacks exist on disk only.

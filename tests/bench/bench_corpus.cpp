@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -50,10 +51,14 @@ struct Sparse {
   }
 };
 
-double milliseconds(const std::function<void()>& work) {
+/// How long `work` takes and how much of a core, for machines that others use too.
+std::string time_of(int64_t times, const std::function<void()>& work) {
   const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t cpu = std::clock();
   work();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  const std::chrono::duration<double, std::milli> wall = std::chrono::steady_clock::now() - begin;
+  return concat(wall.count() / double(times), " ms (",
+                1e3 * double(std::clock() - cpu) / CLOCKS_PER_SEC / double(times), " of a core)");
 }
 
 void make(const std::string& folder, int shards) {
@@ -72,17 +77,17 @@ long peak_memory() {
 
 void measure(const std::string& folder) {
   std::optional<TokenShards> corpus;
-  const double opening = milliseconds([&] { corpus.emplace(std::vector{folder}); });
+  const std::string opening = time_of(1, [&] { corpus.emplace(std::vector{folder}); });
   const long opened = peak_memory();
   std::vector<int32_t> window(kWindow);
   const RandomStream random(1, 0, "window");
   const auto places = double(corpus->total_tokens() - kWindow);
-  const double reading = milliseconds([&] {
+  const std::string reading = time_of(kReads, [&] {
     for (int64_t i = 0; i < kReads; ++i)
       corpus->read(int64_t(random.uniform(uint64_t(i)) * places), kWindow, window.data());
   });
-  std::printf("%.2f G tokens: opened in %.0f ms, at most %ld MiB; a window of %lld in %.3f ms, at most %ld MiB\n",
-              double(corpus->total_tokens()) / 1e9, opening, opened, (long long)kWindow, reading / kReads,
+  std::printf("%.2f G tokens: opened in %s, at most %ld MiB; a window of %lld in %s, at most %ld MiB\n",
+              double(corpus->total_tokens()) / 1e9, opening.c_str(), opened, (long long)kWindow, reading.c_str(),
               peak_memory());
 }
 
