@@ -1,8 +1,14 @@
 #include "core/error.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace mmfree {
+
+std::string error_text(int error) {
+  char buffer[256];
+  return ::strerror_r(error, buffer, sizeof buffer);  // GNU's, which returns the message
+}
 
 std::string quote(std::string_view text) {
   constexpr size_t kShown = 80;

@@ -79,6 +79,9 @@ std::string concat(const Parts&... parts) {
 /// argument-dependent lookup would find std::quoted.
 std::string quote(std::string_view text);
 
+/// The message for a value of errno. Unlike std::strerror it may be called from several threads.
+std::string error_text(int error);
+
 }  // namespace mmfree
 
 /// Throws `ErrorType(concat(...))` unless `condition` holds. Always on; the parts are evaluated only on failure.

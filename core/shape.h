@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <ostream>
+#include <span>
 
 #include "core/error.h"
 
@@ -13,7 +14,9 @@ class Shape {
  public:
   static constexpr int kMaxRank = 4;
   Shape() = default;
-  Shape(std::initializer_list<int64_t> dims) {
+  Shape(std::initializer_list<int64_t> dims) : Shape(std::span(dims.begin(), dims.size())) {}
+  /// The extents in a range. @throws ShapeError if there are more than four or one is negative
+  explicit Shape(std::span<const int64_t> dims) {
     MMFREE_CHECK(ShapeError, dims.size() <= kMaxRank, "shape: rank ", dims.size(), " exceeds ", kMaxRank);
     for (int64_t d : dims) {
       MMFREE_CHECK(ShapeError, d >= 0, "shape: negative extent ", d);

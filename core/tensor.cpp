@@ -27,19 +27,9 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
                end, ") of ", describe());
   Tensor t = *this;
   const int64_t inner = shape_[0] ? size() / shape_[0] : 0;
-  switch (shape_.rank()) {
-    case 1:
-      t.shape_ = {end - begin};
-      break;
-    case 2:
-      t.shape_ = {end - begin, shape_[1]};
-      break;
-    case 3:
-      t.shape_ = {end - begin, shape_[1], shape_[2]};
-      break;
-    default:
-      t.shape_ = {end - begin, shape_[1], shape_[2], shape_[3]};
-  }
+  int64_t dims[Shape::kMaxRank] = {end - begin};
+  for (int i = 1; i < shape_.rank(); ++i) dims[i] = shape_[i];
+  t.shape_ = Shape(std::span(dims, size_t(shape_.rank())));
   t.offset_ += begin * inner * size_of(dtype_);
   return t;
 }

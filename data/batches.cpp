@@ -49,8 +49,8 @@ Batches::Batches(const TokenShards& shards, const BatchOptions& options) : shard
 }
 
 int64_t Batches::sample(int64_t step, int64_t row) const {
-  const int64_t most = std::numeric_limits<int64_t>::max() / options_.batch_size - 1;
-  MMFREE_CHECK(Error, step >= 0 && step <= most, "batches: step ", step, " is out of range");
+  const int64_t last = std::numeric_limits<int64_t>::max() / options_.batch_size - 1;
+  MMFREE_CHECK(Error, step >= 0 && step <= last, "batches: step ", step, " is out of range");
   return step * options_.batch_size + row;
 }
 
@@ -66,9 +66,11 @@ void Batches::read(int64_t step, int64_t row_begin, int64_t row_end, int32_t* in
   const int64_t length = options_.seq_len;
   std::vector<int32_t> window(static_cast<size_t>(length + 1));
   for (int64_t row = row_begin; row < row_end; ++row, inputs += length, targets += length) {
-    shards_.read(window_of(sample(step, row)) * length, length + 1, window.data());
+    const int64_t begin = window_of(sample(step, row)) * length;
+    shards_.read(begin, length + 1, window.data());
     std::copy_n(window.data(), length, inputs);
     std::copy_n(window.data() + 1, length, targets);
+    shards_.ignore_unscored(begin + 1, length, targets);
   }
 }
 

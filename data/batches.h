@@ -13,9 +13,9 @@ struct BatchOptions {
   bool shuffle = true;
 };
 
-/// Cuts a corpus into windows of seq_len + 1 tokens at stride seq_len (row: inputs are the first seq_len, targets the
-/// last) and deals them out. Which window a row gets is a pure function of (seed, step, row), computed in O(1): there
-/// is no state to save, and the sequence of samples does not depend on the batch size.
+/// Cuts a corpus into windows of seq_len + 1 tokens at stride seq_len. The inputs of a row are the first seq_len tokens
+/// of its window, the targets the last. The window of a row is a pure function of (seed, step, row), computed in O(1):
+/// there is no state to save, and the sequence of samples does not depend on the batch size.
 ///
 /// Sample s = step * batch_size + row belongs to epoch s / windows(); each epoch visits all whole windows once: in
 /// order, or shuffled by a permutation of its own (a keyed Feistel network with cycle walking).
@@ -29,7 +29,8 @@ class Batches {
   /// The window that a sample reads.
   int64_t window_of(int64_t sample) const;
 
-  /// Fills rows [row_begin, row_end) of the step's batch: inputs and targets [row_end - row_begin, seq_len].
+  /// Fills rows [row_begin, row_end) of the step's batch: inputs and targets [row_end - row_begin, seq_len]. A target
+  /// that the shard's mask does not score is kIgnoreTarget.
   /// @throws what TokenShards::read does
   void read(int64_t step, int64_t row_begin, int64_t row_end, int32_t* inputs, int32_t* targets) const;
 

@@ -43,11 +43,11 @@ struct PrepareSummary {
 /// same split, and adding data moves nothing. A corpus of fewer than 20 documents (books, say) is split otherwise: each
 /// document's tail, from the line break nearest before the last valid_fraction of its bytes, is held out.
 /// The result does not depend on the number of threads. Shards appear in the directory only when all are complete and
-/// durable; up to then old ones stay as they are. However prepare ends before, whole shards wait in a hidden folder of
-/// the directory (data/staging.h): the same command, as long as the input files keep their sizes and times, makes only
-/// the others, with the same result to the bit; another one removes them. A process killed while it puts the new ones
-/// in place leaves a folder kPublishing (data/token_shards.h), with which TokenShards refuses the mixture and the next
-/// prepare goes on without `overwrite`.
+/// durable; until then the old ones stay as they are. If prepare ends early, whole shards stay in a hidden folder of
+/// the directory (data/staging.h). The same command then makes only the others, with the same result to the bit, if the
+/// input files have kept their sizes and times; another command removes them. A process that is killed while it
+/// replaces the old shards leaves a folder kPublishing (data/token_shards.h): TokenShards refuses the directory, and
+/// the next prepare goes on without `overwrite`.
 /// @throws UsageError for bad options, MissingError, DataError (malformed text, an empty input or split), CreateError
 /// (the directory cannot be made, or holds shards and `overwrite` is not set), IoError, and what `check_stop` throws
 PrepareSummary prepare(const PrepareOptions& options);

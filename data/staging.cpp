@@ -84,7 +84,7 @@ void Staging::refuse_to_replace() const {
                "; name another directory, or ask to overwrite");
 }
 
-/// An earlier start was cut while its shards got their names: those that have theirs come back, too. The mark stays.
+/// An earlier start was killed in `publish`: its shards move back, also those that had their names. The mark stays.
 void Staging::take_back() {
   std::error_code error;
   std::istringstream names(read_file((mark_ / kNames).string(), kMaxNames));
@@ -114,7 +114,7 @@ Staging::Kept Staging::keep(const ShardInfo& info, const std::function<void()>& 
   std::error_code error;
   for (std::string path; fs::exists(path = file(info.split, kept.shards), error);) try {
       if (check_stop) check_stop();
-      const TokenShards shard({path});
+      const TokenShards shard({path}, h5::Verify::everything);
       if (!(shard.info() == info)) break;
       ++kept.shards;
       kept.documents += shard.documents();
@@ -151,7 +151,7 @@ void Staging::publish() {
   sync_directory(output_.string());
 }
 
-/// Shards without their plan are nobody's; with it, they would be taken back.
+/// Removes the plan first: a mark with a plan would be taken back by the next start.
 void Staging::clear_mark() {
   std::error_code ignored;
   if (!fs::exists(mark_, ignored)) return;

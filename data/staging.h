@@ -9,33 +9,32 @@
 
 namespace mmfree {
 
-/// Token shards under construction, in a folder `.preparing` of the output directory: shards get their places there
-/// only when all are whole. Without that, whole shards stay for the next start with the same plan, also those that have
-/// their places already; if there is none, nothing stays, and an output directory that was not there is not there
-/// after.
+/// Token shards under construction, in a folder `.preparing` of the output directory. `publish` moves them to the
+/// directory when all are whole. Without `publish`, whole shards stay for the next start with the same plan; if there
+/// are none, nothing stays, and an output directory that this object made is removed.
 class Staging {
  public:
-  /// Of one split: how many shards, from the first on, an earlier start left whole, and what they hold.
+  /// The shards of one split that an earlier start left whole, counted from the first, and what they hold.
   struct Kept {
     int64_t shards = 0, documents = 0, tokens = 0;
   };
 
-  /// `plan`: all that the shards' content depends on. What was made for another plan is removed.
-  /// @throws CreateError, also if another process prepares in the directory, or if it holds a whole corpus that is not
-  /// to be replaced; IoError
+  /// `plan` names all that the content of the shards depends on. Shards of another plan are removed.
+  /// @throws CreateError if the directory cannot be made, another process prepares in it, or it holds shards and
+  /// `overwrite` is not set; IoError
   Staging(const std::string& output, const std::string& plan, bool overwrite);
   ~Staging();
   Staging(const Staging&) = delete;
 
-  /// What is whole of the split that `info` names; anything else of it is removed. `check_stop` is called before each
-  /// shard is read. @throws IoError, and what `check_stop` throws
+  /// Verifies the shards that an earlier start left of the split that `info` names, and removes those from the first
+  /// bad one on. Calls `check_stop` before each. @throws IoError, and what `check_stop` throws
   Kept keep(const ShardInfo& info, const std::function<void()>& check_stop);
-  /// Where the shard of this number belongs until `publish`.
+  /// The path to write the shard of this number to.
   std::string file(const std::string& split, int64_t number) const;
   /// Removes all shards under construction. @throws IoError
   void discard();
-  /// Replaces the directory's shards by the new ones, which are whole and durable by now. Until none of the old ones is
-  /// left and all of the new ones have their names, a folder kPublishing marks the directory. @throws IoError
+  /// Replaces the shards of the directory by the new ones, which must be whole and durable. While it does, a folder
+  /// kPublishing marks the directory. @throws IoError
   void publish();
 
  private:

@@ -5,11 +5,17 @@
 #include <limits>
 
 #include "core/error.h"
+#include "core/ops/head_loss.h"
 #include "core/system/hash.h"
 #include "data/paths.h"
 #include "data/text/tokenizer.h"
 
 namespace mmfree {
+
+namespace {
+/// An open shard takes up to a megabyte of memory; to open one takes half a millisecond.
+constexpr size_t kMaxOpen = 64;
+}  // namespace
 
 ShardInfo shard_info(const Tokenizer& tokenizer, const std::string& split) {
   ShardInfo info{split,
@@ -23,8 +29,8 @@ ShardInfo shard_info(const Tokenizer& tokenizer, const std::string& split) {
   return info;
 }
 
-ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source)
-    : writer_(path, "tokens") {
+ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source, bool masked)
+    : writer_(path, "tokens"), masked_(masked) {
   writer_.attribute("vocab_size", int64_t(info.vocab_size));
   writer_.attribute("tokenizer_hash", info.tokenizer_hash);
   writer_.attribute("bos_id", int64_t(info.bos_id));
@@ -35,10 +41,16 @@ ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const s
   writer_.create_series("tokens", info.vocab_size <= 65536 ? h5::SeriesType::u16 : h5::SeriesType::u32);
   writer_.create_series("document_starts", h5::SeriesType::i64);
   writer_.create_series("piece_bytes", h5::SeriesType::u16);
+  if (masked) writer_.create_series("mask", h5::SeriesType::u8);
   writer_.append("piece_bytes", info.piece_bytes.data(), int64_t(info.piece_bytes.size()));
 }
 
-void ShardWriter::add(const std::vector<int32_t>& document) {
+void ShardWriter::add(const std::vector<int32_t>& document, const std::vector<uint8_t>& mask) {
+  MMFREE_CHECK(ShapeError, mask.empty() || mask.size() == document.size(), "shard: a mask of ", mask.size(),
+               " for a document of ", document.size(), " tokens");
+  MMFREE_CHECK(Error, mask.empty() || masked_, "shard: a mask for a shard without one");
+  const std::vector<uint8_t> all(masked_ && mask.empty() ? document.size() : 0, 1);
+  if (masked_) writer_.append("mask", mask.empty() ? all.data() : mask.data(), int64_t(document.size()));
   writer_.append("document_starts", &tokens_, 1);
   writer_.append("tokens", document.data(), int64_t(document.size()));
   tokens_ += int64_t(document.size());
@@ -70,11 +82,11 @@ ShardInfo read_info(const h5::Reader& shard) {
   info.bos_id = small_int(shard, "bos_id", -1, info.vocab_size - 1);
   info.eos_id = small_int(shard, "eos_id", -1, info.vocab_size - 1);
   info.dummy_prefix = small_int(shard, "dummy_prefix", 0, 1) != 0;
-  const int64_t pieces = length_of(shard, "piece_bytes");
-  MMFREE_CHECK(DataError, pieces == info.vocab_size, shard.path(), ": piece_bytes has ", pieces,
+  const int64_t entries = length_of(shard, "piece_bytes");
+  MMFREE_CHECK(DataError, entries == info.vocab_size, shard.path(), ": piece_bytes has ", entries,
                " entries, expected vocab_size = ", info.vocab_size);
-  info.piece_bytes.resize(size_t(pieces));
-  shard.read("piece_bytes", 0, pieces, DType::i32, info.piece_bytes.data());
+  info.piece_bytes.resize(size_t(entries));
+  shard.read("piece_bytes", 0, entries, DType::i32, info.piece_bytes.data());
   for (const int32_t bytes : info.piece_bytes)
     MMFREE_CHECK(DataError, bytes >= 0 && bytes <= Tokenizer::kMaxPieceBytes, shard.path(), ": a piece of ", bytes,
                  " bytes, expected 0 to ", Tokenizer::kMaxPieceBytes);
@@ -83,21 +95,22 @@ ShardInfo read_info(const h5::Reader& shard) {
 
 }  // namespace
 
-TokenShards::TokenShards(const std::vector<std::string>& entries) {
-  for (const std::string& path : expand_paths(entries, {".h5"})) open(path);
+TokenShards::TokenShards(const std::vector<std::string>& entries, h5::Verify verify) {
+  for (const std::string& path : expand_paths(entries, {".h5"})) add(path, verify);
   MMFREE_CHECK(MissingError, !shards_.empty(), "no token shards named; make some with 'mmfree prepare'");
 }
 
-void TokenShards::open(const std::string& path) {
+void TokenShards::add(const std::string& path, h5::Verify verify) {
   const std::filesystem::path directory = std::filesystem::path(path).parent_path();
   std::error_code ignored;
-  MMFREE_CHECK(DataError, !std::filesystem::exists(directory / kPublishing, ignored), path,
-               ": is one of a set that 'mmfree prepare' was interrupted at putting in place, and others are missing or "
-               "old; run prepare again");
-  h5::Reader shard(path, "tokens");
+  MMFREE_CHECK(
+      DataError, !std::filesystem::exists(directory / kPublishing, ignored), path,
+      ": 'mmfree prepare' was interrupted while it replaced the shards of this directory, so some are missing or "
+      "old; run prepare again");
+  h5::Reader shard(path, "tokens", verify);
   ShardInfo info = read_info(shard);
   if (shards_.empty()) info_ = info;
-  const std::string first = shards_.empty() ? path : shards_[0].path();
+  const std::string first = shards_.empty() ? path : shards_[0].path;
   MMFREE_CHECK(DataError, info.tokenizer_hash == info_.tokenizer_hash, path, ": made with tokenizer ",
                quote(info.tokenizer_hash), ", but ", first, " with ", quote(info_.tokenizer_hash),
                "; prepare them alike");
@@ -106,28 +119,74 @@ void TokenShards::open(const std::string& path) {
   MMFREE_CHECK(DataError, info == info_, path, ": its vocabulary differs from that of ", first);
   const int64_t tokens = length_of(shard, "tokens");
   MMFREE_CHECK(DataError, tokens <= std::numeric_limits<int64_t>::max() - total_tokens(), path, ": too many tokens");
+  const bool masked = shard.has("mask");
+  MMFREE_CHECK(DataError, !masked || (shard.dtype("mask") == DType::u8 && length_of(shard, "mask") == tokens), path,
+               ": dataset mask is ", name_of(shard.dtype("mask")), ' ', shard.shape("mask"), ", expected u8 [", tokens,
+               ']');
   starts_.push_back(total_tokens() + tokens);
   documents_ += length_of(shard, "document_starts");
-  shards_.push_back(std::move(shard));
+  shards_.push_back({path, shard.hash(), masked});
+  if (open_.size() < kMaxOpen) open_.emplace_back(shards_.size() - 1, std::move(shard));
 }
 
-void TokenShards::read(int64_t offset, int64_t count, int32_t* out) const {
+const h5::Reader& TokenShards::opened(size_t shard) const {
+  const auto found = std::find_if(open_.begin(), open_.end(), [&](const auto& o) { return o.first == shard; });
+  if (found != open_.end()) {
+    open_.splice(open_.begin(), open_, found);
+  } else {
+    const auto& [path, hash, masked] = shards_[shard];
+    h5::Reader reader(path, "tokens", h5::Verify::header);
+    MMFREE_CHECK(DataError, reader.hash() == hash, path,
+                 ": is another file than when it was opened first; start again");
+    if (open_.size() == kMaxOpen) open_.pop_back();
+    open_.emplace_front(shard, std::move(reader));
+  }
+  return open_.front().second;
+}
+
+/// Calls `read(shard, offset in it, count)` for each part of the tokens [offset, offset + count) that lies in one
+/// shard.
+template <class Read>
+void TokenShards::for_each_part(int64_t offset, int64_t count, const Read& read) const {
   MMFREE_CHECK(ShapeError, offset >= 0 && count >= 0 && offset <= total_tokens() && count <= total_tokens() - offset,
                "token shards: tokens [", offset, ", +", count, ") of ", total_tokens());
   auto shard = size_t(std::upper_bound(starts_.begin(), starts_.end(), offset) - starts_.begin()) - 1;
   for (; count > 0; ++shard) {
     const int64_t n = std::min(count, starts_[shard + 1] - offset);
-    shards_[shard].read("tokens", offset - starts_[shard], n, DType::i32, out);
-    for (int64_t i = 0; i < n; ++i)
-      MMFREE_CHECK(DataError, out[i] >= 0 && out[i] < info_.vocab_size, shards_[shard].path(), ": token ", out[i],
-                   " at ", offset - starts_[shard] + i, " is not below the vocabulary size ", info_.vocab_size);
-    offset += n, out += n, count -= n;
+    if (n > 0) read(shard, offset - starts_[shard], n);
+    offset += n, count -= n;
   }
+}
+
+void TokenShards::read(int64_t offset, int64_t count, int32_t* out) const {
+  for_each_part(offset, count, [&](size_t shard, int64_t begin, int64_t n) {
+    opened(shard).read("tokens", begin, n, DType::i32, out);
+    for (int64_t i = 0; i < n; ++i)
+      MMFREE_CHECK(DataError, out[i] >= 0 && out[i] < info_.vocab_size, shards_[shard].path, ": token ", out[i], " at ",
+                   begin + i, " is not below the vocabulary size ", info_.vocab_size);
+    out += n;
+  });
+}
+
+void TokenShards::ignore_unscored(int64_t offset, int64_t count, int32_t* targets) const {
+  std::vector<uint8_t> mask;
+  for_each_part(offset, count, [&](size_t shard, int64_t begin, int64_t n) {
+    if (shards_[shard].masked) {
+      mask.resize(size_t(n));
+      opened(shard).read("mask", begin, n, DType::u8, mask.data());
+      for (int64_t i = 0; i < n; ++i) {
+        MMFREE_CHECK(DataError, mask[size_t(i)] <= 1, shards_[shard].path, ": mask ", int(mask[size_t(i)]), " at ",
+                     begin + i, ", expected 0 or 1");
+        if (!mask[size_t(i)]) targets[i] = kIgnoreTarget;
+      }
+    }
+    targets += n;
+  });
 }
 
 std::string TokenShards::fingerprint() const {
   std::string hashes;
-  for (const h5::Reader& shard : shards_) hashes += shard.hash();
+  for (const Shard& shard : shards_) hashes += shard.hash;
   return hex16(hash64(hashes));
 }
 

@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -37,7 +36,7 @@ void finish_output() {
   errno = 0;
   const bool arrived = std::fflush(stdout) == 0 && !std::ferror(stdout);
   MMFREE_CHECK(IoError, arrived,
-               "standard output: cannot be written: ", errno ? std::strerror(errno) : "a write failed");
+               "standard output: cannot be written: ", errno ? error_text(errno) : "a write failed");
 }
 
 /// The parser would only say that a command is missing.

@@ -11,7 +11,6 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <thread>
@@ -60,14 +59,14 @@ Fd open_input(const std::string& path) {
     throw IoError(concat(path, ": cannot open: ", error.message()));
   }
   struct stat info;
-  MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
+  MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", error_text(errno));
   MMFREE_CHECK(DataError, S_ISREG(info.st_mode), path, ": not a regular file; give the path of a file");
   return file;
 }
 
 int64_t size_of_file(const Fd& file, const std::string& path) {
   struct stat info;
-  MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", std::strerror(errno));
+  MMFREE_CHECK(IoError, ::fstat(file.get(), &info) == 0, path, ": ", error_text(errno));
   return info.st_size;
 }
 
@@ -76,7 +75,7 @@ void read_exactly(const Fd& file, const std::string& path, int64_t offset, void*
   while (size > 0) {
     const ssize_t n =
         restarted([&] { return ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset); });
-    MMFREE_CHECK(IoError, n >= 0, path, ": read at byte ", offset, " failed: ", std::strerror(errno));
+    MMFREE_CHECK(IoError, n >= 0, path, ": read at byte ", offset, " failed: ", error_text(errno));
     MMFREE_CHECK(DataError, n > 0, path, ": ends at byte ", offset, ", ", size, " bytes too early");
     out += n, offset += n, size -= n;
   }
@@ -95,7 +94,7 @@ std::string read_file(const std::string& path, int64_t most) {
 std::vector<std::string> names_in(const std::string& directory) {
   const std::string place = directory.empty() ? "." : directory;
   const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(place.c_str()), ::closedir);
-  const auto require = [&](bool ok) { MMFREE_CHECK(IoError, ok, place, ": cannot be listed: ", std::strerror(errno)); };
+  const auto require = [&](bool ok) { MMFREE_CHECK(IoError, ok, place, ": cannot be listed: ", error_text(errno)); };
   std::vector<std::string> names;
   if (!entries) {
     struct stat info;
@@ -136,7 +135,7 @@ void sync_directory(const std::string& path) {
   const char* name = path.empty() ? "." : path.c_str();
   const Fd directory(restarted([&] { return ::open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
   MMFREE_CHECK(IoError, directory.is_open() && sync(directory), name,
-               ": cannot sync the directory: ", std::strerror(errno));
+               ": cannot sync the directory: ", error_text(errno));
 }
 
 namespace {
@@ -168,7 +167,7 @@ Fd lock_directory(const std::string& path) {
 NeededDirectory::NeededDirectory(const std::string& path) : NeededDirectory(missing_directories(path)) {
   for (auto p = made_.rbegin(); p != made_.rend(); ++p) {
     MMFREE_CHECK(CreateError, ::mkdir(p->c_str(), 0777) == 0 || errno == EEXIST, path,
-                 ": cannot create the directory: ", std::strerror(errno));
+                 ": cannot create the directory: ", error_text(errno));
     sync_directory(fs::path(*p).parent_path().string());
   }
   std::error_code ignored;
@@ -222,7 +221,7 @@ TemporaryFolder::TemporaryFolder(const std::string& path) {
   for (;;) {
     name = temporary_name(path);
     const bool made = ::mkdir(name.c_str(), 0777) == 0;
-    MMFREE_CHECK(CreateError, made || errno == EEXIST, path, ": cannot create: ", std::strerror(errno));
+    MMFREE_CHECK(CreateError, made || errno == EEXIST, path, ": cannot create: ", error_text(errno));
     if (!made) continue;
     lock = Fd(restarted([&] { return ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
     if (lock_new(lock, name)) return;
@@ -242,7 +241,7 @@ DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
       temporary_ = temporary_name(path_);
       file_ = Fd(restarted([&] { return ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
     } while (!file_.is_open() && errno == EEXIST);
-    MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", std::strerror(errno));
+    MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", error_text(errno));
   } while (!lock_new(file_, temporary_));
 }
 
@@ -252,16 +251,16 @@ DurableFile::~DurableFile() {
 
 void DurableFile::write(const void* data, size_t size) {
   MMFREE_CHECK(IoError, file_.write({static_cast<const char*>(data), size}), path_,
-               ": write failed: ", std::strerror(errno));
+               ": write failed: ", error_text(errno));
 }
 
 void DurableFile::commit() {
   // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
-  MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", std::strerror(errno));
+  MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", error_text(errno));
   const Fd lock(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // holds until the file has its name
-  MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", std::strerror(errno));
+  MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", error_text(errno));
   MMFREE_CHECK(IoError, ::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
-               ": cannot rename the finished file: ", std::strerror(errno));
+               ": cannot rename the finished file: ", error_text(errno));
   temporary_.clear();
   sync_directory(fs::path(path_).parent_path().string());
 }

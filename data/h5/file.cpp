@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
-#include <mutex>
+#include <new>
 #include <vector>
 
 #include "core/error.h"
@@ -20,7 +20,7 @@ void File::fail(const char* what) {
   call = what;
 }
 
-void File::check() const { MMFREE_CHECK(IoError, !error, path, ": ", call, " failed: ", std::strerror(error)); }
+void File::check() const { MMFREE_CHECK(IoError, !error, path, ": ", call, " failed: ", error_text(error)); }
 
 void File::write_at(int64_t offset, const void* bytes, int64_t n) {
   end = std::max(end, offset + n);
@@ -63,7 +63,12 @@ File& file_of(const H5FD_t* f) { return *reinterpret_cast<const DriverFile*>(f)-
 H5FD_t* driver_open(const char*, unsigned, hid_t access, haddr_t) {
   const auto* file = static_cast<File* const*>(H5Pget_driver_info(access));
   if (!file) return nullptr;
-  auto* opened = new DriverFile{};  // without memory the guard of the session has ended the process
+  auto* opened = new (std::nothrow) DriverFile{};  // no exception may pass through HDF5
+  if (!opened) {
+    errno = ENOMEM;
+    (*file)->fail("opening");
+    return nullptr;
+  }
   opened->file = *file;
   return &opened->base;
 }
@@ -139,16 +144,6 @@ hid_t driver_id() {
 }
 
 }  // namespace
-
-Session::Session(const std::string& path) : guard_("hdf5", path.c_str()) {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    H5dont_atexit();
-    H5open();
-    H5PLset_loading_state(0);
-  });
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-}
 
 Id access_list(File* file) {
   Id list(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);

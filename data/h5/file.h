@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/dtype.h"
-#include "core/system/memory_guard.h"
+#include "data/h5/session.h"
 
 /// What Writer and Reader share: the user block and a file driver that keeps I/O errors away from HDF5. Private to h5.
 namespace mmfree::h5 {
@@ -15,7 +15,7 @@ constexpr int64_t kUserBlockBytes = 4096;
 constexpr int64_t kChunkBytes = 1 << 20;
 
 /// An open file and the first system call on it that failed. HDF5 1.10 may crash when its own I/O fails, so the driver
-/// notes the failure here and reports success; whoever called HDF5 then asks check().
+/// records the failure here and reports success to HDF5. The caller of HDF5 then calls check().
 struct File {
   int fd = -1;            ///< open for as long as the File is used; owned by the Reader or Writer
   std::string path;       ///< the name to show in errors
@@ -26,7 +26,7 @@ struct File {
   File() = default;
   File(const File&) = delete;
   File& operator=(const File&) = delete;
-  /// Notes errno. Nothing is read or written after the first failure.
+  /// Records errno. Nothing is read or written after the first failure.
   void fail(const char* what);
   /// @throws IoError if a call has failed
   void check() const;
@@ -35,7 +35,7 @@ struct File {
   void read_at(int64_t offset, void* bytes, int64_t n);
 };
 
-/// Closes an HDF5 identifier when it goes out of scope.
+/// Closes an HDF5 identifier, in a Session of its own, when it goes out of scope.
 class Id {
  public:
   using Close = herr_t (*)(hid_t);
@@ -50,24 +50,14 @@ class Id {
   ~Id() { reset(); }
   operator hid_t() const { return id_; }
   herr_t reset() {
-    const hid_t id = std::exchange(id_, -1);
-    return id >= 0 ? close_(id) : 0;
+    if (id_ < 0) return 0;
+    const Session session;
+    return close_(std::exchange(id_, -1));
   }
 
  private:
   hid_t id_ = -1;
   Close close_ = nullptr;
-};
-
-/// What every use of HDF5 begins with: while it lives, this thread works with HDF5 on the file `path`, which must
-/// outlive it. HDF5 is prepared: no exit handler, no plugins, no error output in this thread. HDF5 1.10 crashes, or
-/// exits without a word, when it gets no memory, hence the guard.
-class Session {
- public:
-  explicit Session(const std::string& path);
-
- private:
-  MemoryGuard guard_;
 };
 
 /// A file access property list: our driver on `file`, latest format.

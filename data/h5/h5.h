@@ -16,11 +16,13 @@
 ///   bytes 32..39    size of the whole file in bytes (u64)
 ///   bytes 40..55    XXH3-128 of all bytes after the user block (low 64 bits, then high)
 ///   bytes 4088..    XXH3-64 of the user block's bytes before this field; all bytes not named are zero.
-/// So one flipped byte anywhere, or a missing one, is found before HDF5 sees the file.
+/// With them one flipped or missing byte anywhere is found before HDF5 sees the file. Chunks also carry HDF5's own
+/// checksum (fletcher32), which is verified whenever they are read. It misses little but a chunk that became zeros with
+/// its checksum, and 16-bit words that turned from all zeros to all ones.
 namespace mmfree::h5 {
 
 /// Integer types a series may have in the file; those that DType lacks exist on disk only.
-enum class SeriesType : uint8_t { u16, u32, i64 };
+enum class SeriesType : uint8_t { u8, u16, u32, i64 };
 
 /// Writes one file atomically, as a DurableFile: it gets its name at commit(). Memory use does not grow with the size
 /// of the data. The bytes written depend on the calls alone (no times).
@@ -44,6 +46,7 @@ class Writer {
   /// Declares an empty 1-D dataset that append() grows.
   void create_series(const std::string& name, SeriesType type);
   /// Appends n values. @throws Error if a value does not fit the series' type.
+  void append(const std::string& name, const uint8_t* values, int64_t n);
   void append(const std::string& name, const int32_t* values, int64_t n);
   void append(const std::string& name, const int64_t* values, int64_t n);
 
@@ -67,16 +70,22 @@ class Writer {
 /// it is a folder or a device, IoError
 std::string kind_of(const std::string& path);
 
-/// Reads a file written by Writer. The constructor checks size, user block and (unless verify is false) the hash before
-/// HDF5 opens the file, and each object's header before HDF5 follows it. It refuses what Writer never makes: links
-/// other than hard ones, external or virtual storage, filters other than fletcher32, types other than Writer's, rank
-/// above 4, and datasets of which not every chunk is stored at its full size. Memory is bounded by the size of the
-/// file.
+/// How much of a file Reader's constructor verifies.
+enum class Verify : uint8_t {
+  header,      ///< size, user block and structure: a few KiB, whatever the size of the file
+  everything,  ///< also the hash of the content, so it reads the whole file
+};
+
+/// Reads a file written by Writer. The constructor checks size, user block and, if asked to, the hash before HDF5 opens
+/// the file, and each object's header before HDF5 follows it. It refuses what Writer never makes: links other than hard
+/// ones, external or virtual storage, filters other than fletcher32, types other than Writer's, and rank above 4. A
+/// read refuses chunks that are absent, stored at another size, or do not match their checksum. Memory is bounded by
+/// the size of the file.
 /// @throws MissingError if the file cannot be opened, DataError if it is damaged or of another kind, IoError if reading
 /// fails. Not for concurrent use.
 class Reader {
  public:
-  Reader(const std::string& path, const std::string& expected_kind, bool verify = true);
+  Reader(const std::string& path, const std::string& expected_kind, Verify verify = Verify::everything);
   ~Reader();
   Reader(Reader&&) noexcept;
   Reader& operator=(Reader&&) = delete;

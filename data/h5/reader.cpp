@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <span>
 
 #include "core/system/files.h"
 #include "data/h5/file.h"
@@ -16,27 +17,16 @@ constexpr size_t kMaxObjects = 1 << 20;
 constexpr size_t kMaxAttributeBytes = size_t(32) << 20;
 constexpr hsize_t kChecksumBytes = 4;
 
+/// Windows of tokens lie in one chunk or two; a checkpoint's chunks are read once. A file that is open costs memory.
+constexpr size_t kCacheBytes = size_t(128) << 10;
+
 struct Dataset {
   Id id;
   Shape shape;
   DType dtype = DType::f32;
+  hsize_t chunk[Shape::kMaxRank] = {};  // extents; all 0 if it is not stored in chunks
+  hsize_t chunk_bytes = 0;
 };
-
-Shape make_shape(const hsize_t* d, int rank) {
-  const auto at = [d](int i) { return int64_t(d[i]); };
-  switch (rank) {
-    case 0:
-      return {};
-    case 1:
-      return {at(0)};
-    case 2:
-      return {at(0), at(1)};
-    case 3:
-      return {at(0), at(1), at(2)};
-    default:
-      return {at(0), at(1), at(2), at(3)};
-  }
-}
 
 bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
 
@@ -47,15 +37,9 @@ struct Reader::Impl {
   Fd input;
   File file;
   Id hdf5;
-  std::map<std::string, Dataset> datasets;
+  std::map<std::string, Dataset> datasets;  // closed before the file
   std::set<std::pair<unsigned long, haddr_t>> seen;
   hsize_t stored_bytes = 0;  // of all datasets so far
-
-  ~Impl() {
-    const Session session(path);
-    datasets.clear();
-    hdf5.reset();
-  }
 
   /// A failed read explains whatever HDF5 then made of it, so it is reported first.
   template <class... Parts>
@@ -63,17 +47,18 @@ struct Reader::Impl {
     file.check();
     MMFREE_CHECK(DataError, ok, path, ": ", parts...);
   }
-  void open(const std::string& kind, bool verify);
+  void open(const std::string& kind, Verify verify);
   void walk(Structure& structure, hid_t group, const std::string& prefix, int depth);
   void visit(Structure& structure, hid_t group, const std::string& link, const std::string& name, int depth);
   Dataset inspect(Id id, const std::string& name);
-  void check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank, const std::string& name);
+  void check_storage(Dataset& d, hsize_t item_bytes, const std::string& name);
+  void check_chunks(const Dataset& d, int64_t begin_row, int64_t rows, const std::string& name) const;
   DType type_of(hid_t dataset, hid_t type, const std::string& name) const;
   Id attribute(const std::string& name, H5T_class_t type, size_t* bytes) const;
   const Dataset& find(const std::string& name) const;
 };
 
-void Reader::Impl::open(const std::string& kind, bool verify) {
+void Reader::Impl::open(const std::string& kind, Verify verify) {
   file.path = path;
   input = open_input(path);
   file.fd = input.get();
@@ -83,12 +68,14 @@ void Reader::Impl::open(const std::string& kind, bool verify) {
   require(block.kind == kind, "a ", quote(block.kind), " file where a '", kind, "' file is expected");
   require(block.file_bytes == file.end, file.end, " bytes long, but ", block.file_bytes,
           " were written: truncated or changed; restore the file from a copy");
-  require(!verify || hash_content(file, file.end) == block.hash,
+  require(verify == Verify::header || hash_content(file, file.end) == block.hash,
           "damaged: the content does not match its hash; restore the file from a copy");
   hash = block.hash_hex();
   Structure structure(file);
   structure.check_root();
+  const Session session;
   const Id access = access_list(&file);
+  H5Pset_cache(access, 0, 521, kCacheBytes, 0.75);
   hdf5 = Id(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
   require(hdf5 >= 0, "hdf5 cannot open it");
   const Id root(H5Gopen2(hdf5, "/", H5P_DEFAULT), H5Gclose);
@@ -102,7 +89,8 @@ void Reader::Impl::walk(Structure& structure, hid_t group, const std::string& pr
     std::vector<std::pair<std::string, haddr_t>> hard;
     bool others = false;
   } links;
-  const auto collect = [](hid_t, const char* name, const H5L_info_t* info, void* to) -> herr_t {
+  // No exception may pass through HDF5.
+  const auto collect = [](hid_t, const char* name, const H5L_info_t* info, void* to) noexcept -> herr_t {
     auto* found = static_cast<Links*>(to);
     if (info->type != H5L_TYPE_HARD) return found->others = true;  // and stop
     found->hard.emplace_back(name, info->u.address);
@@ -146,48 +134,57 @@ DType Reader::Impl::type_of(hid_t dataset, hid_t type, const std::string& name) 
   return H5Aexists(dataset, "dtype") > 0 ? DType::bf16 : DType::i32;
 }
 
-/// That the file holds all of the data at its full size. HDF5 believes a stored size, allocates for the extents, and
-/// reads behind the end of a chunk that is stored shorter than it should be.
-void Reader::Impl::check_storage(hid_t dataset, hsize_t item_bytes, const hsize_t* dims, int rank,
-                                 const std::string& name) {
-  const Id list(H5Dget_create_plist(dataset), H5Pclose);
+/// That the file has room for all of the data, for HDF5 allocates what the extents say. Sets the dataset's chunks.
+void Reader::Impl::check_storage(Dataset& d, hsize_t item_bytes, const std::string& name) {
+  const int rank = d.shape.rank();
+  const Id list(H5Dget_create_plist(d.id), H5Pclose);
   require(list >= 0, "dataset ", quote(name), " has no creation properties");
   require(H5Pget_external_count(list) == 0, "dataset ", quote(name), " is stored in an external file");
   const H5D_layout_t layout = H5Pget_layout(list);
   require(layout == H5D_CONTIGUOUS || layout == H5D_CHUNKED, "dataset ", quote(name),
           " has a virtual or unknown layout");
-  hsize_t chunk[H5S_MAX_RANK] = {}, chunk_bytes = item_bytes, chunks = 1;
+  hsize_t part[Shape::kMaxRank] = {}, part_bytes = item_bytes, parts = 1;  // of a chunk or of all
   if (layout == H5D_CHUNKED) {
     unsigned flags = 0;
     size_t values = 0;
     require(H5Pget_nfilters(list) == 1 &&
                 H5Pget_filter2(list, 0, &flags, &values, nullptr, 0, nullptr, nullptr) == H5Z_FILTER_FLETCHER32,
             "dataset ", quote(name), " has other filters than fletcher32");
-    require(H5Pget_chunk(list, H5S_MAX_RANK, chunk) == rank, "dataset ", quote(name), " has chunks of another rank");
+    require(H5Pget_chunk(list, Shape::kMaxRank, part) == rank, "dataset ", quote(name), " has chunks of another rank");
   } else {
     require(H5Pget_nfilters(list) == 0, "dataset ", quote(name), " has filters");
-    std::copy(dims, dims + rank, chunk);
+    for (int i = 0; i < rank; ++i) part[i] = hsize_t(d.shape[i]);
   }
-  const auto most = hsize_t(file.end);
   for (int i = 0; i < rank; ++i)
-    if (dims[i] == 0) return;  // nothing is stored
+    if (d.shape[i] == 0) return;  // nothing is stored
+  const auto file_bytes = hsize_t(file.end);
   for (int i = 0; i < rank; ++i) {
-    const hsize_t parts = dims[i] / chunk[i] + (dims[i] % chunk[i] != 0);
-    require(chunk[i] <= most / chunk_bytes && parts <= most / chunks, "dataset ", quote(name),
+    const hsize_t extent = hsize_t(d.shape[i]), along = extent / part[i] + (extent % part[i] != 0);
+    require(part[i] <= file_bytes / part_bytes && along <= file_bytes / parts, "dataset ", quote(name),
             " is larger than the file");
-    chunk_bytes *= chunk[i], chunks *= parts;
+    part_bytes *= part[i], parts *= along;
   }
-  require(chunks <= most / chunk_bytes, "dataset ", quote(name), " is larger than the file");
-  stored_bytes += chunks * chunk_bytes;
-  require(stored_bytes <= most, "dataset ", quote(name), " shares its place with another");
+  require(parts <= file_bytes / part_bytes, "dataset ", quote(name), " is larger than the file");
+  stored_bytes += parts * part_bytes;
+  require(stored_bytes <= file_bytes, "dataset ", quote(name), " shares its place with another");
   if (layout == H5D_CONTIGUOUS)
-    return require(H5Dget_storage_size(dataset) == chunk_bytes, "dataset ", quote(name), " is not stored in full");
-  hsize_t at[H5S_MAX_RANK] = {};
-  for (hsize_t n = 0; n < chunks; ++n) {
+    return require(H5Dget_storage_size(d.id) == part_bytes, "dataset ", quote(name), " is not stored in full");
+  std::copy_n(part, rank, d.chunk);
+  d.chunk_bytes = part_bytes;
+}
+
+/// That the chunks of these rows are stored at their full size. HDF5 reads behind the end of a shorter one and takes an
+/// absent one for zeros.
+void Reader::Impl::check_chunks(const Dataset& d, int64_t begin_row, int64_t rows, const std::string& name) const {
+  if (!d.chunk_bytes) return;
+  hsize_t at[Shape::kMaxRank] = {hsize_t(begin_row) / d.chunk[0] * d.chunk[0]};
+  while (at[0] < hsize_t(begin_row + rows)) {
     hsize_t stored = 0;
-    const herr_t found = H5Dget_chunk_storage_size(dataset, at, &stored);
-    require(found >= 0 && stored == chunk_bytes + kChecksumBytes, "dataset ", quote(name), " is not stored in full");
-    for (int i = rank - 1; i >= 0 && (at[i] += chunk[i]) >= dims[i]; --i) at[i] = 0;
+    const herr_t found = H5Dget_chunk_storage_size(d.id, at, &stored);
+    require(found >= 0 && stored == d.chunk_bytes + kChecksumBytes, "dataset ", quote(name), " is not stored in full");
+    int i = d.shape.rank() - 1;
+    for (; i > 0 && (at[i] += d.chunk[i]) >= hsize_t(d.shape[i]); --i) at[i] = 0;
+    if (i == 0) at[0] += d.chunk[0];
   }
 }
 
@@ -199,11 +196,15 @@ Dataset Reader::Impl::inspect(Id id, const std::string& name) {
   require(rank >= 0 && rank <= Shape::kMaxRank, "dataset ", quote(name), " has rank ", rank, ", at most 4 is allowed");
   hsize_t dims[Shape::kMaxRank] = {};
   H5Sget_simple_extent_dims(space, dims, nullptr);
-  const DType dtype = type_of(id, type, name);
-  check_storage(id, H5Tget_size(type), dims, rank, name);
-  for (int i = 0; i < rank; ++i)
+  int64_t extents[Shape::kMaxRank] = {};
+  for (int i = 0; i < rank; ++i) {
     require(dims[i] <= hsize_t(INT64_MAX) / 8, "dataset ", quote(name), " has a huge extent");
-  return {std::move(id), make_shape(dims, rank), dtype};
+    extents[i] = int64_t(dims[i]);
+  }
+  Dataset d{std::move(id), Shape(std::span(extents, size_t(rank)))};
+  d.dtype = type_of(d.id, type, name);
+  check_storage(d, H5Tget_size(type), name);
+  return d;
 }
 
 const Dataset& Reader::Impl::find(const std::string& name) const {
@@ -225,9 +226,8 @@ std::string kind_of(const std::string& path) {
   }
 }
 
-Reader::Reader(const std::string& path, const std::string& expected_kind, bool verify)
+Reader::Reader(const std::string& path, const std::string& expected_kind, Verify verify)
     : impl_(std::make_unique<Impl>()) {
-  const Session session(path);
   impl_->path = path;
   impl_->open(expected_kind, verify);
 }
@@ -250,7 +250,7 @@ std::vector<std::string> Reader::names(const std::string& prefix) const {
 }
 
 void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DType type, void* out) const {
-  const Session session(impl_->path);
+  const Session session;
   const Dataset& d = impl_->find(name);
   const bool convertible = is_float(type) == is_float(d.dtype) && (type == DType::bf16) == (d.dtype == DType::bf16);
   MMFREE_CHECK(DataError, convertible, impl_->path, ": dataset ", quote(name), " holds ", name_of(d.dtype),
@@ -260,6 +260,7 @@ void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DTyp
   MMFREE_CHECK(ShapeError, begin_row >= 0 && rows >= 0 && begin_row <= all && rows <= all - begin_row, impl_->path,
                ": rows [", begin_row, ", +", rows, ") of dataset ", quote(name), ", which has ", all);
   if (rows == 0 || d.shape.size() == 0) return;
+  impl_->check_chunks(d, begin_row, rows, name);
   hsize_t begin[Shape::kMaxRank] = {hsize_t(begin_row)}, count[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) count[i] = hsize_t(i ? d.shape[i] : rows);
   const Id space(H5Dget_space(d.id), H5Sclose);
@@ -292,7 +293,7 @@ Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t
 }
 
 std::string Reader::attribute_string(const std::string& name) const {
-  const Session session(impl_->path);
+  const Session session;
   size_t bytes = 0;
   const Id id = impl_->attribute(name, H5T_STRING, &bytes);
   const Id type(H5Aget_type(id), H5Tclose);
@@ -304,7 +305,7 @@ std::string Reader::attribute_string(const std::string& name) const {
 }
 
 int64_t Reader::attribute_int(const std::string& name) const {
-  const Session session(impl_->path);
+  const Session session;
   size_t bytes = 0;
   int64_t value = 0;
   const Id id = impl_->attribute(name, H5T_INTEGER, &bytes);

@@ -166,14 +166,14 @@ void Structure::check_dataspace(Bytes& m) {
   require(m.number(1) <= 1, "a dataspace without extent");
 }
 
-/// Integers, floats and strings of at most `most` bytes.
-void Structure::check_datatype(Bytes& m, uint64_t most) {
+/// Integers, floats and strings of at file_bytes `max_bytes` bytes.
+void Structure::check_datatype(Bytes& m, uint64_t max_bytes) {
   const uint64_t kind = m.number(1), version = kind >> 4;
   require(version >= 1 && version <= 3, "a datatype of another version");
   require((kind & 15) == 0 || (kind & 15) == 1 || (kind & 15) == 3, "a datatype other than integer, float and string");
   m.number(3);
   const uint64_t size = m.number(4);
-  require(size > 0 && size <= most, "a datatype of impossible size");
+  require(size > 0 && size <= max_bytes, "a datatype of impossible size");
 }
 
 void Structure::check_attribute(Bytes& m) {
@@ -216,10 +216,10 @@ void Structure::check_layout(Bytes& m) {
 /// A single chunk, a fixed array or an extensible array.
 void Structure::check_chunk_index(int type, uint64_t address, uint64_t filtered) {
   if (address == kNowhere) return;
-  const auto most = uint64_t(file_.end);
+  const auto file_bytes = uint64_t(file_.end);
   if (type == 1) {
     at(address, 0, "");
-    return require(filtered <= most, "a chunk larger than the file");
+    return require(filtered <= file_bytes, "a chunk larger than the file");
   }
   Bytes head = type == 3 ? at(address, 20, "FAHD") : at(address, 64, "EAHD");
   head.expect({0}, "an index of chunks of another version");
@@ -228,11 +228,11 @@ void Structure::check_chunk_index(int type, uint64_t address, uint64_t filtered)
   require(entry >= 8 && entry <= 20, "an index of chunks with other parameters");
   if (type == 3) {
     head.expect({10}, "an index of chunks with other parameters");
-    require(head.number(8) <= most / entry, "more chunks than the file has room for");
+    require(head.number(8) <= file_bytes / entry, "more chunks than the file has room for");
   } else {
     head.expect({32, 4, 16, 4, 10}, "an index of chunks with other parameters");
     for (int i = 0; i < 6; ++i)
-      require(head.number(8) <= (i == 4 ? most / entry : most), "more chunks than the file has room for");
+      require(head.number(8) <= (i == 4 ? file_bytes / entry : file_bytes), "more chunks than the file has room for");
   }
   const uint64_t first = head.number(8);
   if (first != kNowhere) at(first, 4, type == 3 ? "FADB" : "EAIB");
@@ -257,18 +257,18 @@ void Structure::check_dense(Bytes& m) {
 
 void Structure::check_heap(uint64_t address) {
   Bytes head = at(address, 138, "FRHP");
-  const auto most = uint64_t(file_.end);
+  const auto file_bytes = uint64_t(file_.end);
   head.expect({0}, "a heap of another version");
   const uint64_t id = head.number(2);
   require(is_one_of(id, 7, 8) && head.number(2) == 0, "a heap with other parameters");
   require((head.number(1) & ~uint64_t(3)) == 0 && head.number(4) == 4096, "a heap with other parameters");
-  require(head.number(8) <= most, "a heap with more objects than the file has room for");
+  require(head.number(8) <= file_bytes, "a heap with more objects than the file has room for");
   const uint64_t large = head.number(8);
   if (large != kNowhere) check_tree(large);
   head.number(8), head.number(8);  // free space, which only writers look at
   // Of managed space, allocated, the iterator's place, and of managed, huge and tiny objects size and number.
   const uint64_t span = uint64_t(1) << 40;
-  for (int i = 0; i < 8; ++i) require(head.number(8) <= (i < 3 ? span : most), "a heap larger than the file");
+  for (int i = 0; i < 8; ++i) require(head.number(8) <= (i < 3 ? span : file_bytes), "a heap larger than the file");
   require(head.number(2) == 4 && is_one_of(head.number(8), 512, 1024) && head.number(8) == 65536,
           "a heap with other parameters");
   const uint64_t bits = head.number(2);

@@ -29,7 +29,7 @@ class Structure {
   void check_message(int type, Bytes& m);
   void check_link(Bytes& m);
   void check_dataspace(Bytes& m);
-  void check_datatype(Bytes& m, uint64_t most);
+  void check_datatype(Bytes& m, uint64_t max_bytes);
   void check_attribute(Bytes& m);
   void check_layout(Bytes& m);
   void check_filters(Bytes& m);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "core/system/files.h"
 #include "data/h5/file.h"
@@ -18,21 +19,24 @@ struct Range {
 };
 
 Range range_of(SeriesType type) {
+  if (type == SeriesType::u8) return {0, std::numeric_limits<uint8_t>::max()};
   if (type == SeriesType::u16) return {0, std::numeric_limits<uint16_t>::max()};
   if (type == SeriesType::u32) return {0, std::numeric_limits<uint32_t>::max()};
   return {std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()};
 }
 
 hid_t file_type(SeriesType type) {
-  return type == SeriesType::u16 ? H5T_STD_U16LE : type == SeriesType::u32 ? H5T_STD_U32LE : H5T_STD_I64LE;
+  if (type == SeriesType::u8) return H5T_STD_U8LE;
+  if (type == SeriesType::u16) return H5T_STD_U16LE;
+  return type == SeriesType::u32 ? H5T_STD_U32LE : H5T_STD_I64LE;
 }
 
 /// Chunk extents of at most kChunkBytes in all, whole inner rows first, the rows spread evenly over the chunks.
 void chunk_of(const Shape& shape, int64_t item_bytes, hsize_t* chunk) {
   int64_t budget = kChunkBytes / item_bytes;
   for (int i = shape.rank() - 1; i >= 0; --i) {
-    const int64_t most = std::clamp<int64_t>(budget, 1, shape[i]);
-    const int64_t parts = (shape[i] + most - 1) / most;
+    const int64_t largest = std::clamp<int64_t>(budget, 1, shape[i]);
+    const int64_t parts = (shape[i] + largest - 1) / largest;
     const int64_t extent = (shape[i] + parts - 1) / parts;
     chunk[i] = hsize_t(extent);
     budget /= extent;
@@ -59,14 +63,9 @@ struct Writer::Impl {
   DurableFile output;
   File file;
   Id hdf5;
-  std::map<std::string, Series> series;
+  std::map<std::string, Series> series;  // closed before the file
 
   Impl(const std::string& path, const std::string& kind);
-  ~Impl() {
-    const Session session(path);
-    series.clear();
-    hdf5.reset();
-  }
 
   void require(bool ok, const std::string& what) const {
     file.check();
@@ -83,7 +82,7 @@ struct Writer::Impl {
 };
 
 Writer::Impl::Impl(const std::string& path, const std::string& kind) : path(path), kind(kind), output(path) {
-  const Session session(path);
+  const Session session;
   file.path = path;
   file.fd = output.fd().get();
 
@@ -145,10 +144,10 @@ void Writer::write(const std::string& name, const Tensor& values, const std::fun
 /// `rows_at(row, rows)` gives the values from there on, until it is called again.
 void Writer::Impl::write(const std::string& name, DType dtype, const Shape& shape,
                          const std::function<const void*(int64_t, int64_t)>& rows_at) {
-  const Session session(path);
   const int rank = shape.rank();
   hsize_t dims[Shape::kMaxRank] = {}, chunk[Shape::kMaxRank] = {}, begin[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) dims[i] = hsize_t(shape[i]);
+  std::optional<Session> session(std::in_place);
   const Id space(rank ? H5Screate_simple(rank, dims, nullptr) : H5Screate(H5S_SCALAR), H5Sclose);
   const Id list = dataset_list();
   const bool chunked = rank && shape.size();
@@ -170,19 +169,21 @@ void Writer::Impl::write(const std::string& name, DType dtype, const Shape& shap
     const bool ok = !shape.size() || H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows_at(0, 1)) >= 0;
     return require(ok, name);
   }
-  // One call per row of chunks: HDF5 holds its global lock during a call, and readers need turns.
+  session.reset();
+  // One Session per row of chunks, without what `rows_at` does: readers need turns.
   for (int64_t row = 0; row < shape[0]; row += int64_t(chunk[0])) {
     begin[0] = hsize_t(row);
     dims[0] = hsize_t(std::min<int64_t>(int64_t(chunk[0]), shape[0] - row));
+    const void* from = rows_at(row, int64_t(dims[0]));
+    const Session writing;
     const Id memory(H5Screate_simple(rank, dims, nullptr), H5Sclose);
     H5Sselect_hyperslab(space, H5S_SELECT_SET, begin, nullptr, dims, nullptr);
-    const void* from = rows_at(row, int64_t(dims[0]));
     require(H5Dwrite(dataset, type, memory, space, H5P_DEFAULT, from) >= 0, name);
   }
 }
 
 void Writer::create_series(const std::string& name, SeriesType type) {
-  const Session session(impl_->path);
+  const Session session;
   const hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk = kSeriesChunk;
   const Id space(H5Screate_simple(1, &none, &unlimited), H5Sclose);
   const Id list = dataset_list();
@@ -204,19 +205,20 @@ void Writer::Impl::flush(const std::string& name, Series& s) {
 
 template <class T>
 void Writer::Impl::append(const std::string& name, const T* values, int64_t n) {
-  const Session session(path);
+  const Session session;
   const auto found = series.find(name);
   MMFREE_CHECK(Error, found != series.end(), path, ": append to ", name, ", which create_series did not declare");
   Series& s = found->second;
   const Range range = range_of(s.type);
   for (int64_t i = 0; i < n; ++i) {
-    MMFREE_CHECK(Error, values[i] >= range.min && values[i] <= range.max, path, ": ", values[i],
+    MMFREE_CHECK(Error, values[i] >= range.min && values[i] <= range.max, path, ": ", int64_t(values[i]),
                  " does not fit the type of ", name);
     s.pending.push_back(values[i]);
     if (int64_t(s.pending.size()) == kSeriesChunk) flush(name, s);
   }
 }
 
+void Writer::append(const std::string& name, const uint8_t* values, int64_t n) { impl_->append(name, values, n); }
 void Writer::append(const std::string& name, const int32_t* values, int64_t n) { impl_->append(name, values, n); }
 void Writer::append(const std::string& name, const int64_t* values, int64_t n) { impl_->append(name, values, n); }
 
@@ -227,23 +229,25 @@ void Writer::Impl::attribute(const std::string& name, hid_t type, hid_t memory, 
 }
 
 void Writer::attribute(const std::string& name, const std::string& value) {
-  const Session session(impl_->path);
+  const Session session;
   const Id type(H5Tcopy(H5T_C_S1), H5Tclose);
   H5Tset_size(type, value.size() + 1);  // HDF5 has no empty strings: the terminating zero is part of the value
   H5Tset_cset(type, H5T_CSET_UTF8);
   impl_->attribute(name, type, type, value.c_str());
 }
 void Writer::attribute(const std::string& name, int64_t value) {
-  const Session session(impl_->path);
+  const Session session;
   impl_->attribute(name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
 }
 
 void Writer::commit() {
-  const Session session(impl_->path);
   Impl& w = *impl_;
-  for (auto& [name, s] : w.series) w.flush(name, s);
-  w.series.clear();
-  w.require(w.hdf5.reset() >= 0, "the file's end");
+  {
+    const Session session;
+    for (auto& [name, s] : w.series) w.flush(name, s);
+    w.series.clear();
+    w.require(w.hdf5.reset() >= 0, "the file's end");
+  }
   w.file.check();
   UserBlock block{w.kind, size_of_file(w.output.fd(), w.path), {}};
   block.hash = hash_content(w.file, block.file_bytes);

@@ -81,7 +81,7 @@ class LineReader::Blocks {
   size_t read(std::string* block) {
     block->resize(kBlock);
     const ssize_t n = restarted([&] { return ::read(file_.get(), block->data(), kBlock); });
-    MMFREE_CHECK(IoError, n >= 0, path_, ": read failed: ", std::strerror(errno));
+    MMFREE_CHECK(IoError, n >= 0, path_, ": read failed: ", error_text(errno));
     block->resize(size_t(n));
     bytes_in_ += n;
     return size_t(n);

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <exception>
+#include <iomanip>
 #include <unordered_map>
 
 #include "core/error.h"
 #include "core/system/files.h"
 #include "core/system/hash.h"
-#include "core/system/memory_guard.h"
 #include "core/system/utf8.h"
 #include "data/text/text_reader.h"
 #include "data/text/tokenizer_model.h"
@@ -31,9 +31,6 @@ struct Tokenizer::Model {
   sentencepiece::SentencePieceProcessor processor;
   std::string unknown_text;  // what decode shows for the unknown piece
 
-  /// SentencePiece crashes when it gets no memory.
-  MemoryGuard guard() const { return {"sentencepiece", name.c_str()}; }
-
   const Piece& at(int32_t id) const {
     MMFREE_CHECK(DataError, id >= 0 && size_t(id) < parsed.pieces.size(), name, ": token id ", id,
                  " is outside the vocabulary of ", parsed.pieces.size());
@@ -47,7 +44,6 @@ Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
   auto model = std::make_shared<Model>();
   model->name = name;
   model->parsed = parse_tokenizer_model(bytes, name);
-  const MemoryGuard guard = model->guard();
   const auto status = model->processor.LoadFromSerializedProto(bytes);
   MMFREE_CHECK(DataError, status.ok(), name, ": not a usable SentencePiece model: ", status.message());
   MMFREE_CHECK(DataError, size_t(model->processor.GetPieceSize()) == model->parsed.pieces.size(), name,
@@ -83,7 +79,6 @@ size_t first_part(std::string_view text) {
 }  // namespace
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
-  const MemoryGuard guard = model_->guard();
   std::vector<int32_t> all;
   std::vector<int> ids;
   bool first = true;
@@ -102,7 +97,6 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   for (int32_t id : ids) model_->at(id);
-  const MemoryGuard guard = model_->guard();
   std::string text;
   const auto status = model_->processor.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
   MMFREE_CHECK(DataError, status.ok(), model_->name, ": cannot decode the ids: ", status.message());
@@ -249,7 +243,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   const std::unordered_map<std::string, std::string> options = {
       {"model_type", t.type},
       {"vocab_size", std::to_string(t.vocab_size)},
-      {"character_coverage", concat(t.character_coverage)},
+      {"character_coverage", concat(std::setprecision(9), t.character_coverage)},  // a float in SentencePiece
       {"num_threads", "8"},
       {"max_sentence_length", std::to_string(Sentences::kMaxBytes)},
       {"normalization_rule_name", "identity"},
@@ -266,7 +260,6 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
       {"minloglevel", "2"},
   };
   std::string bytes;
-  const MemoryGuard guard("sentencepiece", t.output.c_str());
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &bytes);
   sentences.rethrow();
   // Its message begins with a place in its source, and the condition in brackets.

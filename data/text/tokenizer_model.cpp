@@ -67,9 +67,9 @@ class Message {
   }
   std::string_view take(uint64_t n) {
     require(n <= rest_.size(), "it ends too early");
-    const std::string_view taken = rest_.substr(0, n);
+    const std::string_view bytes = rest_.substr(0, n);
     rest_.remove_prefix(n);
-    return taken;
+    return bytes;
   }
 
   std::string_view rest_, payload_;

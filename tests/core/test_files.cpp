@@ -35,6 +35,10 @@ TEST(Files, only_regular_files_are_input) {
   EXPECT_THROW(open_input(dir / "pipe"), DataError) << "and without waiting for a writer";
 }
 
+TEST(Files, the_system_s_errors_have_their_messages) {
+  for (const int error : {ENOENT, ENOSPC, 12345}) EXPECT_EQ(error_text(error), std::strerror(error));
+}
+
 TEST(Files, a_short_file_is_noticed) {
   const TempDir dir;
   spit(dir / "x", "12345");

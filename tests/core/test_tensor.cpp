@@ -22,6 +22,18 @@ TEST(Shape, KnowsRankSizeAndExtents) {
   expect_error<ShapeError>({"shape", "rank 5"}, [] { Shape{1, 1, 1, 1, 1}; });
 }
 
+TEST(Shape, IsMadeFromARange) {
+  const std::vector<int64_t> dims = {2, 3, 5, 7, 11};
+  for (size_t rank = 0; rank <= 4; ++rank) {
+    const Shape shape(std::span(dims.data(), rank));
+    ASSERT_EQ(int(rank), shape.rank());
+    for (size_t i = 0; i < rank; ++i) EXPECT_EQ(dims[i], shape[int(i)]);
+  }
+  EXPECT_THROW(Shape(std::span(dims.data(), 5)), ShapeError);
+  const int64_t negative[] = {2, -1};
+  EXPECT_THROW(Shape(std::span<const int64_t>(negative)), ShapeError);
+}
+
 TEST(Tensor, ViewsShareStorageAndClonesDoNot) {
   const float values[6] = {1, 2, 3, 4, 5, 6};
   Tensor t = Tensor::from({2, 3}, values);

@@ -71,10 +71,128 @@ TEST(TokenShards, DisagreementAndDamageAreErrors) {
   std::vector<int32_t> out(40);
   EXPECT_NO_THROW(TokenShards({dir / "big.h5"}).read(0, 20, out.data()));
   EXPECT_THROW(TokenShards({dir / "big.h5"}).read(0, 21, out.data()), DataError);
-  std::string bytes = slurp(first);
-  bytes[bytes.size() / 2] ^= 1;
+  const std::string good = slurp(first);
+  std::string bytes = good;
+  const size_t tokens = bytes.find(std::string_view("\0\0\1\0\2\0\3\0\4\0\5\0\6\0", 14));
+  ASSERT_NE(tokens, std::string::npos);
+  bytes[tokens + 6] ^= 1;
   spit(first, bytes);
+  EXPECT_THROW(TokenShards({first}, h5::Verify::everything), DataError);
+  EXPECT_THROW(TokenShards({first}).read(0, 7, out.data()), DataError) << "when it is read";
+  std::string header = good;
+  header[50] ^= 1;
+  spit(first, header);
   EXPECT_THROW(TokenShards({first}), DataError);
+}
+
+TEST(TokenShards, OpenFilesDoNotGrowWithTheCorpus) {
+  TempDir dir;
+  constexpr int kShards = 150;
+  for (int i = 0; i < kShards; ++i) write_shard(dir / concat("train-", 1000 + i, ".h5"), info_of(1000), 3 * i, {3});
+  const auto files = [] { return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}); };
+  const auto before = files();
+  const TokenShards shards({dir.path()});
+  for (int round = 0; round < 2; ++round)
+    for (int i = 0; i < kShards; ++i) {
+      const int64_t shard = i * 77 % kShards;  // far from one another
+      int32_t token = -1;
+      shards.read(3 * shard + 1, 1, &token);
+      ASSERT_EQ(token, 3 * shard + 1);
+      ASSERT_LE(files(), before + 64);
+    }
+}
+
+TEST(TokenShards, AnotherFileInTheSamePlaceIsAnError) {
+  TempDir dir;
+  for (int i = 0; i < 70; ++i) write_shard(dir / concat("train-", 1000 + i, ".h5"), info_of(1000), 3 * i, {3});
+  const TokenShards shards({dir.path()});
+  std::vector<int32_t> all(3 * 70);
+  EXPECT_NO_THROW(shards.read(0, 210, all.data()));
+  write_shard(dir / "train-1069.h5", info_of(1000), 7, {3});
+  int32_t token = 0;
+  EXPECT_NO_THROW(shards.read(209, 1, &token)) << "it is open";
+  EXPECT_NO_THROW(shards.read(0, 207, all.data()));
+  try {
+    shards.read(209, 1, &token);
+    ADD_FAILURE() << "read";
+  } catch (const DataError& e) {
+    EXPECT_NE(std::string(e.what()).find("train-1069.h5: is another file"), std::string::npos) << e.what();
+  }
+}
+
+/// Three shards: 0..6 with token 2 and 4 unscored, 7 without mask, 8..12 of which the second document is unscored.
+std::vector<std::string> masked_corpus(const TempDir& dir) {
+  {
+    ShardWriter writer(dir / "train-0.h5", info_of(100), "test", true);
+    writer.add({0, 1, 2}, {1, 1, 0});
+    writer.add({3, 4, 5, 6}, {1, 0, 1, 1});
+    EXPECT_THROW(writer.add({1, 2}, {1}), ShapeError);
+    writer.commit();
+  }
+  write_shard(dir / "train-1.h5", info_of(100), 7, {1});
+  ShardWriter writer(dir / "train-2.h5", info_of(100), "test", true);
+  writer.add({8, 9, 10});
+  writer.add({11, 12}, {0, 0});
+  writer.commit();
+  return {dir / "train-*.h5"};
+}
+
+TEST(TokenShards, MasksSayWhichTokensAreScored) {
+  TempDir dir;
+  const TokenShards shards(masked_corpus(dir));
+  const std::set<int32_t> unscored = {2, 4, 11, 12};
+  for (int64_t begin = 0; begin <= 13; ++begin)
+    for (int64_t n = 0; n <= 13 - begin; ++n) {
+      std::vector<int32_t> got(static_cast<size_t>(n));
+      shards.read(begin, n, got.data());
+      shards.ignore_unscored(begin, n, got.data());
+      for (int64_t i = 0; i < n; ++i)
+        ASSERT_EQ(got[size_t(i)], unscored.count(int32_t(begin + i)) ? kIgnoreTarget : begin + i);
+    }
+  int32_t token = 0;
+  EXPECT_THROW(shards.ignore_unscored(13, 1, &token), ShapeError);
+  ShardWriter without(dir / "plain.h5", info_of(100), "test");
+  EXPECT_THROW(without.add({1}, {1}), Error);
+}
+
+TEST(TokenShards, AMaskThatDoesNotFitItsTokensIsRefused) {
+  TempDir dir;
+  const auto open = [&](DType dtype, const Shape& shape, const void* mask) {
+    const ShardInfo info = info_of(10);
+    h5::Writer writer(dir / "a.h5", "tokens");
+    for (const auto& [name, value] :
+         {std::pair{"vocab_size", int64_t(10)}, {"bos_id", 1}, {"eos_id", 2}, {"dummy_prefix", 1}})
+      writer.attribute(name, value);
+    writer.attribute("split", "train");
+    writer.attribute("tokenizer_hash", "0123");
+    const int32_t ids[] = {0, 1, 2, 3, 4};
+    writer.write("tokens", DType::i32, {5}, ids);
+    writer.write("mask", dtype, shape, mask);
+    writer.write("piece_bytes", DType::i32, {10}, info.piece_bytes.data());
+    writer.create_series("document_starts", h5::SeriesType::i64);
+    writer.commit();
+    const TokenShards shards({dir / "a.h5"});
+    std::vector<int32_t> out(5);
+    shards.ignore_unscored(0, 5, out.data());
+  };
+  const uint8_t good[] = {0, 1, 0, 1, 1, 1}, bad[] = {0, 1, 2, 1, 1};
+  const int32_t wide[] = {1, 1, 1, 1, 1};
+  EXPECT_NO_THROW(open(DType::u8, {5}, good));
+  EXPECT_THROW(open(DType::u8, {6}, good), DataError);
+  EXPECT_THROW(open(DType::u8, {5, 1}, good), DataError);
+  EXPECT_THROW(open(DType::i32, {5}, wide), DataError);
+  EXPECT_THROW(open(DType::u8, {5}, bad), DataError);
+}
+
+TEST(Batches, TargetsThatAreNotScoredAreIgnored) {
+  TempDir dir;
+  const TokenShards shards(masked_corpus(dir));
+  const Batches batches(shards, {4, 3, 0, false});
+  std::vector<int32_t> inputs(12), targets(12);
+  batches.read(0, 0, 3, inputs.data(), targets.data());
+  const int32_t x = kIgnoreTarget;
+  EXPECT_EQ(inputs, (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}));
+  EXPECT_EQ(targets, (std::vector<int32_t>{1, x, 3, x, 5, 6, 7, 8, 9, 10, x, x}));
 }
 
 TEST(TokenShards, WhatContradictsItselfIsRefused) {

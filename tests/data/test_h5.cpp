@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <chrono>
 #include <csignal>
+#include <future>
 #include <numeric>
 
 #include "data/h5/h5.h"
+#include "data/h5/session.h"
 #include "tests/support/h5_repair.h"
 #include "tests/support/paths.h"
 #include "tests/support/temp_dir.h"
@@ -207,12 +210,126 @@ TEST(H5, EveryFlippedByteIsFound) {
   for (size_t i = 4096; i < good.size(); ++i) {
     const FlippedBit flipped(dir / "a.h5", i, good[i]);
     try {
-      const h5::Reader reader(dir / "a.h5", "checkpoint", false);
+      const h5::Reader reader(dir / "a.h5", "checkpoint", h5::Verify::header);
       const Tensor back = reader.read_tensor("param/w", DType::f32);
       for (int64_t k = 0; k < back.size(); ++k) EXPECT_EQ(back.data<float>()[k], 1.5f) << "byte " << i;
     } catch (const Error&) {
     }
   }
+}
+
+TEST(H5, ContentIsVerifiedAtOpeningOnlyIfAskedAndElseAsItIsRead) {
+  TempDir dir;
+  const Tensor large = random_tensor({3000, 257}, DType::f32, 3);  // three chunks
+  {
+    h5::Writer writer(dir / "a.h5", "checkpoint");
+    writer.write("large", large);
+    writer.commit();
+  }
+  std::string bytes = slurp(dir / "a.h5");
+  const size_t at = bytes.find(std::string(large.raw() + 257 * 4 * 2500, 64));  // in the last chunk
+  ASSERT_NE(at, std::string::npos);
+  bytes[at + 5] ^= 4;
+  spit(dir / "a.h5", bytes);
+  EXPECT_THROW(h5::Reader(dir / "a.h5", "checkpoint"), DataError);
+  EXPECT_THROW(h5::Reader(dir / "a.h5", "checkpoint", h5::Verify::everything), DataError);
+  const h5::Reader reader(dir / "a.h5", "checkpoint", h5::Verify::header);
+  std::vector<float> rows(257 * 3000);
+  reader.read("large", 0, 1000, DType::f32, rows.data());
+  EXPECT_EQ(std::memcmp(rows.data(), large.raw(), 257 * 4 * 1000), 0);
+  EXPECT_THROW(reader.read("large", 2500, 1, DType::f32, rows.data()), DataError);
+  EXPECT_THROW(reader.read_tensor("large", DType::f32), DataError);
+}
+
+TEST(H5, AnAbsentChunkIsNoChunkOfZeros) {
+  TempDir dir;
+  const std::vector<float> values(10, 1);
+  h5::Writer writer(dir / "a.h5", "tokens");
+  writer.write("x", DType::f32, {10}, values.data());
+  writer.commit();
+  std::string content = slurp(dir / "a.h5").substr(4096);
+  // The layout's message: one chunk of 10 values of 4 bytes, its size, its mask of filters, its address.
+  const size_t layout = content.find(std::string_view("\x04\x02\x02\x02\x01\x0a\x04\x01\x2c", 9));
+  ASSERT_NE(layout, std::string::npos);
+  const auto open = [&] {
+    spit(dir / "a.h5", h5_file_of(repair_h5_checksums(content), "tokens"));
+    return h5::Reader(dir / "a.h5", "tokens");
+  };
+  EXPECT_NO_THROW(open().read_tensor("x", DType::f32));
+  std::string whole = content;
+  content.replace(layout + 20, 8, 8, '\xff');
+  EXPECT_THROW(open().read_tensor("x", DType::f32), DataError) << "nowhere";
+  content = whole;
+  content[layout + 8] = 40;
+  EXPECT_THROW(open().read_tensor("x", DType::f32), DataError) << "stored without its last value";
+}
+
+/// HDF5 as one that is not thread-safe, for a scope.
+class NeedsLock {
+ public:
+  NeedsLock() { h5::needs_lock() = true; }
+  ~NeedsLock() { h5::needs_lock() = before_; }
+
+ private:
+  const bool before_ = h5::needs_lock();
+};
+
+template <class T>
+bool is_done(const std::future<T>& task, int milliseconds) {
+  return task.wait_for(std::chrono::milliseconds(milliseconds)) == std::future_status::ready;
+}
+
+TEST(H5, WhereTheLibraryIsNotThreadSafeOneThreadAtATimeIsInIt) {
+  TempDir dir;
+  const std::string path = small_file(dir, "a.h5", 1);
+  const NeedsLock locked;
+  const auto read = [&] { return h5::Reader(path, "checkpoint").attribute_string("config"); };
+  std::future<std::string> other;
+  {
+    const h5::Session outer, nested;
+    EXPECT_EQ(read(), "depth: 2") << "its own thread may go on";
+    other = std::async(std::launch::async, read);
+    EXPECT_FALSE(is_done(other, 50));
+  }
+  ASSERT_TRUE(is_done(other, 60000));
+  EXPECT_EQ(other.get(), "depth: 2");
+}
+
+TEST(H5, AWriterLetsReadersInWhileItWaitsForItsRows) {
+  TempDir dir;
+  const std::string path = small_file(dir, "a.h5", 1);
+  const NeedsLock locked;
+  h5::Writer writer(dir / "b.h5", "checkpoint");
+  int parts = 0;
+  writer.write("large", random_tensor({3000, 257}, DType::f32, 3), [&](const Tensor&) {
+    auto other = std::async(std::launch::async, [&] { return h5::Reader(path, "checkpoint").names().size(); });
+    ASSERT_TRUE(is_done(other, 60000));
+    EXPECT_EQ(other.get(), 2u);
+    ++parts;
+  });
+  EXPECT_EQ(parts, 3);
+}
+
+TEST(H5, ThreadsReadAndWriteAtOnceUnderTheLock) {
+  TempDir dir;
+  const NeedsLock locked;
+  const Tensor large = random_tensor({600, 257}, DType::f32, 3);
+  std::vector<std::future<bool>> all;
+  for (int i = 0; i < 4; ++i)
+    all.push_back(std::async(std::launch::async, [&, i] {
+      bool same = true;
+      for (int round = 0; round < 5; ++round) {
+        const std::string path = dir / concat(i, ".h5");
+        h5::Writer writer(path, "checkpoint");
+        writer.attribute("round", int64_t(round));
+        writer.write("x", large);
+        writer.commit();
+        const h5::Reader reader(path, "checkpoint");
+        same = same && reader.attribute_int("round") == round && same_bits(reader.read_tensor("x", DType::f32), large);
+      }
+      return same;
+    }));
+  for (auto& one : all) EXPECT_TRUE(one.get());
 }
 
 TEST(H5, TruncatedExtendedForeignAndMissingFiles) {
@@ -221,7 +338,7 @@ TEST(H5, TruncatedExtendedForeignAndMissingFiles) {
   for (size_t n : {size_t(0), size_t(1), size_t(4095), size_t(4096), size_t(4097), good.size() / 2, good.size() - 1}) {
     spit(dir / "bad.h5", good.substr(0, n));
     EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint"), DataError) << n;
-    EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint", false), DataError) << n;
+    EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint", h5::Verify::header), DataError) << n;
   }
   spit(dir / "bad.h5", good + "x");
   EXPECT_THROW(h5::Reader(dir / "bad.h5", "checkpoint"), DataError);
@@ -345,7 +462,7 @@ TEST(H5, StructuresThatWriterNeverMakesAreRefusedBehindRightHashes) {
       {"EAHD", 6, 21, "an index of chunks with other"},
       {"FRHP", 120, 1, "a heap with other parameters"},
       {layout, 0, 1, "a chunked layout of unknown form"},
-      {unfiltered, 2, 0, ""},
+      {unfiltered, 2, 0, "is not stored in full"},
       {layout, 1, 9, "a chunked layout of unknown form"},
       {filter, size_t(-4), 0, "other filters than fletcher32"},
   };
@@ -356,7 +473,8 @@ TEST(H5, StructuresThatWriterNeverMakesAreRefusedBehindRightHashes) {
     bad[bad.find(c.block) + c.at] = char(c.value);
     spit(dir / "a.h5", h5_file_of(repair_h5_checksums(bad), "tokens"));
     try {
-      h5::Reader(dir / "a.h5", "tokens");
+      const h5::Reader reader(dir / "a.h5", "tokens");
+      for (const std::string& name : reader.names()) reader.read_tensor(name, reader.dtype(name));
       ADD_FAILURE() << "read";
     } catch (const DataError& e) {
       EXPECT_NE(std::string(e.what()).find(c.message), std::string::npos) << e.what();

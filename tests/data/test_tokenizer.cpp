@@ -233,6 +233,20 @@ TEST(Tokenizer, TrainingSaysWhatItCannotDo) {
   for (const TokenizerTraining& t : bad) EXPECT_THROW(Tokenizer::train(t), UsageError);
 }
 
+TEST(Tokenizer, TrainingTakesTheCoverageToItsLastDigit) {
+  TempDir dir;
+  TokenizerTraining training;
+  training.inputs = {spit(dir / "a.txt", babble(20000, 7))};
+  training.vocab_size = 300;
+  for (const double coverage : {0.9995, 0.9999995}) {
+    training.character_coverage = coverage;
+    const auto stored = float(coverage);
+    std::string as_stored(1 + sizeof stored, '\x55');  // field 10 of the trainer's settings, a float
+    std::memcpy(&as_stored[1], &stored, sizeof stored);
+    EXPECT_NE(Tokenizer::train(training).serialized().find(as_stored), std::string::npos) << coverage;
+  }
+}
+
 TEST(Tokenizer, TooManyPiecesAreRefused) {
   std::string bytes;
   for (int i = 0; i <= 1 << 20; ++i) bytes += field(1, field(1, concat(i)));

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 /// Stands between the program with all its libraries and libc: file calls and allocations can be seen, changed, failed.
-/// A shared library, because the product has a malloc of its own that must be on top of this one.
+/// A shared library: whatever is linked with it is watched.
 namespace mmfree::interpose {
 
 enum class Op : uint8_t {

@@ -557,6 +557,30 @@ TEST(Commands, InfoNamesEveryKindOfFile) {
   EXPECT_TRUE(contains(output({"info", TinyCorpus::get().tokenizer_path()}), "320 pieces"));
 }
 
+TEST(Commands, InfoVerifiesEveryByteIfAsked) {
+  const Files& f = Files::get();
+  const TempDir dir;
+  const std::string shard = fs::path(TinyCorpus::get().train()).parent_path() / "train-00000.h5";
+  fs::create_directories(dir / "run/checkpoints");
+  fs::create_directory(dir / "data");
+  for (const char* name : {"run/checkpoints/step-00000001.h5", "run/checkpoints/step-00000002.h5"})
+    fs::copy(f.checkpoint, dir / name);
+  fs::copy(shard, dir / "data/train-00000.h5");
+  for (const std::string& one : {f.checkpoint, shard, dir / "data"})
+    EXPECT_TRUE(contains(output({"info", one, "--verify"}), one + ": verified, 1 file matches its hash")) << one;
+  EXPECT_TRUE(contains(output({"info", dir / "run", "--verify"}), "verified, 2 files match their hashes"));
+  for (const std::string& path : {dir / "data/train-00000.h5", dir / "run/checkpoints/step-00000001.h5"}) {
+    std::string bytes = slurp(path);
+    bytes[bytes.size() - 1] ^= 1;
+    spit(path, bytes);
+  }
+  for (const std::string& damaged : {f.damaged, dir / "data", dir / "run", f.text, f.dir / "bad.h5"}) {
+    Program p({"info", damaged, "--verify"});
+    EXPECT_EQ(p.wait(), 65) << damaged;
+    EXPECT_TRUE(contains(p.err(), ": ")) << p.err();
+  }
+}
+
 TEST(Commands, FromTextToAModelThatGenerates) {
   const TempDir dir;
   spit(dir / "book.txt", tiny_text(3000, 1));

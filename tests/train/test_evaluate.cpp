@@ -115,6 +115,52 @@ TEST(Evaluate, BytesAreThoseOfTheText) {
   EXPECT_NEAR(e.bits_per_byte(), text / std::log(2.0) / double(bytes), 1e-6);
 }
 
+TEST(Evaluate, CountsOnlyWhatTheMaskScores) {
+  const Model m = tiny_model(tiny_model_config(), false);
+  const std::vector<int32_t> ids = some_ids(203);
+  const auto scored = [](int64_t i) { return i % 3 != 0; };
+  TokenSource source = memory(ids);
+  source.bos_id = 5, source.dummy_prefix = true;
+  for (int32_t id = 0; id < 61; ++id) source.piece_bytes.push_back(id % 4);
+  source.ignore_unscored = [&](int64_t offset, int64_t count, int32_t* targets) {
+    for (int64_t i = 0; i < count; ++i)
+      if (!scored(offset + i)) targets[i] = kIgnoreTarget;
+  };
+  const std::vector<double> nll = plain_nll(*m.lm, ids, 20);
+  double nats = 0, text = 0;
+  int64_t tokens = 0, bytes = 0, last = 0;
+  for (size_t i = 0; i < nll.size(); ++i) {
+    if (!scored(int64_t(i + 1))) continue;
+    ++tokens, nats += nll[i];
+    if (ids[i + 1] % 4) text += nll[i], bytes += ids[i + 1] % 4 - (ids[i] == 5);
+  }
+  const Evaluation e = evaluate(*m.lm, source, {20, 0, [&](int64_t done, int64_t total) {
+                                                  last = done;
+                                                  EXPECT_EQ(total, 202);
+                                                  return true;
+                                                }});
+  EXPECT_EQ(last, 202) << "progress counts all tokens";
+  EXPECT_EQ(e.tokens, tokens);
+  EXPECT_EQ(e.text_bytes, bytes);
+  EXPECT_NEAR(e.nats, nats, 1e-6 * nats);
+  EXPECT_NEAR(e.text_nats, text, 1e-6 * text);
+  source.ignore_unscored = [](int64_t, int64_t count, int32_t* targets) { std::fill_n(targets, count, kIgnoreTarget); };
+  EXPECT_THROW(evaluate(*m.lm, source, {20, 0, {}}), DataError);
+}
+
+TEST(Evaluate, ReadsEachWindowOnce) {
+  const Model m = tiny_model(tiny_model_config(), false);
+  const std::vector<int32_t> ids = some_ids(203);
+  TokenSource source = memory(ids);
+  int64_t read = 0;
+  source.read = [&, once = source.read](int64_t offset, int64_t count, int32_t* out) {
+    read += count;
+    once(offset, count, out);
+  };
+  evaluate(*m.lm, source, {20, 0, {}});
+  EXPECT_EQ(read, 202 + 11) << "each window of 20 begins with the token that the one before ends with";
+}
+
 TEST(Evaluate, ShardsGiveTheNumbersOfTheirTokens) {
   const Model m = tiny_model(tiny_model_config());
   const TokenShards shards({TinyCorpus::get().valid()});

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "data/h5/h5.h"
+#include "data/paths.h"
 #include "data/token_shards.h"
 #include "train/commands/commands.h"
 #include "train/inference/model.h"
@@ -56,6 +57,23 @@ void print_tokenizer(const std::string& path) {
   std::printf("%s: SentencePiece tokenizer, %d pieces, hash %s\n", path.c_str(), t.vocab_size(), t.hash().c_str());
 }
 
+/// Reads every byte of a shard or checkpoint, or of all in a folder of them or in a run folder.
+void verify(const std::string& path) {
+  const fs::path checkpoints = fs::path(path) / "checkpoints";
+  const std::vector<std::string> files =
+      expand_paths({fs::is_directory(checkpoints) ? checkpoints.string() : path}, {".h5"});
+  uint64_t bytes = 0;
+  for (const std::string& file : files) {
+    // Of a file of no kind the reader says what is wrong with it.
+    const std::string kind = h5::kind_of(file);
+    const h5::Reader verified(file, kind.empty() ? "tokens" : kind, h5::Verify::everything);
+    bytes += fs::file_size(file);
+  }
+  const bool one = files.size() == 1;
+  std::printf("%s: verified, %zu %s (%s)\n", path.c_str(), files.size(),
+              one ? "file matches its hash" : "files match their hashes", format_bytes(bytes).c_str());
+}
+
 void run(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
   if (fs::is_regular_file(path) && h5::kind_of(path) == "tokens") return print_shards(path);
@@ -69,8 +87,12 @@ void add_info_command(CLI::App& app) {
   auto path = std::make_shared<std::string>();
   CLI::App* c = app.add_subcommand("info", "Say what a file is: checkpoint, run folder, export, shard or tokenizer");
   c->add_option("file", *path, "file or folder")->required();
-  c->footer("Examples:\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5");
-  c->callback([path] { run(*path); });
+  auto all = std::make_shared<bool>(false);
+  c->add_flag("--verify", *all, "read every byte of a shard, a checkpoint or a folder of them, and compare the hashes");
+  c->footer(
+      "Examples:\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5\n"
+      "  mmfree info shards --verify");
+  c->callback([path, all] { *all ? verify(*path) : run(*path); });
 }
 
 }  // namespace mmfree

@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
-#include <cstring>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -96,7 +95,7 @@ void run(const Options& o) {
   // A line that was begun is written whole.
   const auto print = [](const std::string& line) {
     std::cout << line << std::flush;
-    MMFREE_CHECK(IoError, std::cout, "standard output: cannot be written: ", std::strerror(errno));
+    MMFREE_CHECK(IoError, std::cout, "standard output: cannot be written: ", error_text(errno));
     throw_if_stopped();
   };
   for (size_t i = 0; i < o.texts.size(); ++i)

@@ -100,21 +100,6 @@ int64_t checked_bytes(const std::vector<int64_t>& shape, int64_t element) {
   return empty ? 0 : product;
 }
 
-Shape shape_of(const std::vector<int64_t>& d) {
-  switch (d.size()) {
-    case 0:
-      return {};
-    case 1:
-      return {d[0]};
-    case 2:
-      return {d[0], d[1]};
-    case 3:
-      return {d[0], d[1], d[2]};
-    default:
-      return {d[0], d[1], d[2], d[3]};
-  }
-}
-
 /// A list of non-negative integers. `where` names file and tensor.
 std::vector<int64_t> integers(const nlohmann::json& list, size_t most, const std::string& where, const char* key) {
   MMFREE_CHECK(DataError, list.is_array() && list.size() <= most, where, key, " must be a list of at most ", most,
@@ -239,7 +224,7 @@ Shape SafetensorsReader::shape(const std::string& name) const {
   const SafetensorsEntry& e = entry(name);
   MMFREE_CHECK(DataError, e.shape.size() <= size_t(Shape::kMaxRank), path_, ": tensor ", quote(name), ": has ",
                e.shape.size(), " dimensions, at most ", Shape::kMaxRank, " are supported");
-  return shape_of(e.shape);
+  return Shape(e.shape);
 }
 
 Tensor SafetensorsReader::read(const std::string& name, DType as) const {
@@ -318,8 +303,8 @@ void SafetensorsWriter::write(const std::string& name, const Tensor& tensor) {
   MMFREE_CHECK(Error, next_ < entries_.size() && entries_[next_].name == name, path_, ": tensor ", quote(name),
                ": not the next declared one");
   const SafetensorsEntry& e = entries_[next_];
-  MMFREE_CHECK(ShapeError, tensor.defined() && tensor.shape() == shape_of(e.shape), path_, ": tensor ", quote(name),
-               ": declared as ", shape_of(e.shape), ", got ", tensor.describe());
+  MMFREE_CHECK(ShapeError, tensor.defined() && tensor.shape() == Shape(e.shape), path_, ": tensor ", quote(name),
+               ": declared as ", Shape(e.shape), ", got ", tensor.describe());
   if (!header_written_) write_header();
   const int64_t n = tensor.size();
   visit_dtype(tensor.dtype(), [&]<class From>() {

@@ -13,29 +13,36 @@ namespace {
 /// Tokens per forward pass: enough to fill the kernels, little enough to keep activations small.
 int64_t forward_tokens(Device device) { return device == Device::cpu ? 4096 : 32768; }
 
-void add_window(const Tensor& nll, int64_t row, int64_t count, const int32_t* tokens, const TokenSource& source,
+/// Adds the targets that are scored, in order.
+void add_scored(const Tensor& nll, const Tensor& ids, const Tensor& targets, const TokenSource& source,
                 Evaluation& sum) {
+  const int32_t *id = ids.data<int32_t>(), *target = targets.data<int32_t>();
   dispatch_float(nll.dtype(), "evaluate", [&]<class T>() {
-    const T* x = nll.data<T>() + row;
-    for (int64_t i = 0; i < count; ++i) {
+    const T* x = nll.data<T>();
+    for (int64_t i = 0; i < nll.size(); ++i) {
+      if (target[i] == kIgnoreTarget) continue;
+      ++sum.tokens;
       sum.nats += double(x[i]);
       if (source.piece_bytes.empty()) continue;
-      const int32_t bytes = source.piece_bytes[size_t(tokens[i + 1])];
+      const int32_t bytes = source.piece_bytes[size_t(target[i])];
       if (bytes == 0) continue;
       sum.text_nats += double(x[i]);
-      sum.text_bytes += bytes - int32_t(source.dummy_prefix && tokens[i] == source.bos_id);
+      sum.text_bytes += bytes - int32_t(source.dummy_prefix && id[i] == source.bos_id);
     }
   });
-  sum.tokens += count;
 }
 
 }  // namespace
 
 TokenSource TokenSource::shards(const TokenShards& shards) {
   const ShardInfo& info = shards.info();
-  return {shards.total_tokens(),
-          [&shards](int64_t offset, int64_t count, int32_t* out) { shards.read(offset, count, out); }, info.piece_bytes,
-          info.bos_id, info.dummy_prefix};
+  return {
+      shards.total_tokens(),
+      [&shards](int64_t offset, int64_t count, int32_t* out) { shards.read(offset, count, out); },
+      info.piece_bytes,
+      info.bos_id,
+      info.dummy_prefix,
+      [&shards](int64_t offset, int64_t count, int32_t* targets) { shards.ignore_unscored(offset, count, targets); }};
 }
 
 TokenSource TokenSource::texts(const Tokenizer& tokenizer, const std::vector<std::string>& documents) {
@@ -79,15 +86,14 @@ Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptio
       std::copy_n(tokens.begin(), count, ids.mut<int32_t>() + r * t);
       std::fill_n(targets.mut<int32_t>() + r * t, t, kIgnoreTarget);
       std::copy_n(tokens.begin() + 1, count, targets.mut<int32_t>() + r * t);
+      if (source.ignore_unscored) source.ignore_unscored(begin + 1, count, targets.mut<int32_t>() + r * t);
     }
     const Tensor nll = lm.nll(ids.to(lm.device()), targets.to(lm.device()), rows).to(Device::cpu);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t begin = (first + r) * t, count = std::min(t, scorable - begin);
-      source.read(begin, count + 1, tokens.data());
-      add_window(nll, r * t, count, tokens.data(), source, sum);
-    }
-    if (options.on_progress && !options.on_progress(sum.tokens, std::min(windows * t, scorable))) break;
+    add_scored(nll, ids, targets, source, sum);
+    const int64_t done = std::min((first + rows) * t, scorable), all = std::min(windows * t, scorable);
+    if (options.on_progress && !options.on_progress(done, all)) return sum;
   }
+  MMFREE_CHECK(DataError, sum.tokens > 0, "evaluate: the mask scores none of the ", source.tokens, " tokens");
   return sum;
 }
 

@@ -14,6 +14,8 @@ struct TokenSource {
   std::vector<int32_t> piece_bytes;  ///< UTF-8 bytes per id; empty: unknown
   int bos_id = -1;
   bool dummy_prefix = false;  ///< the first piece after bos stands for one space that is not in the text
+  /// As TokenShards::ignore_unscored; empty: all tokens are scored.
+  std::function<void(int64_t offset, int64_t count, int32_t* targets)> ignore_unscored = nullptr;
 
   static TokenSource shards(const TokenShards& shards);
   /// Documents, each preceded by bos if the tokenizer has one.
@@ -23,7 +25,7 @@ struct TokenSource {
 /// Sums over scored tokens; the figures people compare are derived from them.
 struct Evaluation {
   double nats = 0;         ///< Σ −ln p
-  int64_t tokens = 0;      ///< scored: every token but the first of the source
+  int64_t tokens = 0;      ///< scored: every token but the first of the source and those that its mask leaves out
   double text_nats = 0;    ///< the same over tokens that stand for text
   int64_t text_bytes = 0;  ///< UTF-8 bytes of those
 
@@ -39,6 +41,7 @@ struct EvaluateOptions {
 };
 
 /// Scores the source in windows of seq_len inputs, in order: token-weighted, the same bits for any thread count.
+/// @throws DataError if there is no token to score, and what reading throws
 Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptions& options);
 
 }  // namespace mmfree
