@@ -51,11 +51,11 @@ void refuse_source(const Options& o, const Model& model) {
 
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
 
-void export_to_ternary(const Options& o, Model& model) {
+void export_to_ternary(const Options& o, const Model& model) {
   static const std::map<std::string, EmbeddingStore> stores = {
       {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
   refuse_existing(o);
-  export_ternary(o.out, model, stores.at(o.embedding));
+  export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
   std::printf("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
               format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
   std::printf("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n", model.kind.c_str());
@@ -89,7 +89,7 @@ Model load_to_export(const Options& o) {
 
 void run_export(const Options& o) {
   const StopSignals signals;
-  Model model = load_to_export(o);
+  const Model model = load_to_export(o);
   refuse_source(o, model);
   if (o.format == "ternary")
     export_to_ternary(o, model);

@@ -1,5 +1,4 @@
 #pragma once
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,7 +38,10 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
 /// so that a model of that size may be allocated. @throws MissingError, DataError, IoError
 class Checkpoint {
  public:
-  explicit Checkpoint(const std::string& path);
+  explicit Checkpoint(const std::string& path) : Checkpoint(h5::Reader(path, "checkpoint")) {}
+  /// The same from a file that is open and verified.
+  explicit Checkpoint(h5::Reader verified);
+  const std::string& path() const { return reader_.path(); }
   const RunConfig& config() const { return config_; }
   const LoopState& state() const { return state_; }
   bool has_moments() const { return reader_.has("adam_m/" + specs_.front().name); }
@@ -57,29 +59,5 @@ class Checkpoint {
   LoopState state_;
   std::vector<ParamSpec> specs_;
 };
-
-/// checkpoints/step-00001000.h5 inside a run folder.
-std::string checkpoint_path(const std::string& run_dir, int64_t step);
-
-/// Steps of the checkpoints in a run folder, ascending; damaged ones included. None if there is no such folder.
-/// @throws IoError if it cannot be listed
-std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
-
-/// The newest intact checkpoint of a run folder; one line per damaged one goes to `warnings`. Empty if there is none.
-/// @throws IoError as checkpoint_steps
-std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
-
-/// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`, once `newest` reads
-/// back intact. Later ones stay and do not count, and so does what cannot be removed.
-/// @throws what Checkpoint throws if `newest` is not intact; then none is removed
-void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
-
-/// Renames the checkpoints of later steps than `step`, which could not be read, to NAME.damaged or a name like it that
-/// is free: one that turns up again would have gaps in its metrics, and none of them counts as one to keep. One that
-/// cannot be renamed stays. Returns the new names. @throws IoError
-std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);
-
-/// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.
-void remove_unfinished_checkpoints(const std::string& run_dir);
 
 }  // namespace mmfree

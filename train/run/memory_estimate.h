@@ -1,7 +1,6 @@
 #pragma once
 #include <cstddef>
 
-#include "layers/residual.h"
 #include "train/config/config.h"
 
 namespace mmfree {
@@ -15,8 +14,5 @@ struct MemoryEstimate {
 /// Counts what a step of `config` allocates, by running it without memory and without kernels: what a GPU needs can so
 /// be said on any machine. The context of the driver (about half a GB) comes on top.
 MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute recompute);
-
-/// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
-Recompute recompute_of(const TrainConfig& train, Device device);
 
 }  // namespace mmfree

@@ -13,7 +13,7 @@ namespace mmfree {
 namespace {
 
 // Handlers run in any thread, and threads ask.
-std::atomic<int> noted = 0, interrupted = 0, leaves_at_once = 0;
+std::atomic<int> noted = 0, interrupted = 0, leaves_at_once = 0, on_terminal = 0;
 static_assert(std::atomic<int>::is_always_lock_free);
 constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
 struct sigaction previous[std::size(kSignals)];
@@ -21,7 +21,7 @@ int alive = 0;
 
 /// Only what is allowed in a signal handler.
 [[noreturn]] void leave(int signal) {
-  const char* const parts[] = {isatty(2) ? "\n" : "", "mmfree: stopped by ", signal_name(signal),
+  const char* const parts[] = {on_terminal ? "\n" : "", "mmfree: stopped by ", signal_name(signal),
                                "; the same command starts over", "\n"};
   for (const char* part : parts)
     if (write(2, part, std::strlen(part)) < 0) break;
@@ -39,8 +39,8 @@ void note(int signal) {
 
 StopSignals::StopSignals() {
   if (alive++) return;
-  noted = 0;
-  interrupted = 0;
+  noted = interrupted = 0;
+  on_terminal = isatty(2);  // a handler may not ask
   struct sigaction action = {};
   action.sa_handler = note;
   action.sa_flags = SA_RESTART;
@@ -54,6 +54,7 @@ StopSignals::StopSignals() {
 StopSignals::~StopSignals() {
   if (--alive) return;
   for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &previous[i], nullptr);
+  noted = 0;  // whoever was asked to stop is gone
 }
 
 int StopSignals::pending() { return noted; }
