@@ -501,7 +501,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 19));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 20));
 }
 
 TEST(Schedule, MatchesValuesComputedByHand) {

@@ -42,6 +42,7 @@ std::string start_only(const RunConfig& c) {
 TEST(InitFrom, EveryFormGivesItsModelAndAFreshRun) {
   const TempDir dir;
   ModelConfig model = tiny_run("").model;
+  model.num_hidden_layers = 3;
   mix_precisions(model);
   const Model m = tiny_model(model);
   fs::create_directories(dir / "old/checkpoints");
