@@ -37,7 +37,7 @@ bool lies_in(const std::string& source, const std::string& folder) {
   return false;
 }
 
-/// --overwrite replaces an old export, never the model that is being exported: its latent weights would be lost.
+/// --overwrite replaces an older export, never the model that is exported: its latent weights would be lost.
 void refuse_source(const Options& o, const Model& model) {
   std::error_code ignored;
   for (const std::string& source : {o.model, model.source}) {
@@ -104,14 +104,14 @@ void run_import(const Options& o) {
   refuse_existing(o);
   MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
                ": is part of the model to be imported; choose another name");
-  const StopSignals signals;  // a checkpoint that was begun is written to its end
+  const StopSignals signals;  // a signal does not interrupt the writing
   const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
                ": holds no config.json; import reads a Hugging Face folder");
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
-  load_stored_config(to_yaml(config), o.model);  // or nobody could read the checkpoint
+  load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}, {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
   std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),

@@ -92,7 +92,7 @@ void run(const Options& o) {
                "score: give --text, or --input FILE with one JSON value per line (- for standard input)");
   const StopSignals signals;
   const Model model = at_once([&] { return load_model(o.model); });
-  // A line that was begun is written whole.
+  // Signals end the process between lines only, so that each line is whole.
   const auto print = [](const std::string& line) {
     std::cout << line << std::flush;
     MMFREE_CHECK(IoError, std::cout, "standard output: cannot be written: ", std::strerror(errno));

@@ -35,7 +35,7 @@ void print_result(const RunConfig& config, const RunResult& r) {
   if (!r.finished) std::printf("continue with  the same command and --resume\n");
 }
 
-/// What training would take, for each way to recompute.
+/// Prints the memory that training would take, for each train.recompute.
 void print_memory(const RunConfig& config) {
   const TrainConfig& t = config.train;
   const bool gpu = t.device.wants_gpu();
@@ -58,10 +58,10 @@ void run(const Options& o) {
     std::fputs(config_reference().c_str(), stdout);
     return;
   }
-  // Never taken back: a signal may come while the process ends.
+  // Never destroyed: a signal may arrive while the process ends.
   alignas(StopSignals) static char forever[sizeof(StopSignals)];
   new (forever) StopSignals;
-  std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
+  std::signal(SIGPIPE, SIG_IGN);  // training continues when nobody reads its progress
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
   std::optional<Model> source;  // of train.init_from, if the run starts with it
@@ -70,7 +70,7 @@ void run(const Options& o) {
     return load_config(o.config, o.overrides,
                        [&](const TrainConfig& train) { return inherited_model(train, o.resume, source); });
   }();
-  // A run that began from another's checkpoint, and was stopped before its own first, begins there again.
+  // A run that started from another run's checkpoint and stopped before its own first starts there again.
   const bool elsewhere = config.train.resume.mode == ResumeFrom::checkpoint;
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};

@@ -10,7 +10,7 @@
 namespace mmfree {
 namespace {
 
-/// So much of a tensor is read at a time; on its way to another device it is in the host's memory.
+/// Bytes of a tensor that are read at a time; for another device they pass through host memory.
 constexpr int64_t kPartBytes = int64_t(64) << 20;
 
 void write_finite(h5::Writer& writer, const std::string& path, const std::string& name, const Tensor& values) {
@@ -28,7 +28,7 @@ int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::stri
   constexpr int64_t kMetadata = 64 << 10, kOfEach = 1 << 10;
   int64_t bytes = 0;
   for (const ParamSpec& spec : layout.specs()) bytes += spec.shape.size() * size_of(DType::f32) + kOfEach;
-  bytes += bytes / 100;  // chunks at the edges are stored whole
+  bytes += bytes / 100;  // partial chunks are stored in full
   return (moments ? 3 : 1) * bytes + int64_t(tokenizer_model.size()) + kMetadata;
 }
 
@@ -79,10 +79,11 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
-  const int64_t rows = to.dim(0), most = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
+  const int64_t rows = to.dim(0),
+                at_a_time = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
   Tensor total({1}, DType::f64);
-  for (int64_t begin = 0; begin < rows; begin += most) {
-    Tensor part = to.slice(begin, std::min(rows, begin + most));
+  for (int64_t begin = 0; begin < rows; begin += at_a_time) {
+    Tensor part = to.slice(begin, std::min(rows, begin + at_a_time));
     Tensor host = part.device() == Device::cpu ? part : Tensor(part.shape(), part.dtype());
     reader_.read(name, begin, part.dim(0), part.dtype(), host.raw_mut());
     sum(host, 1, total);

@@ -22,14 +22,14 @@ struct FlatState {
   Tensor values, m, v;
 };
 
-/// What a checkpoint will take on the disk, a little more rather than less.
+/// An upper estimate of a checkpoint's size on the disk.
 int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::string& tokenizer_model);
 
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
 /// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
 /// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
-/// Needs the same memory for a model of any size. The disk's free space is checked first. `layout` says where `flat`,
-/// on any device, holds what. A NaN or an infinity in it is refused: what is saved is good.
+/// Memory does not grow with the model. The disk's free space is checked first. `layout` maps names to parts of `flat`,
+/// which may be on any device. A NaN or an infinity is refused, so every saved checkpoint is finite.
 /// @throws CreateError, IoError, DivergedError
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);

@@ -11,8 +11,8 @@ struct MemoryEstimate {
   size_t peak = 0;   ///< the most at once during a step, `state` included
 };
 
-/// Counts what a step of `config` allocates, by running it without memory and without kernels: what a GPU needs can so
-/// be said on any machine. The context of the driver (about half a GB) comes on top.
+/// Counts what a step of `config` allocates by running it without memory and without kernels, so that any machine can
+/// say what a GPU needs. The driver's context (about half a GB) comes on top.
 MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute recompute);
 
 }  // namespace mmfree

@@ -68,7 +68,7 @@ void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep
   try {
     steps = checkpoint_steps(run_dir);
   } catch (const IoError&) {
-    return;  // what stays is removed after the next save
+    return;  // the next save removes what stays
   }
   steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
   for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {

@@ -20,17 +20,17 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 /// Nothing if there is none. @throws IoError as checkpoint_steps; what Checkpoint throws for an intact file
 std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
 
-/// Of the checkpoints up to step `newest`, which was just written, removes all but the last `keep`, once `newest` reads
-/// back intact. Later ones stay and do not count, and so does what cannot be removed.
+/// Retention: once the checkpoint of step `newest`, which was just written, reads back intact, removes all checkpoints
+/// up to it but the last `keep`. Later checkpoints stay and do not count; so do those that cannot be removed.
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
-/// Renames the checkpoints of later steps than `step`, which could not be read, to NAME.damaged or a name like it that
-/// is free: one that turns up again would have gaps in its metrics, and none of them counts as one to keep. One that
-/// cannot be renamed stays. Returns the new names. @throws IoError
+/// Renames the checkpoints of steps after `step`, which could not be read, to NAME.damaged or NAME.damaged-N, so that
+/// retention does not count them and no later start resumes one, whose metrics have been dropped. One that cannot be
+/// renamed stays. Returns the new names. @throws IoError
 std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);
 
-/// Removes the temporary files that killed saves left beside the checkpoints. No save may be under way in this folder.
+/// Removes the temporary files of killed saves. No save may be running in this folder.
 void remove_unfinished_checkpoints(const std::string& run_dir);
 
 /// What run.json says of a run, besides version, time and threads.
