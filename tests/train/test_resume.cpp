@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <fstream>
 
 #include "tests/support/training.h"
 
@@ -108,6 +109,35 @@ TEST(Resume, DamagedCheckpointsDoNotCountAsKept) {
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 10, 12}));
   for (const int64_t step : {8, 10, 12}) EXPECT_NO_THROW(Checkpoint(checkpoint_path(dir / "run", step))) << step;
   EXPECT_EQ(timeless_metrics(dir / "run").front()["step"], 1);
+}
+
+/// Bytes that this process has read so far.
+int64_t bytes_read() {
+  std::ifstream in("/proc/self/io");
+  std::string key;
+  int64_t value = -1;
+  in >> key >> value;
+  return key == "rchar:" ? value : -1;
+}
+
+TEST(Resume, ReadsACheckpointToVerifyItAndToLoadItAndNoMore) {
+  if (bytes_read() < 0) GTEST_SKIP() << "the system does not count bytes read";
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.model.hidden_size = 256;
+  c.train.max_time = 1e-9;
+  train(c);  // one step
+  const auto size = int64_t(fs::file_size(checkpoint_path(dir / "run", 1)));
+  const auto read_by_start = [&] {
+    const int64_t before = bytes_read();
+    text_of([&] { Trainer(c, true, false); });
+    return bytes_read() - before;
+  };
+  c.train.resume = {ResumeFrom::newest};
+  const int64_t resumed = read_by_start();
+  c.train.resume = {};
+  c.train.run_dir = dir / "fresh";
+  EXPECT_LT(resumed - read_by_start(), 21 * size / 10);
 }
 
 TEST(Resume, RefusesFewerStepsThanWereMade) {
