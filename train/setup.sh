@@ -29,8 +29,19 @@ mmfree_install() {
   rm -f "$log"
 }
 
+# A cache that was copied with the project would build into the folder it was made for.
+mmfree_drop_foreign_cache() {
+  [ -f build/CMakeCache.txt ] || return 0
+  local source
+  source=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' build/CMakeCache.txt)
+  [ "$source" -ef . ] && return
+  echo "build/ was configured for ${source:-another folder}: configuring it for $PWD, with the default options"
+  rm -rf build/CMakeCache.txt build/CMakeFiles
+}
+
 # mmfree_build TARGET...: configures build/ if needed and builds the targets.
 mmfree_build() {
+  mmfree_drop_foreign_cache
   cmake -S . -B build -G Ninja --log-level=ERROR >/dev/null
   cmake --build build --target "$@"
 }

@@ -87,8 +87,8 @@ TEST(CudaErrors, ALostGpuEndsTheRunWithOneLineAndTheCheckpointStays) {
   const std::string folder = testing::TempDir() + "mmfree_lost_gpu";
   std::filesystem::remove_all(folder);
   RunConfig c = tiny_run(folder);
-  c.train.device = "cuda";
-  c.train.resume = "auto";
+  c.train.device.kind = DeviceChoice::cuda;
+  c.train.resume = {ResumeFrom::newest_if_any};
   const auto lose = [&] {
     RunConfig part = c;
     part.train.max_time = 1e-9;
@@ -105,7 +105,7 @@ TEST(CudaErrors, ALostGpuEndsTheRunWithOneLineAndTheCheckpointStays) {
   };
   EXPECT_EXIT(lose(), testing::ExitedWithCode(101), "the GPU is lost to this process: run again with --resume");
   std::vector<std::string> warnings;
-  EXPECT_EQ(newest_checkpoint(folder, warnings), checkpoint_path(folder, 1));
+  EXPECT_EQ(newest_checkpoint(folder, warnings)->path(), checkpoint_path(folder, 1));
   EXPECT_TRUE(warnings.empty());
   std::filesystem::remove_all(folder);
 }

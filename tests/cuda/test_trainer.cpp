@@ -15,7 +15,7 @@ RunResult train(const RunConfig& config) { return Trainer(config, true, false).r
 
 RunConfig gpu_run(const std::string& run_dir) {
   RunConfig c = tiny_run(run_dir);
-  c.train.device = "cuda";
+  c.train.device.kind = DeviceChoice::cuda;
   return c;
 }
 
@@ -29,7 +29,7 @@ TEST(CudaTrainer, AResumedRunEqualsOneNeverCut) {
   train(whole);
   RunConfig cut = whole;
   cut.train.run_dir = dir / "cut";
-  cut.train.resume = "auto";
+  cut.train.resume = {ResumeFrom::newest_if_any};
   for (int64_t stop : {1, 6, 7}) {
     RunConfig part = cut;
     part.train.max_time = 1e-9;  // each call does one step
@@ -48,14 +48,14 @@ TEST(CudaTrainer, CheckpointsMoveBetweenDevices) {
   MMFREE_NEEDS_GPU();
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   for (const char* device : {"cpu", "cuda", "cpu"}) {
-    c.train.device = device;
+    c.train.device = *parse_device(device);
     c.train.max_time = 1e-9;
     train(c);
   }
   EXPECT_EQ(3, checkpoint_steps(dir / "run").back());
-  c.train.device = "cuda", c.train.max_time = 0;
+  c.train.device.kind = DeviceChoice::cuda, c.train.max_time = 0;
   const RunResult r = train(c);
   EXPECT_TRUE(r.finished);
   EXPECT_LT(r.last_loss, r.first_loss);

@@ -365,7 +365,7 @@ class TrainOperation : public FaultOperation {
     RunConfig config = tiny_run(run_dir);
     config.data.valid.clear();
     config.train.steps = 3;
-    config.train.resume = "auto";
+    config.train.resume = {ResumeFrom::newest_if_any};
     config.train.max_time = 1e-9;
     Trainer(config, true, false).run();
   }
@@ -374,10 +374,10 @@ class TrainOperation : public FaultOperation {
     std::vector<std::string> warnings;
     const auto newest = newest_checkpoint(run_dir, warnings);
     MMFREE_CHECK(Error, warnings.empty(), "a damaged checkpoint under its final name: ", warnings.front());
-    const int64_t step = newest ? Checkpoint(*newest).state().step : 0;
+    const int64_t step = newest ? newest->state().step : 0;
     MMFREE_CHECK(Error, step >= least && step <= most, run_dir, ": is at step ", step);
     if (step == 0) return;
-    MMFREE_CHECK(Error, learned(*newest) == learned_.at(step), run_dir, ": other bits after step ", step);
+    MMFREE_CHECK(Error, learned(newest->path()) == learned_.at(step), run_dir, ": other bits after step ", step);
     MetricsWriter(run_dir + "/metrics.jsonl", step);
     const auto rows = timeless_metrics(run_dir);
     MMFREE_CHECK(Error, rows == std::vector(rows_.begin(), rows_.begin() + step), run_dir, ": ", rows.size(),

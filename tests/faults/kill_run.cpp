@@ -8,7 +8,7 @@
 
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace {

@@ -98,15 +98,15 @@ TEST_P(ModelProperties, CheckpointTernaryFileAndFolderGiveTheSameModel) {
   const Tensor expected = logits(m);
   RunConfig run;
   run.model = m.config;
-  save_checkpoint(dir / "m.h5", run, *m.params, {m.params->values(), {}, {}}, {}, "");
+  save_checkpoint(dir / "m.h5", run, *m.params, {m.params->values(), {}}, {}, "");
   NamedShapes tensors;
   for (const ParamSpec& spec : parameter_specs(m.config)) tensors.emplace_back(spec.name, spec.shape);
   write_hf_folder(dir / "hf", m.config, tensors, [&](const std::string& name) { return (*m.params)[name].value(); });
-  export_ternary(dir / "m.mmfree", m, EmbeddingStore::f32);
+  export_ternary(dir / "m.mmfree", m, EmbeddingStore::f32, [] {});
   for (const std::string& path : {dir / "m.h5", dir / "hf", dir / "m.mmfree"})
     EXPECT_TRUE(same_bits(logits(load_model(path)), expected)) << path;
   for (EmbeddingStore store : {EmbeddingStore::bf16, EmbeddingStore::int8})
-    EXPECT_NO_THROW(export_ternary(dir / "small.mmfree", m, store));  // which compares logits itself
+    EXPECT_NO_THROW(export_ternary(dir / "small.mmfree", m, store, [] {}));  // which compares logits itself
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ModelProperties, testing::ValuesIn(model_variants({DType::f32})),

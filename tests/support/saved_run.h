@@ -8,7 +8,7 @@
 #include "optim/adamw.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_model.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 
@@ -50,8 +50,8 @@ class SavedRun {
   }
 
   /// Loads a checkpoint. Returns its step if every bit is what `save` wrote for it. @throws Error if not.
-  int64_t load(const std::string& path) {
-    const Checkpoint file(path);
+  int64_t load(const Checkpoint& file) {
+    const std::string& path = file.path();
     ParamStore params(parameter_specs(config_.model), DType::f32);
     AdamW optimizer(params, config_.optim);
     file.load(params, &optimizer);

@@ -86,7 +86,7 @@ inline RunConfig tiny_run(const std::string& run_dir) {
   c.train.batch_size = 4;
   c.train.log_every = 1;
   c.train.threads = 1;
-  c.train.device = "cpu";
+  c.train.device.kind = DeviceChoice::cpu;
   c.train.run_dir = run_dir;
   c.source = "tiny.yaml";
   return c;

@@ -7,7 +7,7 @@
 #include "optim/adamw.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace {
@@ -210,11 +210,11 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
        {"step-7.h5", "step-00000009.h5.mmfree-tmp-1-1", "step-.h5", "best.h5", "step--0000001.h5", "step-0000000x.h5"})
     spit(run + "/checkpoints/" + name, "");
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{5, 20, 100}));
-  EXPECT_EQ(newest_checkpoint(run, warnings), checkpoint_path(run, 100));
+  EXPECT_EQ(newest_checkpoint(run, warnings)->path(), checkpoint_path(run, 100));
   EXPECT_TRUE(warnings.empty());
 
   spit(checkpoint_path(run, 100), "");
-  EXPECT_EQ(newest_checkpoint(run, warnings), checkpoint_path(run, 20));
+  EXPECT_EQ(newest_checkpoint(run, warnings)->path(), checkpoint_path(run, 20));
   ASSERT_EQ(warnings.size(), 1u);
   EXPECT_NE(warnings[0].find("step-00000100.h5"), std::string::npos);
 

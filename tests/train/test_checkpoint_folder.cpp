@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "tests/support/temp_dir.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace {

@@ -14,7 +14,7 @@
 #include "train/formats/safetensors.h"
 #include "train/inference/generate.h"
 #include "train/inference/score.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace {

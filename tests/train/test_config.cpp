@@ -92,6 +92,8 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.save_every, b.train.save_every);
   EXPECT_EQ(a.train.keep_last, b.train.keep_last);
   EXPECT_EQ(a.train.resume, b.train.resume);
+  EXPECT_EQ(a.train.init_from, b.train.init_from);
+  EXPECT_EQ(a.train.on_save_error, b.train.on_save_error);
   EXPECT_EQ(a.train.run_dir, b.train.run_dir);
   EXPECT_EQ(a.train.max_time, b.train.max_time);
   EXPECT_EQ(a.train.skip_limit, b.train.skip_limit);
@@ -194,9 +196,9 @@ RunConfig random_config(std::mt19937_64& random) {
              micro * integer(1, 100),
              integer(0, 1) * micro,
              integer(0, INT64_MAX),
-             one_of({"auto", "cpu", "cuda", "cuda:0", "cuda:17"}),
-             one_of({"auto", "f32", "bf16"}),
-             one_of({"auto", "none", "selective", "full"}),
+             *parse_device(one_of({"auto", "cpu", "cuda", "cuda:0", "cuda:17"})),
+             static_cast<ComputeChoice>(integer(0, 2)),
+             integer(0, 1) ? std::optional(static_cast<Recompute>(integer(0, 2))) : std::nullopt,
              integer(0, 1) == 1,
              integer(0, 4096),
              integer(1, INT64_MAX),
@@ -204,11 +206,13 @@ RunConfig random_config(std::mt19937_64& random) {
              integer(0, 99),
              integer(0, 99),
              integer(1, 99),
-             text(),
+             parse_resume(one_of({"false", "true", "auto", text()})),
+             "",
              text(),
              real(0, 1e9),
-             one_of({"continue", "stop"}),
+             static_cast<OnSaveError>(integer(0, 1)),
              integer(1, 99)};
+  if (c.train.resume.mode != ResumeFrom::checkpoint && integer(0, 1)) c.train.init_from = text();
   return c;
 }
 
@@ -237,8 +241,8 @@ TEST(Config, ReadsEveryKindOfValue) {
   EXPECT_EQ(c.optim.schedule, Schedule::constant);
   EXPECT_EQ(c.train.seed, INT64_MAX);
   EXPECT_EQ(c.train.max_time, 9000);
-  EXPECT_EQ(c.train.resume, "true");
-  EXPECT_EQ(c.train.device, "cpu");
+  EXPECT_EQ(c.train.resume.mode, ResumeFrom::newest);
+  EXPECT_EQ(c.train.device.kind, DeviceChoice::cpu);
   EXPECT_EQ(c.train.run_dir, "runs/my.run");
   EXPECT_EQ(c.source, "dir/my.run.yaml");
 }
@@ -440,9 +444,9 @@ TEST(Config, LimitsSizeDepthAndCount) {
 
 TEST(Config, SaysWhereAndHowToCompute) {
   const RunConfig defaults = load_config_text("", "x.yaml");
-  EXPECT_EQ(defaults.train.device, "auto");
-  EXPECT_EQ(defaults.train.compute, "auto");
-  EXPECT_EQ(defaults.train.recompute, "auto");
+  EXPECT_STREQ(name_of(defaults.train.device).c_str(), "auto");
+  EXPECT_STREQ(name_of(defaults.train.compute), "auto");
+  EXPECT_STREQ(name_of(defaults.train.recompute), "auto");
   EXPECT_TRUE(defaults.train.capture);
   for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:999"})
     for (const char* compute : {"auto", "f32", "bf16"})
@@ -450,9 +454,9 @@ TEST(Config, SaysWhereAndHowToCompute) {
         const RunConfig c = load_config_text(
             concat("train: {device: ", device, ", compute: ", compute, ", recompute: ", recompute, ", capture: false}"),
             "x.yaml");
-        EXPECT_EQ(c.train.device, device);
-        EXPECT_EQ(c.train.compute, compute);
-        EXPECT_EQ(c.train.recompute, recompute);
+        EXPECT_EQ(name_of(c.train.device), device);
+        EXPECT_STREQ(name_of(c.train.compute), compute);
+        EXPECT_STREQ(name_of(c.train.recompute), recompute);
         EXPECT_FALSE(c.train.capture);
         // None of them makes a resumed run another training.
         for (const ConfigChange& change : compare(defaults, c))
@@ -476,9 +480,18 @@ TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
   const std::pair<const char*, const char*> bad[] = {
       {"optim.lr=1 # x", "command line: optim.lr: expected a number, found '1 # x'"},
       {"optim.lr=\"\\",
-       "command line: not valid YAML: unknown escape character in double quotes; write \\ for a backslash"},
+       "command line: 'optim.lr=\"\\': not valid YAML: unknown escape character in double quotes; write \\ for a "
+       "backslash"},
       {"lr=1", "command line: unknown key 'lr' (did you mean 'optim.lr'?)"},
       {"optim.lr.x=1", "command line: unknown key 'optim.lr.x'"},
+      {"model.precision_rules=[{projections:[lm_head],precision:bf16}]",
+       "command line: 'model.precision_rules=[{projections:[lm_head],precision:bf16}]': not valid YAML: end of map "
+       "flow "
+       "not found; write a space after each colon, as in {a: 1}"},
+      {"model.precision_rules=[{precision:bf16}]",
+       "command line: model.precision_rules[0]: the rule names no precision\n"
+       "command line: unknown key 'model.precision_rules[0].precision:bf16' (write 'precision: ', with a space after "
+       "the colon)"},
       {"optim=1", "command line: optim: expected keys with values, found '1'"},
       {"=1", "command line: '=1' is not an override; expected section.key=value"},
       {"data.train=[a", "command line: a key must be plain text, found a list (is a bracket left open?)"},
@@ -599,7 +612,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 5 + 14 + 19));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 5 + 14 + 20));
 }
 
 }  // namespace

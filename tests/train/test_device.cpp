@@ -12,10 +12,10 @@ namespace {
 
 TEST(Device, NamesAreAutoCpuCudaAndCudaWithANumber) {
   for (const char* good : {"auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:15", "cuda:999"})
-    EXPECT_TRUE(is_device_name(good)) << good;
+    EXPECT_EQ(name_of(parse_device(good).value()), good);
   for (const char* bad : {"", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1000", "cuda: 1", "cuda:1 ", "cuda1",
                           "cpu:0", "auto:0", " cpu", "cuda:1x"})
-    EXPECT_FALSE(is_device_name(bad)) << bad;
+    EXPECT_FALSE(parse_device(bad)) << bad;
 }
 
 TEST(Device, TheCpuIsAlwaysThereAndComputesInF32) {

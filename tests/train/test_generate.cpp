@@ -69,6 +69,19 @@ TEST(Sample, NeverPicksTheImpossible) {
   EXPECT_EQ(sample(kLogits.data(), int64_t(kLogits.size()), options(1), std::nextafter(1.0, 0.0)), 1);
 }
 
+TEST(Sample, LogitsThatAreNotNumbersAreRefused) {
+  std::vector<float> bad = kLogits;
+  for (const float x : {NAN, INFINITY})
+    for (const size_t at : {size_t(0), size_t(3), kLogits.size() - 1})
+      for (const GenerateOptions& o : {options(0), options(1), options(1, 2), options(1, 0, 0.5)}) {
+        bad = kLogits;
+        bad[at] = x;
+        EXPECT_THROW(sample(bad.data(), int64_t(bad.size()), o, 0.3), DivergedError) << x << " at " << at;
+      }
+  bad.assign(bad.size(), -INFINITY);
+  EXPECT_THROW(sample(bad.data(), int64_t(bad.size()), options(1), 0.3), DivergedError);
+}
+
 std::vector<int32_t> greedy(const LM& lm, std::vector<int32_t> tokens, int64_t count) {
   const size_t prompt = tokens.size();
   for (int64_t i = 0; i < count; ++i) {

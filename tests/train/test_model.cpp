@@ -6,7 +6,7 @@
 #include "train/formats/hf_folder.h"
 #include "train/formats/ternary_file.h"
 #include "train/inference/model.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <fstream>
 
 #include "tests/support/training.h"
 
@@ -12,10 +13,10 @@ namespace fs = std::filesystem;
 TEST(Resume, RefusesToOverwriteARunOrToContinueNone) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
-  c.train.resume = "true";
+  c.train.resume = {ResumeFrom::newest};
   EXPECT_TRUE(contains(error_of<MissingError>([&] { train(c); }), "found no intact checkpoint"));
   EXPECT_FALSE(fs::exists(dir / "run"));
-  c.train.resume = "false";
+  c.train.resume = {};
   train(c);
   EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "already holds checkpoints"));
 }
@@ -25,7 +26,7 @@ TEST(Resume, ADangerousChangeNeedsForce) {
   RunConfig c = tiny_run(dir / "run");
   c.train.steps = 6;
   train(c);
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   c.train.steps = 7;
   c.optim.lr *= 0.5;
   text_of([&] { train(c); });  // harmless: another length and learning rate
@@ -59,7 +60,7 @@ TEST(Resume, OtherTokensUnderTheSameNameNeedForce) {
   train(c);
   random_shard(dir, 9, 17);
   c.train.steps = 4;
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "the content of data.train changed"));
   text_of([&] { EXPECT_TRUE(train(c, true).finished); });
   c.train.steps = 5;
@@ -76,7 +77,7 @@ TEST(Resume, PassesOverADamagedCheckpointAndKeepsWhatItWritesAfterwards) {
   ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
   damage(checkpoint_path(dir / "run", 12));
   fs::create_symlink("step-00000011.h5", checkpoint_path(dir / "run", 11));  // to itself: cannot be opened
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   c.train.keep_last = 1;
   RunConfig part = c;
   part.train.max_time = 1e-9;
@@ -102,7 +103,7 @@ TEST(Resume, DamagedCheckpointsDoNotCountAsKept) {
   c.train.max_time = 1e-9;
   train(c);  // one step
   for (const int64_t step : {6, 7, 8}) spit(checkpoint_path(dir / "run", step), "no checkpoint");
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   c.train.max_time = 0;
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 10, 12}));
@@ -110,11 +111,40 @@ TEST(Resume, DamagedCheckpointsDoNotCountAsKept) {
   EXPECT_EQ(timeless_metrics(dir / "run").front()["step"], 1);
 }
 
+/// Bytes that this process has read so far.
+int64_t bytes_read() {
+  std::ifstream in("/proc/self/io");
+  std::string key;
+  int64_t value = -1;
+  in >> key >> value;
+  return key == "rchar:" ? value : -1;
+}
+
+TEST(Resume, ReadsACheckpointToVerifyItAndToLoadItAndNoMore) {
+  if (bytes_read() < 0) GTEST_SKIP() << "the system does not count bytes read";
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.model.hidden_size = 256;
+  c.train.max_time = 1e-9;
+  train(c);  // one step
+  const auto size = int64_t(fs::file_size(checkpoint_path(dir / "run", 1)));
+  const auto read_by_start = [&] {
+    const int64_t before = bytes_read();
+    text_of([&] { Trainer(c, true, false); });
+    return bytes_read() - before;
+  };
+  c.train.resume = {ResumeFrom::newest};
+  const int64_t resumed = read_by_start();
+  c.train.resume = {};
+  c.train.run_dir = dir / "fresh";
+  EXPECT_LT(resumed - read_by_start(), 21 * size / 10);
+}
+
 TEST(Resume, RefusesFewerStepsThanWereMade) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
   train(c);
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   c.train.steps = 11;
   const std::string said = error_of<ConfigError>([&] { train(c); });
   EXPECT_TRUE(contains(said, "train.steps is 11 but ")) << said;
@@ -124,7 +154,7 @@ TEST(Resume, RefusesFewerStepsThanWereMade) {
 TEST(Resume, ANameThatIsNoCheckpointIsExplained) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
-  c.train.resume = "yes";
+  c.train.resume = parse_resume("yes");
   EXPECT_EQ(error_of<MissingError>([&] { train(c); }),
             "train.resume: no checkpoint at 'yes'; expected false, true, auto or a checkpoint's path");
 }
@@ -134,7 +164,7 @@ TEST(Resume, GoingBackToAnOlderCheckpointNeedsItsOwnFolder) {
   RunConfig c = tiny_run(dir / "run");
   c.train.save_every = 4;
   train(c);
-  c.train.resume = checkpoint_path(dir / "run", 4);
+  c.train.resume = parse_resume(checkpoint_path(dir / "run", 4));
   EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "later checkpoints"));
   c.train.run_dir = dir / "other";
   text_of([&] { EXPECT_TRUE(train(c).finished); });
@@ -146,7 +176,7 @@ TEST(Resume, AnotherRunsCheckpointIsSavedAgainHoweverSoonTheRunStops) {
   RunConfig c = tiny_run(dir / "run");
   c.train.save_every = 4;
   train(c);
-  c.train.resume = checkpoint_path(dir / "run", 4);
+  c.train.resume = parse_resume(checkpoint_path(dir / "run", 4));
   c.train.run_dir = dir / "other";
   text_of([&] {
     Trainer trainer(c, true, false);
@@ -158,7 +188,7 @@ TEST(Resume, AnotherRunsCheckpointIsSavedAgainHoweverSoonTheRunStops) {
   EXPECT_EQ(checkpoint_steps(dir / "other"), (std::vector<int64_t>{4})) << "--resume would start over";
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 4)), learned(checkpoint_path(dir / "other", 4)));
   EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "checkpoints of another run"));
-  c.train.resume = "true";
+  c.train.resume = {ResumeFrom::newest};
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "other", 12)));
 }
@@ -172,7 +202,7 @@ TEST(Resume, AnotherRunsMetricsDoNotBecomeItsOwn) {
   fs::create_directory(dir / "run");
   spit(dir / "run/metrics.jsonl", "{\"step\": 1, \"foreign\": 1}\n");
   c.train.run_dir = dir / "run";
-  c.train.resume = checkpoint_path(dir / "other", 4);
+  c.train.resume = parse_resume(checkpoint_path(dir / "other", 4));
   text_of([&] { train(c); });
   const auto rows = timeless_metrics(dir / "run");
   EXPECT_EQ(rows.front()["step"], 5) << rows.front();

@@ -5,6 +5,7 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
+#include "train/inference/generate.h"
 #include "train/inference/score.h"
 
 namespace mmfree {
@@ -46,6 +47,14 @@ TEST(Score, RefusesTokensOutsideTheVocabulary) {
   EXPECT_THROW(score(*m.lm, {1, 61}), DataError);
   EXPECT_THROW(score(*m.lm, {-1, 1}), DataError);
   EXPECT_THROW(score(*m.lm, {1, -1}), DataError);
+}
+
+TEST(Score, LogitsThatAreNotNumbersAreRefused) {
+  Model m = tiny_model(tiny_model_config(), false);
+  Tensor norm = (*m.params)["lm_head.norm.weight"].value();
+  norm.mut<float>()[0] = NAN;
+  EXPECT_THROW(score(*m.lm, {1, 2, 3}), DivergedError);
+  EXPECT_THROW(generate(*m.lm, {1, 2, 3}, {}), DivergedError);
 }
 
 }  // namespace

@@ -216,7 +216,7 @@ TEST(Memory, RecomputesByNameOrByDevice) {
   EXPECT_EQ(Recompute::none, recompute_of(t, Device::cpu));
   EXPECT_EQ(Recompute::selective, recompute_of(t, Device::cuda));
   for (Recompute r : kAll) {
-    t.recompute = name_of(r);
+    t.recompute = r;
     EXPECT_EQ(r, recompute_of(t, Device::cpu));
     EXPECT_EQ(r, recompute_of(t, Device::cuda));
   }

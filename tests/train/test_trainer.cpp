@@ -158,7 +158,7 @@ TEST(Trainer, AResumedRunEqualsOneNeverCut) {
   cut.train.run_dir = dir / "cut";
   for (int64_t stop : {1, 5, 7}) {
     RunConfig part = cut;
-    part.train.resume = "auto";
+    part.train.resume = {ResumeFrom::newest_if_any};
     part.train.threads = stop % 3 + 1;
     part.train.max_time = 1e-9;
     // Each call does one step: max_time is over at once.
@@ -170,7 +170,7 @@ TEST(Trainer, AResumedRunEqualsOneNeverCut) {
     EXPECT_EQ(r.step, stop);
     EXPECT_EQ(r.reason, "train.max_time reached");
   }
-  cut.train.resume = "true";
+  cut.train.resume = {ResumeFrom::newest};
   const std::string said = text_of([&] { EXPECT_TRUE(train(cut).finished); });
   EXPECT_TRUE(contains(said, "resuming from")) << said;
   EXPECT_EQ(learned(checkpoint_path(dir / "whole", 12)), learned(checkpoint_path(dir / "cut", 12)));
@@ -188,7 +188,7 @@ TEST(Trainer, AnEvaluationThatWasCutIsMadeAgain) {
   train(whole);
   RunConfig cut = whole;
   cut.train.run_dir = dir / "cut";
-  cut.train.resume = "auto";
+  cut.train.resume = {ResumeFrom::newest_if_any};
   {
     Trainer trainer(cut, true, false);
     std::raise(SIGTERM);
@@ -240,10 +240,10 @@ TEST(Trainer, OnAFullDiskGoesOnOrStopsAsConfigured) {
   train(c);
   const std::string kept = slurp(checkpoint_path(dir / "run", 3));
   c.train.steps = 8;
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   c.train.save_every = 2;
   c.train.keep_last = 1;
-  for (const std::string policy : {"continue", "stop"}) {
+  for (const OnSaveError policy : {OnSaveError::carry_on, OnSaveError::stop}) {
     c.train.on_save_error = policy;
     std::string message, said;
     {
@@ -258,10 +258,10 @@ TEST(Trainer, OnAFullDiskGoesOnOrStopsAsConfigured) {
       }
       said = testing::internal::GetCapturedStderr();
     }
-    EXPECT_TRUE(contains(message, policy == "stop" ? "step-00000004.h5" : "step-00000008.h5")) << message;
+    EXPECT_TRUE(contains(message, policy == OnSaveError::stop ? "step-00000004.h5" : "step-00000008.h5")) << message;
     EXPECT_TRUE(contains(message, "File too large; the newest checkpoint is " + checkpoint_path(dir / "run", 3)))
         << message;
-    EXPECT_EQ(contains(said, "training goes on"), policy == "continue") << said;
+    EXPECT_EQ(contains(said, "training goes on"), policy == OnSaveError::carry_on) << said;
     EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{3}));
     EXPECT_EQ(slurp(checkpoint_path(dir / "run", 3)), kept);
   }
@@ -270,7 +270,7 @@ TEST(Trainer, OnAFullDiskGoesOnOrStopsAsConfigured) {
   whole.train.steps = 3;
   train(whole);
   whole.train.steps = 8;
-  whole.train.resume = "auto";
+  whole.train.resume = {ResumeFrom::newest_if_any};
   text_of([&] { train(whole); });
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 8)), learned(checkpoint_path(dir / "whole", 8)));
 }
@@ -279,7 +279,7 @@ TEST(Trainer, ASaveThatFailsBesideTrainingEndsItBeforeItsLastStep) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
   c.train.steps = 100000;
-  c.train.on_save_error = "stop";
+  c.train.on_save_error = OnSaveError::stop;
   Trainer trainer(c, true, false);
   spit(dir / "run/save", "");
   const FullDisk full(50000);
@@ -287,7 +287,7 @@ TEST(Trainer, ASaveThatFailsBesideTrainingEndsItBeforeItsLastStep) {
 }
 
 TEST(Trainer, MetricsThatCannotBeWrittenGoOnOrStopAsConfigured) {
-  for (const std::string policy : {"continue", "stop"}) {
+  for (const OnSaveError policy : {OnSaveError::carry_on, OnSaveError::stop}) {
     const TempDir dir;
     RunConfig c = tiny_run(dir / "run");
     c.train.steps = 30;
@@ -298,7 +298,7 @@ TEST(Trainer, MetricsThatCannotBeWrittenGoOnOrStopAsConfigured) {
     EXPECT_THROW(trainer.run(), Error);
     const std::string said = testing::internal::GetCapturedStderr();
     const std::string warning = "metrics.jsonl: cannot write metrics: File too large; there is no checkpoint; training";
-    EXPECT_EQ(contains(said, warning), policy == "continue") << said;
+    EXPECT_EQ(contains(said, warning), policy == OnSaveError::carry_on) << said;
   }
 }
 
@@ -309,7 +309,7 @@ TEST(Trainer, ASaveThatFailedOnTheWayDoesNotSpoilTheLast) {
   train(c);
   c.train.steps = 12;
   c.train.save_every = 11;
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   const std::string said = text_of([&] {
     Trainer trainer(c, true, false);
     fs::create_directories(checkpoint_path(dir / "run", 11) + "/in the way");
@@ -339,7 +339,7 @@ TEST(Trainer, ResumingAFinishedRunChangesNothing) {
   const auto rows = timeless_metrics(dir / "run");
   const std::string bytes = slurp(checkpoint_path(dir / "run", 12));
   const std::string leftover = spit(checkpoint_path(dir / "run", 11) + ".mmfree-tmp-1-0", "of a killed save");
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_FALSE(fs::exists(leftover));
   EXPECT_EQ(slurp(checkpoint_path(dir / "run", 12)), bytes);
@@ -359,7 +359,7 @@ TEST(Trainer, StopAndSaveFilesAreObeyedOnce) {
   EXPECT_FALSE(fs::exists(dir / "run/stop"));
   EXPECT_FALSE(fs::exists(dir / "run/save"));
   spit(dir / "run/save", "");
-  c.train.resume = "true";
+  c.train.resume = {ResumeFrom::newest};
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{1, 2, 12}));
 }
@@ -367,7 +367,7 @@ TEST(Trainer, StopAndSaveFilesAreObeyedOnce) {
 TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   {
     Trainer first(c, true, false);
     const std::string saving = spit(checkpoint_path(dir / "run", 5) + ".mmfree-tmp-1-0", "a save under way");
@@ -403,10 +403,10 @@ TEST(Trainer, DataThatCannotBeReadTakesNoFinishedStepAway) {
   std::vector<std::string> warnings;
   const auto saved = newest_checkpoint(bad.train.run_dir, warnings);
   ASSERT_TRUE(saved) << "the first step met bad data already";
-  const int64_t step = Checkpoint(*saved).state().step;
+  const int64_t step = saved->state().step;
   EXPECT_LT(step, good.train.steps);
   EXPECT_TRUE(contains(said, concat("the ", step, " steps before it are saved"))) << said;
-  EXPECT_EQ(learned(*saved), learned(checkpoint_path(good.train.run_dir, step)));
+  EXPECT_EQ(learned(saved->path()), learned(checkpoint_path(good.train.run_dir, step)));
 }
 
 TEST(Trainer, ValidationThatCannotBeReadTakesNoFinishedStepAway) {
@@ -419,7 +419,7 @@ TEST(Trainer, ValidationThatCannotBeReadTakesNoFinishedStepAway) {
   spit(dir / "run/stop", "");
   text_of([&] { EXPECT_EQ(train(c).step, 1); });
   copy_of_tokens(TinyCorpus::get().valid(), dir / "valid.h5", 7);
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   for (const int64_t step : {4, 12}) {
     const std::string said = error_of<Error>([&] { train(c); });
     EXPECT_TRUE(contains(said, "token 60000")) << said;
@@ -464,7 +464,7 @@ TEST(Trainer, AGoodStepEndsARowOfSkippedOnes) {
   train(c);
   rewrite(checkpoint_path(dir / "run", 3), c, [](ParamStore&, LoopState& state) { state.skipped_in_row = 2; });
   c.train.steps = 4;
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   text_of([&] { train(c); });
   EXPECT_EQ(Checkpoint(checkpoint_path(dir / "run", 4)).state().skipped_in_row, 0);
 }
@@ -480,7 +480,7 @@ TEST(Trainer, ParametersThatOverflowSkipUpdatesUntilTheRunGivesUp) {
   });
   const auto before = learned(checkpoint_path(dir / "run", 3));
   c.train.steps = 30;
-  c.train.resume = "auto";
+  c.train.resume = {ResumeFrom::newest_if_any};
   c.train.skip_limit = 4;
   c.train.save_every = 1;
   const std::string message = error_of<DivergedError>([&] { train(c); });

@@ -6,8 +6,8 @@
 #include "data/paths.h"
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
+#include "train/commands/model_options.h"
 #include "train/inference/evaluate.h"
-#include "train/inference/model.h"
 #include "train/run/progress.h"
 #include "train/run/signals.h"
 
@@ -15,8 +15,7 @@ namespace mmfree {
 namespace {
 
 struct Options {
-  std::string device = "auto", compute = "auto";
-  std::string model, tokenizer;
+  ModelOptions model;
   std::vector<std::string> data;
   int64_t seq_len = 0, limit = 0;
   bool json = false;
@@ -42,7 +41,7 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
 void run(const Options& o) {
   const StopSignals signals;
   const LeaveAtOnce nothing_to_clean_up;
-  const Model model = move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+  const Model model = load_model(o.model);
   std::unique_ptr<TokenShards> shards;
   const TokenSource source = open_source(o, model, shards);
   const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
@@ -56,8 +55,11 @@ void run(const Options& o) {
     e = evaluate(*model.lm, source, {seq_len, o.limit, show});
   }
   if (o.json) {
-    nlohmann::ordered_json j = {
-        {"model", o.model}, {"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}};
+    nlohmann::ordered_json j = {{"model", o.model.model},
+                                {"tokens", e.tokens},
+                                {"seq_len", seq_len},
+                                {"loss", e.loss()},
+                                {"ppl", e.perplexity()}};
     j["bpb"] = e.text_bytes ? nlohmann::ordered_json(e.bits_per_byte()) : nlohmann::ordered_json(nullptr);
     std::printf("%s\n", j.dump().c_str());
     return;
@@ -75,18 +77,13 @@ void run(const Options& o) {
 void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
-  c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
+  add_model_options(*c, o->model);
   c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")
       ->required();
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
-  c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->add_flag("--json", o->json, "one JSON object on stdout");
-  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
-  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
-      ->capture_default_str();
   c->footer(
       "Each token but the first is scored once; windows do not overlap and each starts from the empty state.\n"
       "Bits per byte counts text only: special tokens are left out.\n"

@@ -37,7 +37,7 @@ bool lies_in(const std::string& source, const std::string& folder) {
   return false;
 }
 
-/// --overwrite replaces an old export, never the model that is being exported: its latent weights would be lost.
+/// --overwrite replaces an older export, never the model that is exported: its latent weights would be lost.
 void refuse_source(const Options& o, const Model& model) {
   std::error_code ignored;
   for (const std::string& source : {o.model, model.source}) {
@@ -51,11 +51,11 @@ void refuse_source(const Options& o, const Model& model) {
 
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
 
-void export_to_ternary(const Options& o, Model& model) {
+void export_to_ternary(const Options& o, const Model& model) {
   static const std::map<std::string, EmbeddingStore> stores = {
       {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
   refuse_existing(o);
-  export_ternary(o.out, model, stores.at(o.embedding));
+  export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
   std::printf("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
               format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
   std::printf("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n", model.kind.c_str());
@@ -91,7 +91,7 @@ Model load_to_export(const Options& o) {
 
 void run_export(const Options& o) {
   const StopSignals signals;
-  Model model = load_to_export(o);
+  const Model model = load_to_export(o);
   refuse_source(o, model);
   if (o.format == "ternary")
     export_to_ternary(o, model);
@@ -106,14 +106,14 @@ void run_import(const Options& o) {
   refuse_existing(o);
   MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
                ": is part of the model to be imported; choose another name");
-  const StopSignals signals;  // a checkpoint that was begun is written to its end
+  const StopSignals signals;  // a signal does not interrupt the writing
   const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
                ": holds no config.json; import reads a Hugging Face folder");
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
-  load_stored_config(to_yaml(config), o.model);  // or nobody could read the checkpoint
+  load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
   std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),

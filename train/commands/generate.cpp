@@ -8,15 +8,15 @@
 #include <memory>
 
 #include "train/commands/commands.h"
-#include "train/inference/model.h"
+#include "train/commands/model_options.h"
 #include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
 
 struct Options {
-  std::string device = "auto", compute = "auto";
-  std::string model, tokenizer, prompt;
+  ModelOptions model;
+  std::string prompt;
   GenerateOptions generate;
   bool ignore_eos = false, stats = false;
 };
@@ -28,7 +28,7 @@ void run(Options o) {
   const StopSignals signals;
   const Model model = [&] {
     const LeaveAtOnce nothing_to_finish;
-    return move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+    return load_model(o.model);
   }();
   const Tokenizer& tokenizer = model.need_tokenizer();
   std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
@@ -57,7 +57,7 @@ void add_generate_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   GenerateOptions& g = o->generate;
   CLI::App* c = app.add_subcommand("generate", "Continue a prompt, streaming the text to stdout");
-  c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
+  add_model_options(*c, o->model);
   c->add_option("-p,--prompt", o->prompt, "text to continue (default: from the beginning of a document)");
   c->add_option("-n,--max-tokens", g.max_tokens, "new tokens at most")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 40))
@@ -74,11 +74,6 @@ void add_generate_command(CLI::App& app) {
   c->add_option("--seed", g.seed, "the same seed gives the same text")->capture_default_str();
   c->add_flag("--ignore-eos", o->ignore_eos, "go on after the end of a document");
   c->add_flag("--stats", o->stats, "print the speed to stderr");
-  c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
-  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
-  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
-      ->capture_default_str();
   c->footer(
       "Examples:\n"
       "  mmfree generate runs/quickstart --prompt 'Once upon a time'\n"

@@ -8,8 +8,8 @@
 
 #include "data/text/line_reader.h"
 #include "train/commands/commands.h"
+#include "train/commands/model_options.h"
 #include "train/formats/strict_json.h"
-#include "train/inference/model.h"
 #include "train/run/signals.h"
 
 namespace mmfree {
@@ -18,8 +18,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Options {
-  std::string device = "auto", compute = "auto";
-  std::string model, tokenizer, input;
+  ModelOptions model;
+  std::string input;
   std::vector<std::string> texts;
   bool no_bos = false;
 };
@@ -90,9 +90,8 @@ void run(const Options& o) {
   MMFREE_CHECK(UsageError, !o.texts.empty() || !o.input.empty(),
                "score: give --text, or --input FILE with one JSON value per line (- for standard input)");
   const StopSignals signals;
-  const Model model = at_once(
-      [&] { return move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device")); });
-  // A line that was begun is written whole.
+  const Model model = at_once([&] { return load_model(o.model); });
+  // Signals end the process between lines only, so that each line is whole.
   const auto print = [](const std::string& line) {
     std::cout << line << std::flush;
     MMFREE_CHECK(IoError, std::cout, "standard output: cannot be written: ", error_text(errno));
@@ -118,15 +117,10 @@ void run(const Options& o) {
 void add_score_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("score", "Log-probability of every token of given texts, as JSON lines");
-  c->add_option("model", o->model, "checkpoint, run folder, ternary export or Hugging Face folder")->required();
+  add_model_options(*c, o->model);
   c->add_option("-t,--text", o->texts, "a text to score; may be repeated");
   c->add_option("-i,--input", o->input, "file with one JSON value per line, - for standard input");
   c->add_flag("--no-bos", o->no_bos, "do not put the tokenizer's bos before texts");
-  c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
-  c->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")->capture_default_str();
-  c->add_option("--compute", o->compute, "activations: auto (bf16 on a GPU, f32 on the CPU), f32 or bf16")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
-      ->capture_default_str();
   c->footer(
       "Input lines: \"a text\", {\"text\": \"a text\"}, [1, 17, 4] or {\"tokens\": [1, 17, 4]}. Token lists are scored "
       "as given.\n"

@@ -3,9 +3,12 @@
 #include <cstdio>
 #include <memory>
 #include <new>
+#include <optional>
+#include <utility>
 
 #include "core/gpu.h"
 #include "train/commands/commands.h"
+#include "train/run/init_from.h"
 #include "train/run/memory_estimate.h"
 #include "train/run/signals.h"
 #include "train/run/trainer.h"
@@ -32,12 +35,13 @@ void print_result(const RunConfig& config, const RunResult& r) {
   if (!r.finished) std::printf("continue with  the same command and --resume\n");
 }
 
-/// What training would take, for each way to recompute.
+/// Prints the memory that training would take, for each train.recompute.
 void print_memory(const RunConfig& config) {
   const TrainConfig& t = config.train;
-  const bool gpu = t.device.starts_with("cuda") || (t.device == "auto" && gpu::problem().empty());
+  const bool gpu = t.device.wants_gpu();
   const Device device = gpu ? Device::cuda : Device::cpu;
-  const DType compute = t.compute == "f32" || (t.compute == "auto" && !gpu) ? DType::f32 : DType::bf16;
+  const bool f32 = t.compute == ComputeChoice::f32 || (t.compute == ComputeChoice::automatic && !gpu);
+  const DType compute = f32 ? DType::f32 : DType::bf16;
   std::printf("%s parameters, %lld x %lld tokens at a time, activations in %s on %s\n",
               format_count(double(config.model.parameter_count())).c_str(), static_cast<long long>(t.micro_batch()),
               static_cast<long long>(config.data.seq_len), name_of(compute), gpu ? "a GPU" : "the CPU");
@@ -50,30 +54,31 @@ void print_memory(const RunConfig& config) {
   if (gpu && gpu::problem().empty()) std::printf("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 
-bool names_checkpoint(const std::string& resume) { return resume != "false" && resume != "true" && resume != "auto"; }
-
 void run(const Options& o) {
   if (o.help_config) {
     std::fputs(config_reference().c_str(), stdout);
     return;
   }
-  // Never taken back: a signal may come while the process ends.
+  // Never destroyed: a signal may arrive while the process ends.
   alignas(StopSignals) static char forever[sizeof(StopSignals)];
   new (forever) StopSignals;
-  std::signal(SIGPIPE, SIG_IGN);  // nobody reads the progress any more: no reason to end
+  std::signal(SIGPIPE, SIG_IGN);  // training continues when nobody reads its progress
   MMFREE_CHECK(UsageError, !o.config.empty(),
                "train: no configuration given; try `mmfree train configs/quickstart.yaml` or `mmfree train --help`");
+  std::optional<Model> source;  // of train.init_from, if the run starts with it
   RunConfig config = [&] {
     const LeaveAtOnce nothing_to_save;
-    return load_config(o.config, o.overrides);
+    return load_config(o.config, o.overrides,
+                       [&](const TrainConfig& train) { return inherited_model(train, o.resume, source); });
   }();
-  // A run that began from another's checkpoint, and was stopped before its own first, begins there again.
-  if (o.resume && (!names_checkpoint(config.train.resume) || !checkpoint_steps(config.train.run_dir).empty()))
-    config.train.resume = "auto";
+  // A run that started from another run's checkpoint and stopped before its own first starts there again.
+  const bool elsewhere = config.train.resume.mode == ResumeFrom::checkpoint;
+  if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
+    config.train.resume = {ResumeFrom::newest_if_any};
   if (o.dry_run) return print_memory(config);
   MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
-  Trainer trainer(config, o.quiet, o.force);
+  Trainer trainer(config, o.quiet, o.force, std::move(source));
   const RunResult result = trainer.run();
   print_result(config, result);
   if (!result.finished)
@@ -102,6 +107,7 @@ void add_train_command(CLI::App& app) {
       "  mmfree train configs/8m.yaml data.train=shards/train-*.h5 data.valid=shards/valid-*.h5 optim.lr=2e-3\n"
       "  mmfree train configs/8m.yaml --resume            continue where the run stopped\n"
       "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
+      "  mmfree train tune.yaml train.init_from=runs/8m    a new run that starts with these weights\n"
       "  mmfree train configs/370m.yaml train.device=cuda --dry-run    how much GPU memory, without a GPU\n"
       "  mmfree train --help-config\n"
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at "

@@ -41,6 +41,9 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
        " is more than train.steps (", train.steps, ")");
   rule("train.eval_every", "data.valid", train.eval_every == 0 || !config.data.valid.empty(), train.eval_every,
        " asks for evaluations but data.valid is empty");
+  rule("train.init_from", "train.resume", train.init_from.empty() || train.resume.mode != ResumeFrom::checkpoint,
+       "a run starts from this model's weights or continues train.resume's checkpoint (", quote(train.resume.path),
+       "), not both; remove one of them");
   if (problems.failed("model")) return;
   try {
     config.model.validate();
@@ -63,6 +66,20 @@ std::string read_configuration(const std::string& path) {
   return text;
 }
 
+std::string default_run_dir(const std::string& source) {
+  return (std::filesystem::path("runs") / std::filesystem::path(source).stem()).string();
+}
+
+/// The section `train` alone, whose problems are reported when the whole file is read.
+TrainConfig train_section(const ConfigNode& root, const std::string& source) {
+  TrainConfig train;
+  Problems elsewhere(source);
+  Section section(root.find("train"), "train", elsewhere);
+  fields(train, section);
+  if (train.run_dir.empty()) train.run_dir = default_run_dir(source);
+  return train;
+}
+
 bool dangerous_on_resume(const std::string& key) {
   return key.starts_with("model.") || key == "data.seq_len" || key == "data.shuffle" || key == "train.batch_size" ||
          key == "train.seed";
@@ -70,17 +87,21 @@ bool dangerous_on_resume(const std::string& key) {
 
 }  // namespace
 
-RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
-  return load_config_text(read_configuration(path), path, overrides);
+RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides,
+                      const ModelDefaults& model_defaults) {
+  return load_config_text(read_configuration(path), path, overrides, model_defaults);
 }
 
 RunConfig load_config_text(const std::string& text, const std::string& source,
-                           const std::vector<std::string>& overrides) {
+                           const std::vector<std::string>& overrides, const ModelDefaults& model_defaults) {
   Problems problems(source);
   ConfigNode root = parse_config_tree(text, source, problems);
   for (const std::string& override_text : overrides) apply_override(root, override_text, problems);
 
   RunConfig config;
+  if (model_defaults)
+    if (const TrainConfig train = train_section(root, source); !train.init_from.empty())
+      config.model = model_defaults(train);
   Section file(&root, "", problems);
   sections(config, [&](const char* name, auto& part) {
     Section section(file.take(name), name, problems);
@@ -94,8 +115,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
   problems.throw_if_any();
 
   config.source = source;
-  if (config.train.run_dir.empty())
-    config.train.run_dir = (std::filesystem::path("runs") / std::filesystem::path(source).stem()).string();
+  if (config.train.run_dir.empty()) config.train.run_dir = default_run_dir(source);
   return config;
 }
 

@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "core/error.h"
-#include "train/run/compute_target.h"
 
 namespace mmfree {
 namespace {
@@ -148,10 +147,17 @@ std::string Text::print(const std::string& value) const {
   return text + "\"";
 }
 
-void DeviceName::read(const ConfigNode& node, std::string& value, const std::string& path, Problems& problems) const {
-  if (node.kind != ConfigNode::Kind::scalar || !is_device_name(node.text))
-    return expected(type(), node, path, problems);
-  value = node.text;
+void DeviceName::read(const ConfigNode& node, DeviceChoice& value, const std::string& path, Problems& problems) const {
+  const bool text = node.kind == ConfigNode::Kind::scalar;
+  const std::optional<DeviceChoice> choice = text ? parse_device(node.text) : std::nullopt;
+  if (!choice) return expected(type(), node, path, problems);
+  value = *choice;
+}
+
+void Resume::read(const ConfigNode& node, ResumeFrom& value, const std::string& path, Problems& problems) const {
+  std::string text = name_of(value);
+  Text{false}.read(node, text, path, problems);
+  value = parse_resume(text);
 }
 
 void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std::string& path,
@@ -181,8 +187,11 @@ void Section::finish() const {
   if (!map_) return;
   for (const ConfigNode& item : map_->items) {
     if (std::find(known_.begin(), known_.end(), item.key) != known_.end()) continue;
-    const std::string meant = suggestion(item.key, known_);
-    const std::string hint = meant.empty() ? "" : " (did you mean '" + meant + "'?)";
+    const size_t colon = item.key.find(':');
+    const std::string meant = suggestion(item.key.substr(0, colon), known_);
+    const std::string hint = meant.empty()                ? ""
+                             : colon == std::string::npos ? " (did you mean '" + meant + "'?)"
+                                                          : " (write '" + meant + ": ', with a space after the colon)";
     problems_.add(item.key_line, path_to(item.key), "unknown key " + quote(path_to(item.key)) + hint);
   }
 }

@@ -99,9 +99,17 @@ struct ListOf {
 };
 
 /// auto, cpu, cuda or cuda:N.
-struct DeviceName : Text {
-  void read(const ConfigNode& node, std::string& value, const std::string& path, Problems& problems) const;
+struct DeviceName {
+  void read(const ConfigNode& node, DeviceChoice& value, const std::string& path, Problems& problems) const;
+  std::string print(const DeviceChoice& value) const { return Text{}.print(name_of(value)); }
   std::string type() const { return "auto|cpu|cuda|cuda:N"; }
+};
+
+/// false, true, auto or a path.
+struct Resume {
+  void read(const ConfigNode& node, ResumeFrom& value, const std::string& path, Problems& problems) const;
+  std::string print(const ResumeFrom& value) const { return Text{}.print(name_of(value)); }
+  std::string type() const { return "text"; }
 };
 
 /// Exactly two numbers.
@@ -123,14 +131,15 @@ class Section {
   /// The value of `key` or null; `key` is known from now on.
   const ConfigNode* take(const char* key);
 
+  /// Reads the key, if it is there. An optional value of which `kind` knows no absence gets a value only then.
   template <class T, class Kind>
   void operator()(const char* key, T& value, const Kind& kind, const char*) {
-    if (const ConfigNode* node = take(key)) kind.read(*node, value, path_to(key), problems_);
-  }
-  /// A key that may be absent has no value then.
-  template <class T, class Kind>
-  void operator()(const char* key, std::optional<T>& value, const Kind& kind, const char*) {
-    if (const ConfigNode* node = take(key)) kind.read(*node, value.emplace(), path_to(key), problems_);
+    const ConfigNode* node = take(key);
+    if (!node) return;
+    if constexpr (requires { kind.read(*node, value, path_, problems_); })
+      kind.read(*node, value, path_to(key), problems_);
+    else
+      kind.read(*node, value.emplace(), path_to(key), problems_);
   }
 
   /// Reports the keys that nobody asked for.
@@ -294,9 +303,11 @@ void fields(TrainConfig& c, Visit&& visit) {
         "sequences per forward pass, divides batch_size; 0: batch_size");
   visit("seed", c.seed, Integer{0}, "of initial weights and data order");
   visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
-  visit("compute", c.compute, Choice<std::string>{{"auto", "f32", "bf16"}},
+  visit("compute", c.compute,
+        Choice<ComputeChoice>{{ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16}},
         "dtype of activations; auto: bf16 on a GPU, f32 on the CPU");
-  visit("recompute", c.recompute, Choice<std::string>{{"auto", "none", "selective", "full"}},
+  visit("recompute", c.recompute,
+        Choice<std::optional<Recompute>>{{{}, Recompute::none, Recompute::selective, Recompute::full}},
         "what the backward pass computes again instead of keeping it; auto: selective on a GPU, none on the CPU");
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
@@ -305,10 +316,13 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("eval_tokens", c.eval_tokens, Integer{0}, "most tokens per evaluation during training; 0: all");
   visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");
   visit("keep_last", c.keep_last, Integer{1}, "checkpoints kept");
-  visit("resume", c.resume, Text{false}, "false, true (newest checkpoint), auto (newest if there is one) or a path");
+  visit("resume", c.resume, Resume{}, "false, true (newest checkpoint), auto (newest if there is one) or a path");
+  visit("init_from", c.init_from, Text{},
+        "model whose weights a new run starts with: checkpoint, run folder, ternary export or Hugging Face folder; its "
+        "model keys hold where none are given");
   visit("run_dir", c.run_dir, Text{}, "where everything is written; empty: runs/<config file's stem>");
   visit("max_time", c.max_time, Seconds{}, "save and stop after this long; 0: no limit");
-  visit("on_save_error", c.on_save_error, Choice<std::string>{{"continue", "stop"}},
+  visit("on_save_error", c.on_save_error, Choice<OnSaveError>{{OnSaveError::carry_on, OnSaveError::stop}},
         "when a checkpoint or metrics cannot be written, for example on a full disk; older checkpoints stay");
   visit("skip_limit", c.skip_limit, Integer{1}, "consecutive non-finite steps before giving up");
 }

@@ -140,8 +140,17 @@ std::string describe(const YAML::Exception& error) {
   return "not valid YAML: " + error.msg;
 }
 
-/// The document in `text`, or nothing after reporting why it cannot be understood.
-std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line, Problems& problems) {
+/// Whether a colon is followed by something other than a space, which YAML then takes for a part of the word.
+bool lacks_space_after_colon(std::string_view text) {
+  for (size_t at = text.find(':'); at != std::string_view::npos; at = text.find(':', at + 1))
+    if (at + 1 < text.size() && text[at + 1] != ' ') return true;
+  return false;
+}
+
+/// The document in `text`, or nothing after reporting why it cannot be understood. `override_text` is the override
+/// whose value `text` is; empty for a file.
+std::optional<ConfigNode> parse_yaml(const std::string& text, const std::string& override_text, Problems& problems) {
+  const bool command_line = !override_text.empty();
   TreeBuilder builder(problems, command_line), second(problems, command_line);
   try {
     std::istringstream in(text);
@@ -152,7 +161,12 @@ std::optional<ConfigNode> parse_yaml(const std::string& text, bool command_line,
   } catch (const Refused& refused) {
     problems.add(refused.line, "", refused.message);
   } catch (const YAML::Exception& error) {
-    problems.add(command_line ? 0 : std::max(error.mark.line, 0) + 1, "", describe(error));
+    if (!command_line)
+      problems.add(std::max(error.mark.line, 0) + 1, "", describe(error));
+    else
+      problems.add(0, "",
+                   concat(quote(override_text), ": ", describe(error),
+                          lacks_space_after_colon(text) ? "; write a space after each colon, as in {a: 1}" : ""));
   }
   return std::nullopt;
 }
@@ -208,7 +222,7 @@ void Problems::throw_if_any() const {
 ConfigNode parse_config_tree(const std::string& text, const std::string& source, Problems& problems) {
   MMFREE_CHECK(ConfigError, text.size() <= kMaxBytes, source, ": larger than 1 MiB; is this a configuration?");
   MMFREE_CHECK(ConfigError, is_clean_text(text, "\t\n\r"), source, ": not UTF-8 text; is this a configuration?");
-  std::optional<ConfigNode> root = parse_yaml(text, false, problems);
+  std::optional<ConfigNode> root = parse_yaml(text, "", problems);
   if (!root) problems.throw_if_any();
   return std::move(*root);
 }
@@ -224,7 +238,7 @@ void apply_override(ConfigNode& root, const std::string& text, Problems& problem
   value.kind = ConfigNode::Kind::scalar;
   value.text = raw;
   if (!raw.empty() && std::string_view("[{\"'").find(raw[0]) != std::string_view::npos) {
-    std::optional<ConfigNode> parsed = parse_yaml(raw, true, problems);
+    std::optional<ConfigNode> parsed = parse_yaml(raw, text, problems);
     if (!parsed) return;
     value = std::move(*parsed);
   }

@@ -7,17 +7,18 @@
 #include <set>
 
 #include "core/ops/elementwise.h"
+#include "core/parallel.h"
 #include "core/quantize.h"
 #include "core/rng.h"
 #include "core/system/hash.h"
 #include "layers/parameters.h"
 #include "train/config/config.h"
 #include "train/formats/safetensors.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
 
+constexpr int64_t kRowsAtATime = 64;
 constexpr const char* kEmbedding = "model.embeddings.weight";
 
 /// One tensor of the file: its name, the dtype it is stored as, and its value.
@@ -30,21 +31,31 @@ struct Item {
 std::pair<Tensor, Tensor> quantise_rows(const Tensor& table) {
   const int64_t rows = table.dim(0), cols = table.dim(1);
   Tensor codes(table.shape(), DType::i8), scale({rows}, DType::f32);
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* x = table.data<float>() + r * cols;
-    float most = 0;
-    for (int64_t k = 0; k < cols; ++k) most = std::max(most, std::abs(x[k]));
-    const auto s = activation_scale(most);
-    for (int64_t k = 0; k < cols; ++k) codes.mut<int8_t>()[r * cols + k] = activation_code(x[k], s.inverse);
-    scale.mut<float>()[r] = s.step;
-  }
+  const float* from = table.data<float>();
+  int8_t* code = codes.mut<int8_t>();
+  float* step = scale.mut<float>();
+  parallel_for(rows, kRowsAtATime, [=](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* x = from + r * cols;
+      float absmax = 0;
+      for (int64_t k = 0; k < cols; ++k) absmax = std::max(absmax, std::abs(x[k]));
+      const auto s = activation_scale(absmax);
+      for (int64_t k = 0; k < cols; ++k) code[r * cols + k] = activation_code(x[k], s.inverse);
+      step[r] = s.step;
+    }
+  });
   return {codes, scale};
 }
 
 void dequantise_rows(const Tensor& codes, const Tensor& scale, Tensor& table) {
   const int64_t cols = table.dim(1);
-  for (int64_t i = 0; i < table.size(); ++i)
-    table.mut<float>()[i] = float(codes.data<int8_t>()[i]) * scale.data<float>()[i / cols];
+  const int8_t* code = codes.data<int8_t>();
+  const float* step = scale.data<float>();
+  float* to = table.mut<float>();
+  parallel_for(table.dim(0), kRowsAtATime, [=](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t k = 0; k < cols; ++k) to[r * cols + k] = float(code[r * cols + k]) * step[r];
+  });
 }
 
 std::vector<Item> items_of(const Model& model, EmbeddingStore embedding) {
@@ -123,19 +134,22 @@ void check_codes(const std::string& where, const Tensor& codes) {
 
 }  // namespace
 
-void round_embedding(ParamStore& params, EmbeddingStore embedding) {
-  Tensor table = params[kEmbedding].value();
+Tensor rounded_embedding(const Tensor& table, EmbeddingStore embedding) {
+  if (embedding == EmbeddingStore::f32) return table;
+  Tensor back(table.shape(), DType::f32);
   if (embedding == EmbeddingStore::bf16) {
     Tensor rounded(table.shape(), DType::bf16);
     cast(table, rounded);
-    cast(rounded, table);
-  } else if (embedding == EmbeddingStore::int8) {
+    cast(rounded, back);
+  } else {
     const auto [codes, scale] = quantise_rows(table);
-    dequantise_rows(codes, scale, table);
+    dequantise_rows(codes, scale, back);
   }
+  return back;
 }
 
 void write_ternary_file(const std::string& path, const Model& model, EmbeddingStore embedding,
+                        const std::function<void()>& before_tensor,
                         const std::function<void(const std::string&)>& check) {
   RunConfig config;
   config.model = model.config;
@@ -148,7 +162,7 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
       path, {{"format", "mmfree-ternary"}, {"version", "1"}, {"config", yaml}, {"content_hash", hash.value()}});
   for (const Item& item : items) writer.declare(item.name, item.dtype, item.value.shape());
   for (const Item& item : items) {
-    throw_if_stopped();
+    if (before_tensor) before_tensor();
     writer.write(item.name, as_stored(item));
   }
   if (check) check(writer.temporary_path());
@@ -233,18 +247,26 @@ Model read_ternary_file(const std::string& path) {
   return model;
 }
 
-void export_ternary(const std::string& path, Model& model, EmbeddingStore embedding) {
-  write_ternary_file(path, model, embedding, [&](const std::string& written) {
+void export_ternary(const std::string& path, const Model& model, EmbeddingStore embedding,
+                    const std::function<void()>& before_tensor) {
+  const auto same = [](const Tensor& a, const Tensor& b) {
+    return a.shape() == b.shape() && std::memcmp(a.raw(), b.raw(), size_t(a.bytes())) == 0;
+  };
+  write_ternary_file(path, model, embedding, before_tensor, [&](const std::string& written) {
     const Model loaded = read_ternary_file(written);
-    round_embedding(*model.params, embedding);
-    if (model.config.tie_word_embeddings) model.lm->requantise();
+    const Tensor& table = (*model.params)[kEmbedding].value();
+    Tensor loaded_table = (*loaded.params)[kEmbedding].value();
+    MMFREE_CHECK(Error, same(loaded_table, rounded_embedding(table, embedding)), path,
+                 ": the export's embedding differs from the model's; nothing was written");
+    loaded_table.copy_from(table);
+    if (model.config.tie_word_embeddings) loaded.lm->requantise();
     constexpr int64_t kRows = 4, kTokens = 256;
     Tensor ids({kTokens}, DType::i32);
     const RandomStream random(1, 0, "export check");
     for (int64_t i = 0; i < kTokens; ++i)
       ids.mut<int32_t>()[i] = int32_t(random.uniform(uint64_t(i)) * double(model.config.vocab_size));
     const Tensor expected = model.lm->logits(ids, kRows), got = loaded.lm->logits(ids, kRows);
-    MMFREE_CHECK(Error, std::memcmp(expected.raw(), got.raw(), size_t(expected.bytes())) == 0, path,
+    MMFREE_CHECK(Error, same(expected, got), path,
                  ": the export's logits differ from the model's; nothing was written");
   });
 }

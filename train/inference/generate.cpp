@@ -2,14 +2,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "core/rng.h"
 
 namespace mmfree {
 
+int32_t most_likely(const float* logits, int64_t vocab) {
+  int64_t best = 0;
+  bool good = true;
+  for (int64_t v = 0; v < vocab; ++v) {
+    good &= logits[v] <= std::numeric_limits<float>::max();  // −∞ is a token that never comes
+    if (logits[v] > logits[best]) best = v;
+  }
+  MMFREE_CHECK(DivergedError, good && std::isfinite(logits[best]),
+               "the model's logits hold a NaN or an infinity: its weights are too large; use an older checkpoint");
+  return int32_t(best);
+}
+
 int32_t sample(const float* logits, int64_t vocab, const GenerateOptions& options, double u) {
-  if (options.temperature <= 0) return int32_t(std::max_element(logits, logits + vocab) - logits);
+  const int32_t best = most_likely(logits, vocab);
+  if (options.temperature <= 0) return best;
   std::vector<int32_t> order(static_cast<size_t>(vocab));
   std::iota(order.begin(), order.end(), 0);
   const auto better = [logits](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };

@@ -16,7 +16,12 @@ struct GenerateOptions {
   std::vector<int32_t> stop;  ///< ids that end the text
 };
 
+/// The id of the largest of logits [V], the lowest of several. @throws DivergedError unless it is finite and none is
+/// NaN
+int32_t most_likely(const float* logits, int64_t vocab);
+
 /// Picks the next token from logits [V]; u is uniform in [0, 1). Ties in rank go to the lower id.
+/// @throws DivergedError as most_likely
 int32_t sample(const float* logits, int64_t vocab, const GenerateOptions& options, double u);
 
 /// Continues `prompt` (at least one token), handing each new token to `on_token` until it returns false, a stop token

@@ -9,14 +9,13 @@
 #include "layers/parameters.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/ternary_file.h"
-#include "train/run/checkpoint.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
 namespace {
 
-Model from_checkpoint(const std::string& path) {
-  const Checkpoint file(path);
+Model from_checkpoint(const Checkpoint& file) {
   Model m;
   m.config = file.config().model;
   m.seq_len = file.config().data.seq_len;
@@ -24,9 +23,9 @@ Model from_checkpoint(const std::string& path) {
   file.load(*m.params, nullptr);
   m.lm = std::make_unique<LM>(*m.params, m.config);
   if (const std::string bytes = file.tokenizer_model(); !bytes.empty())
-    m.tokenizer = Tokenizer::from_bytes(bytes, path);
+    m.tokenizer = Tokenizer::from_bytes(bytes, file.path());
   m.kind = "checkpoint";
-  m.source = path;
+  m.source = file.path();
   return m;
 }
 
@@ -66,7 +65,7 @@ Model from_hf_folder(const std::string& dir) {
 Model from_directory(const std::string& dir) {
   if (fs::exists(fs::path(dir) / "config.json")) return from_hf_folder(dir);
   std::vector<std::string> warnings;
-  const auto newest = newest_checkpoint(dir, warnings);
+  const std::optional<Checkpoint> newest = newest_checkpoint(dir, warnings);
   for (const std::string& w : warnings) std::fprintf(stderr, "warning: %s\n", w.c_str());
   MMFREE_CHECK(MissingError, newest, dir,
                ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
@@ -77,7 +76,7 @@ Model from_file(const std::string& path) {
   const Fd file = open_input(path);
   char begin[9] = {};
   read_exactly(file, path, 0, begin, std::min<int64_t>(sizeof begin, size_of_file(file, path)));
-  if (std::string_view(begin, 8) == "MMFREEH5") return from_checkpoint(path);
+  if (std::string_view(begin, 8) == "MMFREEH5") return from_checkpoint(Checkpoint(path));
   MMFREE_CHECK(DataError, begin[8] == '{', path,
                ": is no model; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
   return read_ternary_file(path);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "train/inference/generate.h"
+
 namespace mmfree {
 
 TokenScores score(const LM& lm, const std::vector<int32_t>& tokens) {
@@ -15,7 +17,7 @@ TokenScores score(const LM& lm, const std::vector<int32_t>& tokens) {
     const Tensor logits = host_f32(lm.logits(Tensor::from({rows}, tokens.data() + begin).to(lm.device()), 1, &state));
     for (int64_t r = 0; r < rows; ++r) {
       const float* x = logits.data<float>() + r * vocab;
-      const int64_t target = tokens[size_t(begin + r + 1)], best = std::max_element(x, x + vocab) - x;
+      const int64_t target = tokens[size_t(begin + r + 1)], best = most_likely(x, vocab);
       MMFREE_CHECK(DataError, target >= 0 && target < vocab, "score: token id ", target, " is outside 0..", vocab - 1);
       double sum = 0;
       for (int64_t v = 0; v < vocab; ++v) sum += std::exp(double(x[v]) - double(x[best]));

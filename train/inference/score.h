@@ -13,6 +13,7 @@ struct TokenScores {
 };
 
 /// Scores a whole sequence from the empty state, in pieces of bounded memory. Needs at least one token.
+/// @throws DivergedError if a logit is NaN or too large
 TokenScores score(const LM& lm, const std::vector<int32_t>& tokens);
 
 }  // namespace mmfree

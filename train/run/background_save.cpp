@@ -11,8 +11,8 @@
 namespace mmfree {
 namespace {
 
-/// A copy in memory of its own, for a recorded step writes over what it finds free in its arena. Undefined if there is
-/// no room.
+/// A copy in an arena of its own, because a recorded step overwrites memory that is free in the step's arena. Undefined
+/// if there is no room.
 FlatState snapshot(const FlatState& state) {
   const bool gpu = state.values.device() == Device::cuda;
   const auto bytes = (1 + state.states.size()) * size_t(state.values.bytes());
@@ -37,7 +37,7 @@ BackgroundSave::~BackgroundSave() {
 }
 
 void BackgroundSave::start(const FlatState& state, std::function<void(const FlatState&)> write) {
-  MMFREE_CHECK(Error, !pending(), "background save: the one before is still under way");
+  MMFREE_CHECK(Error, !pending(), "background save: the save before is still pending");
   const auto save = [write = std::move(write)](const FlatState& from) {
     try {
       write(from);
@@ -62,7 +62,7 @@ void BackgroundSave::start(const FlatState& state, std::function<void(const Flat
       });
       return;
     }
-  } catch (const std::system_error&) {  // the system has no thread left: training waits
+  } catch (const std::system_error&) {  // no thread is available: training waits
   } catch (const std::bad_alloc&) {
   }
   save(state);

@@ -1,21 +1,16 @@
 #include "train/run/checkpoint.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
 
 #include "core/ops/elementwise.h"
 #include "core/system/files.h"
 #include "layers/parameters.h"
 
 namespace mmfree {
-namespace fs = std::filesystem;
-
 namespace {
 
-/// So much of a tensor is read at a time; on its way to another device it is in the host's memory.
+/// Bytes of a tensor that are read at a time; for another device they pass through host memory.
 constexpr int64_t kPartBytes = int64_t(64) << 20;
 
 void write_finite(h5::Writer& writer, const std::string& path, const std::string& name, const Tensor& values) {
@@ -33,7 +28,7 @@ int64_t checkpoint_bytes(const ParamStore& layout, size_t states, const std::str
   constexpr int64_t kMetadata = 64 << 10, kOfEach = 1 << 10;
   int64_t bytes = 0;
   for (const ParamSpec& spec : layout.specs()) bytes += spec.shape.size() * size_of(DType::f32) + kOfEach;
-  bytes += bytes / 100;  // chunks at the edges are stored whole
+  bytes += bytes / 100;  // partial chunks are stored in full
   return int64_t(1 + states) * bytes + int64_t(tokenizer_model.size()) + kMetadata;
 }
 
@@ -58,7 +53,8 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   writer.commit();
 }
 
-Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
+Checkpoint::Checkpoint(h5::Reader verified) : reader_(std::move(verified)) {
+  const std::string& path = reader_.path();
   config_ = load_stored_config(reader_.attribute_string("config"), path);
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
             reader_.attribute_int("tokens"), reader_.attribute_string("data")};
@@ -88,10 +84,11 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
-  const int64_t rows = to.dim(0), most = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
+  const int64_t rows = to.dim(0),
+                at_a_time = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
   Tensor total({1}, DType::f64);
-  for (int64_t begin = 0; begin < rows; begin += most) {
-    Tensor part = to.slice(begin, std::min(rows, begin + most));
+  for (int64_t begin = 0; begin < rows; begin += at_a_time) {
+    Tensor part = to.slice(begin, std::min(rows, begin + at_a_time));
     Tensor host = part.device() == Device::cpu ? part : Tensor(part.shape(), part.dtype());
     reader_.read(name, begin, part.dim(0), part.dtype(), host.raw_mut());
     sum(host, 1, total);
@@ -109,81 +106,6 @@ void Checkpoint::load(ParamStore& params, Optimizer* optimizer) const {
     for (const OptimizerState& state : states) read_into(concat(state.name, '/', name), params.view(state.tensor, i));
   }
   if (optimizer) optimizer->set_updates(state_.updates);
-}
-
-std::string checkpoint_path(const std::string& run_dir, int64_t step) {
-  char name[40];
-  std::snprintf(name, sizeof name, "step-%08lld.h5", static_cast<long long>(step));
-  return (fs::path(run_dir) / "checkpoints" / name).string();
-}
-
-std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
-  const fs::path folder = fs::path(run_dir) / "checkpoints";
-  std::vector<int64_t> steps;
-  for (const std::string& name : names_in(folder.string())) {
-    if (name.size() < 9 || !name.starts_with("step-") || !name.ends_with(".h5")) continue;
-    int64_t step = -1;
-    const char* end = name.data() + name.size() - 3;
-    if (std::from_chars(name.data() + 5, end, step).ptr == end && step >= 0 &&
-        checkpoint_path(run_dir, step) == folder / name)
-      steps.push_back(step);
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
-
-std::optional<std::string> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings) {
-  const std::vector<int64_t> steps = checkpoint_steps(run_dir);
-  for (auto it = steps.rbegin(); it != steps.rend(); ++it) {
-    const std::string path = checkpoint_path(run_dir, *it);
-    try {
-      h5::Reader verified(path, "checkpoint");
-      return path;
-    } catch (const Error& e) {
-      const char* kind = e.status() == Exit::bad_data ? "a damaged" : "an unreadable";
-      warnings.push_back(concat("passing over ", kind, " checkpoint: ", e.what()));
-    }
-  }
-  return std::nullopt;
-}
-
-void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
-  const h5::Reader verified(checkpoint_path(run_dir, newest), "checkpoint");
-  std::vector<int64_t> steps;
-  try {
-    steps = checkpoint_steps(run_dir);
-  } catch (const IoError&) {
-    return;  // what stays is removed after the next save
-  }
-  steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
-  for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
-    std::error_code ignored;
-    fs::remove(checkpoint_path(run_dir, steps[i]), ignored);
-  }
-}
-
-std::vector<std::string> set_aside(const std::string& run_dir, int64_t step) {
-  std::vector<std::string> renamed;
-  for (const int64_t later : checkpoint_steps(run_dir)) {
-    if (later <= step) continue;
-    const std::string path = checkpoint_path(run_dir, later);
-    std::error_code error;
-    std::string name = path + ".damaged";
-    for (int i = 1; fs::exists(fs::symlink_status(name, error)); ++i) name = concat(path, ".damaged-", i);
-    fs::rename(path, name, error);
-    if (!error) renamed.push_back(name);
-  }
-  if (!renamed.empty()) sync_directory((fs::path(run_dir) / "checkpoints").string());
-  return renamed;
-}
-
-void remove_unfinished_checkpoints(const std::string& run_dir) {
-  const fs::path folder = fs::path(run_dir) / "checkpoints";
-  for (const std::string& name : names_in(folder.string())) {
-    std::error_code ignored;
-    if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
-      fs::remove(folder / name, ignored);
-  }
 }
 
 }  // namespace mmfree

@@ -7,26 +7,47 @@
 
 namespace mmfree {
 
-bool is_device_name(const std::string& text) {
-  if (text == "auto" || text == "cpu" || text == "cuda") return true;
-  const std::string number = text.starts_with("cuda:") ? text.substr(5) : "";
-  return !number.empty() && number.size() <= 3 && std::all_of(number.begin(), number.end(), ::isdigit);
+bool DeviceChoice::wants_gpu() const { return kind == cuda || (kind == automatic && gpu::problem().empty()); }
+
+std::string name_of(const DeviceChoice& choice) {
+  if (choice.kind == DeviceChoice::automatic) return "auto";
+  if (choice.kind == DeviceChoice::cpu) return "cpu";
+  return choice.index < 0 ? "cuda" : concat("cuda:", choice.index);
 }
 
-ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where) {
-  MMFREE_CHECK(ConfigError, is_device_name(device), where, ": expected auto, cpu, cuda or cuda:N, found ",
-               quote(device));
-  const int index = device.starts_with("cuda:") ? std::stoi(device.substr(5)) : 0;
-  const bool wants_gpu = device.starts_with("cuda") || (device == "auto" && gpu::problem().empty());
-  if (!wants_gpu) {
-    MMFREE_CHECK(ConfigError, compute != "bf16", where, ": bf16 activations need a GPU; the CPU computes in f32");
+const char* name_of(ComputeChoice choice) {
+  return choice == ComputeChoice::automatic ? "auto" : choice == ComputeChoice::f32 ? "f32" : "bf16";
+}
+
+std::optional<DeviceChoice> parse_device(const std::string& text) {
+  if (text == "auto") return DeviceChoice{};
+  if (text == "cpu") return DeviceChoice{DeviceChoice::cpu};
+  if (text == "cuda") return DeviceChoice{DeviceChoice::cuda};
+  const std::string number = text.starts_with("cuda:") ? text.substr(5) : "";
+  if (number.empty() || number.size() > 3 || !std::all_of(number.begin(), number.end(), ::isdigit)) return std::nullopt;
+  return DeviceChoice{DeviceChoice::cuda, std::stoi(number)};
+}
+
+ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where) {
+  if (!device.wants_gpu()) {
+    MMFREE_CHECK(ConfigError, compute != ComputeChoice::bf16, where,
+                 ": bf16 activations need a GPU; the CPU computes in f32");
     return {};
   }
+  const int index = std::max(device.index, 0);
   const std::string problem = gpu::problem(index);
   MMFREE_CHECK(ConfigError, problem.empty(), where, ": ", problem, "; or choose device cpu");
   gpu::use(index);
-  return {Device::cuda, compute == "f32" ? DType::f32 : DType::bf16,
+  return {Device::cuda, compute == ComputeChoice::f32 ? DType::f32 : DType::bf16,
           concat("cuda:", index, " (", gpu::info().name, ")")};
+}
+
+ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where) {
+  const std::optional<DeviceChoice> place = parse_device(device);
+  MMFREE_CHECK(ConfigError, place, where, ": expected auto, cpu, cuda or cuda:N, found ", quote(device));
+  for (const ComputeChoice choice : {ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16})
+    if (compute == name_of(choice)) return choose_target(*place, choice, where);
+  throw ConfigError(concat(where, ": expected activations in auto, f32 or bf16, found ", quote(compute)));
 }
 
 }  // namespace mmfree

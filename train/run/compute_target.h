@@ -1,4 +1,5 @@
 #pragma once
+#include <optional>
 #include <string>
 
 #include "core/device.h"
@@ -6,19 +7,34 @@
 
 namespace mmfree {
 
-/// Where and in what precision to compute, as resolved from "auto", "cpu", "cuda" or "cuda:N" and "auto", "f32" or
-/// "bf16".
+/// Where to compute, as users say it: auto (GPU 0 where one can be used, else the CPU), cpu, cuda or cuda:N.
+struct DeviceChoice {
+  enum Kind { automatic, cpu, cuda } kind = automatic;
+  int index = -1;  ///< N of cuda:N; -1: not given, which means 0
+  bool operator==(const DeviceChoice&) const = default;
+  /// Whether it means a GPU on this machine.
+  bool wants_gpu() const;
+};
+
+/// The dtype of activations, as users say it; automatic: bf16 on a GPU, f32 on the CPU.
+enum class ComputeChoice { automatic, f32, bf16 };
+
+std::string name_of(const DeviceChoice& choice);
+const char* name_of(ComputeChoice choice);
+/// The choice that `text` names, or nothing.
+std::optional<DeviceChoice> parse_device(const std::string& text);
+
+/// Where and in what precision to compute.
 struct ComputeTarget {
   Device device = Device::cpu;
   DType compute = DType::f32;  ///< dtype of activations
   std::string name = "cpu";    ///< for people: "cpu" or "cuda:0 (NVIDIA H100 80GB HBM3)"
 };
 
-/// `auto` takes GPU 0 where one can be used, else the CPU; activations are bf16 on a GPU and f32 on the CPU. Makes the
-/// GPU the one of this process. @throws ConfigError naming `where` for a device that is not there, with the reason
+/// Resolves the choices and makes the GPU, if it is one, that of this process.
+/// @throws ConfigError naming `where` for a device that cannot be used, with the reason
+ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where);
+/// The same for names. @throws ConfigError naming `where` also for an unknown name
 ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where);
-
-/// Whether `text` names a device: auto, cpu, cuda or cuda:N.
-bool is_device_name(const std::string& text);
 
 }  // namespace mmfree

@@ -21,10 +21,4 @@ MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute
   return estimate;
 }
 
-Recompute recompute_of(const TrainConfig& train, Device device) {
-  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full})
-    if (train.recompute == name_of(r)) return r;
-  return device == Device::cuda ? Recompute::selective : Recompute::none;
-}
-
 }  // namespace mmfree

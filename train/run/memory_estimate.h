@@ -1,8 +1,6 @@
 #pragma once
 #include <cstddef>
 
-#include "layers/residual.h"
-#include "layers/step_context.h"
 #include "train/config/config.h"
 
 namespace mmfree {
@@ -13,12 +11,9 @@ struct MemoryEstimate {
   size_t peak = 0;   ///< the most at once during a step, `state` included
 };
 
-/// Counts what a step of `config` allocates, by running it without memory and without kernels: what a GPU needs can so
-/// be said on any machine. The driver's context (about half a GB) and what launchers take for a while (see DryRun) come
+/// Counts what a step of `config` allocates by running it without memory and without kernels, so that any machine can
+/// say what a GPU needs. The driver's context (about half a GB) and what launchers take for a while (see DryRun) come
 /// on top.
 MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute recompute);
-
-/// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
-Recompute recompute_of(const TrainConfig& train, Device device);
 
 }  // namespace mmfree

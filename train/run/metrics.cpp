@@ -112,9 +112,9 @@ void MetricsWriter::sync() {
   flush();
   struct stat info = {};
   const bool removed = ::fstat(file_.get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 0;
-  if (removed || doubtful_) {
-    // A removed file is there as long as it is open. After a failed sync the system may have dropped what it could not
-    // write: of the file only what was durable before is trusted.
+  if (removed || sync_failed_) {
+    // A removed file can be read while it is open. After a failed sync the system may have dropped pages that it could
+    // not write: only the part that was durable before is trusted.
     const std::string from = removed ? concat("/proc/self/fd/", file_.get()) : path_;
     std::string lines = read_file(from, std::numeric_limits<int64_t>::max());
     lines.resize(std::min(lines.size(), synced_));
@@ -122,10 +122,10 @@ void MetricsWriter::sync() {
     file_.close();
   } else {
     // Pipes and devices (/dev/null) cannot be synced, which is no error.
-    doubtful_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
-    MMFREE_CHECK(IoError, !doubtful_, path_, ": cannot bring metrics to the disk: ", std::strerror(errno));
+    sync_failed_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
+    MMFREE_CHECK(IoError, !sync_failed_, path_, ": cannot sync metrics to the disk: ", std::strerror(errno));
   }
-  doubtful_ = false;
+  sync_failed_ = false;
   synced_ += unsynced_.size();
   unsynced_.clear();
 }

@@ -17,8 +17,9 @@ using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double>
 /// One JSON object without a newline. Doubles read back exactly (shortest form); non-finite ones become null.
 std::string metrics_line(const Metrics& metrics);
 
-/// Appends one flat JSON object per line to a file; every line reaches the operating system before write returns. What
-/// could not be written is kept, and written first by the next write or sync; so is what is not on the device yet.
+/// Appends one flat JSON object per line to a file; every line reaches the operating system before write returns. Lines
+/// that could not be written are kept, and the next write or sync writes them first; lines not yet on the device are
+/// kept too.
 class MetricsWriter {
  public:
   /// Keeps the lines of an existing file whose "step" is <= resume_step (-1: none, a fresh run) and drops the others
@@ -30,8 +31,8 @@ class MetricsWriter {
   /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full, or
   /// CreateError.
   void write(const Metrics& metrics);
-  /// Brings everything written so far to the device; call before a checkpoint is declared complete. Throws IoError; the
-  /// next call then writes a new file, for what a failed sync has left on the disk is not known.
+  /// Syncs all lines to the device; call before a checkpoint is complete. Throws IoError; the next call then writes a
+  /// new file, because a failed sync leaves an unknown state on the disk.
   void sync();
   /// The largest step of a line with "val/loss", -1 without one.
   int64_t evaluated() const { return evaluated_; }
@@ -44,8 +45,8 @@ class MetricsWriter {
   std::string path_;
   Fd file_;
   std::string unwritten_, unsynced_;
-  size_t synced_ = 0;      ///< the file's first bytes, which are on the device
-  bool doubtful_ = false;  ///< a sync has failed
+  size_t synced_ = 0;  ///< the file's first bytes, which are on the device
+  bool sync_failed_ = false;
   int64_t evaluated_ = -1;
   int64_t damaged_lines_ = 0;
 };

@@ -50,8 +50,8 @@ std::string format_count(double value) {
 }
 
 std::string format_duration(double seconds) {
-  constexpr double kMost = 1e12;
-  if (!(seconds >= 0 && seconds < kMost)) return "-";
+  constexpr double kLongest = 1e12;
+  if (!(seconds >= 0 && seconds < kLongest)) return "-";
   if (seconds < 9.95) return printed("%.1fs", seconds);
   const int64_t s = std::llround(seconds);
   const auto two = [](int64_t large, char a, int64_t small, char b) {
@@ -91,7 +91,7 @@ void Progress::update(const ProgressState& state) {
   if (quiet_) return;
   std::string line = progress_line(state);
   if (terminal_) {
-    // A line that wraps cannot be overwritten; the last column stays free because some terminals wrap there.
+    // A wrapped line cannot be overwritten. The last column stays free because some terminals wrap there.
     line.resize(std::min(line.size(), columns(out_) - 1));
     if (color_) line = "\x1b[1m" + line.insert(std::min(line.find("  "), line.size()), "\x1b[0m");
     std::fprintf(out_, "\r\x1b[K%s", line.c_str());

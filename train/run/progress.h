@@ -53,18 +53,18 @@ class Progress {
   std::string shown_;  ///< what stands on the terminal's updating line
 };
 
-/// Shows on stderr what share of some work is done and the time left, once the work has taken two seconds: on a
-/// terminal in one updating line twice a second, elsewhere in a line each half minute.
+/// Shows on stderr how much of some work is done and the time left, once the work has taken two seconds: on a terminal
+/// in one line that is updated twice a second, elsewhere as one line each half minute.
 class ShareProgress {
  public:
-  /// `what` is done: "preparing".
+  /// `what` names the work: "preparing".
   explicit ShareProgress(std::string what) : what_(std::move(what)) {}
   /// Ends the updating line.
   ~ShareProgress();
   ShareProgress(const ShareProgress&) = delete;
   ShareProgress& operator=(const ShareProgress&) = delete;
 
-  /// `share` in [0, 1]; `note` is shown behind it.
+  /// `share` in [0, 1] is done; `note` is shown after it.
   void update(double share, const std::string& note = "");
 
  private:

@@ -2,9 +2,9 @@
 
 namespace mmfree {
 
-/// While alive, SIGTERM, SIGUSR1, SIGHUP and the first SIGINT are noted instead of ending the process, so that the work
-/// in hand can be finished and saved; a second SIGINT ends it at once with status 130. A SIGHUP that was ignored
-/// (nohup) stays ignored. Several nest as one.
+/// While alive, SIGTERM, SIGUSR1, SIGHUP and the first SIGINT are recorded instead of ending the process, so that the
+/// current work can be finished and saved; a second SIGINT ends the process at once with status 130. A SIGHUP that was
+/// ignored (nohup) stays ignored. Instances nest: the outermost one counts.
 class StopSignals {
  public:
   StopSignals();
@@ -14,12 +14,12 @@ class StopSignals {
   static int pending();
 };
 
-/// Throws once a signal asks to stop, and says what becomes of the work if `the same command` is given again.
+/// Throws if a signal has asked to stop. `again` says what the same command does when it is given again.
 /// @throws Error with Exit::stopped
 void throw_if_stopped(const char* again = "starts over");
 
-/// Inside a StopSignals, while there is nothing to clean up and something that cannot be interrupted goes on: a signal
-/// ends the process at once, with the message and the status of throw_if_stopped.
+/// While alive inside a StopSignals, a signal ends the process at once, with the message and the status of
+/// throw_if_stopped: for work that cannot be interrupted and leaves nothing to clean up.
 class LeaveAtOnce {
  public:
   LeaveAtOnce();

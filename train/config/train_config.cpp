@@ -1,0 +1,33 @@
+#include "train/config/train_config.h"
+
+namespace mmfree {
+
+std::string name_of(const ResumeFrom& resume) {
+  switch (resume.mode) {
+    case ResumeFrom::nothing:
+      return "false";
+    case ResumeFrom::newest:
+      return "true";
+    case ResumeFrom::newest_if_any:
+      return "auto";
+    case ResumeFrom::checkpoint:
+      break;
+  }
+  return resume.path;
+}
+
+ResumeFrom parse_resume(const std::string& text) {
+  for (const auto mode : {ResumeFrom::nothing, ResumeFrom::newest, ResumeFrom::newest_if_any})
+    if (text == name_of(ResumeFrom{mode})) return {mode};
+  return {ResumeFrom::checkpoint, text};
+}
+
+const char* name_of(OnSaveError choice) { return choice == OnSaveError::stop ? "stop" : "continue"; }
+
+const char* name_of(const std::optional<Recompute>& recompute) { return recompute ? name_of(*recompute) : "auto"; }
+
+Recompute recompute_of(const TrainConfig& train, Device device) {
+  return train.recompute.value_or(device == Device::cuda ? Recompute::selective : Recompute::none);
+}
+
+}  // namespace mmfree

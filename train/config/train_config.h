@@ -1,0 +1,59 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "layers/step_context.h"
+#include "train/run/compute_target.h"
+
+namespace mmfree {
+
+/// What a run continues from: nothing, the newest checkpoint of its folder (which must exist, or need not), or the
+/// checkpoint at `path`.
+struct ResumeFrom {
+  enum Mode { nothing, newest, newest_if_any, checkpoint } mode = nothing;
+  std::string path = {};  ///< only with `checkpoint`
+  bool operator==(const ResumeFrom&) const = default;
+};
+
+/// What becomes of a run whose checkpoint or metrics cannot be written.
+enum class OnSaveError { carry_on, stop };
+
+/// "false", "true", "auto" or the path.
+std::string name_of(const ResumeFrom& resume);
+ResumeFrom parse_resume(const std::string& text);
+const char* name_of(OnSaveError choice);
+/// Nothing is called "auto".
+const char* name_of(const std::optional<Recompute>& recompute);
+
+/// How long, how much at once, and what is written down (section `train`).
+struct TrainConfig {
+  int64_t steps = 1000;          ///< optimizer steps of the whole run
+  int64_t batch_size = 16;       ///< sequences per optimizer step
+  int64_t micro_batch_size = 0;  ///< sequences per forward pass, divides batch_size; 0: batch_size
+  int64_t seed = 1;              ///< of initial weights and data order
+  DeviceChoice device;
+  ComputeChoice compute = ComputeChoice::automatic;
+  std::optional<Recompute> recompute;  ///< nothing: selective on a GPU, none on the CPU
+  bool capture = true;                 ///< GPU: record the step as a graph and replay it
+  int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
+  int64_t log_every = 10;              ///< steps between lines of progress and metrics
+  int64_t eval_every = 0;              ///< steps between evaluations; 0: only at the end
+  int64_t eval_tokens = 0;             ///< most tokens per evaluation during training; 0: all
+  int64_t save_every = 0;              ///< steps between checkpoints; 0: only at the end
+  int64_t keep_last = 3;               ///< checkpoints kept
+  ResumeFrom resume;
+  std::string init_from;  ///< model whose weights a new run starts with; empty: random weights
+  std::string run_dir;    ///< where everything is written; load_config fills in runs/<stem of the file>
+  double max_time = 0;    ///< seconds after which to save and stop; 0: no limit
+  OnSaveError on_save_error = OnSaveError::carry_on;
+  int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
+
+  /// Sequences per forward pass after the rule above is applied.
+  int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : batch_size; }
+};
+
+/// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
+Recompute recompute_of(const TrainConfig& train, Device device);
+
+}  // namespace mmfree

@@ -1,0 +1,123 @@
+#include "train/run/init_from.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <map>
+
+#include "core/quantize.h"
+#include "layers/parameters.h"
+#include "train/run/run_folder.h"
+
+namespace mmfree {
+namespace {
+
+/// "model.norm.weight, model.layers.*.attn_norm.weight (12)": names that differ in the number of a layer are one.
+std::string summary(const std::vector<std::string>& names) {
+  std::vector<std::pair<std::string, std::vector<std::string>>> groups;
+  for (const std::string& name : names) {
+    const std::string mark = ".layers.";
+    const size_t at = name.find(mark);
+    std::string pattern = name;
+    if (at != std::string::npos)
+      pattern.replace(at + mark.size(), name.find('.', at + mark.size()) - at - mark.size(), "*");
+    const auto same = [&](const auto& group) { return group.first == pattern; };
+    auto group = std::find_if(groups.begin(), groups.end(), same);
+    if (group == groups.end()) group = groups.insert(group, {pattern, {}});
+    group->second.push_back(name);
+  }
+  std::string text;
+  for (const auto& [pattern, members] : groups)
+    text +=
+        (text.empty() ? "" : ", ") + (members.size() == 1 ? members[0] : concat(pattern, " (", members.size(), ")"));
+  return text;
+}
+
+/// The changed model keys of which each alone gives parameter `name` the shape that `config` gives it; all changed ones
+/// if there is no such key.
+std::string keys_behind(const std::string& name, const Shape& shape, const RunConfig& config, const Model& source) {
+  RunConfig before = config;
+  before.model = source.config;
+  std::string all, behind;
+  const auto add = [](std::string& list, const ConfigChange& change) {
+    list += (list.empty() ? "" : ", ") + concat(change.key, '=', change.after);
+  };
+  for (const ConfigChange& change : compare(before, config)) {
+    add(all, change);
+    try {
+      const ModelConfig alone = load_config_text(to_yaml(before), "", {change.key + "=" + change.after}).model;
+      for (const ParamSpec& spec : parameter_specs(alone))
+        if (spec.name == name && spec.shape == shape) add(behind, change);
+    } catch (const ConfigError&) {  // makes sense with others only
+    }
+  }
+  return behind.empty() ? all : behind;
+}
+
+}  // namespace
+
+ModelConfig inherited_model(const TrainConfig& train, bool resume, std::optional<Model>& source) {
+  const bool continues = resume || train.resume.mode != ResumeFrom::nothing;
+  const std::string resolved = (std::filesystem::path(train.run_dir) / "config.resolved.yaml").string();
+  if (continues && !checkpoint_steps(train.run_dir).empty() && std::filesystem::exists(resolved))
+    return load_config(resolved).model;
+  source.emplace(load_model(train.init_from));
+  return source->config;
+}
+
+std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& config, const Model& source) {
+  std::map<std::string, const WeightMatrix*> exported;  // without latents
+  source.lm->for_each_projection([&](const BitLinear& p) {
+    if (!p.weight.defined()) exported[p.name + ".weight"] = p.matrix.get();
+  });
+  std::vector<std::string> fresh, unused, lines;
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    const Shape& shape = params.specs()[i].shape;
+    const auto codes = exported.find(name);
+    if (codes == exported.end() && !source.params->has(name)) {
+      fresh.push_back(name);
+      continue;
+    }
+    const Tensor from = codes == exported.end() ? (*source.params)[name].value()
+                                                : latents_of(codes->second->ternary, concat(source.source, ": ", name));
+    MMFREE_CHECK(ConfigError, from.shape() == shape, config.source, ": ", keys_behind(name, shape, config, source),
+                 " does not fit train.init_from: tensor '", name, "' is ", from.shape(), " in ", source.source,
+                 ", and this model needs ", shape);
+    params.view(params.values(), i).copy_from(from);
+  }
+  const auto leave = [&](const std::string& name) {
+    if (!params.has(name)) unused.push_back(name);
+  };
+  for (const ParamSpec& spec : source.params->specs()) leave(spec.name);
+  for (const auto& [name, matrix] : exported) leave(name);
+  lines.push_back(concat("starting with the weights of ", source.source, " (", source.kind, ")",
+                         exported.empty() ? ""
+                                          : "; it holds no latent weights: ternary ones start as codes times a "
+                                            "magnitude that quantises to the same codes and scale"));
+  if (!fresh.empty()) lines.push_back("it lacks these parameters, which start fresh: " + summary(fresh));
+  if (!unused.empty()) lines.push_back("this model lacks these parameters of it: " + summary(unused));
+  return lines;
+}
+
+Tensor latents_of(const TernaryTensor& w, const std::string& name) {
+  Tensor latents({w.rows(), w.cols}, DType::f32);
+  ternary_dequantise(w, latents, false);
+  float* x = latents.mut<float>();
+  const int64_t nonzero = latents.size() - std::count(x, x + latents.size(), 0.0f);
+  if (nonzero == 0) return latents;
+  const float scale = *w.scale.data<float>();
+  const double sum = double(scale) * double(latents.size());  // what the magnitudes must add up to
+  auto low = float(sum / double(nonzero));
+  MMFREE_CHECK(DataError, scale >= float(kMinScale) && std::isfinite(low), name, ": has scale ", scale, " and ",
+               nonzero, " non-zero codes; quantisation of finite weights gives no such scale");
+  if (double(low) * double(nonzero) > sum) low = std::nextafter(low, 0.0f);
+  const float high = std::nextafter(low, std::numeric_limits<float>::max());
+  auto raised = std::llround((sum - double(low) * double(nonzero)) / (double(high) - double(low)));
+  for (int64_t i = 0; i < latents.size(); ++i)
+    if (x[i] != 0) x[i] *= raised-- > 0 ? high : low;
+  return latents;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,111 @@
+#include "train/run/reporter.h"
+
+#include <omp.h>
+
+#include <cmath>
+#include <cstdio>
+#include <ctime>
+#include <utility>
+
+#include "core/gpu.h"
+
+namespace mmfree {
+
+Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, int64_t windows, bool quiet,
+                   std::function<void(const Error&)> write_failed)
+    : config_(config),
+      target_(target),
+      windows_(windows),
+      quiet_(quiet),
+      write_failed_(std::move(write_failed)),
+      progress_(quiet) {}
+
+void Reporter::banner(const TokenShards& data) const {
+  if (quiet_) return;
+  const ModelConfig& m = config_.model;
+  const auto integer = [](int64_t n) { return static_cast<long long>(n); };
+  std::fprintf(stderr,
+               "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s\n",
+               format_count(double(m.parameter_count())).c_str(),
+               format_count(double(m.matrix_parameter_count())).c_str(), integer(m.num_hidden_layers),
+               integer(m.hidden_size), integer(m.intermediate()), integer(m.vocab_size), name_of(m.precision));
+  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld\n",
+               format_count(double(data.total_tokens())).c_str(), integer(data.documents()), integer(windows_),
+               integer(config_.data.seq_len));
+  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
+               integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
+               target_.name.c_str(), name_of(target_.compute),
+               target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
+}
+
+void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
+  metrics_ = std::make_unique<MetricsWriter>(path, resume_step);
+  if (metrics_->damaged_lines() > 0)
+    message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
+}
+
+void Reporter::step(const StepResult& result, double waited) {
+  window_tokens_ += step_tokens();
+  run_tokens_ += step_tokens();
+  const TrainConfig& t = config_.train;
+  if (result.step % t.log_every == 0 || result.step == 1 || result.step == t.steps) log(result, waited);
+}
+
+void Reporter::log(const StepResult& result, double waited) {
+  const double now = seconds() - idle_, window = now - window_start_;
+  const double speed = double(window_tokens_) / window;
+  const double left = double(config_.train.steps - result.step) * double(step_tokens());
+  const double data_wait = (waited - window_waited_) / window;
+  const uint64_t peak = Arena::current(target_.device)->stats().peak;
+  // Forward, and twice that backward: two operations per weight and token each.
+  const double flops = 6 * double(config_.model.matrix_parameter_count()) * speed;
+  const double rate = target_.device == Device::cuda ? gpu::info().bf16_rate : 0;
+  ProgressState state{result.step,
+                      config_.train.steps,
+                      result.loss,
+                      result.report.learning_rate,
+                      result.report.grad_norm,
+                      speed,
+                      seconds(),
+                      left * now / double(run_tokens_),
+                      {}};
+  if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, data_wait, peak};
+  progress_.update(state);
+  write({{"step", result.step},
+         {"train/loss", result.loss},
+         {"train/grad_norm", result.report.grad_norm},
+         {"train/learning_rate", result.report.learning_rate},
+         {"train/epoch", double(result.step * config_.train.batch_size) / double(windows_)},
+         {"train/tokens", result.step * step_tokens()},
+         {"train/tokens_per_sec", speed},
+         {"train/step_time_ms", 1000 * window * double(step_tokens()) / double(window_tokens_)},
+         {"train/mfu", rate > 0 ? flops / rate : std::nan("")},
+         {"train/data_wait", data_wait},
+         {"train/peak_memory", int64_t(peak)},
+         {"time", double(std::time(nullptr))}});
+  window_start_ = now;
+  window_tokens_ = 0;
+  window_waited_ = waited;
+}
+
+void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {
+  write({{"step", step},
+         {"val/loss", e.loss()},
+         {"val/ppl", e.perplexity()},
+         {"val/bpb", e.bits_per_byte()},
+         {"train/tokens", tokens},
+         {"time", double(std::time(nullptr))}});
+  char line[120];
+  std::snprintf(line, sizeof line, "step %lld  val loss %.4f  perplexity %.2f  bits/byte %.4f",
+                static_cast<long long>(step), e.loss(), e.perplexity(), e.bits_per_byte());
+  if (!quiet_) message(line);
+}
+
+void Reporter::write(const Metrics& metrics) try {
+  metrics_->write(metrics);
+  if (std::exchange(failing_, false)) message("metrics are written again");
+} catch (const Error& e) {
+  if (!std::exchange(failing_, true) || config_.train.on_save_error == OnSaveError::stop) write_failed_(e);
+}
+
+}  // namespace mmfree

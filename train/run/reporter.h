@@ -1,0 +1,82 @@
+#pragma once
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "data/token_shards.h"
+#include "train/inference/evaluate.h"
+#include "train/run/compute_target.h"
+#include "train/run/metrics.h"
+#include "train/run/progress.h"
+#include "train/run/step.h"
+
+namespace mmfree {
+
+/// Tells how training goes: progress for people on stderr, metrics.jsonl for programs. Measures time and rates.
+class Reporter {
+ public:
+  /// `config` and `target` must outlive it; an epoch has `windows` windows. `write_failed` is told of metrics that
+  /// cannot be written: of the first in a row, and with train.on_save_error=stop of each. They are kept and written
+  /// later.
+  Reporter(const RunConfig& config, const ComputeTarget& target, int64_t windows, bool quiet,
+           std::function<void(const Error&)> write_failed);
+
+  /// A line for people, also if quiet.
+  void message(const std::string& text) { progress_.message(text); }
+  /// Model, data and run in three lines, unless quiet.
+  void banner(const TokenShards& data) const;
+  /// Opens the metrics file as MetricsWriter does.
+  void open_metrics(const std::string& path, int64_t resume_step);
+
+  /// Sets the clocks to zero.
+  void start() { start_ = Clock::now(); }
+  /// Seconds since the start.
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  /// While alive, time does not count as training.
+  class Pause {
+   public:
+    explicit Pause(Reporter& reporter) : reporter_(reporter), begin_(reporter.seconds()) {}
+    ~Pause() { reporter_.idle_ += reporter_.seconds() - begin_; }
+    Pause(const Pause&) = delete;
+
+   private:
+    Reporter& reporter_;
+    double begin_;
+  };
+
+  /// Counts a finished step, and writes its line if one is due. `waited` are the seconds spent waiting for data so far.
+  void step(const StepResult& result, double waited);
+  /// Writes an evaluation after `step` steps and `tokens` trained tokens.
+  void evaluation(int64_t step, int64_t tokens, const Evaluation& evaluation);
+  /// The step of the newest evaluation in the metrics, -1 without one.
+  int64_t evaluated() const { return metrics_->evaluated(); }
+  /// Over this process, pauses excluded; 0 without any step.
+  double tokens_per_second() const { return double(run_tokens_) / (seconds() - idle_); }
+
+  /// Brings the metrics to the device. @throws IoError
+  void sync() { metrics_->sync(); }
+  /// Ends the updating line.
+  void finish() { progress_.finish(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void log(const StepResult& result, double waited);
+  void write(const Metrics& metrics);
+  int64_t step_tokens() const { return config_.train.batch_size * config_.data.seq_len; }
+
+  const RunConfig& config_;
+  const ComputeTarget& target_;
+  int64_t windows_;
+  bool quiet_;
+  std::function<void(const Error&)> write_failed_;
+  Progress progress_;
+  std::unique_ptr<MetricsWriter> metrics_;
+  bool failing_ = false;  ///< some metrics could not be written yet
+  Clock::time_point start_ = Clock::now();
+  double idle_ = 0;                              ///< seconds of pauses
+  double window_start_ = 0, window_waited_ = 0;  ///< at the line before: training seconds, seconds waited for data
+  int64_t window_tokens_ = 0, run_tokens_ = 0;   ///< since the line before, and since the start
+};
+
+}  // namespace mmfree

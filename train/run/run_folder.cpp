@@ -1,0 +1,154 @@
+#include "train/run/run_folder.h"
+
+#include <omp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+namespace mmfree {
+namespace fs = std::filesystem;
+namespace {
+
+std::string now_utc() {
+  const std::time_t now = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return text;
+}
+
+}  // namespace
+
+std::string checkpoint_path(const std::string& run_dir, int64_t step) {
+  char name[40];
+  std::snprintf(name, sizeof name, "step-%08lld.h5", static_cast<long long>(step));
+  return (fs::path(run_dir) / "checkpoints" / name).string();
+}
+
+std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
+  const fs::path folder = fs::path(run_dir) / "checkpoints";
+  std::vector<int64_t> steps;
+  for (const std::string& name : names_in(folder.string())) {
+    if (name.size() < 9 || !name.starts_with("step-") || !name.ends_with(".h5")) continue;
+    int64_t step = -1;
+    const char* end = name.data() + name.size() - 3;
+    if (std::from_chars(name.data() + 5, end, step).ptr == end && step >= 0 &&
+        checkpoint_path(run_dir, step) == folder / name)
+      steps.push_back(step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings) {
+  const std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  std::optional<h5::Reader> file;
+  for (auto it = steps.rbegin(); it != steps.rend() && !file; ++it) {
+    try {
+      file.emplace(checkpoint_path(run_dir, *it), "checkpoint");
+    } catch (const Error& e) {
+      const char* kind = e.status() == Exit::bad_data ? "a damaged" : "an unreadable";
+      warnings.push_back(concat("passing over ", kind, " checkpoint: ", e.what()));
+    }
+  }
+  if (!file) return std::nullopt;
+  return Checkpoint(std::move(*file));  // what is wrong in an intact file is no reason to go back to an older one
+}
+
+void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
+  const h5::Reader verified(checkpoint_path(run_dir, newest), "checkpoint");
+  std::vector<int64_t> steps;
+  try {
+    steps = checkpoint_steps(run_dir);
+  } catch (const IoError&) {
+    return;  // the next save removes what stays
+  }
+  steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
+  for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
+    std::error_code ignored;
+    fs::remove(checkpoint_path(run_dir, steps[i]), ignored);
+  }
+}
+
+std::vector<std::string> set_aside(const std::string& run_dir, int64_t step) {
+  std::vector<std::string> renamed;
+  for (const int64_t later : checkpoint_steps(run_dir)) {
+    if (later <= step) continue;
+    const std::string path = checkpoint_path(run_dir, later);
+    std::error_code error;
+    std::string name = path + ".damaged";
+    for (int i = 1; fs::exists(fs::symlink_status(name, error)); ++i) name = concat(path, ".damaged-", i);
+    fs::rename(path, name, error);
+    if (!error) renamed.push_back(name);
+  }
+  if (!renamed.empty()) sync_directory((fs::path(run_dir) / "checkpoints").string());
+  return renamed;
+}
+
+void remove_unfinished_checkpoints(const std::string& run_dir) {
+  const fs::path folder = fs::path(run_dir) / "checkpoints";
+  for (const std::string& name : names_in(folder.string())) {
+    std::error_code ignored;
+    if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
+      fs::remove(folder / name, ignored);
+  }
+}
+
+RunFolder::RunFolder(std::string path) : path_(std::move(path)), lock_(lock_directory(path_)) {}
+
+std::string RunFolder::file(const std::string& name) const { return (fs::path(path_) / name).string(); }
+
+std::vector<std::string> RunFolder::open(int64_t step) {
+  const std::string checkpoints = file("checkpoints");
+  NeededDirectory(checkpoints).keep();
+  if (!lock_.is_open()) {
+    lock_ = lock_directory(path_);
+    MMFREE_CHECK(CreateError, step >= 0 || checkpoint_steps(path_).empty(), path_,
+                 ": another process has trained in this folder just now; choose another folder or give --resume");
+  }
+  MMFREE_CHECK(CreateError, ::access(checkpoints.c_str(), W_OK | X_OK) == 0, checkpoints,
+               ": no checkpoints can be written here: ", std::strerror(errno));
+  remove_unfinished_checkpoints(path_);
+  return step >= 0 ? set_aside(path_, step) : std::vector<std::string>();
+}
+
+void RunFolder::describe(const RunConfig& config, const std::string& tokenizer, const RunFacts& facts) const {
+  if (fs::is_regular_file(config.source)) write_file(file("config.yaml"), read_file(config.source, 1 << 20));
+  write_file(file("config.resolved.yaml"), to_yaml(config));
+  if (!tokenizer.empty()) write_file(file("tokenizer.model"), tokenizer);
+  nlohmann::ordered_json run = {{"mmfree", MMFREE_VERSION},
+                                {"started", now_utc()},
+                                {"from_step", facts.from_step},
+                                {"threads", omp_get_max_threads()},
+                                {"device", facts.target.name},
+                                {"compute", name_of(facts.target.compute)},
+                                {"parameters", config.model.parameter_count()},
+                                {"train_tokens", facts.train_tokens},
+                                {"train_data", facts.data}};
+  if (!config.train.init_from.empty()) run["init_from"] = config.train.init_from;
+  write_file(file("run.json"), run.dump(1) + "\n");
+}
+
+void RunFolder::restore() {
+  NeededDirectory(file("checkpoints")).keep();
+  struct stat mine = {}, there = {};
+  if (::fstat(lock_.get(), &mine) != 0 || ::stat(path_.c_str(), &there) != 0 || mine.st_ino == there.st_ino) return;
+  Fd lock = lock_directory(path_);
+  MMFREE_CHECK(CreateError, checkpoint_steps(path_).empty(), path_,
+               ": is another folder than at the start, with the checkpoints of another run; nothing is written there");
+  lock_ = std::move(lock);
+}
+
+bool RunFolder::consume(const char* name) const {
+  std::error_code error;
+  return fs::remove(file(name), error);
+}
+
+}  // namespace mmfree

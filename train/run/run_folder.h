@@ -1,0 +1,71 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/system/files.h"
+#include "train/run/checkpoint.h"
+#include "train/run/compute_target.h"
+
+namespace mmfree {
+
+/// checkpoints/step-00001000.h5 inside a run folder.
+std::string checkpoint_path(const std::string& run_dir, int64_t step);
+
+/// Steps of the checkpoints in a run folder, ascending; damaged ones included. None if there is no such folder.
+/// @throws IoError if it cannot be listed
+std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
+
+/// The newest intact checkpoint of a run folder, opened and verified; one line per damaged one goes to `warnings`.
+/// Nothing if there is none. @throws IoError as checkpoint_steps; what Checkpoint throws for an intact file
+std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
+
+/// Retention: once the checkpoint of step `newest`, which was just written, reads back intact, removes all checkpoints
+/// up to it but the last `keep`. Later checkpoints stay and do not count; so do those that cannot be removed.
+/// @throws what Checkpoint throws if `newest` is not intact; then none is removed
+void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
+
+/// Renames the checkpoints of steps after `step`, which could not be read, to NAME.damaged or NAME.damaged-N, so that
+/// retention does not count them and no later start resumes one, whose metrics have been dropped. One that cannot be
+/// renamed stays. Returns the new names. @throws IoError
+std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);
+
+/// Removes the temporary files of killed saves. No save may be running in this folder.
+void remove_unfinished_checkpoints(const std::string& run_dir);
+
+/// What run.json says of a run, besides version, time and threads.
+struct RunFacts {
+  int64_t from_step = 0;  ///< where this process starts
+  ComputeTarget target;
+  int64_t train_tokens = 0;  ///< in the training shards
+  std::string data;          ///< their fingerprint
+};
+
+/// The folder of one run: config.yaml, config.resolved.yaml, run.json, tokenizer.model, metrics.jsonl and checkpoints/.
+/// It is locked: two runs in one folder would remove each other's files.
+class RunFolder {
+ public:
+  /// Locks the folder if it exists; makes nothing. @throws CreateError if another process has it
+  explicit RunFolder(std::string path);
+  const std::string& path() const { return path_; }
+  /// The path of a file in it.
+  std::string file(const std::string& name) const;
+  /// Makes and locks what is missing, and removes what killed saves left. `step` is that of the checkpoint in this
+  /// folder from which the run continues, -1 without one: later checkpoints are set aside. Returns their new names.
+  /// @throws CreateError also if no checkpoints can be written here, IoError
+  std::vector<std::string> open(int64_t step);
+  /// Writes the copies of configuration and tokenizer (bytes of the model; empty: none), and run.json.
+  /// @throws CreateError, IoError
+  void describe(const RunConfig& config, const std::string& tokenizer, const RunFacts& facts) const;
+  /// Makes the folder again if someone removed it.
+  /// @throws CreateError if another run has made it again and saved checkpoints there
+  void restore();
+  /// Removes the file `name`. Returns whether there was one.
+  bool consume(const char* name) const;
+
+ private:
+  std::string path_;
+  Fd lock_;
+};
+
+}  // namespace mmfree
