@@ -55,7 +55,7 @@ struct SavedProjections {
         Tensor dq({dy.dim(0), width}, dy.dtype(), dy.device());
         linear_dx(dy, unpack(c, slot(p, kMatrix), width), dq, 0);
         if (c.needs(input(p, kLatent)) && !c.kept(slot(p, kValues))) {
-          const DType t = roundings[p] == Rounding::none ? param_dtype(dq.dtype()) : dq.dtype();
+          const DType t = value_dtype(roundings[p], dq.dtype());
           u[p] = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // in the gradient's place where it fits
         }
         auto [dweight, beta] = c.grad_if_needed(input(p, kNormInput));

@@ -8,19 +8,16 @@ namespace mmfree {
 /// Where a node keeps the norm's tensors in its saved list. The first kNormInputs are also its first inputs.
 enum NormSlot : size_t { kA, kB, kGateWeight, kOuter, kR0, kR1, kR2, kNormSlots, kNormInputs = kR0 };
 
+/// dtype of a branch's rounded values.
+inline DType value_dtype(Rounding rounding, DType compute) {
+  return rounding == Rounding::none ? param_dtype(compute) : compute;
+}
+
 /// A branch of `n` rows with its buffers: codes and steps, or values.
 inline NormBranch make_branch(const Tensor& weight, Rounding rounding, int64_t n, int64_t d, DType compute,
                               Device device) {
-  const DType p = param_dtype(compute);
-  switch (rounding) {
-    case Rounding::int8:
-      return {weight, rounding, Tensor({n, d}, DType::i8, device), Tensor({n}, p, device)};
-    case Rounding::bf16:
-      return {weight, rounding, Tensor({n, d}, compute, device), Tensor()};
-    case Rounding::none:
-      return {weight, rounding, Tensor({n, d}, p, device), Tensor()};
-  }
-  throw Error(concat("norm_quant: rounding ", int(rounding), " is none of those that are known"));
+  if (rounding != Rounding::int8) return {weight, rounding, Tensor({n, d}, value_dtype(rounding, compute), device), {}};
+  return {weight, rounding, Tensor({n, d}, DType::i8, device), Tensor({n}, param_dtype(compute), device)};
 }
 
 /// The forward pass of a norm over a source.

@@ -12,7 +12,8 @@ struct QuantTensor {
   Tensor scale;   ///< row: [N] f32 | f64; none: undefined
   ScaleAxis axis = ScaleAxis::none;
   /// What is computed from this tensor, and its gradient, have this dtype: that of the activations. It differs from the
-  /// values' own where those are codes, or the residual stream that stays f32 under bf16 activations.
+  /// values' own where those are codes, or stay f32 under bf16 activations: the residual stream, and what an f32
+  /// projection multiplies.
   DType compute = DType::f32;
 
   QuantTensor() = default;

@@ -28,11 +28,12 @@ struct Inputs {
 };
 
 /// A row's statistics, 1 where there are none.
+template <class L, Kind kKind>
 struct Stats {
   float r0, r1, r2;
   static __device__ Stats of(const NormQuantBackwardArgs& p, int64_t n) {
     const auto one = [n](const void* r) { return r ? static_cast<const float*>(r)[n] : 1.0f; };
-    return {one(p.r0), one(p.r1), one(p.r2)};
+    return {kKind == Kind::gate ? one(p.r0) : 1.0f, L::outer ? one(p.r1) : 1.0f, one(p.r2)};
   }
 };
 
@@ -138,7 +139,7 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
 /// `most` holds the magnitudes of x · outer · weight.
 template <class A, class L, Kind kKind>
 __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
-                               const uint32_t (&most)[L::branches], const Stats& row, int64_t place) {
+                               const uint32_t (&most)[L::branches], const Stats<L, kKind>& row, int64_t place) {
   const float r01 = row.r0 * row.r1;
 #pragma unroll
   for (int b = 0; b < L::branches; ++b) {
@@ -163,10 +164,10 @@ struct Columns {
   /// Leaves the source's x, without r0, in `x`.
   template <class Source>
   __device__ void normalise(const NormQuantBackwardArgs& p, const Source& source, const float (&gate)[L::width],
-                            const Stats& row, float (&x)[L::width]) {
+                            float r01, float (&x)[L::width]) {
     source.x(p.source, gate, x);
 #pragma unroll
-    for (int i = 0; i < L::width; ++i) normed[i] = x[i] * (row.r0 * row.r1);
+    for (int i = 0; i < L::width; ++i) normed[i] = x[i] * r01;
   }
   template <class In, class W>
   __device__ void sum_branches(const NormQuantBackwardArgs& p, const In& in, const W& w) {
@@ -197,13 +198,16 @@ struct RowSums {
   float of[count] = {};
   float c, outer_mean, source_mean;
 
-  __device__ void add(const Columns<L>& at, int i, float outer, float r2) {
-    of[0] += at.normed[i] * outer * r2 * at.s[i];
-    if constexpr (squares) of[1] += at.normed[i] * at.normed[i];
-    if constexpr (mixed) of[count - 1] += at.normed[i] * outer * at.bare[i];
+  __device__ void add(const Columns<L>& at, const Weights<L, kKind>& w, float r2) {
+#pragma unroll
+    for (int i = 0; i < L::width; ++i) {
+      of[0] += at.normed[i] * w.outer_or_1(i) * r2 * at.s[i];
+      if constexpr (squares) of[1] += at.normed[i] * at.normed[i];
+      if constexpr (mixed) of[count - 1] += at.normed[i] * w.outer_or_1(i) * at.bare[i];
+    }
   }
   /// `normed`: some branch has a weight. Without one s is `bare` in layouts that keep no other.
-  __device__ void finish(const Stats& row, float share, float eps_inner, bool normed, bool has_outer) {
+  __device__ void finish(const Stats<L, kKind>& row, float share, float eps_inner, bool normed, bool has_outer) {
     const float mean = of[0] * share;
     c = normed ? mean : 0.0f;
     outer_mean = normed ? mean * eps_inner * row.r2 * row.r2 : mixed ? 0.0f : mean;
@@ -215,7 +219,7 @@ struct RowSums {
 /// du, the gradient of u, and dx, that of x, at one vector of columns.
 template <class L, Kind kKind>
 __device__ void gradient(const Columns<L>& at, const Weights<L, kKind>& w, const RowSums<L, kKind>& sums,
-                         const Stats& row, bool has_outer, float (&du)[L::width], float (&dx)[L::width]) {
+                         const Stats<L, kKind>& row, bool has_outer, float (&du)[L::width], float (&dx)[L::width]) {
 #pragma unroll
   for (int i = 0; i < L::width; ++i) {
     const float outer = w.outer_or_1(i);
@@ -241,7 +245,8 @@ __device__ void find_most(const NormQuantBackwardArgs& p, const float (&x)[L::wi
 /// them is the one reduction over the block, of RowSums (and the branches' absmax, with kEmit). Sums over rows stay in
 /// registers (kept layouts) or in `partials`.
 ///
-/// With kEmit branches may have an `out`. That must not change a bit of the gradients, so where the compiler could fuse
+/// With kEmit branches may have an `out`, stored while x is at hand, or last where x is cheap to make again: registers
+/// are short. That must not change a bit of the gradients, so where the compiler could fuse
 /// a product with a sum in one of the two kernels and not in the other, intrinsics say what happens.
 template <class L, Kind kKind, class S, class A, bool kEmit>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQuantBackwardArgs p, float* partials,
@@ -256,50 +261,50 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   Weights<L, kKind> w[L::held];
   Inputs<L, kKind, S, A> in[L::held];
   if constexpr (L::kept) each([&](int v, int64_t k) { w[v].load(p, k), in[v].load(p, blockIdx.x, k); });
-  Stats next = Stats::of(p, blockIdx.x);
+  auto next = Stats<L, kKind>::of(p, blockIdx.x);
   int turn = 0;
   for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x, turn ^= 1) {
-    const Stats row = next;
+    const auto row = next;
     Columns<L> at[L::held];
     RowSums<L, kKind> sums;
     uint32_t most[L::branches] = {};
     const auto take = [&](int v, int64_t k, float(&x)[W]) {
       if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
-      at[v].normalise(p, in[v].source, w[v].gate, row, x);
+      at[v].normalise(p, in[v].source, w[v].gate, row.r0 * row.r1, x);
       at[v].sum_branches(p, in[v], w[v]);
     };
     each([&](int v, int64_t k) {
       float x[W];
       take(v, k, x);
-#pragma unroll
-      for (int i = 0; i < W; ++i) sums.add(at[v], i, w[v].outer_or_1(i), row.r2);
+      sums.add(at[v], w[v], row.r2);
       totals.add_branches(p, v, k, in[v], [&](int i) { return at[v].normed[i] * w[v].outer_or_1(i) * row.r2; });
       if constexpr (kEmit) find_most(p, x, w[v], most);
     });
-    Chunk<kKind, S, A, W> source[L::held];
-    Loaded<A, W> incoming[L::held];
-    each([&](int v, int64_t) { source[v] = in[v].source, incoming[v] = in[v].incoming; });
+    Inputs<L, kKind, S, A> now[L::held];
+    each([&](int v, int64_t) { now[v] = in[v]; });
     if (n + gridDim.x < p.n) {
       if constexpr (L::kept) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
-      next = Stats::of(p, n + gridDim.x);
+      next = Stats<L, kKind>::of(p, n + gridDim.x);
     }
     reduce(turn, sums.of, most);
     sums.finish(row, 1.0f / float(p.d), eps_inner, p.r2, outer);
     each([&](int v, int64_t k) {
       float x[W], du[W], dx[W], dweight[W];
       if constexpr (!L::kept) {
-        take(v, k, x), source[v] = in[v].source, incoming[v] = in[v].incoming;
+        take(v, k, x), now[v] = in[v];
       } else if constexpr (kEmit) {
-        source[v].a.forget(), source[v].b.forget();
-        at[v].normalise(p, source[v], w[v].gate, row, x);
+        now[v].source.a.forget(), now[v].source.b.forget();
+        at[v].normalise(p, now[v].source, w[v].gate, row.r0 * row.r1, x);
       }
-      if constexpr (kEmit) store_branches<A>(p, x, w[v], most, row, n * p.d + k);
+      if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], most, row, n * p.d + k);
       gradient(at[v], w[v], sums, row, outer, du, dx);
       if constexpr (L::outer)
         totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at[v].normed[i], sum); });
-      store_source_gradient(p, source[v], incoming[v], n, k, dx, row.r0, w[v].gate, sums.source_mean, dweight);
+      store_source_gradient(p, now[v].source, now[v].incoming, n, k, dx, row.r0, w[v].gate, sums.source_mean, dweight);
       if constexpr (kKind == Kind::gate)
         totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
+      if constexpr (kEmit && is_plain<kKind>)
+        now[v].source.x(p.source, w[v].gate, x), store_branches<A>(p, x, w[v], most, row, n * p.d + k);
     });
   }
   totals.finish(p.d, each);

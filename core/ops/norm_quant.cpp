@@ -72,13 +72,22 @@ NormArgs check_norm(const char* op, const RowSource& source, const Tensor& outer
 }
 
 /// dtype of a branch's values.
-DType value_dtype(Rounding r, DType t) { return r == Rounding::none ? param_dtype(t) : t; }
+DType value_dtype(const char* op, Rounding rounding, DType t) {
+  switch (rounding) {
+    case Rounding::int8:
+    case Rounding::bf16:
+      return t;
+    case Rounding::none:
+      return param_dtype(t);
+  }
+  throw Error(concat(op, ": rounding ", int(rounding), " is none of those that are known"));
+}
 
 NormBranchArgs check_branch(const char* op, NormBranch& b, const NormArgs& args, Device device) {
   const bool codes = b.rounding == Rounding::int8 && b.step.defined();
   const DType p = param_dtype(args.dtype);
   check_optional(op, "weight", b.weight, {args.d}, p);
-  check_tensor(op, "out", b.out, {args.n, args.d}, codes ? DType::i8 : value_dtype(b.rounding, args.dtype));
+  check_tensor(op, "out", b.out, {args.n, args.d}, codes ? DType::i8 : value_dtype(op, b.rounding, args.dtype));
   if (codes) check_tensor(op, "step", b.step, {args.n}, p);
   check_device(op, device, {&b.weight, &b.out, &b.step});
   return {b.weight.raw(), b.rounding, b.out.raw_mut(), codes ? b.step.raw_mut() : nullptr, nullptr, nullptr, 0};
@@ -89,7 +98,7 @@ NormBranchArgs check_branch(const char* op, NormBranchGrad& b, const NormArgs& a
   check_optional(op, "weight", b.weight, {args.d}, p);
   check_tensor(op, "dout", b.dout, {args.n, args.d}, t);
   check_optional(op, "dweight", b.dweight, {args.d}, p);
-  check_optional(op, "u", b.u, {args.n, args.d}, value_dtype(b.rounding, t));
+  check_optional(op, "u", b.u, {args.n, args.d}, value_dtype(op, b.rounding, t));
   check_device(op, device, {&b.weight, &b.dout, &b.dweight, &b.u});
   MMFREE_CHECK(Error, b.weight.defined() || !b.dweight.defined(), op, ": dweight of a branch without a weight");
   return {b.weight.raw(), b.rounding, b.u.raw_mut(), nullptr, b.dout.raw(), b.dweight.raw_mut(), b.beta_weight};

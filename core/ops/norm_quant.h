@@ -11,7 +11,7 @@ enum class Rounding { int8, bf16, none };
 
 /// Where the rows x [N, D] to be normalised come from; the work is fused into the norm's one read.
 struct RowSource {
-  enum Kind {
+  enum Kind : int {
     rows,  ///< x = a
     sum,   ///< x = a + b, the residual connection; also written to `x`
     gate,  ///< x = (a · r0 ⊙ weight) ⊙ SiLU(b), r0_n = 1 / sqrt(mean_k a_nk² + eps); no weight: x = a ⊙ σ(b)

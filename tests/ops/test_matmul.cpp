@@ -11,6 +11,7 @@
 #include "core/ops/matmul.h"
 #include "tests/support/child.h"
 #include "tests/support/signal_storm.h"
+#include "tests/support/tensors.h"
 
 using namespace mmfree;
 

@@ -317,6 +317,10 @@ TEST(NormQuant, RejectsWrongArguments) {
   expect_error<ShapeError>({"norm_quant_backward", " u "}, back);
   g.branches[1].u = Tensor({2, 33}, DType::i8);
   expect_error<DTypeError>({"norm_quant_backward", " u "}, back);
+  g.branches[0].rounding = o.branches[1].rounding = Rounding(9);
+  expect_error<Error>({"norm_quant_backward", "rounding 9"}, back);
+  expect_error<Error>({"norm_quant", "rounding 9"}, [&] { run(p.x, p.outer); });
+  g = backward(p, o), o = forward(p.x, p);
   g.branches[0].weight = {};
   expect_error<Error>({"norm_quant_backward", "dweight", "without a weight"}, back);
   g = backward(p, o);
