@@ -6,6 +6,20 @@
 
 namespace mmfree {
 
+const char* name_of(ParamRole role) {
+  switch (role) {
+    case ParamRole::matrix:
+      return "matrix";
+    case ParamRole::embedding:
+      return "embedding";
+    case ParamRole::head:
+      return "head";
+    case ParamRole::vector:
+      return "vector";
+  }
+  throw Error("parameters: unknown role");
+}
+
 ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device) : specs_(std::move(specs)) {
   int64_t size = 0;
   for (const ParamSpec& s : specs_) {
@@ -13,17 +27,12 @@ ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device)
     size += (s.shape.size() + kParamBlock - 1) / kParamBlock * kParamBlock;
   }
   values_ = Tensor::zeros({size}, dtype, device);
-  Tensor decays({size / kParamBlock}, DType::u8);
   for (size_t i = 0; i < specs_.size(); ++i) {
     const ParamSpec& s = specs_[i];
     MMFREE_CHECK(Error, index_.emplace(s.name, i).second, "parameters: '", s.name, "' is declared twice");
     vars_.emplace_back(QuantTensor(view(values_, i)),
                        std::make_shared<GradSlot>(GradSlot{s.shape, dtype, device, {}, true, false}));
-    const int64_t end = i + 1 < specs_.size() ? offsets_[i + 1] : size;
-    std::fill(decays.mut<uint8_t>() + offsets_[i] / kParamBlock, decays.mut<uint8_t>() + end / kParamBlock,
-              uint8_t(s.decay));
   }
-  decays_ = decays.to(device);
 }
 
 void ParamStore::initialise(uint64_t seed) {

@@ -13,12 +13,22 @@ struct Init {
   double scale = 0;
 };
 
+/// What a parameter is for, which decides how it is optimized.
+enum class ParamRole {
+  matrix,     ///< of a projection
+  embedding,  ///< table of token vectors
+  head,       ///< matrix of the output projection
+  vector,     ///< norm weights, lower bounds
+};
+
+const char* name_of(ParamRole role);
+
 /// Name, shape and treatment of one parameter. The name is its identity in files and in random-number keys.
 struct ParamSpec {
   std::string name;
   Shape shape;
   Init init;
-  bool decay = false;  ///< weight decay applies
+  ParamRole role = ParamRole::vector;
 };
 
 /// All parameters of a model in one flat buffer and their gradients in another (f32; f64 in checks) on one device, each
@@ -38,8 +48,7 @@ class ParamStore {
 
   Tensor& values() { return values_; }  ///< [P]
   const Tensor& values() const { return values_; }
-  Tensor& grads() { return grads_; }                ///< [P]; allocated by the first begin_gradients
-  const Tensor& decays() const { return decays_; }  ///< [P / kParamBlock] u8
+  Tensor& grads() { return grads_; }  ///< [P]; allocated by the first begin_gradients
   /// The part of a flat buffer of size P that belongs to parameter i, in its shape.
   Tensor view(const Tensor& flat, size_t i) const;
   /// Where parameter i starts in a flat buffer, and its index by name. @throws Error naming an unknown parameter
@@ -56,7 +65,7 @@ class ParamStore {
   std::vector<int64_t> offsets_;
   std::vector<Var> vars_;
   std::map<std::string, size_t> index_;
-  Tensor values_, grads_, decays_;
+  Tensor values_, grads_;
 };
 
 }  // namespace mmfree

@@ -9,10 +9,10 @@ namespace {
 class SpecList {
  public:
   void vector(const std::string& name, int64_t n, double value) {
-    specs.push_back({name, {n}, {Init::constant, value}, false});
+    specs.push_back({name, {n}, {Init::constant, value}, ParamRole::vector});
   }
-  void projection(const std::string& name, int64_t out, int64_t in, Init init) {
-    specs.push_back({name + ".weight", {out, in}, init, true});
+  void projection(const std::string& name, int64_t out, int64_t in, Init init, ParamRole role = ParamRole::matrix) {
+    specs.push_back({name + ".weight", {out, in}, init, role});
     vector(name + ".norm.weight", in, 1);
   }
   std::vector<ParamSpec> specs;
@@ -26,8 +26,9 @@ std::vector<ParamSpec> parameter_specs(const ModelConfig& c) {
   const Init xavier{Init::uniform, std::pow(2, -2.5) * std::sqrt(6.0 / double(2 * d))};
   const Init rescaled{Init::normal, c.initializer_range / std::sqrt(2.0 * double(layers))};
   SpecList list;
-  list.specs.push_back({"model.embeddings.weight", {c.vocab_size, d}, normal, false});
-  if (c.use_lower_bound) list.specs.push_back({"model.lower_bounds", {layers, d}, {Init::constant, 0}, false});
+  list.specs.push_back({"model.embeddings.weight", {c.vocab_size, d}, normal, ParamRole::embedding});
+  if (c.use_lower_bound)
+    list.specs.push_back({"model.lower_bounds", {layers, d}, {Init::constant, 0}, ParamRole::vector});
   for (int64_t l = 0; l < layers; ++l) {
     const std::string layer = "model.layers." + std::to_string(l) + ".";
     list.vector(layer + "attn_norm.weight", d, 1);
@@ -38,7 +39,7 @@ std::vector<ParamSpec> parameter_specs(const ModelConfig& c) {
     list.projection(layer + "mlp.down_proj", d, inner, rescaled);
   }
   list.vector("model.norm.weight", d, 1);
-  list.projection("lm_head", c.vocab_size, d, normal);
+  list.projection("lm_head", c.vocab_size, d, normal, ParamRole::head);
   return list.specs;
 }
 

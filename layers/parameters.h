@@ -8,7 +8,6 @@ namespace mmfree {
 
 /// Every parameter of the model with the published state dict's name, its shape and its initialisation.
 /// Only `down_proj` gets the 1/sqrt(2L) rescale: in the published code it never reaches o_proj.
-/// Weight decay applies to projection matrices.
 std::vector<ParamSpec> parameter_specs(const ModelConfig& config);
 
 /// The parameters that an exported model keeps as they are: all but the ternary projection matrices.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/cpu/abs_sum.h"
+#include "core/cpu/vec.h"
 #include "core/parallel.h"
 
 namespace mmfree::cpu {
@@ -12,7 +13,7 @@ void adamw_begin(const AdamwBeginArgs& g) {
   StepParams& s = *g.step;
   s.grad_norm = std::sqrt(g.sums[0]);
   const bool sound =
-      s.grad_norm < kMostNorm && g.sums[1] < kMostNorm * kMostNorm && std::isfinite(g.sums[2] + s.lr + s.weight_decay);
+      s.grad_norm < kMostNorm && g.sums[1] < kMostNorm * kMostNorm && std::isfinite(g.sums[2] + s.lr + s.decay_factor);
   s.skip = sound ? 0 : 1;
   if (s.skip != 0) return;
   s.updates += 1;
@@ -24,11 +25,12 @@ void adamw_begin(const AdamwBeginArgs& g) {
 void adamw(const AdamwArgs& g) {
   const StepParams& s = *g.step;
   dispatch_float(g.dtype, "adamw", [&]<class T>() {
-    const T scale = T(s.grad_scale), b1 = T(s.beta1), b2 = T(s.beta2), eps = T(s.eps), lr = T(s.lr);
+    const T scale = T(s.grad_scale), b1 = T(s.beta1), b2 = T(s.beta2), eps = T(s.eps);
     const T rest1 = T(1 - s.beta1), rest2 = T(1 - s.beta2), inv1 = T(1 / s.bias1), inv2 = T(1 / s.bias2);
     parallel_for(g.blocks, 16, [=, &g, &s](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        const T keep = g.decays[block] ? T(1 - s.lr * s.weight_decay) : T(1);
+        const double rate = s.lr * g.rates[2 * block];
+        const T lr = T(rate), keep = T(1 - rate * (s.decay_factor * g.rates[2 * block + 1]));
         const int64_t first = block * kParamBlock;
         T* p = static_cast<T*>(g.values) + first;
         T* m = static_cast<T*>(g.m) + first;
@@ -40,7 +42,9 @@ void adamw(const AdamwArgs& g) {
           v[i] = b2 * v[i] + rest2 * d * d;
           p[i] = p[i] * keep - lr * (m[i] * inv1) / (std::sqrt(v[i] * inv2) + eps);
         }
-        if (g.abs_sums) g.abs_sums[block] = sum_abs(p, kParamBlock);
+        if (!g.abs_sums) continue;
+        g.abs_sums[block] = sum_abs(p, kParamBlock);
+        g.moment_sums[block] = lane_sum<T>(kParamBlock, [=](int64_t i) { return m[i] * m[i] + std::abs(v[i]); });
       }
     });
   });

@@ -11,7 +11,7 @@ __global__ void begin(const double* sums, StepParams* step) {
   StepParams s = *step;
   s.grad_norm = sqrt(sums[0]);
   const bool sound =
-      s.grad_norm < kMostNorm && sums[1] < kMostNorm * kMostNorm && isfinite(sums[2] + s.lr + s.weight_decay);
+      s.grad_norm < kMostNorm && sums[1] < kMostNorm * kMostNorm && isfinite(sums[2] + s.lr + s.decay_factor);
   s.skip = sound ? 0 : 1;
   if (!s.skip) {
     s.updates += 1;
@@ -27,10 +27,11 @@ struct Rates {
   float scale, b1, rest1, b2, rest2, inv1, inv2, lr, eps, keep;
 };
 
-__device__ Rates rates_of(const StepParams& s, bool decays) {
-  const double keep = decays ? __dsub_rn(1, __dmul_rn(s.lr, s.weight_decay)) : 1;
+__device__ Rates rates_of(const StepParams& s, double lr_factor, double weight_decay) {
+  const double lr = __dmul_rn(s.lr, lr_factor);
+  const double keep = __dsub_rn(1, __dmul_rn(lr, __dmul_rn(s.decay_factor, weight_decay)));
   return {float(s.grad_scale), float(s.beta1),     float(1 - s.beta1), float(s.beta2), float(1 - s.beta2),
-          float(1 / s.bias1),  float(1 / s.bias2), float(s.lr),        float(s.eps),   float(keep)};
+          float(1 / s.bias1),  float(1 / s.bias2), float(lr),          float(s.eps),   float(keep)};
 }
 
 /// One element, in the CPU's order of roundings: nothing is contracted.
@@ -46,34 +47,46 @@ __device__ void update(const Rates& r, float grad, float& p, float& m, float& v)
 template <bool kSums>
 __global__ void __launch_bounds__(kThreads, 5) update_block(AdamwArgs g) {
   __shared__ float sizes[kSums ? kParamBlock : 1];
+  __shared__ float moments[kSums ? kThreads / kWarp : 1];
   __shared__ Rates rates;
   const bool skip = g.step->skip != 0;
   if (skip && !kSums) return;
-  if (threadIdx.x == 0) rates = rates_of(*g.step, g.decays[blockIdx.x]);
+  if (threadIdx.x == 0) rates = rates_of(*g.step, g.rates[2 * blockIdx.x], g.rates[2 * blockIdx.x + 1]);
   __syncthreads();
   const int64_t first = int64_t(blockIdx.x) * kParamBlock;
+  float moment = 0;  // in f32 too much becomes an infinity, which is above the limit as well
 #pragma unroll 1
   for (int turn = 0; turn < kParamBlock / (kThreads * kWide); ++turn) {
     const int i = (turn * kThreads + int(threadIdx.x)) * kWide;
     float p[kWide], m[kWide], v[kWide], grad[kWide];
     load<kWide>(p, static_cast<float*>(g.values) + first + i);
+    load<kWide>(m, static_cast<float*>(g.m) + first + i);
+    load<kWide>(v, static_cast<float*>(g.v) + first + i);
     if (!skip) {
       load<kWide>(grad, static_cast<const float*>(g.grads) + first + i);
-      load<kWide>(m, static_cast<float*>(g.m) + first + i);
-      load<kWide>(v, static_cast<float*>(g.v) + first + i);
 #pragma unroll
       for (int k = 0; k < kWide; ++k) update(rates, grad[k], p[k], m[k], v[k]);
       store<kWide>(static_cast<float*>(g.values) + first + i, p);
       store<kWide>(static_cast<float*>(g.m) + first + i, m);
       store<kWide>(static_cast<float*>(g.v) + first + i, v);
     }
-    if constexpr (kSums) store<kWide>(sizes + i, p);
+    if constexpr (kSums) {
+      store<kWide>(sizes + i, p);
+#pragma unroll
+      for (int k = 0; k < kWide; ++k) moment += m[k] * m[k] + fabsf(v[k]);
+    }
   }
   if constexpr (kSums) {
+    moment = warp_sum(moment);
+    if (threadIdx.x % kWarp == 0) moments[threadIdx.x / kWarp] = moment;
     __syncthreads();
     if (threadIdx.x >= kWarp) return;
     const double sum = ordered_abs_sum(sizes);
-    if (threadIdx.x == 0) g.abs_sums[blockIdx.x] = sum;
+    if (threadIdx.x != 0) return;
+    g.abs_sums[blockIdx.x] = sum;
+    double all = 0;
+    for (float part : moments) all += part;
+    g.moment_sums[blockIdx.x] = all;
   }
 }
 

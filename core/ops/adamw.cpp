@@ -21,20 +21,23 @@ StepParams step_params(const Tensor& step) {
   return p;
 }
 
-void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& m, const std::vector<Tensor>& finite) {
+void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums, const Tensor& loss) {
   check_tensor("adamw_begin", "step", step, {kStepParams}, DType::f64);
-  check_device("adamw_begin", grads.device(), {&step, &m});
-  Tensor sums = Tensor::zeros({3}, DType::f64, grads.device());
-  Tensor squares = sums.slice(0, 1), m_squares = sums.slice(1, 2), doubt = sums.slice(2, 3);
+  check_optional("adamw_begin", "sums", sums, {2, grads.size() / kParamBlock}, DType::f64);
+  check_optional("adamw_begin", "loss", loss, {1}, DType::f64);
+  check_device("adamw_begin", grads.device(), {&step, &sums, &loss});
+  Tensor totals = Tensor::zeros({3}, DType::f64, grads.device());
+  Tensor squares = totals.slice(0, 1), moments = totals.slice(1, 2), finite = totals.slice(2, 3);
   sum_of_squares(grads, squares);
-  if (m.defined()) sum_of_squares(m, m_squares);
-  for (const Tensor& t : finite) sum(t, 0, doubt, 1);  // 0 times what is not finite is NaN
-  const AdamwBeginArgs args{sums.data<double>(), reinterpret_cast<StepParams*>(step.mut<double>())};
+  // 0 times what is not finite is NaN.
+  if (sums.defined()) sum(sums.slice(0, 1), 0, finite), sum(sums.slice(1, 2), 1, moments);
+  if (loss.defined()) sum(loss, 0, finite, 1);
+  const AdamwBeginArgs args{totals.data<double>(), reinterpret_cast<StepParams*>(step.mut<double>())};
   MMFREE_DISPATCH(grads.device(), adamw_begin, args);
 }
 
-void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& decays, const Tensor& step,
-           Tensor& abs_sums) {
+void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
+           Tensor& sums) {
   check_float("adamw", "values", values, 1);
   const int64_t size = values.size();
   MMFREE_CHECK(ShapeError, size % kParamBlock == 0, "adamw: the flat buffer of ", size, " elements is not padded to ",
@@ -42,16 +45,18 @@ void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tens
   check_tensor("adamw", "grads", grads, {size}, values.dtype());
   check_tensor("adamw", "m", m, {size}, values.dtype());
   check_tensor("adamw", "v", v, {size}, values.dtype());
-  check_tensor("adamw", "decays", decays, {size / kParamBlock}, DType::u8);
+  check_tensor("adamw", "rates", rates, {size / kParamBlock, 2}, DType::f64);
   check_tensor("adamw", "step", step, {kStepParams}, DType::f64);
-  check_optional("adamw", "abs_sums", abs_sums, {size / kParamBlock}, DType::f64);
-  check_device("adamw", values.device(), {&grads, &m, &v, &decays, &step, &abs_sums});
+  check_optional("adamw", "sums", sums, {2, size / kParamBlock}, DType::f64);
+  check_device("adamw", values.device(), {&grads, &m, &v, &rates, &step, &sums});
+  double* const block_sums = sums.defined() ? sums.mut<double>() : nullptr;
   const AdamwArgs args{values.raw_mut(),
                        grads.raw(),
                        m.raw_mut(),
                        v.raw_mut(),
-                       decays.data<uint8_t>(),
-                       abs_sums.defined() ? abs_sums.mut<double>() : nullptr,
+                       rates.data<double>(),
+                       block_sums,
+                       block_sums ? block_sums + size / kParamBlock : nullptr,
                        size / kParamBlock,
                        reinterpret_cast<const StepParams*>(step.data<double>()),
                        values.dtype()};

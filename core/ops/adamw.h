@@ -1,6 +1,4 @@
 #pragma once
-#include <vector>
-
 #include "core/tensor.h"
 
 namespace mmfree {
@@ -15,7 +13,7 @@ inline constexpr double kMostNorm = 1e18;
 /// (see step_tensor), because a captured step must find its changing numbers in memory.
 struct StepParams {
   double lr = 0;            ///< of this step, set by the host
-  double weight_decay = 0;  ///< of this step, set by the host
+  double decay_factor = 0;  ///< of every weight decay in this step, set by the host
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
   double clip = 0;              ///< largest gradient norm; 0: no clipping
   double updates = 0;           ///< updates made so far, skipped ones not counted
@@ -32,38 +30,45 @@ StepParams step_params(const Tensor& step);
 
 /// From the gradients to the numbers of the update: grad_norm = sqrt(Σ grads²); unless skip: updates += 1,
 /// bias1 = 1 − beta1^updates, bias2 likewise, grad_scale = min(1, clip / (grad_norm + 1e-6)).
-///   skip = 1 if grad_norm or ‖m‖ is not below kMostNorm, or lr, weight_decay or anything in `finite` is not finite
-/// grads [P] P; step [kStepParams] f64; m [P] P or undefined; finite: f32 | f64 of any shape, such as values and v.
+///   skip = 1 if grad_norm is not below kMostNorm, Σ m² + |v| is not below kMostNorm², or lr, decay_factor, Σ |p| or
+///   the loss is not finite
+/// The sums are those that `adamw` left behind, so that parameters and moments need not be read again.
+///
+/// @param grads  [P] f32 | f64
+/// @param step   [kStepParams] f64
+/// @param sums   [2, P / kParamBlock] f64 as `adamw` leaves them; may be undefined: not looked at
+/// @param loss   [1] f64; may be undefined: not looked at
 /// @throws ShapeError, DTypeError, DeviceError
-void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& m = Tensor(), const std::vector<Tensor>& finite = {});
+void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums = Tensor(), const Tensor& loss = Tensor());
 
 /// AdamW with decoupled weight decay over flat buffers (Loshchilov & Hutter 2019, arXiv:1711.05101), in one pass:
 ///   g = grad·grad_scale,  m = β1 m + (1−β1) g,  v = β2 v + (1−β2) g²
-///   p = p (1 − lr·decay) − lr (m / bias1) / (sqrt(v / bias2) + eps),  decay = weight_decay in blocks with the flag,
-///   else 0
+///   p = p (1 − r·decay) − r (m / bias1) / (sqrt(v / bias2) + eps),  r = lr·lr_factor,  decay =
+///   decay_factor·weight_decay
 ///
 /// @param values, m, v  [P] f32 | f64, updated in place; P is a multiple of kParamBlock
 /// @param grads         [P] the same dtype
-/// @param decays        [P / kParamBlock] u8: 1 where weight decay applies
+/// @param rates         [P / kParamBlock, 2] f64: lr_factor and weight_decay of each block
 /// @param step          [kStepParams] f64
-/// @param abs_sums      out [P / kParamBlock] f64: Σ |p| of each block after the update, for `ternary_quantise_flat`;
-///                      may be undefined: not wanted
+/// @param sums          out [2, P / kParamBlock] f64: after the update, or as they stay if it is skipped, Σ |p| of each
+///                      block, for `ternary_quantise_flat`, and Σ m² + |v|, for `adamw_begin`; may be undefined: not
+///                      wanted
 /// @throws ShapeError, DTypeError, DeviceError
-void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& decays, const Tensor& step,
-           Tensor& abs_sums);
+void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
+           Tensor& sums);
 
 struct AdamwArgs {
   void* values;
   const void* grads;
   void *m, *v;
-  const uint8_t* decays;
-  double* abs_sums;
+  const double* rates;
+  double *abs_sums, *moment_sums;  ///< both or neither
   int64_t blocks;
   const StepParams* step;
   DType dtype;
 };
 struct AdamwBeginArgs {
-  const double* sums;  ///< Σ grads², Σ m², and 0, or NaN where something is not finite
+  const double* sums;  ///< Σ grads², Σ m² + |v|, and 0, or NaN where something is not finite
   StepParams* step;
 };
 

@@ -12,10 +12,10 @@ using namespace mmfree;
 namespace {
 
 std::vector<ParamSpec> some_specs() {
-  return {{"small", {3}, {Init::constant, 1}, false},
-          {"matrix", {100, 50}, {Init::uniform, 0.25}, true},
-          {"block", {kParamBlock}, {Init::normal, 0.02}, false},
-          {"last", {2, 7}, {Init::normal, 3}, true}};
+  return {{"small", {3}, {Init::constant, 1}, ParamRole::vector},
+          {"matrix", {100, 50}, {Init::uniform, 0.25}, ParamRole::matrix},
+          {"block", {kParamBlock}, {Init::normal, 0.02}, ParamRole::vector},
+          {"last", {2, 7}, {Init::normal, 3}, ParamRole::matrix}};
 }
 
 double root_mean_square(const Tensor& t) { return std::sqrt(sum_of_squares(t) / double(t.size())); }
@@ -47,17 +47,10 @@ TEST(ParamStore, StartsEveryParameterOnABlockAndPadsWithZeros) {
   }
 }
 
-TEST(ParamStore, MarksTheBlocksThatDecay) {
-  const ParamStore store(some_specs(), DType::f32);
-  ASSERT_EQ(5, store.decays().size());
-  const uint8_t expected[] = {0, 1, 1, 0, 1};
-  for (int i = 0; i < 5; ++i) EXPECT_EQ(expected[i], store.decays().data<uint8_t>()[i]) << i;
-}
-
 TEST(ParamStore, InitialisesByTheSpecs) {
-  std::vector<ParamSpec> specs{{"c", {5000}, {Init::constant, 0.3}, false},
-                               {"u", {20000}, {Init::uniform, 0.25}, false},
-                               {"n", {20000}, {Init::normal, 0.02}, false}};
+  std::vector<ParamSpec> specs{{"c", {5000}, {Init::constant, 0.3}, ParamRole::vector},
+                               {"u", {20000}, {Init::uniform, 0.25}, ParamRole::vector},
+                               {"n", {20000}, {Init::normal, 0.02}, ParamRole::vector}};
   ParamStore store(specs, DType::f32);
   store.initialise(7);
   for (int64_t i = 0; i < 5000; ++i) ASSERT_EQ(0.3f, store["c"].value().data<float>()[i]);
@@ -83,7 +76,7 @@ TEST(ParamStore, InitialValuesDependOnSeedAndNameAlone) {
     EXPECT_EQ(s.init.kind == Init::constant, same_bits(a[s.name].value(), other[s.name].value())) << s.name;
   }
   expect_same_bits_for_any_threads([&] {
-    ParamStore again({{"n", {50000}, {Init::normal, 1}, false}}, DType::f32);
+    ParamStore again({{"n", {50000}, {Init::normal, 1}, ParamRole::vector}}, DType::f32);
     again.initialise(1);
     return std::vector<Tensor>{again.values().clone()};
   });
@@ -108,13 +101,19 @@ TEST(ParamStore, ModelParametersStartAsPublished) {
   EXPECT_EQ(0, largest(store["model.lower_bounds"].value()));
   for (const char* name : {"model.norm.weight", "model.layers.0.attn_norm.weight", "lm_head.norm.weight"})
     for (int64_t i = 0; i < 128; ++i) ASSERT_EQ(1, at(store[name].value(), i));
-  for (const ParamSpec& s : store.specs())
-    EXPECT_EQ(s.shape.rank() == 2 && s.name != "model.embeddings.weight" && s.name != "model.lower_bounds", s.decay)
-        << s.name;
+  for (const ParamSpec& s : store.specs()) {
+    const ParamRole role = s.name == "model.embeddings.weight"                     ? ParamRole::embedding
+                           : s.name == "lm_head.weight"                            ? ParamRole::head
+                           : s.shape.rank() == 2 && s.name != "model.lower_bounds" ? ParamRole::matrix
+                                                                                   : ParamRole::vector;
+    EXPECT_EQ(role, s.role) << s.name;
+  }
 }
 
 TEST(ParamStore, GradientsLiveInTheFlatBuffer) {
-  ParamStore store({{"a", {1, 3}, {Init::constant, 1}, false}, {"b", {1, 3}, {Init::constant, 1}, false}}, DType::f64);
+  ParamStore store(
+      {{"a", {1, 3}, {Init::constant, 1}, ParamRole::vector}, {"b", {1, 3}, {Init::constant, 1}, ParamRole::vector}},
+      DType::f64);
   store.initialise(1);
   const Tensor c = full({1, 3}, DType::f64, 2);
   const auto backward = [&](bool also_b) {

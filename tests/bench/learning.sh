@@ -19,7 +19,7 @@ for run in "$@"; do
   begin=$(date +%s)
   "$mmfree" train "$root/configs/50m.yaml" data.train="$train" data.valid="$valid" data.tokenizer="$tokenizer" \
     data.seq_len=1024 train.batch_size=64 train.micro_batch_size=0 train.steps=1500 train.seed="$seed" optim.lr="$lr" \
-    optim.warmup_steps=100 optim.weight_decay_until=1 train.eval_every=0 train.save_every=0 train.log_every=50 \
+    optim.warmup_steps=100 optim.min_lr_ratio=0.1 optim.weight_decay_until=1 train.eval_every=0 train.save_every=0 train.log_every=50 \
     train.run_dir="$dir"
   seconds=$(($(date +%s) - begin))
   held_out=$("$mmfree" eval "$dir" "$valid" --seq-len 1024 --limit 524288 --json)

@@ -90,11 +90,11 @@ void expect_same(const Flat& flat) {
 Tensor abs_sums_of(const Tensor& values) {
   const int64_t size = values.size(), blocks = size / kParamBlock;
   Tensor p = values.clone(), m = Tensor::zeros({size}, DType::f32, values.device()), v = m.clone();
-  Tensor sums({blocks}, DType::f64, values.device());
+  Tensor sums({2, blocks}, DType::f64, values.device());
   StepParams skip;
   skip.skip = 1;
-  adamw(p, m, m, v, Tensor::zeros({blocks}, DType::u8, values.device()), step_tensor(skip, values.device()), sums);
-  return sums;
+  adamw(p, m, m, v, Tensor::zeros({blocks, 2}, DType::f64, values.device()), step_tensor(skip, values.device()), sums);
+  return sums.slice(0, 1).reshape({blocks});
 }
 
 }  // namespace

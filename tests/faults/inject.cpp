@@ -158,6 +158,7 @@ class Training {
     if (is(Kind::first_moment)) hit_flat(optimizer.m());
     if (is(Kind::second_moment)) hit_flat(optimizer.v());
     if (is(Kind::learning_rate)) const_cast<double*>(optimizer.step().data<double>())[codes_too] = value;
+    if (site && lasting(site->kind)) optimizer.measure();  // as the update before would have left it
     if (before_update) before_update();
     optimizer.update(l.value());
     requantise();
@@ -327,8 +328,8 @@ class Injection {
     config.model = Training::small();
     const std::string path = spit(dir_ / "step.h5", "older");
     try {
-      save_checkpoint(path, config, training_.params,
-                      {training_.params.values(), training_.optimizer.m(), training_.optimizer.v()}, {}, "");
+      save_checkpoint(path, config, training_.params, {training_.params.values(), training_.optimizer.states()}, {},
+                      "");
       return false;
     } catch (const DivergedError&) {
       return slurp(path) == "older" && dir_.files() == 1;

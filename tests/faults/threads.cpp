@@ -81,12 +81,13 @@ class Round {
   void save(int64_t step, MetricsWriter& metrics) {
     if (step % 2 || !saving_.poll()) saving_.wait();
     metrics.sync();
-    saving_.start({params_.values(), params_.values(), params_.values()}, [this, step](const FlatState& flat) {
-      LoopState state;
-      state.step = step;
-      save_checkpoint(checkpoint_path(dir_, step), config_, params_, flat, state, "");
-      retain_checkpoints(dir_, step, 2);
-    });
+    saving_.start({params_.values(), {{"adam_m", params_.values()}, {"adam_v", params_.values()}}},
+                  [this, step](const FlatState& flat) {
+                    LoopState state;
+                    state.step = step;
+                    save_checkpoint(checkpoint_path(dir_, step), config_, params_, flat, state, "");
+                    retain_checkpoints(dir_, step, 2);
+                  });
   }
 
   TokenShards shards_, again_;

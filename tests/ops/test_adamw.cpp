@@ -10,20 +10,27 @@ namespace {
 constexpr int64_t kBlocks = 37, kSize = kBlocks * kParamBlock;
 
 struct State {
-  Tensor p, m, v, decays;
+  Tensor p, m, v, rates;
 };
 
 State make_state(DType t) {
   State s{random_tensor({kSize}, t, 1, 0.1), Tensor::zeros({kSize}, t), Tensor::zeros({kSize}, t),
-          Tensor({kBlocks}, DType::u8)};
-  for (int64_t b = 0; b < kBlocks; ++b) s.decays.mut<uint8_t>()[b] = b % 3 == 0;
+          Tensor({kBlocks, 2}, DType::f64)};
+  for (int64_t b = 0; b < kBlocks; ++b) {
+    set(s.rates, 2 * b, b % 5 == 0 ? 0.5 : 1);
+    set(s.rates, 2 * b + 1, b % 3 == 0 ? 0.1 : 0);
+  }
   return s;
+}
+
+void make_positive(Tensor& v) {
+  for (int64_t i = 0; i < v.size(); ++i) set(v, i, std::abs(at(v, i)));
 }
 
 StepParams params_of(int update) {
   StepParams s;
   s.lr = 4e-3 / update;
-  s.weight_decay = 0.1;
+  s.decay_factor = 1;
   s.bias1 = 1 - std::pow(s.beta1, update);
   s.bias2 = 1 - std::pow(s.beta2, update);
   s.grad_scale = 0.25 * update;
@@ -32,7 +39,7 @@ StepParams params_of(int update) {
 
 void run_adamw(State& s, const Tensor& grads, const StepParams& step) {
   Tensor unwanted;
-  adamw(s.p, grads, s.m, s.v, s.decays, step_tensor(step, Device::cpu), unwanted);
+  adamw(s.p, grads, s.m, s.v, s.rates, step_tensor(step, Device::cpu), unwanted);
 }
 
 Tensor grads(DType t, int update) { return random_tensor({kSize}, t, 10 + uint32_t(update), 1e-2); }
@@ -48,7 +55,8 @@ TEST(Adamw, FollowsItsComposedTwinOverManySteps) {
       const Tensor g = grads(t, update);
       run_adamw(s, g, params_of(update));
       for (int64_t i = 0; i < kSize; i += 97)
-        expected[size_t(i / 97)].update(at(g, i), i / kParamBlock % 3 == 0, params_of(update));
+        expected[size_t(i / 97)].update(at(g, i), at(s.rates, i / kParamBlock * 2),
+                                        at(s.rates, i / kParamBlock * 2 + 1), params_of(update));
     }
     // Five updates of a few roundings each; beta, bias and lr are rounded to T as well.
     const double bound = 64 * epsilon_of(t);
@@ -65,10 +73,10 @@ TEST(Adamw, FirstStepMovesByTheLearningRate) {
   State s = make_state(DType::f64);
   const Tensor before = s.p.clone(), g = grads(DType::f64, 1);
   StepParams step = params_of(1);
-  step.weight_decay = 0, step.eps = 0;
+  step.decay_factor = 0, step.eps = 0;
   run_adamw(s, g, step);
   for (int64_t i = 0; i < kSize; i += 53)
-    ASSERT_NEAR(at(before, i) - std::copysign(step.lr, at(g, i)), at(s.p, i), 1e-15);
+    ASSERT_NEAR(at(before, i) - std::copysign(step.lr * at(s.rates, i / kParamBlock * 2), at(g, i)), at(s.p, i), 1e-15);
 }
 
 TEST(Adamw, PaddingStaysZeroAndSkipChangesNothing) {
@@ -86,21 +94,28 @@ TEST(Adamw, PaddingStaysZeroAndSkipChangesNothing) {
   }
 }
 
-TEST(Adamw, LeavesTheSumsOfAbsoluteValuesOfEachBlock) {
+TEST(Adamw, LeavesTheSumsOfEachBlock) {
   for (DType t : {DType::f64, DType::f32})
     for (bool skip : {false, true}) {
       State s = make_state(t), plain = make_state(t);
       const Tensor g = grads(t, 1);
       StepParams step = params_of(1);
       step.skip = skip;
-      Tensor sums = full({kBlocks}, DType::f64, kNaN);
-      adamw(s.p, g, s.m, s.v, s.decays, step_tensor(step, Device::cpu), sums);
+      for (State* state : {&s, &plain})
+        state->m = random_tensor({kSize}, t, 5), state->v = random_tensor({kSize}, t, 6);
+      for (State* state : {&s, &plain}) make_positive(state->v);
+      Tensor sums = full({2, kBlocks}, DType::f64, kNaN);
+      adamw(s.p, g, s.m, s.v, s.rates, step_tensor(step, Device::cpu), sums);
       run_adamw(plain, g, step);
       EXPECT_TRUE(same_bits(plain.p, s.p)) << "asking for the sums changes the update";
       for (int64_t b = 0; b < kBlocks; ++b) {
-        double expected = 0;
-        for (int64_t i = b * kParamBlock; i < (b + 1) * kParamBlock; ++i) expected += std::abs(at(s.p, i));
-        ASSERT_NEAR(expected, at(sums, b), 1e-12 * expected) << b;
+        double values = 0, moments = 0;
+        for (int64_t i = b * kParamBlock; i < (b + 1) * kParamBlock; ++i) {
+          values += std::abs(at(s.p, i));
+          moments += at(s.m, i) * at(s.m, i) + std::abs(at(s.v, i));
+        }
+        ASSERT_NEAR(values, at(sums, b), 1e-12 * values) << b;
+        ASSERT_NEAR(moments, at(sums, kBlocks + b), 256 * epsilon_of(t) * moments) << b;
       }
     }
 }
@@ -110,7 +125,7 @@ TEST(Adamw, BeginsWithTheNormTheClipFactorAndTheBiases) {
     for (double clip : {0.0, 0.5, 1e6}) {
       const Tensor g = grads(t, 1);
       StepParams before;
-      before.lr = 0.125, before.weight_decay = 0.25, before.clip = clip, before.updates = 3, before.skip = 1;
+      before.lr = 0.125, before.decay_factor = 0.25, before.clip = clip, before.updates = 3, before.skip = 1;
       Tensor step = step_tensor(before, Device::cpu);
       adamw_begin(g, step);
       const StepParams after = step_params(step);
@@ -124,7 +139,7 @@ TEST(Adamw, BeginsWithTheNormTheClipFactorAndTheBiases) {
       EXPECT_DOUBLE_EQ(1 - 0.95 * 0.95 * 0.95 * 0.95, after.bias2);
       EXPECT_DOUBLE_EQ(clip == 0.5 ? 0.5 / (after.grad_norm + 1e-6) : 1, after.grad_scale);
       EXPECT_EQ(0.125, after.lr);
-      EXPECT_EQ(0.25, after.weight_decay);
+      EXPECT_EQ(0.25, after.decay_factor);
       EXPECT_EQ(clip, after.clip);
     }
 }
@@ -150,36 +165,48 @@ TEST(Adamw, BeginsByRefusingGradientsThatAreNotFinite) {
 
 TEST(Adamw, BeginsByRefusingWhateverWouldSpoilTheParameters) {
   const Tensor g = grads(DType::f32, 1);
-  const auto skips = [&](const StepParams& params, const Tensor& m, const std::vector<Tensor>& finite) {
+  const auto skips = [&](const StepParams& params, const Tensor& sums, const Tensor& loss) {
     Tensor step = step_tensor(params, Device::cpu);
-    adamw_begin(g, step, m, finite);
+    adamw_begin(g, step, sums, loss);
     const StepParams after = step_params(step);
     EXPECT_TRUE(std::isfinite(after.grad_norm));
     EXPECT_EQ(params.updates + (after.skip ? 0 : 1), after.updates);
     return after.skip != 0;
   };
-  const State s = make_state(DType::f32);
-  const Tensor loss = full({1}, DType::f64, 3);
-  EXPECT_FALSE(skips(params_of(3), s.m, {s.v, s.p, loss}));
+  /// What a skipped update says of a state.
+  const auto sums_of = [&](State s) {
+    StepParams skip;
+    skip.skip = 1;
+    Tensor sums({2, kBlocks}, DType::f64);
+    adamw(s.p, g, s.m, s.v, s.rates, step_tensor(skip, Device::cpu), sums);
+    return sums;
+  };
+  const State good = make_state(DType::f32);
+  const Tensor sums = sums_of(good), loss = full({1}, DType::f64, 3);
+  EXPECT_FALSE(skips(params_of(3), sums, loss));
   for (double bad : {kNaN, kInfinity, -kInfinity}) {
-    Tensor m = s.m.clone(), v = s.v.clone(), p = s.p.clone();
-    for (Tensor* t : {&m, &v, &p}) set(*t, kSize / 3, bad);
-    EXPECT_TRUE(skips(params_of(3), m, {s.v, s.p, loss})) << bad;
-    EXPECT_TRUE(skips(params_of(3), s.m, {v, s.p, loss})) << bad;
-    EXPECT_TRUE(skips(params_of(3), s.m, {s.v, p, loss})) << bad;
-    EXPECT_TRUE(skips(params_of(3), s.m, {s.v, s.p, full({1}, DType::f64, bad)})) << bad;
-    StepParams rates = params_of(3);
-    rates.lr = bad;
-    EXPECT_TRUE(skips(rates, s.m, {s.v, s.p, loss})) << bad;
-    rates = params_of(3);
-    rates.weight_decay = bad;
-    EXPECT_TRUE(skips(rates, s.m, {s.v, s.p, loss})) << bad;
+    for (Tensor State::*tensor : {&State::p, &State::m, &State::v}) {
+      State s = good;
+      s.*tensor = (good.*tensor).clone();
+      set(s.*tensor, kSize / 3, bad);
+      EXPECT_TRUE(skips(params_of(3), sums_of(s), loss)) << bad;
+    }
+    EXPECT_TRUE(skips(params_of(3), sums, full({1}, DType::f64, bad))) << bad;
+    for (double StepParams::*rate : {&StepParams::lr, &StepParams::decay_factor}) {
+      StepParams rates = params_of(3);
+      rates.*rate = bad;
+      EXPECT_TRUE(skips(rates, sums, loss)) << bad;
+    }
   }
-  Tensor m = s.m.clone();
-  set(m, 7, 0.9 * kMostNorm);
-  EXPECT_FALSE(skips(params_of(3), m, {}));
-  set(m, 7, 1.1 * kMostNorm);
-  EXPECT_TRUE(skips(params_of(3), m, {}));
+  for (const auto& [size, skip] : {std::pair{0.9, false}, {1.1, true}}) {
+    State large = good;
+    large.m = good.m.clone();
+    set(large.m, 7, size * kMostNorm);
+    EXPECT_EQ(skip, skips(params_of(3), sums_of(large), {}));
+    large.m = good.m, large.v = good.v.clone();
+    set(large.v, 7, size * kMostNorm * kMostNorm);
+    EXPECT_EQ(skip, skips(params_of(3), sums_of(large), {}));
+  }
 }
 
 TEST(Adamw, BeginsByRefusingANormThatCannotBeSquared) {
@@ -213,14 +240,17 @@ TEST(Adamw, RejectsWrongArguments) {
   State s = make_state(DType::f32);
   const Tensor g = grads(DType::f32, 1);
   Tensor odd({5}, DType::f32), wide({kSize + kParamBlock}, DType::f32), m64({kSize}, DType::f64);
-  const Tensor step = step_tensor(params_of(1), Device::cpu), decays({3}, DType::u8), step32({kStepParams}, DType::f32);
-  Tensor none, sums({kBlocks + 1}, DType::f64);
-  expect_error<ShapeError>({"adamw", "padded", "4096"}, [&] { adamw(odd, odd, odd, odd, s.decays, step, none); });
-  expect_error<ShapeError>({"adamw", "grads"}, [&] { adamw(s.p, wide, s.m, s.v, s.decays, step, none); });
-  expect_error<DTypeError>({"adamw", "m ", "f64"}, [&] { adamw(s.p, g, m64, s.v, s.decays, step, none); });
-  expect_error<ShapeError>({"adamw", "v "}, [&] { adamw(s.p, g, s.m, odd, s.decays, step, none); });
-  expect_error<ShapeError>({"adamw", "decays"}, [&] { adamw(s.p, g, s.m, s.v, decays, step, none); });
-  expect_error<ShapeError>({"adamw", "step"}, [&] { adamw(s.p, g, s.m, s.v, s.decays, step.slice(0, 3), none); });
-  expect_error<DTypeError>({"adamw", "step", "f64"}, [&] { adamw(s.p, g, s.m, s.v, s.decays, step32, none); });
-  expect_error<ShapeError>({"adamw", "abs_sums"}, [&] { adamw(s.p, g, s.m, s.v, s.decays, step, sums); });
+  const Tensor step = step_tensor(params_of(1), Device::cpu), rates({3, 2}, DType::f64),
+               step32({kStepParams}, DType::f32);
+  Tensor none, sums({2, kBlocks + 1}, DType::f64), step_mut = step_tensor(params_of(1), Device::cpu);
+  expect_error<ShapeError>({"adamw", "padded", "4096"}, [&] { adamw(odd, odd, odd, odd, s.rates, step, none); });
+  expect_error<ShapeError>({"adamw", "grads"}, [&] { adamw(s.p, wide, s.m, s.v, s.rates, step, none); });
+  expect_error<DTypeError>({"adamw", "m ", "f64"}, [&] { adamw(s.p, g, m64, s.v, s.rates, step, none); });
+  expect_error<ShapeError>({"adamw", "v "}, [&] { adamw(s.p, g, s.m, odd, s.rates, step, none); });
+  expect_error<ShapeError>({"adamw", "rates"}, [&] { adamw(s.p, g, s.m, s.v, rates, step, none); });
+  expect_error<ShapeError>({"adamw", "step"}, [&] { adamw(s.p, g, s.m, s.v, s.rates, step.slice(0, 3), none); });
+  expect_error<DTypeError>({"adamw", "step", "f64"}, [&] { adamw(s.p, g, s.m, s.v, s.rates, step32, none); });
+  expect_error<ShapeError>({"adamw", "sums"}, [&] { adamw(s.p, g, s.m, s.v, s.rates, step, sums); });
+  expect_error<ShapeError>({"adamw_begin", "sums"}, [&] { adamw_begin(g, step_mut, sums); });
+  expect_error<DTypeError>({"adamw_begin", "loss"}, [&] { adamw_begin(g, step_mut, none, full({1}, DType::f32, 1)); });
 }

@@ -219,8 +219,10 @@ TYPED_TEST(Ternary, FlatQuantisationEqualsThatOfEachMatrixToTheBit) {
   flat.expect_quantised(jobs);
   // After an update, with the sums that it left; also after one that was skipped.
   const int64_t size = flat.values.size();
-  Tensor m = Tensor::zeros({size}, t), v = m.clone(), sums = full({size / kParamBlock}, DType::f64, kNaN);
-  const Tensor decays = Tensor::zeros({size / kParamBlock}, DType::u8);
+  Tensor m = Tensor::zeros({size}, t), v = m.clone();
+  Tensor both = full({2, size / kParamBlock}, DType::f64, kNaN);
+  Tensor sums = both.slice(0, 1).reshape({size / kParamBlock});
+  const Tensor rates = full({size / kParamBlock, 2}, DType::f64, 1);
   StepParams step;
   step.lr = 0.01;
   for (int skip : {0, 1}) {
@@ -230,7 +232,7 @@ TYPED_TEST(Ternary, FlatQuantisationEqualsThatOfEachMatrixToTheBit) {
           .copy_from(random_tensor({flat.shapes[i].size()}, t, 30 + uint32_t(i)));
     step.skip = skip;
     fill(sums, kNaN);
-    adamw(flat.values, grads, m, v, decays, step_tensor(step, Device::cpu), sums);
+    adamw(flat.values, grads, m, v, rates, step_tensor(step, Device::cpu), both);
     EXPECT_EQ(skip != 0, same_bits(before, flat.values));
     ASSERT_EQ(0, count_non_finite(sums));
     jobs = flat.jobs();

@@ -143,12 +143,12 @@ inline CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets, d
 /// One element of AdamW.
 struct AdamwElement {
   double p, m, v;
-  void update(double grad, bool decay, const StepParams& s) {
+  void update(double grad, double lr_factor, double weight_decay, const StepParams& s) {
+    const double lr = s.lr * lr_factor;
     const double g = grad * s.grad_scale;
     m = s.beta1 * m + (1 - s.beta1) * g;
     v = s.beta2 * v + (1 - s.beta2) * g * g;
-    const double decayed = decay ? p - s.lr * s.weight_decay * p : p;
-    p = decayed - s.lr * (m / s.bias1) / (std::sqrt(v / s.bias2) + s.eps);
+    p = p - lr * s.decay_factor * weight_decay * p - lr * (m / s.bias1) / (std::sqrt(v / s.bias2) + s.eps);
   }
 };
 

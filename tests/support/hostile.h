@@ -88,10 +88,10 @@ inline std::string load_run_checkpoint(const std::string& path) {
   expect(s.step >= 0 && s.updates >= 0 && s.skipped_in_row >= 0 && s.tokens >= 0, "a negative count");
   ParamStore params(parameter_specs(file.config().model), DType::f32);
   AdamW optimizer(params, file.config().optim);
-  file.load(params, file.has_moments() ? &optimizer : nullptr);
+  file.load(params, file.has_states() ? &optimizer : nullptr);
   std::string digest = concat(to_yaml(file.config()), s.step, ' ', s.updates, ' ', s.skipped_in_row, ' ', s.tokens, ' ',
                               s.data, bytes_of(params.values()));
-  if (file.has_moments()) digest += bytes_of(optimizer.m()) + bytes_of(optimizer.v());
+  if (file.has_states()) digest += bytes_of(optimizer.m()) + bytes_of(optimizer.v());
   const std::string tokenizer = file.tokenizer_model();
   return digest + (tokenizer.empty() ? "" : use_tokenizer(Tokenizer::from_bytes(tokenizer, path)));
 }

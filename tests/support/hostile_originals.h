@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "optim/adamw.h"
 #include "tests/support/hostile.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/hf_folder.h"
@@ -34,7 +35,7 @@ inline void write_small_checkpoint(const std::string& path, int generation) {
   ParamStore params(parameter_specs(config.model), DType::f32);
   randomise(params, uint64_t(generation));
   AdamW optimizer(params, config.optim);
-  const FlatState flat{params.values(), optimizer.m(), optimizer.v()};
+  const FlatState flat{params.values(), optimizer.states()};
   save_checkpoint(path, config, params, flat, {12 + generation, 12, 0, 816, "0123456789abcdef"},
                   TinyCorpus::get().tokenizer().serialized());
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "layers/parameters.h"
+#include "optim/adamw.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_model.h"
 #include "train/run/checkpoint.h"
@@ -32,8 +33,8 @@ class SavedRun {
   /// The same of the state that `assume` made.
   template <class Saved>
   void save_now(const std::string& run_dir, int64_t step, int64_t keep, Saved&& saved) {
-    save_checkpoint(checkpoint_path(run_dir, step), config_, *params_,
-                    {params_->values(), optimizer_->m(), optimizer_->v()}, state_of(step), tokenizer_);
+    save_checkpoint(checkpoint_path(run_dir, step), config_, *params_, {params_->values(), optimizer_->states()},
+                    state_of(step), tokenizer_);
     saved();
     retain_checkpoints(run_dir, step, keep);
   }

@@ -13,7 +13,7 @@ namespace {
 
 TEST(BackgroundSave, WritesTheStateOfTheMomentWhileTrainingChangesIt) {
   BackgroundSave saving;
-  FlatState state{full({3}, DType::f32, 1), full({3}, DType::f32, 2), full({3}, DType::f32, 3)};
+  FlatState state{full({3}, DType::f32, 1), {{"m", full({3}, DType::f32, 2)}, {"v", full({3}, DType::f32, 3)}}};
   for (int time = 0; time < 3; ++time) {
     std::atomic<bool> changed = false;
     float seen = 0;
@@ -21,8 +21,9 @@ TEST(BackgroundSave, WritesTheStateOfTheMomentWhileTrainingChangesIt) {
     saving.start(state, [&](const FlatState& s) {
       while (!changed) std::this_thread::yield();
       seen = s.values.data<float>()[2];
-      EXPECT_EQ(s.m.data<float>()[0], 2);
-      EXPECT_EQ(s.v.data<float>()[0], 3);
+      EXPECT_EQ(s.states[0].name, "m");
+      EXPECT_EQ(s.states[0].tensor.data<float>()[0], 2);
+      EXPECT_EQ(s.states[1].tensor.data<float>()[0], 3);
     });
     EXPECT_TRUE(saving.pending());
     EXPECT_FALSE(saving.poll());
@@ -46,7 +47,7 @@ TEST(BackgroundSave, TrainingWaitsWhereThereIsNoRoomForACopy) {
   const Tensor huge({int64_t(bytes / sizeof(float))}, DType::f32);
   BackgroundSave saving;
   const void* seen = nullptr;
-  saving.start({huge, {}, {}}, [&](const FlatState& s) { seen = s.values.raw(); });
+  saving.start({huge, {{"m", huge}, {"v", huge}}}, [&](const FlatState& s) { seen = s.values.raw(); });
   EXPECT_EQ(seen, huge.raw());
   EXPECT_FALSE(saving.pending());
 }
@@ -74,7 +75,7 @@ class NoThreads {
 
 TEST(BackgroundSave, TrainingWaitsWhereThereIsNoThread) {
   BackgroundSave saving;
-  const FlatState state{full({3}, DType::f32, 1), {}, {}};
+  const FlatState state{full({3}, DType::f32, 1), {}};
   const void* seen = nullptr;
   const NoThreads none;
   saving.start(state, [&](const FlatState& s) { seen = s.values.raw(); });
@@ -86,7 +87,7 @@ TEST(BackgroundSave, TrainingWaitsWhereThereIsNoThread) {
 
 TEST(BackgroundSave, PassesOnWhatWritingThrows) {
   BackgroundSave saving;
-  const FlatState state{full({3}, DType::f32, 1), {}, {}};
+  const FlatState state{full({3}, DType::f32, 1), {}};
   saving.start(state, [](const FlatState&) { throw CreateError("disk"); });
   EXPECT_THROW(saving.wait(), CreateError);
   saving.wait();

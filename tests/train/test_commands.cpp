@@ -40,8 +40,7 @@ struct Files {
       RunConfig c;
       c.model = m.config;
       c.data.seq_len = m.seq_len;
-      save_checkpoint(path, c, *m.params, {m.params->values(), {}, {}}, {},
-                      m.tokenizer ? m.tokenizer->serialized() : "");
+      save_checkpoint(path, c, *m.params, {m.params->values(), {}}, {}, m.tokenizer ? m.tokenizer->serialized() : "");
     };
     ModelConfig model = tiny_model_config();
     mix_precisions(model);

@@ -6,7 +6,6 @@
 #include <sstream>
 
 #include "core/error.h"
-#include "optim/schedule.h"
 #include "tests/support/paths.h"
 #include "train/config/config.h"
 #include "train/config/tree.h"
@@ -53,6 +52,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.data.tokenizer, b.data.tokenizer);
   EXPECT_EQ(a.data.seq_len, b.data.seq_len);
   EXPECT_EQ(a.data.shuffle, b.data.shuffle);
+  EXPECT_EQ(a.optim.name, b.optim.name);
   EXPECT_EQ(a.optim.lr, b.optim.lr);
   EXPECT_EQ(a.optim.betas, b.optim.betas);
   EXPECT_EQ(a.optim.eps, b.optim.eps);
@@ -62,6 +62,16 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.optim.schedule, b.optim.schedule);
   EXPECT_EQ(a.optim.warmup_steps, b.optim.warmup_steps);
   EXPECT_EQ(a.optim.min_lr_ratio, b.optim.min_lr_ratio);
+  EXPECT_EQ(a.optim.decay_fraction, b.optim.decay_fraction);
+  EXPECT_EQ(a.optim.phase_fraction, b.optim.phase_fraction);
+  EXPECT_EQ(a.optim.phase_lr_ratio, b.optim.phase_lr_ratio);
+  ASSERT_EQ(a.optim.rules.size(), b.optim.rules.size());
+  for (size_t i = 0; i < a.optim.rules.size(); ++i) {
+    EXPECT_EQ(a.optim.rules[i].roles, b.optim.rules[i].roles);
+    EXPECT_EQ(a.optim.rules[i].parameters, b.optim.rules[i].parameters);
+    EXPECT_EQ(a.optim.rules[i].lr_factor, b.optim.rules[i].lr_factor);
+    EXPECT_EQ(a.optim.rules[i].weight_decay, b.optim.rules[i].weight_decay);
+  }
   EXPECT_EQ(a.train.steps, b.train.steps);
   EXPECT_EQ(a.train.batch_size, b.train.batch_size);
   EXPECT_EQ(a.train.micro_batch_size, b.train.micro_batch_size);
@@ -128,8 +138,28 @@ RunConfig random_config(std::mt19937_64& random) {
     rule.precision = precision();
   }
   c.data = {texts(), texts(), integer(0, 1) ? text() : "", integer(1, 1 << 20), integer(0, 1) == 1};
-  c.optim = {real(0, 10),   {real(0, 0.999), real(0, 0.999)},     real(1e-300, 1),  real(0, 10), real(0, 1),
-             real(0, 1e30), static_cast<Schedule>(integer(0, 1)), integer(-1, 100), real(0, 1)};
+  c.optim = {OptimizerKind::adamw,
+             real(0, 10),
+             {real(0, 0.999), real(0, 0.999)},
+             real(1e-300, 1),
+             real(0, 10),
+             real(0, 1),
+             real(0, 1e30),
+             static_cast<Schedule>(integer(0, 4)),
+             integer(-1, 100),
+             real(0, 1),
+             real(0, 1),
+             real(0, 1),
+             real(0, 1),
+             {}};
+  for (int64_t i = integer(0, 3); i > 0; --i) {
+    OptimRule& rule = c.optim.rules.emplace_back();
+    for (int64_t j = integer(0, 3); j > 0; --j) rule.roles.push_back(static_cast<ParamRole>(integer(0, 3)));
+    for (int64_t j = integer(0, 3); j > 0; --j) rule.parameters.push_back(text());
+    const int64_t which = integer(1, 3);
+    if (which & 1) rule.lr_factor = real(0, 1000);
+    if (which & 2) rule.weight_decay = real(0, 10);
+  }
   const int64_t micro = integer(1, 100);
   c.train = {integer(100, 1 << 30),
              micro * integer(1, 100),
@@ -228,7 +258,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"optim: {betas: [0.9]}", "x.yaml:1: optim.betas: expected two numbers, found 1"},
       {"optim: {betas: 0.9}", "x.yaml:1: optim.betas: expected a list of two numbers, found '0.9'"},
       {"optim: {betas: [0, 1]}", "x.yaml:1: optim.betas[1]: expected a number in [0, 1), found '1'"},
-      {"optim: {schedule: cos}", "x.yaml:1: optim.schedule: expected cosine|constant, found 'cos'"},
+      {"optim: {schedule: cos}",
+       "x.yaml:1: optim.schedule: expected constant|linear|cosine|wsd|two_phase, found 'cos'"},
       {"train: {steps: 010}", "x.yaml:1: train.steps: expected an integer, found '010'"},
       {"train: {steps: 1e3}", "x.yaml:1: train.steps: expected an integer, found '1e3'"},
       {"train: {steps: 1.0}", "x.yaml:1: train.steps: expected an integer, found '1.0'"},
@@ -259,6 +290,13 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"model: {precision_rules: [3]}",
        "x.yaml:1: model.precision_rules[0]: expected a map {layers: [...], projections: [...], precision: ...}, found "
        "'3'"},
+      {"optim: {rules: [{roles: matrix}]}",
+       "x.yaml:1: optim.rules[0]: the rule sets neither lr_factor nor weight_decay"},
+      {"optim: {rules: [{roles: [matrices], lr_factor: 2}]}",
+       "x.yaml:1: optim.rules[0].roles[0]: expected matrix|embedding|head|vector, found 'matrices'"},
+      {"optim: {rules: [{lr_factor: -1}]}",
+       "x.yaml:1: optim.rules[0].lr_factor: expected a number in [0, 1000], found '-1'"},
+      {"optim: {name: adam}", "x.yaml:1: optim.name: expected adamw, found 'adam'"},
       {"model: {precision_rules: [{layers: 0}]}", "x.yaml:1: model.precision_rules[0]: the rule names no precision"},
       {"model: {precision_rules: [{layer: 0, precision: f32}]}",
        "x.yaml:1: unknown key 'model.precision_rules[0].layer' (did you mean 'layers'?)"},
@@ -488,47 +526,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 9 + 19));
-}
-
-TEST(Schedule, MatchesValuesComputedByHand) {
-  OptimConfig c;
-  c.lr = 0.4;
-  c.warmup_steps = 10;
-  EXPECT_DOUBLE_EQ(learning_rate(c, 1, 110), 0.04);
-  EXPECT_DOUBLE_EQ(learning_rate(c, 5, 110), 0.2);
-  EXPECT_DOUBLE_EQ(learning_rate(c, 10, 110), 0.4);
-  // cos(π/3) = 1/2 at 33.3 %, cos(π/2) = 0 at half, with floor 0.04: 0.04 + 0.36·(1 + cos)/2.
-  EXPECT_NEAR(learning_rate(c, 60, 110), 0.22, 1e-15);
-  EXPECT_NEAR(learning_rate(c, 40, 100), 0.31, 1e-15);
-  EXPECT_DOUBLE_EQ(learning_rate(c, 110, 110), 0.04);
-  EXPECT_DOUBLE_EQ(learning_rate(c, 500, 110), 0.04);
-  c.schedule = Schedule::constant;
-  EXPECT_DOUBLE_EQ(learning_rate(c, 5, 110), 0.2);
-  EXPECT_EQ(learning_rate(c, 110, 110), 0.4);
-}
-
-TEST(Schedule, WarmsUpForTwoPercentUnlessToldOtherwise) {
-  OptimConfig c;
-  EXPECT_EQ(warmup_steps(c, 600), 12);
-  EXPECT_EQ(warmup_steps(c, 49), 0);
-  EXPECT_GT(learning_rate(c, 1, 49), 0.99 * c.lr);
-  EXPECT_EQ(learning_rate(c, 12, 600), c.lr);
-  EXPECT_LT(learning_rate(c, 13, 600), c.lr);
-  c.warmup_steps = 0;
-  EXPECT_EQ(warmup_steps(c, 600), 0);
-  c.warmup_steps = 600;
-  EXPECT_EQ(learning_rate(c, 600, 600), c.lr);
-}
-
-TEST(Schedule, WeightDecayEndsAtItsFraction) {
-  OptimConfig c;
-  EXPECT_EQ(weight_decay(c, 50, 100), 0.1);
-  EXPECT_EQ(weight_decay(c, 51, 100), 0.0);
-  c.weight_decay_until = 1;
-  EXPECT_EQ(weight_decay(c, 100, 100), 0.1);
-  c.weight_decay_until = 0;
-  EXPECT_EQ(weight_decay(c, 1, 100), 0.0);
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (14 + 5 + 14 + 19));
 }
 
 }  // namespace

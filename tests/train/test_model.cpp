@@ -16,7 +16,7 @@ void save(const std::string& path, const Model& m) {
   RunConfig c;
   c.model = m.config;
   c.data.seq_len = m.seq_len;
-  save_checkpoint(path, c, *m.params, {m.params->values(), {}, {}}, {}, m.tokenizer ? m.tokenizer->serialized() : "");
+  save_checkpoint(path, c, *m.params, {m.params->values(), {}}, {}, m.tokenizer ? m.tokenizer->serialized() : "");
 }
 
 void save_hf(const std::string& dir, const Model& m, const std::string& dtype = "float32",

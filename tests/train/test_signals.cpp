@@ -113,7 +113,7 @@ TEST(Signals, GenerateEndsAfterTheTokenInHand) {
   const Model m = tiny_model(tiny_model_config());
   RunConfig c;
   c.model = m.config;
-  save_checkpoint(dir / "m.h5", c, *m.params, {m.params->values(), {}, {}}, {}, m.tokenizer->serialized());
+  save_checkpoint(dir / "m.h5", c, *m.params, {m.params->values(), {}}, {}, m.tokenizer->serialized());
   for (const Signal& s : kAll) {
     Program p({"generate", dir / "m.h5", "-n", "100000000", "--ignore-eos"});
     wait_until([&] { return p.out().size() > 20; });
@@ -187,7 +187,7 @@ TEST(Signals, EvalAndScoreEndAtOnce) {
   RunConfig c;
   c.model = m.config;
   c.data.seq_len = m.seq_len;
-  save_checkpoint(dir / "m.h5", c, *m.params, {m.params->values(), {}, {}}, {}, m.tokenizer->serialized());
+  save_checkpoint(dir / "m.h5", c, *m.params, {m.params->values(), {}}, {}, m.tokenizer->serialized());
   spit(dir / "a.txt", tiny_text(100'000, 3));
   std::vector<std::string> eval = {"eval", dir / "m.h5"};
   eval.insert(eval.end(), 2000, dir / "a.txt");

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "layers/parameters.h"
+#include "optim/adamw.h"
 #include "optim/schedule.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
@@ -37,13 +38,16 @@ struct SmallRun {
   /// A step from its parts; gives the loss.
   double by_hand(int64_t step) {
     const auto [ids, targets] = batch(step);
+    return by_hand(step, ids, targets, size());
+  }
+  double by_hand(int64_t step, const Tensor& ids, const Tensor& targets, int64_t scored) {
     const int64_t micro = config.train.micro_batch(), part = micro * config.data.seq_len;
     double loss = 0;
     params.begin_gradients();
     for (int64_t begin = 0; begin < size(); begin += part) {
       Tape tape;
       const Var l =
-          lm.loss(ids.slice(begin, begin + part), targets.slice(begin, begin + part), micro, 1 / double(size()));
+          lm.loss(ids.slice(begin, begin + part), targets.slice(begin, begin + part), micro, 1 / double(scored));
       tape.backward(l);
       loss += *l.value().data<double>();
     }
@@ -78,6 +82,7 @@ TEST(StepRunner, DoesWhatItsPartsDoByHand) {
         ASSERT_TRUE(result);
         EXPECT_EQ(step + 1, result->step);
         EXPECT_EQ(loss, result->loss);
+        EXPECT_EQ(run.size(), result->scored);
         if (step == 0) {
           EXPECT_NEAR(first, result->loss, 1e-6 * first);
         }
@@ -110,6 +115,7 @@ TEST(StepRunner, ReportsASkippedStepAndGoesOn) {
   EXPECT_FALSE(std::isfinite(bad->loss));
   EXPECT_TRUE(same_bits(before, run.params.values()));
   norm.mut<float>()[3] = kept;
+  run.optimizer.measure();
   const auto good = runner.run(1, feed);
   EXPECT_FALSE(good->report.skipped);
   EXPECT_TRUE(std::isfinite(good->loss));
@@ -132,13 +138,77 @@ TEST(StepRunner, LaunchesOnItsOwnInputs) {
   const auto [ids, targets] = run.batch(5);
   runner.ids().copy_from(ids);
   runner.targets().copy_from(targets);
-  runner.launch(5);
+  runner.launch(5, run.size());
   const auto result = runner.collect();
   ASSERT_TRUE(result);
   EXPECT_EQ(6, result->step);
   EXPECT_EQ(expected.by_hand(5), result->loss);
   EXPECT_TRUE(same_bits(expected.params.values(), run.params.values()));
   EXPECT_FALSE(runner.collect()) << "a result is given once";
+}
+
+/// Leaves only the targets of `kept` in micro-batches of which some are empty. Returns how many are scored.
+int64_t mask(Tensor& targets, const std::function<bool(int64_t)>& kept) {
+  int64_t scored = 0;
+  for (int64_t i = 0; i < targets.size(); ++i)
+    if (kept(i))
+      ++scored;
+    else
+      targets.mut<int32_t>()[i] = kIgnoreTarget;
+  return scored;
+}
+
+TEST(StepRunner, DividesByTheScoredTargetsOfTheWholeBatch) {
+  const TempDir dir;
+  double losses[3] = {};
+  for (int64_t micro : {4, 2, 1}) {
+    RunConfig c = tiny_run(dir / "run");
+    c.train.micro_batch_size = micro;
+    SmallRun expected(c), run(c);
+    auto [ids, targets] = run.batch(0);
+    // Of the four rows the second and a part of the others.
+    const int64_t scored = mask(targets, [&](int64_t i) { return i / c.data.seq_len == 1 || i % 5 == 2; });
+    ASSERT_LT(scored, run.size());
+    const Tensor nll = run.lm.nll(ids, targets, c.train.batch_size);
+    double mean = 0;
+    for (int64_t i = 0; i < nll.size(); ++i) mean += double(nll.data<float>()[i]) / double(scored);
+    StepRunner runner(run.lm, run.params, run.optimizer, c, Recompute::none);
+    runner.ids().copy_from(ids);
+    runner.targets().copy_from(targets);
+    runner.launch(0, scored);
+    const StepResult result = *runner.collect();
+    EXPECT_EQ(scored, result.scored);
+    EXPECT_NEAR(mean, result.loss, 1e-6 * mean) << "the mean over the scored targets";
+    EXPECT_EQ(expected.by_hand(0, ids, targets, scored), result.loss);
+    EXPECT_TRUE(same_bits(expected.params.values(), run.params.values()));
+    losses[micro / 2] = result.loss;
+  }
+  EXPECT_NEAR(losses[2], losses[1], 1e-6 * losses[2]);
+  EXPECT_NEAR(losses[2], losses[0], 1e-6 * losses[2]);
+}
+
+TEST(StepRunner, ABatchWithoutScoredTargetsChangesNothing) {
+  const TempDir dir;
+  SmallRun run(tiny_run(dir / "run"));
+  StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
+  const auto [ids, targets] = run.batch(0);
+  runner.ids().copy_from(ids);
+  runner.targets().copy_from(targets);
+  runner.launch(0, run.size());
+  EXPECT_FALSE(runner.collect()->report.skipped);
+  const Tensor values = run.params.values().clone(), m = run.optimizer.m().clone(), v = run.optimizer.v().clone();
+  mask(runner.targets(), [](int64_t) { return false; });
+  runner.launch(1, 0);
+  const StepResult empty = *runner.collect();
+  EXPECT_EQ(2, empty.step);
+  EXPECT_EQ(0, empty.scored);
+  EXPECT_TRUE(empty.report.skipped);
+  EXPECT_TRUE(same_bits(values, run.params.values()));
+  EXPECT_TRUE(same_bits(m, run.optimizer.m()) && same_bits(v, run.optimizer.v()));
+  EXPECT_EQ(1, run.optimizer.updates());
+  runner.targets().copy_from(targets);
+  runner.launch(2, run.size());
+  EXPECT_FALSE(runner.collect()->report.skipped);
 }
 
 TEST(Memory, RecomputesByNameOrByDevice) {
@@ -192,7 +262,7 @@ TEST(DryRunOfAStep, NeedsWhatOneCountsByHand) {
   int64_t flat = 0, matrices = 0;
   for (const ParamSpec& s : parameter_specs(c.model)) {
     flat += padded(s.shape.size());
-    if (s.decay) matrices += s.shape.size();
+    if (s.role == ParamRole::matrix || s.role == ParamRole::head) matrices += s.shape.size();
   }
   // Values, gradients and both moments; int8 codes of the matrices.
   const int64_t fixed = 16 * flat + matrices + 2 * 4 * n;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <thread>
 
+#include "optim/adamw.h"
 #include "tests/support/program.h"
 #include "tests/support/signal_storm.h"
 #include "tests/support/training.h"
@@ -26,7 +27,7 @@ void rewrite(const std::string& path, const RunConfig& c, const std::function<vo
     state = file.state();
   }
   change(params, state);
-  save_checkpoint(path, c, params, {params.values(), optimizer.m(), optimizer.v()}, state, "");
+  save_checkpoint(path, c, params, {params.values(), optimizer.states()}, state, "");
 }
 
 TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
@@ -559,8 +560,7 @@ TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
   LoopState state;
   state.data = TokenShards({TinyCorpus::get().train()}).fingerprint();
   fs::create_directories(dir / "run/checkpoints");
-  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, {params.values(), optimizer.m(), optimizer.v()}, state,
-                  "");
+  save_checkpoint(checkpoint_path(dir / "run", 0), c, params, {params.values(), optimizer.states()}, state, "");
   c.train.skip_limit = 2;
   c.train.steps = 200;
   spit(dir / "run.yaml", to_yaml(c));

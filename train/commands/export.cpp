@@ -112,7 +112,7 @@ void run_import(const Options& o) {
   config.model = model.config;
   config.data.seq_len = model.seq_len;
   load_stored_config(to_yaml(config), o.model);  // or nobody could read the checkpoint
-  save_checkpoint(o.out, config, *model.params, {model.params->values(), {}, {}}, {},
+  save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
   std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
               format_count(double(model.config.parameter_count())).c_str(),

@@ -48,7 +48,7 @@ void print_model(const std::string& path) {
   const LoopState& s = file.state();
   std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(s.step),
               static_cast<long long>(file.config().train.steps), format_count(double(s.tokens)).c_str(),
-              file.has_moments() ? "optimizer state included" : "no optimizer state");
+              file.has_states() ? "optimizer state included" : "no optimizer state");
 }
 
 void print_tokenizer(const std::string& path) {

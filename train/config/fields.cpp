@@ -51,6 +51,24 @@ bool parse_duration(std::string_view text, double& seconds) {
   return true;
 }
 
+template <class Part>
+void read_map(const ConfigNode& node, Part& part, const std::string& path, Problems& problems) {
+  Section section(&node, path, problems);
+  fields(part, section);
+  section.finish();
+}
+
+/// Part as a map in flow style; keys without a value are left out.
+template <class Part>
+std::string print_map(Part part) {
+  std::string text;
+  fields(part, [&](const char* key, const auto& value, const auto& kind, const char*) {
+    const std::string printed = kind.print(value);
+    if (!printed.empty()) text += concat(text.empty() ? "" : ", ", key, ": ", printed);
+  });
+  return "{" + text + "}";
+}
+
 /// Number of insertions, deletions, substitutions and swaps of neighbours that turn `a` into `b`.
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
@@ -165,19 +183,19 @@ void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std
 void Rule::read(const ConfigNode& node, PrecisionRule& rule, const std::string& path, Problems& problems) const {
   if (node.kind != ConfigNode::Kind::map) return expected("a map " + type(), node, path, problems);
   if (!node.find("precision")) problems.add(node.line, path, path + ": the rule names no precision");
-  Section section(&node, path, problems);
-  fields(rule, section);
-  section.finish();
+  read_map(node, rule, path, problems);
 }
 
-std::string Rule::print(const PrecisionRule& rule) const {
-  PrecisionRule copy = rule;
-  std::string text;
-  fields(copy, [&](const char* key, const auto& value, const auto& kind, const char*) {
-    text += concat(text.empty() ? "" : ", ", key, ": ", kind.print(value));
-  });
-  return "{" + text + "}";
+std::string Rule::print(const PrecisionRule& rule) const { return print_map(rule); }
+
+void RateRule::read(const ConfigNode& node, OptimRule& rule, const std::string& path, Problems& problems) const {
+  if (node.kind != ConfigNode::Kind::map) return expected("a map " + type(), node, path, problems);
+  if (!node.find("lr_factor") && !node.find("weight_decay"))
+    problems.add(node.line, path, path + ": the rule sets neither lr_factor nor weight_decay");
+  read_map(node, rule, path, problems);
 }
+
+std::string RateRule::print(const OptimRule& rule) const { return print_map(rule); }
 
 Section::Section(const ConfigNode* node, std::string path, Problems& problems)
     : path_(std::move(path)), problems_(problems) {

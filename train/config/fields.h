@@ -181,18 +181,58 @@ void fields(DataConfig& c, Visit&& visit) {
   visit("shuffle", c.shuffle, Flag{}, "visit sequences in a seeded random order");
 }
 
+/// A value that may be absent: then nothing is printed.
+template <class Kind>
+struct Optional {
+  Kind kind;
+  template <class T>
+  void read(const ConfigNode& node, std::optional<T>& value, const std::string& path, Problems& problems) const {
+    kind.read(node, value.emplace(), path, problems);
+  }
+  template <class T>
+  std::string print(const std::optional<T>& value) const {
+    return value ? kind.print(*value) : "";
+  }
+  std::string type() const { return kind.type(); }
+};
+
+template <class Visit>
+void fields(OptimRule& c, Visit&& visit) {
+  visit("roles", c.roles,
+        ListOf<Choice<ParamRole>>{{{ParamRole::matrix, ParamRole::embedding, ParamRole::head, ParamRole::vector}}},
+        "what the parameters are for; empty: all");
+  visit("parameters", c.parameters, ListOf<Text>{{false}},
+        "globs of names, or names' endings from a dot on; empty: all");
+  visit("lr_factor", c.lr_factor, Optional<Real>{{0, 1e3}}, "factor of the learning rate");
+  visit("weight_decay", c.weight_decay, Optional<Real>{{0, 10}}, "in place of optim.weight_decay");
+}
+
+/// One entry of optim.rules.
+struct RateRule {
+  void read(const ConfigNode& node, OptimRule& rule, const std::string& path, Problems& problems) const;
+  std::string print(const OptimRule& rule) const;
+  std::string type() const { return "{roles: [...], parameters: [...], lr_factor: ..., weight_decay: ...}"; }
+};
+
 template <class Visit>
 void fields(OptimConfig& c, Visit&& visit) {
+  visit("name", c.name, Choice<OptimizerKind>{{OptimizerKind::adamw}}, "how gradients become updates");
   visit("lr", c.lr, Real{0, 10}, "peak learning rate");
   visit("betas", c.betas, Pair{{0, 1, false, true}}, "decay of AdamW's two moments");
   visit("eps", c.eps, Real{0, 1, true}, "added to the root of the second moment");
-  visit("weight_decay", c.weight_decay, Real{0, 10}, "decoupled weight decay of matrices");
+  visit("weight_decay", c.weight_decay, Real{0, 10}, "decoupled weight decay of matrices and head");
   visit("weight_decay_until", c.weight_decay_until, Real{0, 1}, "fraction of the steps after which decay is 0");
   visit("clip_grad", c.clip_grad, Real{0, 1e30}, "largest L2 norm of all gradients together; 0: no clipping");
-  visit("schedule", c.schedule, Choice<Schedule>{{Schedule::cosine, Schedule::constant}},
+  visit("schedule", c.schedule,
+        Choice<Schedule>{{Schedule::constant, Schedule::linear, Schedule::cosine, Schedule::wsd, Schedule::two_phase}},
         "learning rate after warm-up");
   visit("warmup_steps", c.warmup_steps, Integer{-1}, "steps of linear warm-up; -1: 2 % of the steps");
-  visit("min_lr_ratio", c.min_lr_ratio, Real{0, 1}, "cosine ends at this fraction of lr");
+  visit("min_lr_ratio", c.min_lr_ratio, Real{0, 1}, "schedules other than constant end at this fraction of lr");
+  visit("decay_fraction", c.decay_fraction, Real{0, 1}, "wsd: fraction of the steps in which the rate falls");
+  visit("phase_fraction", c.phase_fraction, Real{0, 1},
+        "two_phase: fraction of the steps after which the rate drops and weight decay is 0");
+  visit("phase_lr_ratio", c.phase_lr_ratio, Real{0, 1}, "two_phase: factor by which the rate drops");
+  visit("rules", c.rules, ListOf<RateRule>{}, "exceptions for some parameters; later rules win");
 }
 
 template <class Visit>

@@ -15,12 +15,12 @@ namespace {
 /// no room.
 FlatState snapshot(const FlatState& state) {
   const bool gpu = state.values.device() == Device::cuda;
-  const auto bytes = size_t(3 * state.values.bytes());
+  const auto bytes = (1 + state.states.size()) * size_t(state.values.bytes());
   if (!gpu && bytes > available_host_memory() / 2) return {};
-  const auto copy = [](const Tensor& t) { return t.defined() ? t.clone() : Tensor(); };
   try {
     const ArenaScope own(gpu ? Arena::gpu() : Arena::host());
-    const FlatState copies{copy(state.values), copy(state.m), copy(state.v)};
+    FlatState copies{state.values.clone(), {}};
+    for (const OptimizerState& s : state.states) copies.states.push_back({s.name, s.tensor.clone()});
     if (gpu) gpu::synchronize();
     return copies;
   } catch (const OutOfMemory&) {

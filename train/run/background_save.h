@@ -9,9 +9,9 @@
 namespace mmfree {
 
 /// Writes checkpoints beside training: the state is copied on its own device, which takes milliseconds, and a thread
-/// brings the copy to the disk. Where the device has no room for the copy (12 bytes per parameter; on the CPU it may
-/// take half of the available memory) or the system no thread, training waits and the save needs no more memory than a
-/// few chunks.
+/// brings the copy to the disk. Where the device has no room for the copy (4 bytes per parameter and state of it; on
+/// the CPU it may take half of the available memory) or the system no thread, training waits and the save needs no more
+/// memory than a few chunks.
 class BackgroundSave {
  public:
   ~BackgroundSave();

@@ -29,17 +29,17 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
 
 }  // namespace
 
-int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::string& tokenizer_model) {
+int64_t checkpoint_bytes(const ParamStore& layout, size_t states, const std::string& tokenizer_model) {
   constexpr int64_t kMetadata = 64 << 10, kOfEach = 1 << 10;
   int64_t bytes = 0;
   for (const ParamSpec& spec : layout.specs()) bytes += spec.shape.size() * size_of(DType::f32) + kOfEach;
   bytes += bytes / 100;  // chunks at the edges are stored whole
-  return (moments ? 3 : 1) * bytes + int64_t(tokenizer_model.size()) + kMetadata;
+  return int64_t(1 + states) * bytes + int64_t(tokenizer_model.size()) + kMetadata;
 }
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
-  require_space(path, checkpoint_bytes(layout, flat.m.defined(), tokenizer_model));
+  require_space(path, checkpoint_bytes(layout, flat.states.size(), tokenizer_model));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
   writer.attribute("step", state.step);
@@ -50,9 +50,8 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   for (size_t i = 0; i < layout.specs().size(); ++i) {
     const std::string& name = layout.specs()[i].name;
     write_finite(writer, path, "param/" + name, layout.view(flat.values, i));
-    if (!flat.m.defined()) continue;
-    write_finite(writer, path, "adam_m/" + name, layout.view(flat.m, i));
-    write_finite(writer, path, "adam_v/" + name, layout.view(flat.v, i));
+    for (const OptimizerState& state : flat.states)
+      write_finite(writer, path, concat(state.name, '/', name), layout.view(state.tensor, i));
   }
   if (!tokenizer_model.empty())
     writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());
@@ -67,6 +66,12 @@ Checkpoint::Checkpoint(const std::string& path) : reader_(path, "checkpoint") {
     MMFREE_CHECK(DataError, count >= 0, path, ": counts ", count, " steps, updates, skipped steps or tokens");
   specs_ = parameter_specs(config_.model);
   for (const ParamSpec& spec : specs_) require("param/" + spec.name, spec.shape);
+}
+
+bool Checkpoint::has_states() const {
+  for (const std::string& name : reader_.names())
+    if (!name.starts_with("param/") && name != "tokenizer") return true;
+  return false;
 }
 
 std::string Checkpoint::tokenizer_model() const {
@@ -96,13 +101,12 @@ void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   }
 }
 
-void Checkpoint::load(ParamStore& params, AdamW* optimizer) const {
+void Checkpoint::load(ParamStore& params, Optimizer* optimizer) const {
+  const auto states = optimizer ? optimizer->states() : std::vector<OptimizerState>();
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
     read_into("param/" + name, params.view(params.values(), i));
-    if (!optimizer) continue;
-    read_into("adam_m/" + name, params.view(optimizer->m(), i));
-    read_into("adam_v/" + name, params.view(optimizer->v(), i));
+    for (const OptimizerState& state : states) read_into(concat(state.name, '/', name), params.view(state.tensor, i));
   }
   if (optimizer) optimizer->set_updates(state_.updates);
 }

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "data/h5/h5.h"
-#include "optim/adamw.h"
+#include "optim/optimizer.h"
 #include "train/config/config.h"
 
 namespace mmfree {
@@ -18,19 +18,21 @@ struct LoopState {
   std::string data;    ///< fingerprint of the training shards
 };
 
-/// Parameters and moments as flat buffers of a ParamStore's layout; m and v may be undefined.
+/// Parameters and what the optimizer remembers of them, as flat buffers of a ParamStore's layout.
 struct FlatState {
-  Tensor values, m, v;
+  Tensor values;
+  std::vector<OptimizerState> states;  ///< none: a model that is not trained on
 };
 
-/// What a checkpoint will take on the disk, a little more rather than less.
-int64_t checkpoint_bytes(const ParamStore& layout, bool moments, const std::string& tokenizer_model);
+/// What a checkpoint with `states` states of the optimizer will take on the disk, a little more rather than less.
+int64_t checkpoint_bytes(const ParamStore& layout, size_t states, const std::string& tokenizer_model);
 
-/// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME, adam_m/NAME and adam_v/NAME (f32, in
-/// the published state dict's names and shapes), `tokenizer` (the SentencePiece model's bytes, if any) and attributes
-/// config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path` is whole.
-/// Needs the same memory for a model of any size. The disk's free space is checked first. `layout` says where `flat`,
-/// on any device, holds what. A NaN or an infinity in it is refused: what is saved is good.
+/// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME and STATE/NAME for each state of the
+/// optimizer, such as adam_m/NAME and adam_v/NAME (f32, in the published state dict's names and shapes), `tokenizer`
+/// (the SentencePiece model's bytes, if any) and attributes config (YAML), step, updates, skipped_in_row, tokens, data.
+/// Atomic: on any error an older file at `path` is whole. Needs the same memory for a model of any size. The disk's
+/// free space is checked first. `layout` says where `flat`, on any device, holds what. A NaN or an infinity in it is
+/// refused: what is saved is good.
 /// @throws CreateError, IoError, DivergedError
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
@@ -42,12 +44,13 @@ class Checkpoint {
   explicit Checkpoint(const std::string& path);
   const RunConfig& config() const { return config_; }
   const LoopState& state() const { return state_; }
-  bool has_moments() const { return reader_.has("adam_m/" + specs_.front().name); }
+  /// Whether an optimizer's states are there: an imported model has none.
+  bool has_states() const;
   /// Bytes of the tokenizer model; empty if the checkpoint has none.
   std::string tokenizer_model() const;
-  /// Fills every parameter, and the optimizer's moments when given. @throws DataError naming a missing or misshapen
+  /// Fills every parameter, and the optimizer's states when given. @throws DataError naming a missing or misshapen
   /// tensor
-  void load(ParamStore& params, AdamW* optimizer) const;
+  void load(ParamStore& params, Optimizer* optimizer) const;
 
  private:
   void require(const std::string& name, const Shape& shape) const;

@@ -12,8 +12,8 @@ MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute
   const ArenaScope scope(arena);
   ParamStore params(parameter_specs(config.model), DType::f32, Device::cuda);
   LM lm(params, config.model, compute);
-  AdamW optimizer(params, config.optim);
-  StepRunner runner(lm, params, optimizer, config, recompute);
+  const auto optimizer = make_optimizer(params, config.optim);
+  StepRunner runner(lm, params, *optimizer, config, recompute);
   MemoryEstimate estimate;
   estimate.state = arena->stats().live;
   runner.work();

@@ -1,59 +1,76 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <optional>
 
 #include "data/feed.h"
 #include "layers/lm.h"
-#include "optim/adamw.h"
+#include "optim/optimizer.h"
 #include "train/config/config.h"
 
 namespace mmfree {
 
 /// What came out of one optimizer step.
 struct StepResult {
-  int64_t step = 0;  ///< 1..steps
-  double loss = 0;
+  int64_t step = 0;    ///< 1..steps
+  int64_t scored = 0;  ///< targets of the batch that are not kIgnoreTarget; 0: nothing was computed, no update made
+  double loss = 0;     ///< mean over the scored targets, NaN without any
   StepReport report;
 };
 
-/// Runs whole training steps: forward, backward, clip, AdamW, requantise. On a GPU the first runs kernel by kernel; the
-/// second is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the same
-/// bits, without allocations or host work in between. Results come back one step late, so that the GPU never waits
-/// for the host.
+/// Runs whole training steps: forward, backward, clip, update, requantise. A step consists of parts: its first
+/// micro-batch, whose gradients are written, those after it, whose gradients are added, and the update. On a GPU the
+/// first step runs kernel by kernel; in the second each kind of part is recorded as a graph, which from then on is
+/// replayed: the same kernels on the same addresses, so the same bits, without allocations or host work in between.
+/// Results come back one step late, so that the GPU never waits for the host.
 class StepRunner {
  public:
-  StepRunner(LM& lm, ParamStore& params, AdamW& optimizer, const RunConfig& config, Recompute recompute);
+  StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const RunConfig& config, Recompute recompute);
   ~StepRunner();
   StepRunner(const StepRunner&) = delete;
 
   /// Starts step `step` (0-based) with the feed's next batch, and gives the result of the step started before it, if
-  /// that was not collected yet; on the CPU, its own.
+  /// that was not collected yet; on the CPU, its own. A batch that cannot be read throws here, in its own step: the
+  /// one before it is left to be collected.
   std::optional<StepResult> run(int64_t step, BatchFeed& feed);
   /// The result still on its way, if any.
   std::optional<StepResult> collect();
 
-  /// Starts step `step` on the tokens and targets that the runner's own inputs hold, [rows · T] i32 each.
-  void launch(int64_t step);
+  /// Starts step `step` on the tokens and targets that the runner's own inputs hold, [rows · T] i32 each, of which
+  /// `scored` targets are not kIgnoreTarget.
+  void launch(int64_t step, int64_t scored);
   Tensor& ids() { return ids_; }
   Tensor& targets() { return targets_; }
   /// Everything from tokens to new parameters; public for dry runs.
   void work();
 
  private:
-  void load(int64_t step, BatchFeed& feed);
-  void start(int64_t step);
-  void finish(int64_t step);
-  StepResult result(int64_t step, const double* numbers) const;
+  enum class Part { first, later, update };
+  static constexpr int kParts = 3;
+  struct Pending {
+    int64_t step, scored;
+  };
+
+  void each_part(const std::function<void(Part)>& run);
+  void compute(Part part);
+  void compute_micro_batch(bool first);
+  void play(Part part);
+  int64_t load(int64_t step, BatchFeed& feed);
+  void start(int64_t step, int64_t scored);
+  void finish(int64_t step, int64_t scored);
+  StepResult result(const Pending& pending);
 
   LM& lm_;
   ParamStore& params_;
-  AdamW& optimizer_;
+  Optimizer& optimizer_;
   int64_t rows_, micro_, seq_len_, steps_;
   Recompute recompute_;
   bool record_;
-  Tensor ids_, targets_;            ///< [rows · T]
-  Tensor outcome_;                  ///< [1 + kStepParams] f64: loss, then StepParams
-  std::optional<int64_t> pending_;  ///< the step whose result was not collected yet
+  Tensor ids_, targets_;              ///< [rows · T]
+  Tensor micro_ids_, micro_targets_;  ///< [micro · T]: the micro-batch at work, always at one place
+  Tensor scale_;                      ///< [1] f64: 1 / scored targets of the batch
+  Tensor outcome_;                    ///< [1 + kStepParams] f64: loss, then StepParams
+  std::optional<Pending> pending_;    ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
 };

@@ -47,7 +47,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force)
                {config_.data.seq_len, config_.train.batch_size, uint64_t(config_.train.seed), config_.data.shuffle}),
       params_(parameter_specs(validated(config_, train_data_).model), DType::f32, target_.device),
       lm_(params_, config_.model, target_.compute),
-      optimizer_(params_, config_.optim),
+      optimizer_(make_optimizer(params_, config_.optim)),
       progress_(quiet) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   if (!config_.data.valid.empty()) {
@@ -98,7 +98,7 @@ std::optional<std::string> Trainer::checkpoint_to_resume() {
 
 void Trainer::resume_from(const std::string& path, bool force) {
   const Checkpoint file(path);
-  MMFREE_CHECK(DataError, file.has_moments(), path,
+  MMFREE_CHECK(DataError, file.has_states(), path,
                ": is a model without optimizer state (an import?); training cannot be resumed from it");
   std::string dangerous;
   for (const ConfigChange& change : compare(file.config(), config_)) {
@@ -123,7 +123,7 @@ void Trainer::resume_from(const std::string& path, bool force) {
                config_.train.run_dir, ": holds checkpoints of another run, or later checkpoints than ", path,
                ", which a later --resume would continue; remove them or choose another train.run_dir");
   const std::string data = state_.data;
-  file.load(params_, &optimizer_);
+  file.load(params_, optimizer_.get());
   state_ = file.state();
   state_.data = data;
   if (of_this_run) saved_step_ = step;
@@ -160,8 +160,9 @@ void Trainer::open_run_folder() {
                                       {"train_data", state_.data}};
   write_file((dir / "run.json").string(), run.dump(1) + "\n");
   try {
-    require_space(checkpoint_path(dir.string(), 0),
-                  checkpoint_bytes(params_, true, tokenizer_ ? tokenizer_->serialized() : std::string()));
+    require_space(
+        checkpoint_path(dir.string(), 0),
+        checkpoint_bytes(params_, optimizer_->states().size(), tokenizer_ ? tokenizer_->serialized() : std::string()));
   } catch (const IoError& e) {
     progress_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
@@ -191,6 +192,8 @@ void Trainer::take(const std::optional<StepResult>& result) {
   const int64_t tokens = config_.train.batch_size * config_.data.seq_len;
   state_.updates += !result->report.skipped;
   window_tokens_ += tokens;
+  if (result->scored == 0)
+    return progress_.message(concat("step ", result->step, ": no target of its batch is scored: the step was skipped"));
   if (run_tokens_ == 0) result_.first_loss = result->loss;
   run_tokens_ += tokens;
   result_.last_loss = result->loss;
@@ -349,7 +352,7 @@ void Trainer::save() {
   try {
     keep_folder();
     metrics_->sync();
-    saving_.start({params_.values(), optimizer_.m(), optimizer_.v()}, write);
+    saving_.start({params_.values(), optimizer_->states()}, write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     save_failed(e);
@@ -391,7 +394,7 @@ RunResult Trainer::run() {
   banner();
   start_ = Clock::now();
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
-  runner_ = std::make_unique<StepRunner>(lm_, params_, optimizer_, config_, recompute_of(t, target_.device));
+  runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(t, target_.device));
   feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
                                       target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {

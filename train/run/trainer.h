@@ -79,7 +79,7 @@ class Trainer {
   Batches batches_;
   ParamStore params_;
   LM lm_;
-  AdamW optimizer_;
+  std::unique_ptr<Optimizer> optimizer_;
   LoopState state_;
   Fd lock_;                          // of the run folder: two runs in one would take each other's files away
   std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
