@@ -2,7 +2,8 @@
 //   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1).
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
-// and after, and peak memory (arena and workspace) in decimal GB.
+// and after, peak memory (arena and workspace) in decimal GB, and what the start took: start_s, until the first two
+// steps were made (the second records), and first_ms and second_ms of it.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -13,6 +14,7 @@
 
 #include "core/gpu.h"
 #include "layers/parameters.h"
+#include "optim/optimizer.h"
 #include "train/run/compute_target.h"
 #include "train/run/step.h"
 
@@ -33,7 +35,11 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
 int run(int argc, char** argv) {
+  const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
       {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},    {"recompute", "selective"},
       {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"}, {"capture", "1"}};
@@ -64,8 +70,8 @@ int run(int argc, char** argv) {
   ParamStore params(parameter_specs(config.model), DType::f32, target.device);
   params.initialise(1);
   LM lm(params, config.model, target.compute);
-  AdamW optimizer(params, config.optim);
-  StepRunner runner(lm, params, optimizer, config, recompute);
+  const auto optimizer = make_optimizer(params, config.optim);
+  StepRunner runner(lm, params, *optimizer, config, recompute);
   std::mt19937 random(1);
   const auto fill = [&](Tensor& device_tokens) {
     Tensor tokens(device_tokens.shape(), DType::i32);
@@ -79,29 +85,35 @@ int run(int argc, char** argv) {
     if (gpu) gpu::synchronize();
   };
   const int64_t warmup = std::stoll(keys["warmup"]), steps = std::stoll(keys["steps"]);
-  std::vector<double> times;
+  const int64_t targets = config.train.batch_size * config.data.seq_len;
+  std::vector<double> times, start;
+  double start_s = 0;
   for (int64_t s = 0; s < warmup + steps; ++s) {
     wait();
     if (gpu && s == warmup) gpu::profile(true);
-    const auto begin = std::chrono::steady_clock::now();
-    runner.launch(s);
+    const auto begin = Clock::now();
+    runner.launch(s, targets);
     wait();
-    if (s >= warmup) times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    if (s >= warmup) times.push_back(seconds_since(begin));
+    if (s < 2) start.push_back(seconds_since(begin)), start_s = seconds_since(program);
   }
   if (gpu) gpu::profile(false);
   const StepResult last = *runner.collect();
-  const double t = median(times), tokens = double(config.train.batch_size * config.data.seq_len);
+  const double t = median(times), tokens = double(targets);
   const double peak = double(Arena::current(target.device)->stats().peak + (gpu ? gpu::workspace_bytes() : 0));
   const double reserved = double(Arena::current(target.device)->stats().reserved);
   std::printf(
       "RESULT {\"size\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": \"%s\", \"compute\": "
       "\"%s\", \"recompute\": \"%s\", \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, \"ms_max\": %.2f, "
-      "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.4f, \"skipped\": %d}\n",
+      "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.4f, \"skipped\": %d, \"micro\": "
+      "%lld, "
+      "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f}\n",
       argv[1], static_cast<long long>(config.model.parameter_count()), static_cast<long long>(config.train.batch_size),
       static_cast<long long>(config.data.seq_len), target.name.c_str(), name_of(target.compute), name_of(recompute),
       config.train.capture && gpu ? "true" : "false", t * 1e3, *std::min_element(times.begin(), times.end()) * 1e3,
       *std::max_element(times.begin(), times.end()) * 1e3, tokens / t, peak / 1e9, reserved / 1e9, last.loss,
-      int(last.report.skipped));
+      int(last.report.skipped), static_cast<long long>(config.train.micro_batch()), start_s, start[0] * 1e3,
+      start.back() * 1e3);
   return 0;
 }
 

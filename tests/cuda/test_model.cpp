@@ -4,6 +4,7 @@
 #include <random>
 
 #include "layers/parameters.h"
+#include "optim/adamw.h"
 #include "tests/support/compare.h"
 #include "tests/support/golden_run.h"
 #include "tests/support/gpu.h"
@@ -118,28 +119,80 @@ struct SmallRun {
     optimizer = std::make_unique<AdamW>(*params, config.optim);
     runner = std::make_unique<StepRunner>(*lm, *params, *optimizer, config, recompute);
   }
-  StepResult step(int64_t s) {
+  /// On the batch of step s, of which only every `of`-th target is scored.
+  StepResult step(int64_t s, int64_t of = 1) {
     std::mt19937 random(uint32_t(s) + 17);
+    int64_t scored = 0;
     for (Tensor* t : {&runner->ids(), &runner->targets()}) {
       Tensor tokens(t->shape(), DType::i32);
       for (int64_t i = 0; i < tokens.size(); ++i) tokens.mut<int32_t>()[i] = int32_t(random() % 50 * (random() % 20));
+      if (t == &runner->targets())
+        for (int64_t i = 0; i < tokens.size(); ++i)
+          i % of ? void(tokens.mut<int32_t>()[i] = kIgnoreTarget) : void(++scored);
       t->copy_from(tokens);
     }
-    runner->launch(s);
+    runner->launch(s, scored);
     return *runner->collect();
   }
 };
 
 TEST(CudaStep, ARecordedStepEqualsAnEagerOneToTheBit) {
   MMFREE_NEEDS_GPU();
-  SmallRun eager(false), recorded(true);
-  for (int64_t s = 0; s < 20; ++s) {
-    const StepResult a = eager.step(s), b = recorded.step(s);
-    EXPECT_EQ(a.loss, b.loss) << "step " << s;
-    EXPECT_EQ(a.report.grad_norm, b.report.grad_norm) << "step " << s;
+  for (const int64_t micro : {0, 2, 1}) {  // one, two and four micro-batches
+    SCOPED_TRACE(concat("micro-batches of ", micro));
+    SmallRun eager(false, DType::bf16, Recompute::selective, micro),
+        recorded(true, DType::bf16, Recompute::selective, micro);
+    for (int64_t s = 0; s < 20; ++s) {
+      const int64_t of = s % 4 == 3 ? 1 + s : 1;  // the number of scored targets is not recorded
+      const StepResult a = eager.step(s, of), b = recorded.step(s, of);
+      EXPECT_EQ(a.loss, b.loss) << "step " << s;
+      EXPECT_EQ(a.report.grad_norm, b.report.grad_norm) << "step " << s;
+      EXPECT_EQ(a.report.learning_rate, b.report.learning_rate) << "step " << s;
+    }
+    EXPECT_TRUE(same_bits(eager.params->values().to(Device::cpu), recorded.params->values().to(Device::cpu)));
+    EXPECT_TRUE(same_bits(eager.optimizer->v().to(Device::cpu), recorded.optimizer->v().to(Device::cpu)));
   }
-  EXPECT_TRUE(same_bits(eager.params->values().to(Device::cpu), recorded.params->values().to(Device::cpu)));
-  EXPECT_TRUE(same_bits(eager.optimizer->v().to(Device::cpu), recorded.optimizer->v().to(Device::cpu)));
+}
+
+TEST(CudaStep, TheLossIsTheMeanOverTheScoredTargets) {
+  MMFREE_NEEDS_GPU();
+  SmallRun run(true, DType::f32, Recompute::none, 2);
+  for (int64_t s = 0; s < 4; ++s) {
+    const int64_t of = 1 + 3 * s;
+    const Tensor before = run.params->values().to(Device::cpu);
+    const StepResult result = run.step(s, of);
+    const Tensor after = run.params->values().to(Device::cpu), ids = run.runner->ids(), targets = run.runner->targets();
+    run.params->values().copy_from(before);
+    run.lm->requantise();
+    const Tensor nll = run.lm->nll(ids, targets, run.config.train.batch_size).to(Device::cpu);
+    run.params->values().copy_from(after);
+    run.lm->requantise();
+    double mean = 0;
+    for (int64_t i = 0; i < nll.size(); ++i) mean += double(nll.data<float>()[i]) / double(result.scored);
+    EXPECT_EQ((nll.size() + of - 1) / of, result.scored);
+    EXPECT_NEAR(mean, result.loss, 1e-3 * mean) << "step " << s;
+  }
+}
+
+TEST(CudaStep, ABatchWithoutScoredTargetsChangesNothing) {
+  MMFREE_NEEDS_GPU();
+  SmallRun run(true);
+  for (int64_t s = 0; s < 3; ++s) run.step(s);
+  const Tensor before = run.params->values().to(Device::cpu);
+  run.runner->launch(3, 0);
+  const StepResult empty = *run.runner->collect();
+  EXPECT_EQ(4, empty.step);
+  EXPECT_TRUE(empty.report.skipped);
+  EXPECT_TRUE(same_bits(before, run.params->values().to(Device::cpu)));
+  EXPECT_FALSE(run.step(4).report.skipped);
+}
+
+TEST(CudaStep, TensorsMadeAfterTheRecordingAreNoticed) {
+  MMFREE_NEEDS_GPU();
+  SmallRun run(true, DType::bf16, Recompute::selective, 2);
+  for (int64_t s = 0; s < 3; ++s) run.step(s);
+  const Tensor late({1000}, DType::f32, Device::cuda);
+  EXPECT_THROW(run.step(3), Error);
 }
 
 TEST(CudaStep, LossFallsAndEveryParameterGetsAGradient) {
@@ -209,6 +262,7 @@ TEST(CudaStep, AnInfinityLeavesTheParametersAlone) {
   EXPECT_TRUE(same_bits(m, run.optimizer->m().to(Device::cpu)));
   weight.copy_from(kept);
   run.lm->requantise();
+  run.optimizer->measure();
   EXPECT_FALSE(run.step(5).report.skipped);
 }
 

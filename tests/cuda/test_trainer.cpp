@@ -1,6 +1,9 @@
 // Training runs on a GPU as a user makes them: cut and resumed, saved while training goes on, moved between devices.
 #include <gtest/gtest.h>
 
+#include <limits>
+
+#include "layers/parameters.h"
 #include "tests/support/gpu.h"
 #include "tests/support/tiny_run.h"
 #include "train/run/trainer.h"
@@ -65,6 +68,29 @@ TEST(CudaTrainer, CheckpointsMoveBetweenDevices) {
     losses[i] = evaluate(*m.lm, TokenSource::shards(shards), {17, 0, {}}).loss();
   }
   EXPECT_NEAR(losses[0], losses[1], 2e-3 * losses[0]);
+}
+
+TEST(CudaTrainer, ABatchThatCannotBeReadLosesNoStepBeforeIt) {
+  MMFREE_NEEDS_GPU();
+  const TempDir dir;
+  RunConfig c = gpu_run(dir / "run");
+  // The last step whose samples can be numbered: the batch after it cannot be read.
+  const int64_t last = std::numeric_limits<int64_t>::max() / c.train.batch_size - 1;
+  c.train.steps = last + 10;
+  c.optim.warmup_steps = 0;
+  const TokenShards shards(c.data.train);
+  const Batches batches(shards, {c.data.seq_len, c.train.batch_size, 1, true});
+  ParamStore params(parameter_specs(c.model), DType::f32, Device::cuda);
+  params.initialise(1);
+  LM lm(params, c.model, DType::bf16);
+  const auto optimizer = make_optimizer(params, c.optim);
+  StepRunner runner(lm, params, *optimizer, c, Recompute::none);
+  BatchFeed feed(batches, last - 1, c.train.steps, c.train.batch_size, c.data.seq_len, true);
+  EXPECT_FALSE(runner.run(last - 1, feed));
+  EXPECT_EQ(last, runner.run(last, feed)->step);
+  EXPECT_THROW(runner.run(last + 1, feed), Error);
+  EXPECT_EQ(last + 1, runner.collect()->step);
+  EXPECT_EQ(2, optimizer->updates());
 }
 
 }  // namespace
