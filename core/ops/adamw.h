@@ -43,8 +43,8 @@ void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums = Tensor(
 
 /// AdamW with decoupled weight decay over flat buffers (Loshchilov & Hutter 2019, arXiv:1711.05101), in one pass:
 ///   g = grad·grad_scale,  m = β1 m + (1−β1) g,  v = β2 v + (1−β2) g²
-///   p = p (1 − r·decay) − r (m / bias1) / (sqrt(v / bias2) + eps),  r = lr·lr_factor,  decay =
-///   decay_factor·weight_decay
+///   p = p (1 − r·decay) − r (m / bias1) / (sqrt(v / bias2) + eps)
+///   with r = lr·lr_factor, decay = decay_factor·weight_decay
 ///
 /// @param values, m, v  [P] f32 | f64, updated in place; P is a multiple of kParamBlock
 /// @param grads         [P] the same dtype
