@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <memory>
 
@@ -63,7 +64,8 @@ bool read_one(const Place& place, const std::string& input) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace mmfree;
-  static const Place place((prepare(), hostile_reader(from_environment("MMFREE_FUZZ_READER", ""))));
+  const char* const reader = std::getenv("MMFREE_FUZZ_READER");
+  static const Place place((prepare(), hostile_reader(reader ? reader : "")));
   read_one(place, std::string(reinterpret_cast<const char*>(data), size));
   return 0;
 }

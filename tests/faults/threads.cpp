@@ -16,6 +16,7 @@
 #include "train/run/background_save.h"
 #include "train/run/metrics.h"
 #include "train/run/progress.h"
+#include "train/run/run_folder.h"
 
 namespace mmfree {
 namespace {

@@ -200,6 +200,7 @@ TEST(InitFrom, AResumedRunNeedsItsSourceNoMore) {
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 12)), learned(checkpoint_path(dir / "whole", 12)));
   Program anew({"train", dir / "run.yaml", "train.run_dir=" + (dir / "anew")});
   EXPECT_EQ(anew.wait(), 66) << anew.err();
+  EXPECT_TRUE(contains(anew.err(), "train.init_from: no model at '" + (dir / "m.h5") + "'")) << anew.err();
   Program both({"train", dir / "run.yaml", "train.resume=" + checkpoint_path(dir / "run", 12)});
   EXPECT_EQ(both.wait(), 78);
   EXPECT_TRUE(contains(both.err(), "train.init_from: a run starts from this model's weights or continues"))

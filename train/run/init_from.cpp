@@ -57,12 +57,19 @@ std::string keys_behind(const std::string& name, const Shape& shape, const RunCo
 
 }  // namespace
 
+Model load_source(const TrainConfig& train) {
+  std::error_code error;
+  MMFREE_CHECK(MissingError, std::filesystem::exists(train.init_from, error), "train.init_from: no model at ",
+               quote(train.init_from), "; expected a checkpoint, run folder, ternary export or Hugging Face folder");
+  return load_model(train.init_from);
+}
+
 ModelConfig inherited_model(const TrainConfig& train, bool resume, std::optional<Model>& source) {
   const bool continues = resume || train.resume.mode != ResumeFrom::nothing;
   const std::string resolved = (std::filesystem::path(train.run_dir) / "config.resolved.yaml").string();
   if (continues && !checkpoint_steps(train.run_dir).empty() && std::filesystem::exists(resolved))
     return load_config(resolved).model;
-  source.emplace(load_model(train.init_from));
+  source.emplace(load_source(train));
   return source->config;
 }
 

@@ -9,9 +9,12 @@
 /// train.init_from: a run that starts with the weights of a model that is there already.
 namespace mmfree {
 
+/// The model that train.init_from names. @throws what load_model throws
+Model load_source(const TrainConfig& train);
+
 /// The model keys that hold where none are given (see load_config): those of the run itself if it goes on from its own
 /// checkpoints, because train.resume says so or `resume` is set, else those of the model that train.init_from names,
-/// which then is in `source`. @throws what load_model and load_config throw
+/// which then is in `source`. @throws what load_source and load_config throw
 ModelConfig inherited_model(const TrainConfig& train, bool resume, std::optional<Model>& source);
 
 /// Copies each parameter of `source` to the one of the same name in `params`, which are those of `config` and hold

@@ -125,7 +125,7 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
 void Trainer::start_afresh(std::optional<Model> source) {
   params_.initialise(uint64_t(config_.train.seed));
   if (config_.train.init_from.empty()) return;
-  if (!source) source.emplace(load_model(config_.train.init_from));
+  if (!source) source.emplace(load_source(config_.train));
   for (const std::string& line : init_parameters(params_, config_, *source)) reporter_.message(line);
 }
 
