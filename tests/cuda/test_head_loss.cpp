@@ -38,7 +38,7 @@ TEST(CudaHeadLoss, SoftmaxMatchesItsComposedTwin) {
   MMFREE_NEEDS_GPU();
   const int64_t n = 7;
   const double scale = 0.25;
-  for (DType type : kAllActivations)
+  for (DType type : kActivations)
     for (int64_t v : kVocabularies) {
       SCOPED_TRACE(concat(name_of(type), " V ", v));
       const Tensor logits = rounded_tensor({n, v}, type, 1, 3), targets = make_targets(n, v);
@@ -57,7 +57,7 @@ TEST(CudaHeadLoss, SoftmaxMatchesItsComposedTwin) {
 
 TEST(CudaHeadLoss, SoftmaxAloneLeavesTheLogitsAndGivesTheSameLoss) {
   MMFREE_NEEDS_GPU();
-  for (DType type : kAllActivations)
+  for (DType type : kActivations)
     for (int64_t v : {33, 32000, 50257}) {
       const Tensor logits = rounded_tensor({5, v}, type, 2, 3), targets = make_targets(5, v);
       const Result alone = softmax_nll_on_gpu(logits, targets, type, 1, false);
@@ -68,7 +68,7 @@ TEST(CudaHeadLoss, SoftmaxAloneLeavesTheLogitsAndGivesTheSameLoss) {
 
 TEST(CudaHeadLoss, LargeLogitsDoNotOverflow) {
   MMFREE_NEEDS_GPU();
-  for (DType type : kAllActivations) {
+  for (DType type : kActivations) {
     const Tensor logits = rounded_tensor({4, 100}, type, 3, 1, 1000), targets = make_targets(4, 100);
     const Tensor expected = composed::cross_entropy(logits, targets, 1).nll;
     // One rounding of log(sum) + 1000 in f32 is 6e-5 at most.
@@ -79,7 +79,7 @@ TEST(CudaHeadLoss, LargeLogitsDoNotOverflow) {
 
 TEST(CudaHeadLoss, BadNumbersAndTargetsBecomeNaNInTheirRowAlone) {
   MMFREE_NEEDS_GPU();
-  for (DType type : kAllActivations)
+  for (DType type : kActivations)
     for (int64_t v : {33, 64, 40000}) {
       Tensor logits = rounded_tensor({6, v}, type, 4), targets = random_ids(6, v, 5);
       set(logits, 1 * v + v - 2, kNaN);

@@ -70,7 +70,7 @@ constexpr int64_t kLengths[] = {1, 2, 7, 8, 9, 63, 64, 65, 96, 97, 300};
 
 template <class Body>
 void for_problems(Body&& body) {
-  for (DType type : kAllActivations)
+  for (DType type : kActivations)
     for (int64_t d : kChannels)
       for (int64_t t : kLengths)
         for (bool gamma : {false, true}) {
@@ -107,7 +107,7 @@ TEST(CudaMlgruScan, GradientsFollowThoseInDouble) {
 
 TEST(CudaMlgruScan, BackwardHonoursBetaAndWorksWithoutDgamma) {
   MMFREE_NEEDS_GPU();
-  for (DType type : kAllActivations) {
+  for (DType type : kActivations) {
     const Problem p = make_problem(3, 70, 34, type, true, false);
     const Tensor h = forward_on_gpu(p).h;
     const std::vector<Tensor> expected = backward_on_gpu(p, h);
@@ -126,7 +126,7 @@ TEST(CudaMlgruScan, BackwardHonoursBetaAndWorksWithoutDgamma) {
 
 TEST(CudaMlgruScan, TwoRunsGiveTheSameBits) {
   MMFREE_NEEDS_GPU();
-  for (DType type : kAllActivations) {
+  for (DType type : kActivations) {
     const Problem p = make_problem(5, 333, 1000, type, true, true);
     const Forward one = forward_on_gpu(p), two = forward_on_gpu(p);
     EXPECT_TRUE(same_bits(one.h, two.h) && same_bits(one.last, two.last));
@@ -138,7 +138,7 @@ TEST(CudaMlgruScan, TwoRunsGiveTheSameBits) {
 TEST(CudaMlgruScan, ContinuesFromAStateUpdatedInPlace) {
   MMFREE_NEEDS_GPU();
   const int64_t steps = 230, d = 66;
-  for (DType type : kAllActivations) {
+  for (DType type : kActivations) {
     const Problem p = make_problem(1, steps, d, type, true, true);
     const Forward whole = forward_on_gpu(p);
     const Tensor z = to_gpu(p.z, type).reshape({steps, d}), a = to_gpu(p.a, type).reshape({steps, d});
@@ -158,7 +158,7 @@ TEST(CudaMlgruScan, ContinuesFromAStateUpdatedInPlace) {
 TEST(CudaMlgruScan, NaNStaysInItsChannelAndSequence) {
   MMFREE_NEEDS_GPU();
   const int64_t steps = 150, d = 6, bad = 100;
-  for (DType type : kAllActivations)
+  for (DType type : kActivations)
     for (bool in_z : {false, true}) {
       Problem p = make_problem(2, steps, d, type, true, false);
       set(in_z ? p.z : p.a, bad * d + 1, kNaN);  // sequence 0, channel 1

@@ -47,7 +47,7 @@ void check_linear(const Problem& p, int64_t begin, int64_t end) {
   Tensor expected({end - begin, o}, DType::f32);
   ternary_linear(p.q.slice(begin, end), p.step.slice(begin, end), p.w, expected);
   const TernaryTensor w = to_device(p.w, Device::cuda);
-  for (DType type : kAllActivations) {
+  for (DType type : kActivations) {
     Tensor y = empty_on_gpu({p.q.dim(0), o}, type);
     ternary_linear(to_gpu(p.q), to_gpu(p.step), w, y);
     ASSERT_TRUE(same_bits(as_type(expected, type), y.slice(begin, end).to(Device::cpu)))
@@ -170,7 +170,7 @@ TEST(CudaTernary, DequantisesToTheBitsOfTheCpu) {
       for (bool scaled : {false, true}) {
         Tensor expected({rows, cols}, DType::f32);
         ternary_dequantise(w, expected, scaled);
-        for (DType type : kAllActivations) {
+        for (DType type : kActivations) {
           Tensor got = empty_on_gpu({rows, cols}, type);
           ternary_dequantise(there, got, scaled);
           EXPECT_TRUE(same_bits(as_type(expected, type), got.to(Device::cpu))) << rows << 'x' << cols;
@@ -216,7 +216,7 @@ TEST(CudaTernary, ScalesCodesToTheBitsOfTheFormula) {
       Tensor expected({n, k}, DType::f32);
       for (int64_t i = 0; i < n * k; ++i)
         expected.mut<float>()[i] = float(q.data<int8_t>()[i]) * step.data<float>()[i / k];
-      for (DType type : kAllActivations) {
+      for (DType type : kActivations) {
         Tensor u = empty_on_gpu({n, k}, type);
         cuda::scale_codes({q_there.data<int8_t>(), step_there.raw(), u.raw_mut(), type, n, k});
         EXPECT_TRUE(same_bits(as_type(expected, type), u.to(Device::cpu))) << n << 'x' << k;

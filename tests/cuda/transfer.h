@@ -9,7 +9,7 @@ namespace mmfree {
 inline constexpr double kBf16Rounding = 1.0 / 256;
 
 /// The dtypes of activations on a GPU.
-inline constexpr DType kAllActivations[] = {DType::f32, DType::bf16};
+inline constexpr DType kActivations[] = {DType::f32, DType::bf16};
 
 /// f32 numbers that `dtype` holds exactly, so that both sides see the same.
 inline Tensor rounded_tensor(Shape shape, DType dtype, uint32_t seed, double scale = 1, double mean = 0) {

@@ -29,14 +29,18 @@ Tensor ternary_rounded(const Tensor& w) {
 }  // namespace
 
 TEST(BitLinear, MultipliesAsItsPrecisionSays) {
-  ParamStore params({{"p.weight", {o, d}, {}, true}, {"p.norm.weight", {d}, {}, false}}, DType::f64);
+  ParamStore params({{"p.weight", {o, d}, {}}, {"p.norm.weight", {d}, {}}}, DType::f64);
   Tensor w = params["p.weight"].value(), norm = params["p.norm.weight"].value();
   w.copy_from(random_tensor({o, d}, DType::f64, 1));
   norm.copy_from(random_tensor({d}, DType::f64, 2, 0.5, 1));
   const Var x{QuantTensor(random_tensor({n, d}, DType::f64, 3, 2))};
   const Tensor v = composed::rmsnorm(x.value(), norm, BitLinear::kEps);
   for (Precision precision : {Precision::ternary, Precision::bf16, Precision::f32}) {
-    const BitLinear p(params, "p", precision);
+    BitLinear p;
+    p.precision = precision;
+    p.weight = params["p.weight"];
+    p.norm = params["p.norm.weight"];
+    p.matrix = std::make_shared<WeightMatrix>();
     p.prepare(DType::f64);
     p.round();
     if (precision == Precision::ternary) ternary_quantise(w, p.matrix->ternary);

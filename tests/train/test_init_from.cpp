@@ -21,7 +21,7 @@ Tensor logits(const Model& m) { return m.lm->logits(random_ids(51, m.config.voca
 void save(const std::string& path, const Model& m) {
   RunConfig c;
   c.model = m.config;
-  save_checkpoint(path, c, *m.params, {m.params->values(), {}, {}}, {}, m.tokenizer->serialized());
+  save_checkpoint(path, c, *m.params, {m.params->values(), {}}, {}, m.tokenizer->serialized());
 }
 
 void save_hf(const std::string& dir, const Model& m) {
