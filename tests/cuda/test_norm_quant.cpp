@@ -264,7 +264,7 @@ TEST(CudaNormQuant, FollowsTheCpuForEveryActivation) {
   MMFREE_NEEDS_GPU();
   int first = 0;
   for (RowSource::Kind kind : {RowSource::glu, RowSource::activation})
-    for (Activation f : kActivations)
+    for (Activation f : kAllActivations)
       for (DType t : {DType::f32, DType::bf16})
         for (int64_t d : {7, 100, 256, 1408, 5632, 6912}) {
           Case c{.kind = kind, .type = t, .type_a = t, .d = d, .modes = some_modes(1, first), .f = f};

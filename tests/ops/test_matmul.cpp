@@ -157,9 +157,10 @@ TEST(Matmul, SaysThatItHadNoMemory) {
         const rlim_t bytes = pages * size_t(sysconf(_SC_PAGESIZE));
         const rlimit limit{bytes, bytes};
         setrlimit(RLIMIT_AS, &limit);
-        void* volatile taken;  // or the compiler leaves the calls out
-        for (size_t block = 1 << 20; block >= 1 << 16; block /= 2)
-          while ((taken = std::malloc(block))) continue;
+        volatile uintptr_t taken = 1;  // or the compiler leaves the calls out
+        for (size_t block = 1 << 20; block >= 1 << 16; block /= 2) do
+            taken = uintptr_t(std::malloc(block));
+          while (taken != 0);
         matmul(a, false, b, false, c);
       },
       60);
