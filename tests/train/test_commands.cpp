@@ -574,7 +574,8 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
     bytes[bytes.size() - 1] ^= 1;
     spit(path, bytes);
   }
-  for (const std::string& damaged : {f.damaged, dir / "data", dir / "run", f.text, f.dir / "bad.h5"}) {
+  spit(dir / "bad.h5", "no HDF5");
+  for (const std::string& damaged : {f.damaged, dir / "data", dir / "run", f.text, dir / "bad.h5"}) {
     Program p({"info", damaged, "--verify"});
     EXPECT_EQ(p.wait(), 65) << damaged;
     EXPECT_TRUE(contains(p.err(), ": ")) << p.err();
