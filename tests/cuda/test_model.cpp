@@ -72,19 +72,22 @@ TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {
   const Tensor logits = g.expected.read("logits", DType::f64);
   EXPECT_LT(norm_error(host_f32(lm.logits(e.ids, e.batch)).reshape(logits.shape()), logits), kBf16Logits);
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
-  EXPECT_NEAR(run_backward(lm, params, e), expected_loss, kBf16Loss * expected_loss);
-  double error = 0, size = 0;
-  for (size_t i = 0; i < params.specs().size(); ++i) {
-    const std::string& name = params.specs()[i].name;
-    const Tensor expected = g.expected.read("grad/" + name, DType::f64);
-    const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
-    EXPECT_LT(relative, kBf16Tensor) << name;
-    Tensor squares({1}, DType::f64);
-    sum_of_squares(expected, squares);
-    error += relative * relative * *squares.data<double>();
-    size += *squares.data<double>();
+  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+    SCOPED_TRACE(name_of(r));
+    EXPECT_NEAR(run_backward(lm, params, e, r), expected_loss, kBf16Loss * expected_loss);
+    double error = 0, size = 0;
+    for (size_t i = 0; i < params.specs().size(); ++i) {
+      const std::string& name = params.specs()[i].name;
+      const Tensor expected = g.expected.read("grad/" + name, DType::f64);
+      const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
+      EXPECT_LT(relative, kBf16Tensor) << name;
+      Tensor squares({1}, DType::f64);
+      sum_of_squares(expected, squares);
+      error += relative * relative * *squares.data<double>();
+      size += *squares.data<double>();
+    }
+    EXPECT_LT(std::sqrt(error / size), kBf16Gradient);
   }
-  EXPECT_LT(std::sqrt(error / size), kBf16Gradient);
 }
 
 INSTANTIATE_TEST_SUITE_P(Sets, CudaGolden, testing::ValuesIn(golden_dirs()), [](const auto& info) {
