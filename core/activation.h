@@ -2,7 +2,8 @@
 #include "core/error.h"
 #include "core/quantize.h"
 
-/// A kernel calls the functions below with its own exponential: they are compiled for the side that the file is for.
+/// Functions marked MMFREE_KERNEL are host functions in a C++ file and device functions in a CUDA file: they call the
+/// exponential of the backend that includes them.
 #if defined(__CUDACC__)
 #define MMFREE_KERNEL __device__
 #else
@@ -16,9 +17,9 @@ enum class Activation { silu, gelu, gelu_tanh, relu, relu2, selu, sigmoid, ident
 
 inline constexpr Activation kAllActivations[] = {Activation::silu,    Activation::gelu,    Activation::gelu_tanh,
                                                  Activation::relu,    Activation::relu2,   Activation::selu,
-                                              Activation::sigmoid, Activation::identity};
+                                                 Activation::sigmoid, Activation::identity};
 
-/// The enumerator's name, as `model.activation` has it; "?" for a value that is none.
+/// The name of an activation, as in `model.activation`; "?" for an invalid value.
 constexpr const char* name_of(Activation f) {
   switch (f) {
     case Activation::silu:
@@ -56,7 +57,7 @@ struct Activated {
   T value, slope;
 };
 
-/// f(x) and f'(x). A NaN stays one. `Maths` has the backend's exp(T), sigmoid(T) and erf(T).
+/// f(x) and f'(x). NaN in, NaN out. `Maths` has the backend's exp(T), sigmoid(T) and erf(T).
 ///   silu       x σ(x)
 ///   gelu       x Φ(x), Φ(x) = (1 + erf(x / √2)) / 2                       Hendrycks, Gimpel 2016 (arXiv:1606.08415)
 ///   gelu_tanh  x (1 + tanh(u)) / 2 = x σ(2u), u = √(2/π) (x + 0.044715 x³)      ibid.
@@ -96,8 +97,8 @@ MMFREE_KERNEL inline Activated<T> activated(T x) {
   }
 }
 
-/// Calls body.operator()<f>() with the run-time kind as a constant, so that loops over elements need not choose.
-/// @throws Error for a value that is no kind; a GPU traps
+/// Calls body.operator()<f>() with the run-time value `f` as a compile-time constant, so that a loop over elements has
+/// no branch. An invalid value: Error on the CPU, a trap on a GPU.
 template <class Body>
 MMFREE_KERNEL inline void with_activation(Activation f, Body&& body) {
   switch (f) {

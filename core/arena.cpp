@@ -51,9 +51,8 @@ std::shared_ptr<Arena> Arena::counted() {
   return std::make_shared<Arena>(Source{Device::cuda, obtain, [](void*) {}, true});
 }
 
-/// The free block of at least `want` bytes to take, or the end. The one at the end of a contiguous source comes last,
-/// whatever its length: since it can grow, its length says nothing, and where blocks lie does not depend on how much
-/// was obtained so far.
+/// The smallest free block of at least `want` bytes, or end(). The block at the end of a contiguous source is taken
+/// only if no other fits: its size depends on how much memory was obtained so far, and addresses must not.
 Arena::FreeBySize::iterator Arena::best_fit(size_t want) {
   const auto fit = free_by_size_.lower_bound({want, nullptr});
   if (!source_.contiguous || fit == free_by_size_.end() || fit->second + fit->first != end_) return fit;
@@ -61,7 +60,7 @@ Arena::FreeBySize::iterator Arena::best_fit(size_t want) {
   return other == free_by_size_.end() ? fit : other;
 }
 
-/// Obtains a slab in which `want` bytes fit, together with what is free at the end of a contiguous source.
+/// Obtains a slab for `want` bytes, less what is free at the end of a contiguous source.
 void Arena::grow(size_t want) {
   if (source_.contiguous && !free_by_address_.empty()) {
     const auto& [begin, block] = *free_by_address_.rbegin();
@@ -78,7 +77,7 @@ void Arena::grow(size_t want) {
   if (!source_.contiguous || slabs_.empty()) slabs_.push_back(memory);
   end_ = memory + slab;
   used_[memory] = {slab, int(slabs_.size()) - 1};
-  stats_.live += slab;  // handed out and taken back at once, which joins it with its free neighbour
+  stats_.live += slab;  // free_block subtracts it again, and joins the slab with its free neighbour
   free_block(memory);
 }
 
@@ -105,7 +104,7 @@ void* Arena::allocate(size_t bytes) {
 void Arena::release(void* p) {
   if (!p) return;
   std::lock_guard lock(mutex_);
-  // Destructors come here: without memory for the note that the block is free, it is lost.
+  // Destructors call this, so it must not throw: if the list of free blocks cannot grow, the block is lost.
   try {
     free_block(static_cast<char*>(p));
   } catch (const std::bad_alloc&) {

@@ -13,24 +13,24 @@ namespace mmfree {
 
 /// Counters of one arena, in bytes unless named otherwise.
 struct ArenaStats {
-  size_t live = 0;      ///< handed out now
-  size_t peak = 0;      ///< most ever handed out at once
+  size_t live = 0;      ///< allocated and not released
+  size_t peak = 0;      ///< largest value of `live` since reset_peak
   size_t reserved = 0;  ///< obtained from the system
   size_t slabs = 0;     ///< number of system allocations
 };
 
-/// Memory pool of one device: slabs that are never returned before the arena dies, best fit by size then address,
-/// neighbours coalesced, 256-byte alignment. A repeated sequence of requests gets the same addresses each time (over a
-/// contiguous source from its first repetition), so a training step in steady state asks the system for nothing.
-/// Thread-safe.
+/// Memory pool of one device. It obtains slabs from the system and keeps them until its destructor. Allocation is best
+/// fit by size, then by address, with 256-byte alignment; free neighbours are joined. A repeated sequence of requests
+/// gets the same addresses each time (over a contiguous source from its first repetition on), so a training step in
+/// steady state asks the system for nothing. Thread-safe.
 class Arena {
  public:
-  /// Where slabs come from: host memory, device memory, or nowhere in a dry run.
+  /// Where slabs come from: host memory, device memory, or only addresses without memory (see `counted`).
   struct Source {
     Device device;
     std::function<void*(size_t bytes)> obtain;  ///< returns nullptr when the system has no more
     std::function<void(void*)> give_back;
-    bool contiguous = false;  ///< each slab begins where the one before it ended: they are one slab that grows
+    bool contiguous = false;  ///< each slab begins at the end of the one before, so together they are one growing slab
   };
   explicit Arena(Source source, size_t slab_bytes = size_t(32) << 20)
       : source_(std::move(source)), slab_bytes_(slab_bytes) {}
@@ -39,7 +39,8 @@ class Arena {
 
   /// The arena that new tensors of `device` use on this thread: the innermost ArenaScope, else the process-wide one.
   static std::shared_ptr<Arena> current(Device device);
-  /// A fresh arena over host memory, over the memory of the GPU in use, or over memory of a GPU that is only counted.
+  /// A new arena: over host memory; over the memory of the GPU in use; over GPU addresses without memory, which counts
+  /// what a dry run would allocate (see DryRun).
   static std::shared_ptr<Arena> host();
   static std::shared_ptr<Arena> gpu();
   static std::shared_ptr<Arena> counted();
@@ -49,7 +50,7 @@ class Arena {
   /// Returns a block to the arena; nullptr is ignored.
   void release(void* block);
   ArenaStats stats() const;
-  /// Starts a new measurement of `peak`.
+  /// Sets `peak` to `live`.
   void reset_peak();
   Device device() const { return source_.device; }
 
@@ -70,7 +71,7 @@ class Arena {
   ArenaStats stats_;
 };
 
-/// While alive, tensors created on this thread come from `arena`.
+/// While alive, new tensors of this thread on the arena's device come from `arena`.
 class ArenaScope {
  public:
   explicit ArenaScope(std::shared_ptr<Arena> arena);

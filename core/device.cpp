@@ -16,14 +16,14 @@ thread_local int dry_runs = 0;
 
 constexpr size_t kNone = std::numeric_limits<size_t>::max();
 
-/// The number that `path` holds, or `otherwise` if there is none ("max").
+/// The number in the file `path`; `otherwise` if the file is missing or holds no number ("max").
 size_t number_in(const std::string& path, size_t otherwise) {
   std::ifstream in(path);
   size_t value = 0;
   return in >> value ? value : otherwise;
 }
 
-/// The number behind the word `key` in `path`, or 0.
+/// The number after the word `key` in the file `path`, or 0.
 size_t number_after(const char* key, const std::string& path) {
   std::ifstream in(path);
   size_t value = 0;
@@ -32,8 +32,8 @@ size_t number_after(const char* key, const std::string& path) {
   return 0;
 }
 
-/// What this control group and those above it leave; `keys`: names of its limit, its use, and the part of that which
-/// is only cache. Inside a container the group's own path may not exist, only the root.
+/// Bytes left under the limits of this control group and of those above it. `keys`: the files of the limit and of the
+/// use, and the word in memory.stat for the cache in that use. Inside a container only the root may exist.
 size_t left_in_group(const std::string& root, std::string group, const std::array<const char*, 3>& keys) {
   size_t left = kNone;
   for (;; group.erase(group.rfind('/'))) {

@@ -47,7 +47,7 @@ constexpr const char* name_of(DType t) {
   return "?";
 }
 
-/// The upper 16 bits of an IEEE binary32. Conversion from float rounds to nearest even; NaN stays NaN.
+/// bfloat16: the upper 16 bits of an IEEE binary32. Conversion from float rounds to nearest even; NaN stays NaN.
 struct bf16 {
   uint16_t bits = 0;
   bf16() = default;

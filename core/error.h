@@ -11,7 +11,7 @@ enum class Exit : int {
   ok = 0,
   internal = 1,        ///< a bug in mmfree, or a violated precondition
   usage = 2,           ///< wrong command line
-  bad_data = 65,       ///< a file's content is damaged or not what it claims to be
+  bad_data = 65,       ///< a file is damaged or of another kind than expected
   missing_input = 66,  ///< an input file does not exist or cannot be read
   diverged = 70,       ///< loss or gradients stayed non-finite
   cannot_create = 73,  ///< an output cannot be created
@@ -43,7 +43,7 @@ struct DeviceError : Error {
 struct UsageError : Error {
   explicit UsageError(const std::string& m) : Error(m, Exit::usage) {}
 };
-/// A device has no room for what is asked.
+/// A device has not enough memory for an allocation.
 struct OutOfMemory : Error {
   explicit OutOfMemory(const std::string& m) : Error(m) {}
 };
@@ -70,13 +70,13 @@ struct ConfigError : Error {
 template <class... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream out;
-  out.exceptions(std::ios_base::badbit);  // or it would end, without a word, where memory does
+  out.exceptions(std::ios_base::badbit);  // without this, a failed allocation would cut the text silently
   (out << ... << parts);
   return out.str();
 }
 
-/// `text` in single quotes, fit for a one-line message: control bytes as \\xNN, a long text cut. Not called `quoted`:
-/// argument-dependent lookup would find std::quoted.
+/// `text` in single quotes for a one-line message: control bytes as \\xNN, cut after 80 bytes. Not called `quoted`,
+/// because argument-dependent lookup would find std::quoted.
 std::string quote(std::string_view text);
 
 /// The message for a value of errno. Unlike std::strerror it may be called from several threads.

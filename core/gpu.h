@@ -7,15 +7,15 @@
 
 #include "core/arena.h"
 
-/// The GPU as the rest of the program sees it. Present in every build: without the CUDA backend `problem` says so and
-/// everything else throws DeviceError.
+/// The interface to the GPU for all code outside core/cuda. It exists in every build: without the CUDA backend
+/// `problem` says so, and every other function throws DeviceError.
 namespace mmfree::gpu {
 
 /// Why GPU `index` cannot be used, in one line; empty if it can.
 std::string problem(int index = 0);
 
-/// Makes GPU `index` the one of this process; call before any tensor is made on Device::cuda. Later calls with the same
-/// index do nothing. @throws DeviceError with what `problem` says
+/// Selects GPU `index` for this process; call it before the first tensor on Device::cuda. Later calls with the same
+/// index do nothing. @throws DeviceError with the text of `problem`, or if another GPU is in use
 void use(int index = 0);
 
 /// Properties of the GPU in use.
@@ -28,24 +28,24 @@ struct Info {
 };
 Info info();
 
-/// What copy_bytes and zero_bytes do where a GPU is involved.
+/// The GPU's part of copy_bytes and zero_bytes (core/device.h).
 void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
 void zero(void* to, size_t bytes);
 
 /// Bytes of device memory that belong to no arena: the workspace of the matrix products.
 size_t workspace_bytes();
 
-/// Tells a profiler that was started with `--profile-from-start off` where to begin and to end.
+/// Starts (`on`) or stops recording in a profiler that was started with `--profile-from-start off`.
 void profile(bool on);
 
-/// Waits for everything that was launched; a fault of any kernel surfaces here. @throws DeviceError
+/// Waits for the compute stream. @throws DeviceError if a kernel failed
 void synchronize();
 
-/// Device memory as an arena takes it: one range of addresses that grows at its end, so that tensors of any size can
-/// share it without gaps between slabs.
+/// Device memory as a contiguous Arena::Source: one range of addresses that grows at its end, so that slabs have no
+/// gaps between them.
 Arena::Source memory();
 
-/// Page-locked host memory, which copies run from at full speed and without waiting.
+/// Page-locked host memory: copies from it run at full speed and asynchronously.
 class PinnedBuffer {
  public:
   explicit PinnedBuffer(size_t bytes);
@@ -59,17 +59,17 @@ class PinnedBuffer {
   size_t bytes_ = 0;
 };
 
-/// Copies from page-locked memory that run beside the compute stream.
+/// A stream for copies from page-locked memory, concurrent with the compute stream.
 class CopyStream {
  public:
   CopyStream();
   ~CopyStream();
   CopyStream(const CopyStream&) = delete;
-  /// Starts a copy to the device, after everything that the compute stream was given so far.
+  /// Starts a copy to the device. It runs after all work launched so far on the compute stream.
   void start(void* to, const PinnedBuffer& from, size_t bytes);
-  /// Makes later work of the compute stream wait for the copies started so far, without stopping the host.
+  /// Makes later work on the compute stream wait for the copies started so far. The host does not wait.
   void join();
-  /// Waits on the host for the copies started so far.
+  /// The host waits for the copies started so far.
   void wait();
 
  private:
@@ -77,17 +77,17 @@ class CopyStream {
   std::unique_ptr<Handles> handles_;
 };
 
-/// Bytes on their way from the device to the host, behind the work that the compute stream was given so far.
+/// An asynchronous copy from the device to the host, after all work launched so far on the compute stream.
 class Readback {
  public:
   explicit Readback(size_t bytes);
   ~Readback();
   Readback(const Readback&) = delete;
   void start(const void* from, size_t bytes);
-  /// Waits for them. While they are not there, calls `meanwhile` about 20,000 times a second, if given: a kernel that
-  /// hangs never fails by itself, so whoever looks for signals, lost peers or a time-out does it there. `meanwhile` may
-  /// throw if the work before the copy ends all the same (an aborted exchange); else it has to end the process, because
-  /// destructors wait for the device.
+  /// Waits for the copy and returns the bytes. While it waits it calls `meanwhile`, if given, about 20,000 times a
+  /// second: a kernel that hangs never returns an error, so `meanwhile` checks for signals, lost peers or a time-out.
+  /// It may throw only if the work before the copy ends nevertheless (an aborted exchange). Otherwise it must end the
+  /// process, because destructors wait for the device.
   /// @throws DeviceError if anything before the copy failed; what `meanwhile` throws
   const void* wait(const std::function<void()>& meanwhile = {});
 
@@ -97,8 +97,8 @@ class Readback {
   std::unique_ptr<Handles> handles_;
 };
 
-/// While alive, copies of this thread use a stream of their own: they neither wait for the compute stream nor hold it
-/// up. What they read must not be written meanwhile.
+/// While alive, copies of this thread use a stream of their own: neither they nor the compute stream wait for the
+/// other. The caller makes sure that no kernel writes what they read.
 class OwnStream {
  public:
   OwnStream();
@@ -109,8 +109,9 @@ class OwnStream {
 /// A recorded sequence of kernels, launched as one.
 class Graph {
  public:
-  /// Runs `work` once without executing it and keeps what it launches on the compute stream. The memory it used must
-  /// stay as it was: tensors it allocated and freed may be reused between launches, never held across one.
+  /// Calls `work` once and records what it launches on the compute stream, without running it. Every launch uses the
+  /// same addresses, so these must stay allocated. Memory that `work` allocated and freed may be used by others between
+  /// launches, but holds nothing across one.
   /// @throws DeviceError if `work` does something that cannot be recorded
   explicit Graph(const std::function<void()>& work);
   ~Graph();

@@ -6,14 +6,14 @@ namespace mmfree {
 /// Which elements of a quantised tensor share a scale.
 enum class ScaleAxis { none, row };
 
-/// A tensor that may be quantised: value ≈ values ⊙ scale. Plain values have no scale and axis `none`.
+/// A tensor that may be quantised: value = values ⊙ scale. A plain tensor has no scale, and axis `none`.
 struct QuantTensor {
   Tensor values;  ///< [N, K] i8 codes, or plain f32 | f64 | bf16
   Tensor scale;   ///< row: [N] f32 | f64; none: undefined
   ScaleAxis axis = ScaleAxis::none;
-  /// What is computed from this tensor, and its gradient, have this dtype: that of the activations. It differs from the
-  /// values' own where those are codes, or stay f32 under bf16 activations: the residual stream, and what an f32
-  /// projection multiplies.
+  /// The dtype A of activations: what is computed from this tensor, and its gradient, have it. It differs from the
+  /// dtype of `values` where those are codes, and where values stay f32 under bf16 activations: the residual stream,
+  /// and the input of an f32 projection.
   DType compute = DType::f32;
 
   QuantTensor() = default;

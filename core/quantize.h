@@ -10,16 +10,18 @@
 #endif
 
 /// The two quantisers of the project, defined once for every backend. The order of operations is part of the
-/// definition, so equal inputs give equal codes and equal scales everywhere. The host compiler fuses no product with a
-/// sum (-ffp-contract=off); nvcc does, so the one product that a sum follows is `rounded_product`.
+/// definition, so equal inputs give equal codes and equal scales on every backend. That excludes contraction into an
+/// fma: the host compiler does none (-ffp-contract=off); nvcc does, so the only product that is followed by a sum is a
+/// `rounded_product`.
 namespace mmfree {
 
-/// Smallest absmax and absmean used as a scale: keeps an all-zero row or matrix finite. Source: BitNet b1.58.
+/// Lower bound of absmax and absmean: keeps the reciprocal finite for an all-zero row or matrix. Source: BitNet b1.58.
 inline constexpr double kMinScale = 1e-5;
 
 /// Per-row absmax int8 quantiser of activations (Ma et al. 2024, arXiv:2402.17764):
 ///   m = max(absmax_k |u_k|, 1e-5),  q = round_half_away(u * (127 / m)),  step = m / 127,  u ≈ q * step.
-/// Codes cannot carry a NaN or an infinity: absmax must, so that `step` does and nothing bad passes unseen.
+/// Codes cannot hold a NaN or an infinity. If u has one, absmax must be NaN or infinite; then `step` is too, and the
+/// value shows in u ≈ q * step.
 template <class T>
 struct ActivationScale {
   T inverse;  ///< 127 / m
@@ -32,8 +34,8 @@ MMFREE_HOST_DEVICE inline ActivationScale<T> activation_scale(T absmax) {
   return {T(127) / m, m / T(127)};
 }
 
-/// Nearest integer, halves away from zero, exact for every |v| < 2^22: the number just below one half is added (one
-/// half would round 0.49999997 up) and the sum is cut off. 0 for NaN.
+/// Nearest integer, halves away from zero, exact for every |v| < 2^22. It adds the largest number below one half and
+/// truncates; adding one half itself would round 0.49999997 up. NaN gives 0.
 template <class T>
 MMFREE_HOST_DEVICE inline int32_t round_half_away(T v) {
   constexpr T below_half = sizeof(T) == 4 ? T(0x1.fffffep-2) : T(0x1.fffffffffffffp-2);
@@ -45,6 +47,7 @@ MMFREE_HOST_DEVICE inline int32_t round_half_away(T v) {
 #endif
 }
 
+/// a * b, rounded: never fused with a sum that follows.
 template <class T>
 MMFREE_HOST_DEVICE inline T rounded_product(T a, T b) {
 #if defined(__CUDA_ARCH__)

@@ -6,7 +6,7 @@
 
 namespace mmfree {
 
-/// Philox4x32-10 (Salmon et al. 2011): four random words from a counter and a key, on host and device alike.
+/// Philox4x32-10 (Salmon et al. 2011): four random words from a counter and a key.
 inline std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t(0xD2511F53u) * counter[0], b = uint64_t(0xCD9E8D57u) * counter[2];
@@ -17,15 +17,15 @@ inline std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::arra
   return counter;
 }
 
-/// 64-bit FNV-1a: the identity of a stable name in random-number keys.
+/// 64-bit FNV-1a hash of a name, for random-number keys. It must not change: it decides the initial weights.
 constexpr uint64_t name_hash(std::string_view name) {
   uint64_t h = 0xcbf29ce484222325u;
   for (char c : name) h = (h ^ uint8_t(c)) * 0x100000001b3u;
   return h;
 }
 
-/// Random numbers addressed by (seed, step, stream name, index): no state, so nothing to save and nothing that depends
-/// on threads or on the order of use.
+/// Random numbers as a pure function of (seed, step, stream name, index). There is no state to save, and the numbers do
+/// not depend on threads or on the order of calls.
 class RandomStream {
  public:
   RandomStream(uint64_t seed, uint64_t step, std::string_view name)

@@ -9,8 +9,8 @@
 
 namespace mmfree {
 
-/// A contiguous, row-major block of numbers on one device. Copies share storage; views exist only along the
-/// outer dimension (`rows`) or by `reshape`. Knows nothing of gradients.
+/// A contiguous, row-major array on one device. Copies of a Tensor share its storage. There are two views: `slice`, a
+/// range of dimension 0, and `reshape`. Gradients are not part of it (see autograd/var.h).
 class Tensor {
  public:
   Tensor() = default;
@@ -45,7 +45,7 @@ class Tensor {
   Tensor clone() const { return copied(device()); }
   /// The tensor itself if it is on `device`, else a copy there.
   Tensor to(Device device) const { return device == this->device() ? *this : copied(device); }
-  /// Takes over the elements of `from`: same shape and dtype, any device. @throws ShapeError, DTypeError
+  /// Copies the elements of `from`: same shape and dtype, any device. @throws ShapeError, DTypeError
   void copy_from(const Tensor& from);
 
   /// Typed read access. @throws DTypeError if T is not the tensor's dtype.

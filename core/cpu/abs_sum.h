@@ -4,7 +4,7 @@
 
 namespace mmfree::cpu {
 
-/// Sum of |w| in f64: eight lanes, so that the compiler vectorises it, added in a fixed order.
+/// Σ |w| in f64: eight interleaved partial sums, so that the compiler vectorises the loop, added in a fixed order.
 template <class T>
 double sum_abs(const T* w, int64_t n) {
   double lanes[8] = {};

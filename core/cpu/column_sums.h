@@ -6,8 +6,8 @@
 
 namespace mmfree::cpu {
 
-/// Column sums over rows as sums of fixed 64-row blocks, added in index order: the same bits for any thread count.
-/// Row kernels add into `partial(block, which)`; `finish` folds the blocks into a result.
+/// Sums over the rows of a matrix: a partial sum for each block of 64 rows, added in index order, so the bits do not
+/// depend on the number of threads. Row kernels add to `partial(block, which)`; `finish` adds the blocks up.
 template <class T>
 class ColumnSums {
  public:

@@ -15,18 +15,18 @@
 namespace mmfree::cpu {
 namespace {
 
-/// While alive, this thread is in oneDNN. OpenMP regions that it opens have one thread, for oneDNN must not split a
-/// tile by thread count. And signals wait: before version 3.11.2, oneDNN's products without packing keep the stack
-/// pointer at the start of a buffer on the heap (its issue 4845), and a signal would write its frame over what lies
-/// before.
+/// Guards a call of oneDNN on this thread. OpenMP regions inside have one thread: otherwise oneDNN would split a tile
+/// by the number of threads, and the bits would depend on it. Signals are blocked: before version 3.11.2, oneDNN's
+/// products without packing point the stack pointer at the start of a heap buffer (its issue 4845), so a signal frame
+/// would overwrite the memory before that buffer.
 class InOneDnn {
  public:
   InOneDnn() : threads_(omp_get_max_threads()) {
     omp_set_num_threads(1);
-    sigset_t waiting;
-    sigfillset(&waiting);
-    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP}) sigdelset(&waiting, fault);
-    pthread_sigmask(SIG_BLOCK, &waiting, &signals_);
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP}) sigdelset(&blocked, fault);
+    pthread_sigmask(SIG_BLOCK, &blocked, &signals_);
   }
   ~InOneDnn() {
     pthread_sigmask(SIG_SETMASK, &signals_, nullptr);
@@ -53,11 +53,12 @@ struct TileShape {
   int64_t m, n;
 };
 
-/// The tile of a product, by its shape alone. At most 512 x 1024 (within 7% of a whole product; each tile packs both of
-/// its operands anew), at least four where that leaves 128 or more to a side, and all of a size, so that no thread
-/// waits for another's last tile. But where the rows that a tile reads are multiples of 4 KiB apart, they evict each
-/// other from the cache in the path without packing that oneDNN takes for smaller tiles, at half the speed: there the
-/// tile stays.
+/// The tile size of a product. It depends on the shape alone, so the bits do too.
+///   - At most 512 x 1024. Each tile packs both operands again; at this size that costs at most 7 % of the speed.
+///   - At least four tiles, if each side keeps 128 or more.
+///   - All tiles are equal, so that no thread waits for the last tile of another.
+/// If the row stride of an operand is a multiple of 4 KiB, the tile is always 512 x 1024: for smaller tiles oneDNN does
+/// not pack, the rows evict each other from the cache, and the speed halves.
 TileShape tile_shape(const MatmulArgs& p) {
   constexpr TileShape kMost{512, 1024};
   if ((!p.transpose_b && p.ldb % 1024 == 0) || (p.transpose_a && p.lda % 1024 == 0)) return kMost;
@@ -69,7 +70,7 @@ TileShape tile_shape(const MatmulArgs& p) {
 }
 
 void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
-  if (p.k == 0) {  // oneDNN would leave C as it is
+  if (p.k == 0) {  // oneDNN would not write C
     for (int64_t i = 0; i < p.m * p.n; ++i) c[i] = p.beta != 0 ? float(p.beta) * c[i] : 0;
     return;
   }
@@ -82,7 +83,7 @@ void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {
                    float(p.beta), c + i * p.n + j, p.n) != dnnl_success)
       done = false;
   });
-  // Its arguments are right, so it lacks room for packed operands, and has left C as it was.
+  // The arguments are valid, so the only cause is no memory for packed operands.
   MMFREE_CHECK(OutOfMemory, done, "matmul: out of memory for a product of [", p.m, ", ", p.k, "] and [", p.k, ", ", p.n,
                "]");
 }
@@ -105,7 +106,7 @@ void matmul_bf16(const MatmulArgs& p) {
   copy_as(c.data<float>(), static_cast<bf16*>(p.c), c.size());
 }
 
-/// Sums of `Sum` in order of k: for dtypes without a fast path.
+/// For dtypes without a fast path: sums of type `Sum`, in the order of k.
 template <class In, class Sum>
 void matmul_plain(const MatmulArgs& p) {
   constexpr int64_t kCols = 64;
@@ -147,7 +148,7 @@ struct Lanes<float> {
 };
 #endif
 
-/// y tile [R, C] of dot products. Every element is summed in the same order whatever R and C are.
+/// A tile of y, [R, C] dot products. The order of each sum does not depend on R or C.
 template <int R, int C, class T>
 void dot_tile(const T* x, const T* w, T* y, int64_t k, int64_t ldy) {
   Lanes<T> sums[R][C];

@@ -8,7 +8,7 @@
 namespace mmfree::cpu {
 namespace {
 
-/// Channels that one task carries through time: a few cache lines, so the state stays in registers.
+/// Channels per task. A task runs through all time steps; the state of 64 channels, a few cache lines, stays close.
 constexpr int64_t kStripe = 64;
 
 /// Calls body(b, first channel, channels) for every stripe of every sequence, in parallel.

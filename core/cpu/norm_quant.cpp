@@ -19,7 +19,7 @@ T* row_of(void* matrix, int64_t n, int64_t d) {
   return matrix ? static_cast<T*>(matrix) + n * d : nullptr;
 }
 
-/// Row n of the source: in place where it has no work to do, else computed into `to`.
+/// Returns row n of x: a pointer into the source if x = a, else the row computed in `to`.
 template <class T>
 using SourceRow = const T* (*)(const RowSourceArgs&, int64_t n, int64_t d, T r0, T* to);
 
@@ -68,7 +68,7 @@ void outer_row(const T* x, T r1, const T* outer, int64_t d, T* u) {
   for (int64_t k = 0; k < d; ++k) u[k] = x[k] * r1 * outer[k];
 }
 
-/// v of a branch: u r2 ⊙ weight in `to`, or u itself.
+/// v of a branch: u r2 ⊙ weight, computed in `to`; u itself for a branch without a weight.
 template <class T>
 const T* branch_row(const NormBranchArgs& b, const T* u, T r2, int64_t d, T* to) {
   const T* w = static_cast<const T*>(b.weight);
@@ -128,8 +128,8 @@ void rms_backward_row(const T* x, const T* g, T r, int64_t d, T* dx) {
   for (int64_t k = 0; k < d; ++k) dx[k] = r * (g[k] - x[k] * r * mean);
 }
 
-/// From the gradient dx of row n to those of the source; dw is the row block's sum for the gate's weight, s0 and s1 are
-/// scratch.
+/// Computes the gradients of the source from the gradient dx of row n. dw is the row block's partial sum for the gate
+/// weight; s0 and s1 are scratch rows.
 template <class T>
 using SourceBackwardRow = void (*)(const NormQuantBackwardArgs&, int64_t n, T r0, const T* dx, T* dw, T* s0, T* s1);
 
@@ -172,8 +172,8 @@ SourceBackwardRow<T> source_backward_row(const RowSourceArgs& source) {
   throw Error(concat("norm_quant_backward: the CPU has no source kind ", int(source.kind)));
 }
 
-/// The backward pass row by row. Column sums: one for each branch's weight, then those of `outer` and of the gate's
-/// weight.
+/// The backward pass, row by row. Column sums are, in this order: one per branch for its weight, one for `outer`, one
+/// for the gate weight.
 template <class T>
 class Backward {
  public:
@@ -223,7 +223,7 @@ class Backward {
     source_backward_(a_, n, r0, dx, sums_.partial(block, a_.count + 1), scratch_.row(kFirst), scratch_.row(kSecond));
   }
 
-  /// du from the gradients of all branches; branches without a weight pass theirs on as it is.
+  /// du from the gradients of all branches. `s` sums those of branches with a weight, `bare` those without.
   void branches(const T* u, T r2, int64_t n, int64_t block, T* du) {
     T *s = scratch_.row(kS), *bare = scratch_.row(kBare);
     std::fill_n(s, d_, T(0));

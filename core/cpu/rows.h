@@ -5,10 +5,10 @@
 
 #include "core/cpu/vec.h"
 
-/// The maths of one row, shared by the kernels that fuse it.
+/// Functions of one row, shared by the kernels that fuse them.
 namespace mmfree::cpu {
 
-/// Scratch rows of d elements for each thread of the parallel regions that follow, which must not allocate.
+/// Scratch rows of d elements for each OpenMP thread. Allocated before a parallel region, whose body must not throw.
 template <class T>
 class ThreadRows {
  public:
@@ -22,7 +22,7 @@ class ThreadRows {
   std::vector<T> rows_;
 };
 
-/// 1 / sqrt(mean x² + eps); NaN, not 0, where the squares overflow, so that such a row does not pass as zeros.
+/// rstd of a row: 1 / sqrt(mean x² + eps). If the squares overflow it is NaN: 0 would turn the row into zeros silently.
 template <class T>
 inline T rms_reciprocal(const T* x, int64_t d, double eps) {
   const T squares = lane_sum<T>(d, [x](int64_t k) { return x[k] * x[k]; });
@@ -38,7 +38,7 @@ inline void gate_row(const T* a, const T* b, const T* w, T r, int64_t d, T* y) {
     for (int64_t k = 0; k < d; ++k) y[k] = a[k] * r * w[k] * silu(b[k], sigmoid(b[k]));
 }
 
-/// dst = beta * dst + value(k); nothing when dst is null.
+/// dst[k] = beta * dst[k] + value(k); does nothing if dst is null.
 template <class T, class Value>
 inline void blend(T* dst, double beta, int64_t d, Value&& value) {
   if (!dst) return;
@@ -48,7 +48,7 @@ inline void blend(T* dst, double beta, int64_t d, Value&& value) {
     for (int64_t k = 0; k < d; ++k) dst[k] = T(beta) * dst[k] + value(k);
 }
 
-/// Backward of gate_row; dw is added to (it is a partial sum over rows). `gate` and `up` are scratch rows.
+/// Backward of gate_row. Adds the row's term to dw, a partial sum over rows. `gate` and `up` are scratch rows.
 template <class T>
 inline void gate_backward_row(const T* a, const T* b, const T* w, T r, const T* dy, int64_t d, T* da, double beta_a,
                               T* db, double beta_b, T* dw, T* gate, T* up) {

@@ -16,15 +16,15 @@
 namespace mmfree::cpu {
 namespace {
 
-/// Extents of an output tile. Wide for a few rows, where it only has to be worth a task; else tall, to make the most of
-/// unpacked codes.
+/// Size of an output tile. With few rows it is wide, so that a task has enough work; otherwise it is tall, so that
+/// codes, unpacked once, serve many rows.
 struct OutputTile {
   static constexpr int64_t kElements = 16384;
   int64_t rows, outputs;
   explicit OutputTile(int64_t n) : rows(n < 64 ? 64 : 256), outputs(kElements / rows) {}
 };
 
-/// `sums`: Σ |w| of each 4,096 elements, or null.
+/// `sums`: Σ |w| of each kParamBlock elements; null: computed here.
 template <class T>
 void quantise(const TernaryQuantiseArgs& p, const double* sums) {
   const T* w = static_cast<const T*>(p.weights);
@@ -68,7 +68,7 @@ void dequantise(const TernaryDequantiseArgs& p) {
 }
 
 #if MMFREE_X86
-/// By CPUID, because not every compiler's __builtin_cpu_supports knows the name.
+/// Asks CPUID, because not every compiler's __builtin_cpu_supports knows "avxvnni".
 bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
@@ -81,7 +81,7 @@ TernaryKernel fastest_kernel() {
   return ternary_tile_scalar;
 }
 
-/// sum_k q[r, k]: what to take off a sum of code * q to get the sum of weight * q.
+/// Σ_k q[r, k]. A code is weight + 1, so Σ weight·q = Σ code·q − Σ q.
 Tensor sum_rows(const int8_t* q, int64_t n, int64_t k) {
   Tensor out({n}, DType::i32);
   int32_t* sums = out.mut<int32_t>();
@@ -95,7 +95,7 @@ Tensor sum_rows(const int8_t* q, int64_t n, int64_t k) {
   return out;
 }
 
-/// Rows copied to whole blocks; the padding is zero, so the codes beneath it do not count.
+/// Copies rows, padded with zeros to whole blocks. A product of the padding is 0, whatever the code.
 Tensor pad_rows(const int8_t* q, int64_t n, int64_t k, int64_t padded) {
   Tensor out({n, padded}, DType::i8);
   int8_t* to = out.mut<int8_t>();

@@ -9,8 +9,8 @@
 
 namespace mmfree::cpu {
 
-/// Raw integer products of one tile: out[r, o] = sum_k code[o, k] * q[r, k], exact. A kernel may also write the
-/// elements of `out` between `outputs` and `out_stride`.
+/// Integer products of one tile: out[r, o] = Σ_k code[o, k] * q[r, k], exact. A kernel may also write the elements of a
+/// row of `out` from `outputs` to `out_stride`.
 struct TernaryTile {
   const int8_t* q;       ///< [rows, blocks * 128]
   const uint8_t* codes;  ///< [outputs, blocks * 32]

@@ -6,7 +6,7 @@
 namespace mmfree::cpu {
 namespace {
 
-/// Four products at a time go straight into 32-bit sums.
+/// The instructions add four products at a time to 32-bit sums, which cannot overflow (K <= 2^23).
 constexpr int64_t kAddsPerSum = INT64_MAX;
 
 namespace evex {

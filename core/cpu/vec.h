@@ -7,8 +7,8 @@
 
 #include "core/activation.h"
 
-/// Building blocks of the CPU kernels: loops over fixed lanes, so that a compiler turns them into SIMD and the result
-/// depends on the data alone, not on alignment, row position or vector width.
+/// Building blocks of the CPU kernels. Sums have a fixed number of lanes: the compiler vectorises them, and the bits
+/// depend on the data alone, not on alignment, row or vector width.
 namespace mmfree::cpu {
 
 inline constexpr int kLanes = 16;
@@ -32,8 +32,8 @@ inline T lane_sum(int64_t n, Term&& term) {
   return lanes[0];
 }
 
-/// Largest |term(i)| over [0, n); 0 when n == 0, NaN if any term is. Compares bit patterns: for non-negative numbers
-/// they order as the numbers do, with NaN above infinity, so a NaN is never lost.
+/// Largest |term(i)| over [0, n); 0 if n == 0, NaN if any term is. Compares bit patterns: those of non-negative numbers
+/// have the order of the numbers, and NaN is above infinity, so a NaN is never lost.
 template <class T, class Term>
 inline T lane_absmax(int64_t n, Term&& term) {
   using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
@@ -53,7 +53,7 @@ inline T lane_absmax(int64_t n, Term&& term) {
 
 inline double exp_of(double x) { return std::exp(x); }
 
-/// e^x in single precision without branches (relative error below 2e-7 for -87 <= x <= 88; clamped outside).
+/// e^x in f32 without branches: relative error below 2e-7 for -87 <= x <= 88, x is clamped to that range.
 /// Cody-Waite reduction x = n ln2 + r and the Taylor polynomial of degree 7 on |r| <= ln2 / 2. NaN stays NaN.
 inline float exp_of(float x) {
   float c = x < -87.0f ? -87.0f : x;
@@ -76,7 +76,7 @@ inline T sigmoid(T x) {
   return T(1) / (T(1) + exp_of(-x));
 }
 
-/// What the activation functions are made of.
+/// The functions that core/activation.h takes from a backend.
 struct Maths {
   template <class T>
   static T exp(T x) {

@@ -3,24 +3,24 @@
 
 namespace mmfree {
 
-/// Elements per block of the flat parameter buffers: every parameter starts on a block of its own, the rest is zero.
+/// Elements per block of the flat parameter buffers. Every parameter starts on a new block; padding is zero.
 inline constexpr int64_t kParamBlock = 4096;
 
-/// The largest norm of gradients, and of first moments, that an update is made with: f32 holds the squares.
+/// An update is made only if the norms of gradients and of first moments are below this. f32 can hold the square.
 inline constexpr double kMostNorm = 1e18;
 
-/// What an update needs beside parameters, gradients and moments. It lives in an f64 tensor on the parameters' device
-/// (see step_tensor), because a captured step must find its changing numbers in memory.
+/// The scalars of an update. They are in an f64 tensor on the parameters' device (see step_tensor), because a recorded
+/// step can only read what changes between replays from memory.
 struct StepParams {
-  double lr = 0;            ///< of this step, set by the host
-  double decay_factor = 0;  ///< of every weight decay in this step, set by the host
+  double lr = 0;            ///< learning rate of this step, set by the host
+  double decay_factor = 0;  ///< factor of all weight decays in this step, set by the host
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
   double clip = 0;              ///< largest gradient norm; 0: no clipping
   double updates = 0;           ///< updates made so far, skipped ones not counted
   double grad_norm = 0;         ///< L2 norm of all gradients of this step
   double grad_scale = 1;        ///< clip factor that multiplies every gradient
   double bias1 = 1, bias2 = 1;  ///< 1 − beta^updates
-  double skip = 0;              ///< 1: see adamw_begin; parameters and moments stay as they are
+  double skip = 0;              ///< 1: the update changes no parameter and no moment (see adamw_begin)
 };
 inline constexpr int64_t kStepParams = sizeof(StepParams) / sizeof(double);
 
@@ -28,16 +28,16 @@ inline constexpr int64_t kStepParams = sizeof(StepParams) / sizeof(double);
 Tensor step_tensor(const StepParams& step, Device device);
 StepParams step_params(const Tensor& step);
 
-/// From the gradients to the numbers of the update: grad_norm = sqrt(Σ grads²); unless skip: updates += 1,
-/// bias1 = 1 − beta1^updates, bias2 likewise, grad_scale = min(1, clip / (grad_norm + 1e-6)).
+/// Computes the scalars of the update: grad_norm = sqrt(Σ grads²); unless skip is 1 also updates += 1,
+/// bias1 = 1 − beta1^updates, bias2 = 1 − beta2^updates, grad_scale = min(1, clip / (grad_norm + 1e-6)).
 ///   skip = 1 if grad_norm is not below kMostNorm, Σ m² + |v| is not below kMostNorm², or lr, decay_factor, Σ |p| or
 ///   the loss is not finite
-/// The sums are those that `adamw` left behind, so that parameters and moments need not be read again.
+/// Σ |p| and Σ m² + |v| come from `sums`, which the last `adamw` wrote, so parameters and moments are not read again.
 ///
 /// @param grads  [P] f32 | f64
 /// @param step   [kStepParams] f64
-/// @param sums   [2, P / kParamBlock] f64 as `adamw` leaves them; may be undefined: not looked at
-/// @param loss   [1] f64; may be undefined: not looked at
+/// @param sums   [2, P / kParamBlock] f64 as `adamw` writes them; undefined: not checked
+/// @param loss   [1] f64; undefined: not checked
 /// @throws ShapeError, DTypeError, DeviceError
 void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums = Tensor(), const Tensor& loss = Tensor());
 
@@ -50,9 +50,9 @@ void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums = Tensor(
 /// @param grads         [P] the same dtype
 /// @param rates         [P / kParamBlock, 2] f64: lr_factor and weight_decay of each block
 /// @param step          [kStepParams] f64
-/// @param sums          out [2, P / kParamBlock] f64: after the update, or as they stay if it is skipped, Σ |p| of each
-///                      block, for `ternary_quantise_flat`, and Σ m² + |v|, for `adamw_begin`; may be undefined: not
-///                      wanted
+/// @param sums          out [2, P / kParamBlock] f64, may be undefined. Row 0: Σ |p| of each block, for
+///                      `ternary_quantise_flat`; row 1: Σ m² + |v|, for `adamw_begin`. Both of the values after the
+///                      call, also if the update is skipped
 /// @throws ShapeError, DTypeError, DeviceError
 void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
            Tensor& sums);

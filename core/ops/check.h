@@ -1,7 +1,7 @@
 #pragma once
 #include "core/tensor.h"
 
-/// Argument checks shared by the ops: one line that names op, argument, expectation and what came.
+/// Argument checks shared by the ops. The message names op, argument, what was expected and what was given.
 ///
 /// In the documentation of the ops A is the dtype of activations (f32 or f64 on the CPU, f32 or bf16 on a GPU) and P
 /// that of parameters, statistics and scales: f64 where A is f64, else f32. All tensors of a call are on one device.

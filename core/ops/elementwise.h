@@ -3,20 +3,20 @@
 
 namespace mmfree {
 
-/// y = a + b.  a, y: P or A; b: a's dtype or A; same shape. y may be a or b. @throws ShapeError, DTypeError,
-/// DeviceError
+/// y = a + b, same shape.  a, y: P or A; b: a's dtype or A. y may be a or b.
+/// @throws ShapeError, DTypeError, DeviceError
 void add(const Tensor& a, const Tensor& b, Tensor& y);
 
-/// Converts between f64, f32 and bf16, rounding to nearest even; same shape. @throws ShapeError, DTypeError,
-/// DeviceError
+/// to = from, converted between f64, f32 and bf16, rounded to nearest even; same shape.
+/// @throws ShapeError, DTypeError, DeviceError
 void cast(const Tensor& from, Tensor& to);
 
 /// Every element of y (f32, f64 or bf16) becomes `value`.
 void fill(Tensor& y, double value);
 
-/// out [1] f64 = beta·out + scale·Σ x, x any shape f32 | f64: sums of fixed 4,096-element partials in f64, added in a
-/// fixed order (on the CPU that of the index). The same bits for any number of threads. The scale is a number or a
-/// tensor [1] f64.
+/// out [1] f64 = beta·out + scale·Σ x, x any shape f32 | f64. The sum is made of fixed 4,096-element partials in f64,
+/// added in a fixed order (on the CPU the order of the index): the same bits for any number of threads. `scale` is a
+/// number or a tensor [1] f64. @throws ShapeError, DTypeError, DeviceError
 void sum(const Tensor& x, double scale, Tensor& out, double beta = 0);
 void sum(const Tensor& x, const Tensor& scale, Tensor& out);
 

@@ -11,11 +11,12 @@ namespace mmfree {
 /// @param a, b    [N, D] A
 /// @param weight  [D] P, or undefined
 /// @param y       [N, D] A, out
-/// @param r       [N] P, out: kept for the backward pass; not written without a weight
-/// @throws ShapeError, DTypeError. y must not alias a or b.
+/// @param r       [N] P, out: rstd of a's rows, for the backward pass; not written without a weight
+/// @throws ShapeError, DTypeError, DeviceError. y must not alias a or b.
 void gate_norm(const Tensor& a, const Tensor& b, const Tensor& weight, double eps, Tensor& y, Tensor& r);
 
-/// Backward: exact derivative. Each of da, db (with beta) and dweight may be undefined: not wanted.
+/// Backward: the exact derivative. da = beta_a·da + …, db = beta_b·db + …, dweight = beta_weight·dweight + …; each may
+/// be undefined: not wanted. dy, da, db [N, D] A, dweight [D] P. @throws ShapeError, DTypeError, DeviceError
 void gate_norm_backward(const Tensor& a, const Tensor& b, const Tensor& weight, const Tensor& r, const Tensor& dy,
                         Tensor& da, double beta_a, Tensor& db, double beta_b, Tensor& dweight, double beta_weight);
 

@@ -6,11 +6,12 @@ namespace mmfree {
 /// Targets with this value are not scored.
 inline constexpr int32_t kIgnoreTarget = -100;
 
-/// Rows of logits that exist at a time: 512 on the CPU; on a GPU as many as make 256 MiB of bf16 logits, but no fewer.
+/// Rows of logits that are in memory at a time: 512 on the CPU; on a GPU as many as fit in 256 MiB of bf16, at least
+/// 512.
 int64_t head_rows(int64_t vocab, Device device);
 
-/// Factor of a summed loss, such as 1 / scored targets: a number, or an f64 tensor [1] on the loss's device, which a
-/// recorded step reads each time it is replayed.
+/// Factor of a summed loss, such as 1 / (number of scored targets): a number, or an f64 tensor [1] on the device of the
+/// loss, which a recorded step reads at each replay.
 class LossScale {
  public:
   LossScale(double value) : value_(value) {}                // NOLINT: a plain number fits
@@ -31,7 +32,7 @@ struct HeadLossGrads {
   Tensor scale;  ///< [1] f64: factor of the summed loss
 };
 
-/// Cross entropy of a head, in blocks of head_rows rows, so that all logits never exist at once:
+/// Cross entropy of the output projection. Logits are made in blocks of head_rows rows, never all at once:
 ///   logits = q Wᵀ,  nll_n = log Σ_v exp(logits_nv) − logits_n,target_n   (0 where the target is kIgnoreTarget)
 ///   dlogits = (softmax − onehot)·scale,  dq = dlogits W,  dw = beta·dw + dlogitsᵀ q
 ///
@@ -39,8 +40,9 @@ struct HeadLossGrads {
 /// @param w        [V, K]
 /// @param targets  [N] i32, each kIgnoreTarget or in 0..V−1
 /// @param nll      [N] P, out: unscaled, nats
-/// @throws ShapeError, DTypeError, DeviceError. A target outside the vocabulary is on the CPU a DataError that names it
-/// and on a GPU a NaN.
+/// @param grads    where gradients go; null: none
+/// @throws ShapeError, DTypeError, DeviceError. A target outside the vocabulary: on the CPU a DataError that names it,
+/// on a GPU a NaN.
 void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& targets, Tensor& nll, HeadLossGrads* grads);
 
 struct SoftmaxNllArgs {
@@ -48,7 +50,7 @@ struct SoftmaxNllArgs {
   const int32_t* targets;
   void* nll;  ///< [N] P
   int64_t n, v;
-  const double* scale;  ///< [1]; null where no gradient is wanted
+  const double* scale;  ///< [1]; null without `gradient`
   bool gradient;
   DType dtype;
 };

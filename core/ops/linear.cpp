@@ -6,7 +6,7 @@
 namespace mmfree {
 namespace {
 
-/// Whether bf16 meets f32: a projection of precision f32 under bf16 activations.
+/// Whether a product must be computed in f32: the projection has precision f32, the activations are bf16.
 bool widens(const Tensor& narrow, const Tensor& wide) {
   return narrow.defined() && wide.defined() && narrow.dtype() == DType::bf16 && wide.dtype() == DType::f32;
 }

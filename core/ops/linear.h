@@ -4,8 +4,8 @@
 
 namespace mmfree {
 
-/// The matrix a projection multiplies by, [O, K]: ternary codes with a scale, or plain values. Plain f32 values under
-/// bf16 activations make a product in f32: see below.
+/// The matrix of a projection, [O, K]: ternary codes with a scale, or plain values. With plain f32 values under bf16
+/// activations the product is computed in f32 (see `linear`).
 struct WeightMatrix {
   TernaryTensor ternary;
   Tensor plain;  ///< f32 | f64 | bf16; undefined when ternary
@@ -15,17 +15,19 @@ struct WeightMatrix {
   int64_t cols() const { return is_ternary() ? ternary.cols : plain.dim(1); }
 };
 
-/// y = x Wᵀ.  x [N, K]: int8 codes with row scales for ternary W, plain for plain W of the same dtype; y [N, O] in x's
-/// compute dtype, out. Where x and W are f32 and y is bf16, the product is f32 and y is rounded once. The bits of a row
-/// of y do not depend on N or on the other rows. @throws ShapeError, DTypeError
+/// y = x Wᵀ.  x [N, K]: int8 codes with row scales if W is ternary, else plain values of W's dtype; y [N, O] in x's
+/// compute dtype, out. If x and W are f32 and y is bf16, the product is computed in f32 and rounded once. The bits of a
+/// row of y do not depend on N or on the other rows. @throws ShapeError, DTypeError
 void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y);
 
-/// dx = beta·dx + dy W (W as quantised: straight-through for the activation quantiser).  dy [N, O], dx [N, K] in dy's
-/// dtype. With dy of bf16 and W of f32 the product is f32.
+/// dx = beta·dx + dy W with the quantised W. The activation quantiser is differentiated as the identity
+/// (straight-through estimator, STE).  dy [N, O], dx [N, K] in dy's dtype. If dy is bf16 and W f32, the product is
+/// computed in f32.
+/// @throws ShapeError, DTypeError
 void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta);
 
-/// dw = beta·dw + dyᵀ x (x as quantised: straight-through for the weight quantiser).  dw [O, K]. With dy of bf16 and x
-/// of f32 the product is f32.
+/// dw = beta·dw + dyᵀ x with the quantised x, and the STE for the weight quantiser.  dy [N, O], dw [O, K] P. If dy is
+/// bf16 and x f32, the product is computed in f32. @throws ShapeError, DTypeError
 void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta);
 
 }  // namespace mmfree

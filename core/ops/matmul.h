@@ -4,11 +4,11 @@
 namespace mmfree {
 
 /// C = alpha * op(A) * op(B) + beta * C, with op = transpose where the flag is set. Row-major; a tensor of rank above 2
-/// is seen as the matrix [rows(), cols()]; C must not overlap A or B.
+/// counts as the matrix [rows(), cols()]. C must not overlap A or B.
 ///   op(A) [M, K], op(B) [K, N], C [M, N]; with beta = 0, C is never read.
 /// dtypes of A, B -> C: f64 -> f64; f32 -> f32 (products in f32, not in TF32); bf16 -> f32 or bf16 (sums in f32);
 /// i8 -> i32 (alpha 1, beta 0, K < 2^17, exact). The bits do not depend on the number of threads.
-/// `scale` [1] f32, GPU only, multiplies alpha from memory, where a captured step can find a new value.
+/// `scale` [1] f32, GPU only, is one more factor of alpha. It is read from memory, so a recorded step sees a new value.
 /// @throws ShapeError, DTypeError, DeviceError
 void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor& c, double alpha = 1,
             double beta = 0, const Tensor& scale = Tensor());

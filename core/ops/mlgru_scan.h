@@ -6,8 +6,8 @@ namespace mmfree {
 /// The MLGRU recurrence with its gates, elementwise over channels and sequential in time:
 ///   s = σ(z_t),  f = gamma + (1 − gamma) ⊙ s   (f = s without gamma)
 ///   h_t = f ⊙ h_{t−1} + SiLU(a_t) ⊙ (1 − f)
-/// The state is kept in P. On the CPU sequential in t for every length, so training, prefill and decoding give the same
-/// bits; on a GPU composed from fixed chunks of time, so they agree to rounding.
+/// The state is kept in P. The CPU computes step after step, so training, prefill and decoding give the same bits. A
+/// GPU composes chunks of time, so these three agree up to rounding.
 ///
 /// @param z      [B, T, D] A: forget pre-activation (f_proj output)
 /// @param a      [B, T, D] A: candidate pre-activation (i_proj output)
@@ -15,11 +15,11 @@ namespace mmfree {
 /// @param h0     [B, D] P: state before the first step; or undefined = zeros
 /// @param h      [B, T, D] A, out
 /// @param last   [B, D] P, out: the state after the last step; may be undefined: not wanted. May be h0 itself.
-/// @throws ShapeError, DTypeError. Source: Zhu et al. 2024 (arXiv:2406.02528).
+/// @throws ShapeError, DTypeError, DeviceError. Source: Zhu et al. 2024 (arXiv:2406.02528).
 void mlgru_scan(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, Tensor& h, Tensor& last);
 
-/// Backward: exact derivative; h0 gets no gradient. h, dh, dz, da [B, T, D] A; dz, da are overwritten; dgamma [D] P
-/// = beta·dgamma + Σ_{b,t}, may be undefined.
+/// Backward: the exact derivative; h0 gets no gradient. h, dh, dz, da [B, T, D] A; dz and da are overwritten. dgamma
+/// [D] P = beta·dgamma + Σ_{b,t}; may be undefined: not wanted. @throws ShapeError, DTypeError, DeviceError
 ///   g_t = dh_t + f_{t+1} g_{t+1},  df = g_t (h_{t−1} − SiLU(a_t)),  da = g_t (1 − f) SiLU'(a_t)
 ///   dz = df (1 − gamma) s (1 − s),  dgamma = Σ df (1 − s)
 void mlgru_scan_backward(const Tensor& z, const Tensor& a, const Tensor& gamma, const Tensor& h0, const Tensor& h,

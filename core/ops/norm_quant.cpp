@@ -25,7 +25,7 @@ RowSourceArgs check_source(const char* op, const RowSource& s, DType activations
       MMFREE_CHECK(ShapeError, s.a.dim(1) % 2 == 0, op, ": glu needs two halves, got ", s.a.describe());
       [[fallthrough]];
     case RowSource::activation:
-      with_activation(s.f, []<Activation>() {});  // an unknown one ends here
+      with_activation(s.f, []<Activation>() {});  // throws if f is unknown
       break;
     default:
       throw Error(concat(op, ": source kind ", int(s.kind), " is none of those that are known"));
@@ -38,7 +38,7 @@ RowSourceArgs check_source(const char* op, const RowSource& s, DType activations
   return {s.kind, s.f, s.a.raw(), has_b ? s.b.raw() : nullptr, has_weight ? s.weight.raw() : nullptr, s.eps, t};
 }
 
-/// A of a forward call: that of b or of branches whose values have it, else of a.
+/// A of a forward call: the dtype of b, else of a branch that holds rounded values, else of a.
 DType activations_of(const RowSource& s, const std::vector<NormBranch>& branches) {
   if (s.b.defined()) return s.b.dtype();
   for (const NormBranch& b : branches)
@@ -53,7 +53,7 @@ bool any_weight(const std::vector<Branch>& branches) {
 
 bool has_r0(const RowSource& s) { return s.kind == RowSource::gate && s.weight.defined(); }
 
-/// Checks what both directions have. The branches are the caller's to fill in.
+/// Checks and fills in the arguments of both directions, except the branches.
 template <class Branch>
 NormArgs check_norm(const char* op, const RowSource& source, const Tensor& outer, const NormStats& stats,
                     const std::vector<Branch>& branches, DType t) {
@@ -71,7 +71,7 @@ NormArgs check_norm(const char* op, const RowSource& source, const Tensor& outer
   return args;
 }
 
-/// dtype of a branch's values.
+/// dtype of a branch's rounded values.
 DType value_dtype(const char* op, Rounding rounding, DType t) {
   switch (rounding) {
     case Rounding::int8:

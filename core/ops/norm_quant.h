@@ -6,10 +6,10 @@
 
 namespace mmfree {
 
-/// What a branch is rounded to before its product.
+/// How a branch is rounded before its product.
 enum class Rounding { int8, bf16, none };
 
-/// Where the rows x [N, D] to be normalised come from; the work is fused into the norm's one read.
+/// How the rows x [N, D] that are normalised come about. The norm computes x while it reads, so x is not stored first.
 struct RowSource {
   enum Kind : int {
     rows,  ///< x = a
@@ -29,7 +29,7 @@ struct RowSource {
   int64_t width() const { return kind == glu ? a.dim(1) / 2 : a.dim(1); }
 };
 
-/// One output of `norm_quant`: the row, normalised with a weight of its own or not, then rounded.
+/// One output of `norm_quant`: the rows u, normalised if the branch has a weight, then rounded.
 struct NormBranch {
   Tensor weight;  ///< [D] P; undefined: no norm, v = u
   Rounding rounding = Rounding::int8;
@@ -38,18 +38,19 @@ struct NormBranch {
 };
 inline constexpr size_t kMaxNormBranches = 4;
 
-/// Reciprocal root mean squares, kept for the backward pass: [N] P each, undefined where the source or the norm has
-/// none.
+/// Reciprocal root mean squares (rstd) of the rows, for the backward pass: [N] P each, undefined where there is no such
+/// norm.
 struct NormStats {
   Tensor r0;  ///< of the gate's a
   Tensor r1;  ///< of x, with `outer`
   Tensor r2;  ///< of u, if a branch has a weight
 };
 
-/// The stats that a call of norm_quant fills, allocated.
+/// Allocates the stats that norm_quant writes for these arguments.
 NormStats make_norm_stats(const RowSource& source, const Tensor& outer, const std::vector<NormBranch>& branches);
 
-/// Block norm (`outer`), then for each branch an RMSNorm and rounding, each norm or not; the source is read once.
+/// The block norm (`outer`), then for each branch an RMSNorm and a rounding. Both norms are optional. The source is
+/// read once.
 ///
 ///   u      = x                                              without `outer`
 ///   u_nk   = x_nk · r1_n · outer_k,   r1_n = 1 / sqrt(mean_k x_nk² + eps_outer)
@@ -58,8 +59,8 @@ NormStats make_norm_stats(const RowSource& source, const Tensor& outer, const st
 ///   int8:  m_n = max(max_k |v_nk|, 1e-5), code = round_half_away(v · (127 / m_n)), step_n = m_n / 127
 ///
 /// @param source    what x is
-/// @param outer     [D] P, or undefined
-/// @param eps_outer, eps_inner  added to the mean squares; dimensionless, > 0
+/// @param outer     [D] P, weight of the block norm; undefined: no block norm
+/// @param eps_outer, eps_inner  added to the mean squares, > 0
 /// @param branches  1 to kMaxNormBranches; weights and roundings in, tensors `out` and `step` written
 /// @param stats     out
 /// @param x         out, source `sum` only: [N, D] in a's dtype; may be undefined: not wanted
@@ -72,12 +73,13 @@ void norm_quant(const RowSource& source, const Tensor& outer, double eps_outer, 
 /// One branch in the backward pass of `norm_quant`.
 struct NormBranchGrad {
   Tensor weight;   ///< as in the forward call
-  Tensor dout;     ///< [N, D] A: gradient of the branch, straight through the rounding
+  Tensor dout;     ///< [N, D] A: gradient of the branch's rounded value
   Tensor dweight;  ///< [D] P, out; undefined: not wanted
   double beta_weight = 0;
   Rounding rounding = Rounding::int8;
-  /// out [N, D] A, for Rounding::none P: the branch's rounded value again (int8: code · step), the bits that norm_quant
-  /// gives, as the weight gradient multiplies it; may be `dout` itself where that has its dtype; undefined: not wanted.
+  /// out [N, D] A, for Rounding::none P: the branch's rounded value (int8: code · step), computed again for the
+  /// gradient of the projection's weight, with the bits of norm_quant. May be `dout` itself if the dtypes agree;
+  /// undefined: not wanted.
   Tensor u = {};
 };
 
@@ -90,20 +92,20 @@ struct RowSourceGrad {
   double beta_weight = 0;
 };
 
-/// Backward of `norm_quant`, rounding taken as identity (straight-through), scales not differentiated. b runs over the
+/// Backward of `norm_quant`. Rounding is differentiated as the identity (straight-through estimator). b runs over the
 /// branches with a weight, c over those without:
 ///   û = u r2,  s = Σ_b weight_b ⊙ dout_b,  du = r2 (s − û mean_k(û s)) + Σ_c dout_c
 ///   dweight_b = beta·dweight_b + Σ_n dout_b ⊙ û
 ///   x̂ = x r1,  g = du ⊙ outer,  dx = r1 (g − x̂ mean_k(x̂ g)),  douter = beta·douter + Σ_n du ⊙ x̂
 /// and from dx the exact derivative of the source. Sums over rows are taken in a fixed order.
 ///
-/// @param source  as in the forward call; where the x of a sum was stored, its rows do as well
+/// @param source  as in the forward call; for a sum whose x was stored, `rows` of that x is the same
 /// @param douter  [D] P, out; may be undefined: not wanted
 /// @throws ShapeError, DTypeError, DeviceError; Error for an unknown kind
 void norm_quant_backward(const RowSource& source, const Tensor& outer, double eps_inner, const NormStats& stats,
                          std::vector<NormBranchGrad>& branches, RowSourceGrad& grad, Tensor& douter, double beta_outer);
 
-/// A RowSource as kernels take it.
+/// A RowSource for kernels.
 struct RowSourceArgs {
   RowSource::Kind kind;
   Activation f;
@@ -112,18 +114,18 @@ struct RowSourceArgs {
   DType type_a;  ///< dtype of a; b has the call's A
 };
 
-/// A NormBranch or a NormBranchGrad as kernels take it.
+/// A NormBranch or a NormBranchGrad for kernels.
 struct NormBranchArgs {
   const void* weight;  ///< null: no norm
   Rounding rounding;
-  void* out;   ///< codes or values; backward: the values again, or null
+  void* out;   ///< codes or values; backward: NormBranchGrad::u, or null
   void* step;  ///< null: `out` holds values
   const void* dout;
   void* dweight;
   double beta;
 };
 
-/// What both directions take.
+/// Arguments of both directions.
 struct NormArgs {
   RowSourceArgs source;
   const void* outer;

@@ -15,7 +15,7 @@ void check_param(const char* op, const char* name, const Tensor& t) {
                " of f32 or f64, got ", t.describe());
 }
 
-/// A matrix as rows x columns, whatever its rank.
+/// Checks dtype and [rows(), cols()], for any rank.
 void check_matrix(const char* op, const char* name, const Tensor& t, int64_t rows, int64_t cols, DType dtype) {
   MMFREE_CHECK(DTypeError, t.defined() && t.dtype() == dtype, op, ": expected ", name, " of ", name_of(dtype), ", got ",
                t.describe());
@@ -42,7 +42,7 @@ void check_codes(const char* op, const Tensor& q, const Tensor& step) {
   check_param(op, "step", step);
 }
 
-/// A for parameters of P: P itself, or bf16 for f32 on a GPU.
+/// Checks that t has a dtype A for parameters of dtype p: p itself, or bf16 for f32 on a GPU.
 void check_activation(const char* op, const char* name, const Tensor& t, DType p) {
   const bool bf16 = p == DType::f32 && t.dtype() == DType::bf16 && t.device() == Device::cuda;
   MMFREE_CHECK(DTypeError, t.defined() && (t.dtype() == p || bf16), op, ": expected ", name, " of ", name_of(p),
@@ -155,7 +155,7 @@ void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, dou
   check_activation(op, "dy", dy, w.scale.dtype());
   check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
   check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
-  // bf16 holds the bare weights exactly, but not their scale: that stays f32 and multiplies the sums.
+  // bf16 holds -1, 0 and 1 exactly, but not weight * scale: the scale stays f32 and multiplies the sums.
   const bool bare = dy.dtype() == DType::bf16;
   Tensor dense({w.rows(), w.cols}, dy.dtype(), dy.device());
   ternary_dequantise(w, dense, !bare);

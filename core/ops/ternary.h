@@ -13,8 +13,8 @@ inline constexpr int64_t kTernaryBlockBytes = 32;
 /// Bytes of one packed row: ceil(cols / 128) * 32.
 int64_t ternary_row_bytes(int64_t cols);
 
-/// A ternary matrix [rows(), cols] ready to multiply: value = weight * scale, weight in {-1, 0, 1}. On the CPU the
-/// codes are packed as above; on a GPU they are the weights themselves, as the tensor cores take them.
+/// A ternary matrix [rows(), cols]: value = weight * scale, weight in {-1, 0, 1}. On the CPU the codes are packed as
+/// above. On a GPU a code is the weight itself, the form that tensor cores multiply.
 struct TernaryTensor {
   Tensor codes;  ///< CPU: u8 [rows, ternary_row_bytes(cols)]; GPU: i8 [rows, cols]
   Tensor scale;  ///< [1] P
@@ -42,23 +42,25 @@ struct TernaryJob {
 };
 
 /// `ternary_quantise` of many matrices of the flat buffer `values` [P] at once. `abs_sums` [P / kParamBlock] f64 as
-/// `adamw` leaves them saves reading the weights twice; undefined: they are computed. The same codes and scales either
-/// way on one device. @throws ShapeError, DTypeError
+/// `adamw` writes them; undefined: they are computed, for which the weights are read once more. Codes and scales are
+/// the same in both cases, on one device. @throws ShapeError, DTypeError
 void ternary_quantise_flat(const Tensor& values, const Tensor& abs_sums, std::vector<TernaryJob>& jobs);
 
-/// out [O, K] A = weight * scale, or the bare weight. @throws ShapeError, DTypeError
+/// out [O, K] A = weight * scale; without `scaled` the weight alone. @throws ShapeError, DTypeError
 void ternary_dequantise(const TernaryTensor& w, Tensor& out, bool scaled = true);
 
 /// y[n, o] = A(P(sum_k q[n, k] * weight[o, k]) * (step[n] * scale)), the sum exact in int32 (K <= 2^23).
 ///   q i8 [N, K], step [N] P, y [N, O] A.
-/// The bits depend neither on N, the number of threads nor the instruction set. @throws ShapeError, DTypeError
+/// The bits do not depend on N, the number of threads or the instruction set. @throws ShapeError, DTypeError
 void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w, Tensor& y);
 
-/// Gradient of `ternary_linear` by its input q * step: dx [N, K] A = dy [N, O] A * W + beta * dx, W = weight * scale.
+/// Gradient of `ternary_linear` with respect to its input q * step: dx [N, K] A = dy [N, O] A * W + beta * dx, W =
+/// weight * scale.
 /// @throws ShapeError, DTypeError
 void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta);
 
-/// Gradient by the weight (straight through): dw [O, K] P = dy [N, O]^T * A(q [N, K] * step [N]) + beta * dw.
+/// Gradient with respect to the latent weight (straight-through): dw [O, K] P = dy [N, O]^T * A(q [N, K] * step [N]) +
+/// beta * dw.
 /// @throws ShapeError, DTypeError
 void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta);
 
@@ -73,7 +75,7 @@ struct TernaryQuantiseArgs {
 /// Codes and scale -> dense weights [rows, cols].
 struct TernaryDequantiseArgs {
   const void* codes;
-  const void* scale;  ///< null: bare weights
+  const void* scale;  ///< null: the weights without a scale
   void* weights;
   DType type;
   int64_t rows, cols;

@@ -40,7 +40,7 @@ bool Fd::write(std::string_view bytes) const {
 
 bool Fd::close() {
   const int fd = std::exchange(fd_, -1);
-  return fd < 0 || ::close(fd) == 0 || errno == EINTR;  // interrupted, it is closed all the same
+  return fd < 0 || ::close(fd) == 0 || errno == EINTR;  // an interrupted close has closed it
 }
 
 bool leads_nowhere(const std::error_code& error) {
@@ -90,7 +90,7 @@ std::string read_file(const std::string& path, int64_t most) {
   return bytes;
 }
 
-// Not by std::filesystem, some of whose implementations crash when they get no memory for a name.
+// Does not use std::filesystem: some implementations crash when they run out of memory.
 std::vector<std::string> names_in(const std::string& directory) {
   const std::string place = directory.empty() ? "." : directory;
   const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(place.c_str()), ::closedir);
@@ -157,7 +157,7 @@ Fd lock_directory(const std::string& path) {
     return lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 &&
            errno == EWOULDBLOCK;
   };
-  // A process that was killed just now may hold it for another moment.
+  // A process that was just killed may hold the lock for a moment.
   for (int waits = 0; waits < 20 && taken(); ++waits) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   MMFREE_CHECK(CreateError, !taken(), path,
                ": another process works in this folder; wait for its end, or choose another folder");
@@ -184,7 +184,7 @@ bool is_number(std::string_view text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
-/// Removes temporary files and folders of `path` that killed processes left: nobody holds their locks.
+/// Removes the temporary files and folders of `path` that nobody locks: their processes were killed.
 void remove_left_over(const std::string& path) try {
   const fs::path folder = fs::path(path).parent_path();
   const std::string mark = concat(fs::path(path).filename().string(), kTemporaryMark);
@@ -199,7 +199,7 @@ void remove_left_over(const std::string& path) try {
     if (lock.is_open() && ::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) fs::remove_all(left, ignored);
   }
 } catch (const IoError&) {
-  return;  // that they cannot be listed is no reason to write nothing
+  return;  // leftovers that cannot be listed must not stop the caller
 }
 
 std::string temporary_name(const std::string& path) {
@@ -207,7 +207,8 @@ std::string temporary_name(const std::string& path) {
   return concat(path, kTemporaryMark, ::getpid(), "-", number++);
 }
 
-/// Locks what this process has just made by `name`. False if another took it for left over in between and removed it.
+/// Locks the file or folder `name` that this process has just made. False if another process saw it unlocked and
+/// removed it in between.
 bool lock_new(const Fd& made, const std::string& name) {
   (void)::flock(made.get(), LOCK_EX | LOCK_NB);
   struct stat mine, there;
@@ -236,7 +237,7 @@ DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
                ": exists and is not a regular file; choose another name");
   remove_left_over(path_);
   do {
-    // A killed process of the same id, usual in containers, may have left a file of the same name.
+    // A killed process with the same id (usual in containers) may have left a file of this name.
     do {
       temporary_ = temporary_name(path_);
       file_ = Fd(restarted([&] { return ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666); }));
@@ -257,7 +258,7 @@ void DurableFile::write(const void* data, size_t size) {
 void DurableFile::commit() {
   // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
   MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", error_text(errno));
-  const Fd lock(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // holds until the file has its name
+  const Fd lock(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // keeps the lock until the rename is done
   MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", error_text(errno));
   MMFREE_CHECK(IoError, ::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
                ": cannot rename the finished file: ", error_text(errno));

@@ -10,7 +10,8 @@
 
 namespace mmfree {
 
-/// Makes a system call, again if a signal interrupts it. Not for close, which frees the descriptor in any case.
+/// Makes a system call and repeats it while a signal interrupts it (EINTR). Not for close: that frees the descriptor
+/// even if it is interrupted.
 template <class Call>
 auto restarted(Call&& call) {
   for (;;) {
@@ -37,43 +38,43 @@ class Fd {
   int fd_;
 };
 
-/// Whether an error says that a path leads to nothing that could be read, in difference to a device that fails.
+/// Whether an error is about the path (missing, no permission, name too long), not about a device that failed.
 bool leads_nowhere(const std::error_code& error);
 
-/// Opens a regular file for reading; pipes and devices are refused without waiting for them.
-/// @throws MissingError if there is none that may be read, IoError if it cannot be opened, DataError if it is a
-/// directory, a pipe or a device.
+/// Opens a regular file for reading. Does not block on a pipe or device.
+/// @throws MissingError if the path is missing or may not be read, IoError if it cannot be opened for another reason,
+/// DataError if it is a directory, a pipe or a device.
 Fd open_input(const std::string& path);
 /// Size in bytes of an open file. @throws IoError
 int64_t size_of_file(const Fd& file, const std::string& path);
-/// Reads exactly `size` bytes at `offset`. @throws IoError, or DataError if the file ends before.
+/// Reads exactly `size` bytes at `offset`. @throws IoError, or DataError if the file is shorter.
 void read_exactly(const Fd& file, const std::string& path, int64_t offset, void* to, int64_t size);
 /// The whole of a regular file. @throws MissingError, IoError, or DataError if it is larger than `most` bytes.
 std::string read_file(const std::string& path, int64_t most);
 
-/// The names in a directory, sorted; none if nothing has its name. @throws IoError
+/// The names in a directory, sorted; empty if it does not exist. @throws IoError
 std::vector<std::string> names_in(const std::string& directory);
 
-/// @throws IoError unless the file system of the directory of `path` has `bytes` bytes free. A quota is not seen, nor
-/// that there is no such directory.
+/// Checks that the file system of the directory of `path` has `bytes` bytes free. Does not know quotas; passes if the
+/// directory is missing. @throws IoError
 void require_space(const std::string& path, int64_t bytes);
 
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
 
-/// Keeps a directory to this process as long as the result lives; on a file system without locks it does nothing.
-/// @throws CreateError if another process has it
+/// Locks a directory for this process as long as the result lives. On a file system without locks it does nothing.
+/// @throws CreateError if another process holds the lock
 Fd lock_directory(const std::string& path);
 
-/// A directory that is needed, made with those above it that are missing; what was made and still holds nothing when
-/// this object goes is removed again. The names are durable.
+/// Creates a directory and its missing parents, and syncs their names to the disk. The destructor removes the
+/// directories that it created and that are still empty.
 class NeededDirectory {
  public:
   /// "" is the working directory. @throws CreateError, IoError
   explicit NeededDirectory(const std::string& path);
   ~NeededDirectory();
   NeededDirectory(const NeededDirectory&) = delete;
-  /// What was made stays, even if it holds nothing.
+  /// Keeps the created directories, also empty ones.
   void keep() { made_.clear(); }
 
  private:
@@ -81,24 +82,25 @@ class NeededDirectory {
   std::vector<std::string> made_;  ///< innermost first
 };
 
-/// The names of temporary files and folders: `path` and this, then "<process>-<number>".
+/// Temporary files and folders are called `path` + kTemporaryMark + "<process id>-<number>".
 inline constexpr std::string_view kTemporaryMark = ".mmfree-tmp-";
 
-/// A folder to work in beside `path`, which may then take its name: new, and locked as long as `lock` lives. What
-/// killed processes left of such folders is removed. @throws CreateError
+/// A new folder beside `path`, to be renamed to `path` when it is complete. It is locked as long as `lock` lives.
+/// Removes such folders of killed processes first. @throws CreateError
 struct TemporaryFolder {
   explicit TemporaryFolder(const std::string& path);
   std::string name;
   Fd lock;
 };
 
-/// A file that gets its name only when it is complete: written under a temporary name beside `path`, synced, renamed,
-/// directory synced. What a process killed meanwhile leaves behind is removed by the next that writes the same file.
+/// A file that gets its name only when it is complete: it is written under a temporary name beside `path`, synced and
+/// renamed; then the directory is synced. The temporary file of a killed process is removed by the next DurableFile of
+/// the same path.
 class DurableFile {
  public:
   /// @throws CreateError, also if `path` is a device, a pipe or a directory
   explicit DurableFile(std::string path);
-  /// Without `commit`: removes the temporary file; a file that was at `path` stays as it was.
+  /// Without `commit`: removes the temporary file; an older file at `path` is unchanged.
   ~DurableFile();
   DurableFile(const DurableFile&) = delete;
   DurableFile& operator=(const DurableFile&) = delete;
@@ -107,8 +109,8 @@ class DurableFile {
   const std::string& temporary_path() const { return temporary_; }
   /// Appends. @throws IoError
   void write(const void* data, size_t size);
-  /// @throws IoError; up to the rename the old file is untouched. If only the directory's sync fails, the new file is
-  /// already in place.
+  /// Gives the file its name. @throws IoError: before the rename, and then an older file is unchanged; or at the sync
+  /// of the directory, and then the new file is in place.
   void commit();
 
  private:

@@ -13,7 +13,7 @@ uint64_t hash64(std::string_view bytes);
 /// `value` as 16 hex digits.
 std::string hex16(uint64_t value);
 
-/// XXH3-128 of bytes that come in pieces.
+/// XXH3-128 of bytes that are given in several calls.
 class Hash128 {
  public:
   Hash128();

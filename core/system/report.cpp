@@ -14,8 +14,8 @@
 namespace mmfree {
 namespace {
 
-/// Prints a line without asking for memory. What would move the cursor is shown as a number: a name in the message may
-/// hold anything. Only a list of a configuration's problems takes several lines.
+/// Prints a line without allocating memory. Control characters are printed as \\xNN, because a name in the message may
+/// hold any byte. `several`: line breaks are kept, for the list of a configuration's problems.
 void say(const char* message, const char* rest = "", bool several = false) {
   char out[4096];
   size_t n = 0;
@@ -36,7 +36,7 @@ void say(const char* message, const char* rest = "", bool several = false) {
   std::fwrite(out, 1, n, stderr);
 }
 
-/// Turns the exception that is being handled into a line and an exit status.
+/// Prints the exception that is being handled and returns the exit status.
 int report() {
   try {
     throw;
@@ -54,7 +54,7 @@ int report() {
   return int(Exit::internal);
 }
 
-/// Libraries allocate in destructors and in functions that may not throw.
+/// The terminate handler. Libraries allocate in destructors and in noexcept functions, where bad_alloc ends up here.
 [[noreturn]] void end() {
   if (std::current_exception()) _exit(report());
   say("internal error: ended where no exception may pass; out of memory?");

@@ -3,9 +3,10 @@
 
 namespace mmfree {
 
-/// Runs `body` as the whole of a process. What it throws becomes one line on stderr. Returns the exit status: an
-/// Error's own, else Exit::ok or Exit::internal. If memory ends where no exception may pass, in a destructor, the line
-/// is the same and the process ends there.
+/// Runs `body` as the main program. Prints an exception as one line on stderr (a ConfigError: one line per problem) and
+/// returns the exit status: that of an Error, io or missing_input for a filesystem_error, else internal; ok without an
+/// exception. An exception that leaves a noexcept function, for example because a destructor got no memory, is printed
+/// in the same way and ends the process.
 int run_reporting(const std::function<void()>& body);
 
 }  // namespace mmfree
