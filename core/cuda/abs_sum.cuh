@@ -6,9 +6,9 @@
 
 namespace mmfree::cuda {
 
-/// Σ |x| of kParamBlock numbers in shared memory, in f64 and in the order of the CPU: eight interleaved lanes, then
-/// pairs. Called by a whole warp; lane 0 has the sum. One chain of additions is slow, but a GPU has thousands at a
-/// time.
+/// Σ |x| of kParamBlock numbers in shared memory, in f64 and in the order of the CPU: eight interleaved partial sums,
+/// then pairs. Called by a whole warp; lane 0 has the sum. The additions of a warp depend on each other; the other
+/// warps of the GPU hide their latency.
 __device__ inline double ordered_abs_sum(const float* x) {
   const float* lane = x + threadIdx.x % 8;
   double sum = 0;

@@ -22,7 +22,7 @@ __global__ void begin(const double* sums, StepParams* step) {
   *step = s;
 }
 
-/// The numbers of an update as the elements take them: rounded once from f64.
+/// The scalars of an update, rounded once from f64 to f32.
 struct Rates {
   float scale, b1, rest1, b2, rest2, inv1, inv2, lr, eps, keep;
 };
@@ -34,7 +34,7 @@ __device__ Rates rates_of(const StepParams& s, double lr_factor, double weight_d
           float(1 / s.bias1),  float(1 / s.bias2), float(lr),          float(s.eps),   float(keep)};
 }
 
-/// One element, in the CPU's order of roundings: nothing is contracted.
+/// Updates one element with the roundings of the CPU: intrinsics keep the compiler from making an fma.
 __device__ void update(const Rates& r, float grad, float& p, float& m, float& v) {
   const float d = __fmul_rn(grad, r.scale);
   m = __fadd_rn(__fmul_rn(r.b1, m), __fmul_rn(r.rest1, d));
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 5) update_block(AdamwArgs g) {
   if (threadIdx.x == 0) rates = rates_of(*g.step, g.rates[2 * blockIdx.x], g.rates[2 * blockIdx.x + 1]);
   __syncthreads();
   const int64_t first = int64_t(blockIdx.x) * kParamBlock;
-  float moment = 0;  // in f32 too much becomes an infinity, which is above the limit as well
+  float moment = 0;  // f32 is enough: an overflow gives infinity, which is above the limit too
 #pragma unroll 1
   for (int turn = 0; turn < kParamBlock / (kThreads * kWide); ++turn) {
     const int i = (turn * kThreads + int(threadIdx.x)) * kWide;

@@ -5,8 +5,8 @@
 
 namespace mmfree::cuda {
 
-/// The functions of cuBLASLt in use. The library is half a gigabyte and only wanted on machines with a GPU, so it is
-/// opened when the GPU is, not linked: the program starts and runs on the CPU without it.
+/// The functions of cuBLASLt that are used. The library (half a gigabyte) is not linked but opened with the GPU, so the
+/// program starts and runs on the CPU without it.
 struct Blas {
   decltype(&::cublasLtCreate) create;
   decltype(&::cublasLtGetStatusString) status_string;

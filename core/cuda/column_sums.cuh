@@ -1,8 +1,8 @@
 #pragma once
 #include "core/cuda/common.cuh"
 
-/// Second pass of column sums: blocks of a first kernel leave partial sums, these are added in an order that depends on
-/// their number alone.
+/// Second pass of column sums. The blocks of a first kernel write partial sums; this kernel adds them in an order that
+/// depends on their number alone.
 namespace mmfree::cuda {
 
 constexpr int kMaxColumnSums = 8;
@@ -17,7 +17,7 @@ struct ColumnSums {
   } of[kMaxColumnSums];
 };
 
-/// A block adds 32 columns of one slot; its warps take the partials in turn.
+/// A block adds 32 columns of one slot. Warp w adds partials w, w + 32, …; then the 32 warps' sums are added.
 static __global__ void __launch_bounds__(kWarp* kWarp) add_column_sums(const ColumnSums p) {
   __shared__ float sums[kWarp][kWarp + 1];
   const auto [out, beta] = p.of[blockIdx.y];

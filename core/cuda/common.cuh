@@ -47,7 +47,7 @@ __device__ inline void load(float (&to)[N], const T* from) {
 #pragma unroll
   for (int i = 0; i < N; ++i) to[i] = to_float(pack.at[i]);
 }
-/// One access, stated as such: the compiler splits some of the vector stores that it is left to find.
+/// Stores one vector by inline assembly, because the compiler splits some vector stores.
 __device__ inline void store_word(uint4* to, uint4 word) {
   asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
                : "memory");
@@ -76,8 +76,8 @@ __device__ inline void store(T* to, const float (&from)[N]) {
     store_word(reinterpret_cast<Access*>(to) + i, reinterpret_cast<const Access*>(&pack)[i]);
 }
 
-/// e^x; with bf16 activations by the fast instruction, whose error is far below their rounding and which takes
-/// subnormal numbers for zero.
+/// e^x. With bf16 activations it uses the fast instruction: its error is far below the rounding to bf16. That
+/// instruction flushes subnormal numbers to zero.
 template <class A>
 __device__ inline float exponential(float x) {
   if constexpr (std::is_same_v<A, Bf16>) {
@@ -88,7 +88,7 @@ __device__ inline float exponential(float x) {
   }
 }
 
-/// σ(x), as precise as `exponential`.
+/// σ(x), with the precision of `exponential`.
 template <class A>
 __device__ inline float sigmoid(float x) {
   const float y = 1.0f + exponential<A>(-x);
@@ -99,7 +99,7 @@ __device__ inline float sigmoid(float x) {
     return 1.0f / y;
   }
 }
-/// What the activation functions are made of, for activations A.
+/// The functions that core/activation.h takes from a backend, for activations A.
 template <class A>
 struct Maths {
   static __device__ float exp(float x) { return exponential<A>(x); }
@@ -118,8 +118,8 @@ __device__ inline double warp_sum(double x) {
   return x;
 }
 
-/// |x| as bits: for non-negative numbers they order as the numbers do, with NaN above infinity, so that the largest of
-/// them never loses a NaN.
+/// The bits of |x|. Those of non-negative numbers have the order of the numbers, and NaN is above infinity, so a
+/// maximum of magnitudes never loses a NaN.
 __device__ inline uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 __device__ inline uint32_t warp_max(uint32_t x) {
 #pragma unroll

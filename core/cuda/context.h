@@ -10,13 +10,13 @@ namespace mmfree::cuda {
 cudaStream_t stream();
 /// The handle of cuBLASLt, a cublasLtHandle_t.
 void* blas();
-/// Scratch memory of the products of cuBLASLt, kWorkspaceBytes long; part of no arena.
+/// Workspace of cuBLASLt's products, kWorkspaceBytes; it belongs to no arena.
 void* workspace();
 inline constexpr size_t kWorkspaceBytes = size_t(32) << 20;
 
-/// Streaming multiprocessors of the GPU in use: persistent grids are sized by it.
+/// Number of streaming multiprocessors of the GPU in use, for the size of persistent grids.
 int multiprocessors();
-/// True on Hopper (compute capability 9.0), whose own instructions some kernels are written in.
+/// True on Hopper (compute capability 9.0): some kernels use instructions that only it has.
 bool is_hopper();
 
 /// Throws DeviceError "WHAT: cuda says ..." unless `status` is success.

@@ -6,7 +6,7 @@ namespace mmfree::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-/// Accesses of a thread that are in flight together.
+/// Loads that a thread has in flight at a time.
 constexpr int kBatch = 2;
 
 template <class T>
@@ -29,7 +29,7 @@ void dispatch_any_float(DType t, const char* op, Body&& body) {
   }
 }
 
-/// True if n elements at `p` can be taken in packs of `width`.
+/// True if n elements at `p` can be accessed in packs of `width`.
 template <class T>
 bool fits(const void* p, int64_t n, int width) {
   const uintptr_t bytes = sizeof(T) * size_t(width);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) sum_blocks(const T* x, double* parti
 
 constexpr int kTotalThreads = 1024;
 
-/// out = beta·out + scale·factor·Σ partials, factor 1 where it is null, in an order that depends on their number alone.
+/// out = beta·out + scale·factor·Σ partials (factor null: 1), added in an order that depends on their number alone.
 __global__ void __launch_bounds__(kTotalThreads)
     add_partials(const double* partials, int64_t count, double scale, double beta, const double* factor, double* out) {
   double sum = 0;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// One warp per row, kBatch accesses in flight.
+/// One warp per row, kBatch loads in flight per thread.
 template <int N>
 __global__ void __launch_bounds__(kThreads) gather(EmbeddingArgs g) {
   constexpr int kBatch = 4;
@@ -33,17 +33,19 @@ __global__ void __launch_bounds__(kThreads) gather(EmbeddingArgs g) {
   }
 }
 
-// Backward: the positions are sorted by id, so that each id is a run of them. A block adds up one segment of kSegment
-// sorted positions. A run inside a segment goes to the table; of a longer one each segment keeps its part, and the
-// segment where the run starts adds the parts in order.
+// Backward. The positions are sorted by id, so the positions of an id are one run. A block sums one segment of kSegment
+// sorted positions. The sum of a run that lies inside a segment is added to the table. A run that crosses segments
+// leaves a partial sum in each (`tails` in the first, `heads` in the others); a second kernel, in the block of the
+// first segment, adds these in order.
 
 constexpr int kSegment = 32;
 
-/// Sorted positions and where runs that cross the borders of segments leave their parts.
+/// The sorted positions, and the partial sums of runs that cross segments.
 struct Runs {
   const uint32_t* keys;  // sorted ids, `ignored` for those outside the table
   const int32_t* positions;
-  float *heads, *tails;  // [segments, D]: of a run that came from the segment before; of one that starts here
+  // [segments, D] each: of the run that continues from the segment before; of the run that starts here and goes on.
+  float *heads, *tails;
   int64_t n, d, segments;
   uint32_t ignored;
 };
@@ -72,7 +74,7 @@ __device__ void add_to(float* to, const float (&x)[N]) {
 /// Threads of a block are columns; blockIdx.y counts blocks of columns.
 template <class A, int N>
 __global__ void __launch_bounds__(kThreads) add_segments(const A* dy, float* table, Runs g) {
-  __shared__ uint32_t keys[kSegment + 2];  // with one neighbour on each side; none counts as ignored
+  __shared__ uint32_t keys[kSegment + 2];  // with one neighbour on each side; `ignored` where there is none
   __shared__ int32_t positions[kSegment];
   const int64_t first = int64_t(blockIdx.x) * kSegment;
   if (threadIdx.x < kSegment + 2) {
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) add_segments(const A* dy, float* tab
   }
 }
 
-/// Segments after `segment` that the run of `key` goes on in; called by whole warps.
+/// Number of segments after `segment` into which the run of `key` continues; called by whole warps.
 __device__ int64_t followers(const Runs& g, int64_t segment, uint32_t key) {
   int64_t count = 0;
   while (true) {

@@ -17,8 +17,8 @@ namespace mmfree {
 namespace cuda {
 namespace {
 
-/// Everything that belongs to the one GPU of this process. Never destroyed: the driver may be gone before static
-/// objects are.
+/// The state of the one GPU of this process. Never destroyed: the driver may shut down before static objects are
+/// destroyed.
 struct Context {
   int device = 0;
   cudaDeviceProp properties{};
@@ -82,8 +82,8 @@ namespace {
 
 using cuda::check;
 
-/// A function of the driver, found at run time: nothing links to the driver's library, so that the program also starts
-/// where there is none.
+/// A function of the driver, looked up at run time. The driver's library is not linked, so the program also starts on a
+/// machine without it.
 template <class Function>
 Function* driver(const char* name) {
   void* entry = nullptr;
@@ -96,7 +96,7 @@ Function* driver(const char* name) {
 
 #define MMFREE_DRIVER(name) driver<std::remove_pointer_t<decltype(&::name)>>(#name)
 
-/// The driver's functions for mapping memory, all found before the first is called.
+/// The driver's functions for mapping memory. All are looked up first, so that none is missing after the first call.
 struct MemoryDriver {
   decltype(&::cuMemGetAllocationGranularity) granularity = MMFREE_DRIVER(cuMemGetAllocationGranularity);
   decltype(&::cuMemAddressReserve) reserve = MMFREE_DRIVER(cuMemAddressReserve);
@@ -108,7 +108,7 @@ struct MemoryDriver {
   decltype(&::cuMemSetAccess) set_access = MMFREE_DRIVER(cuMemSetAccess);
 };
 
-/// One range of addresses, as long as the GPU's memory, to which memory is mapped from the front as it is needed.
+/// One range of addresses, as large as the GPU's memory. Memory is mapped to it from the front, when it is needed.
 class GrowingRange {
  public:
   explicit GrowingRange(int device) {
@@ -133,12 +133,12 @@ class GrowingRange {
   /// nullptr when the GPU has no more.
   void* grow(size_t bytes) {
     if (used_ + bytes > size_) return nullptr;
-    pieces_.reserve(pieces_.size() + 1);  // so that nothing fails between a mapping and its entry
+    pieces_.reserve(pieces_.size() + 1);  // the push_back after the mapping must not throw
     CUmemGenericAllocationHandle memory = 0;
     if (driver_.create(&memory, bytes, &location_, 0) != CUDA_SUCCESS) return nullptr;
     const CUdeviceptr at = begin_ + used_;
     const CUresult mapped = driver_.map(at, bytes, 0, memory, 0);
-    driver_.release(memory);  // from here on the mapping alone holds it
+    driver_.release(memory);  // the mapping keeps the memory; if it failed, this frees it
     verify(mapped, "cuMemMap");
     const CUmemAccessDesc access{location_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     const CUresult opened = driver_.set_access(at, bytes, &access, 1);
@@ -293,8 +293,7 @@ struct Readback::Handles {
   cudaEvent_t arrived = nullptr;
 };
 
-/// How long a wait asks without a pause, for results that are nearly there, and how long it sleeps between questions
-/// after that.
+/// A wait polls without a pause for kSpin, because most results arrive soon; then it sleeps for kPoll between queries.
 constexpr std::chrono::microseconds kSpin(100), kPoll(50);
 
 Readback::Readback(size_t bytes) : buffer_(bytes), handles_(std::make_unique<Handles>()) {

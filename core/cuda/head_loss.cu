@@ -5,8 +5,8 @@ namespace mmfree::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-/// Accesses of 16 bytes that a thread keeps in registers: a block holds 64 KiB, so that of 32,768 bf16 logits each is
-/// read once. What a longer row has beyond that is read again, from the L2 cache.
+/// Accesses of 16 bytes that a thread keeps in registers. A block keeps 64 KiB, so a row of up to 32,768 bf16 logits is
+/// read once. The rest of a longer row is read again, from the L2 cache.
 constexpr int kHeld = 8;
 
 /// One access: up to 16 bytes in whole registers.
@@ -38,7 +38,7 @@ __device__ float warp_largest(float x) {
 template <class Combine>
 __device__ float across_warps(float x, Combine&& combine) {
   __shared__ float warps[kThreads / kWarp];
-  __syncthreads();  // the values of the last call have been read
+  __syncthreads();  // all threads have read the values of the last call
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = x;
   __syncthreads();
   float all = warps[0];
@@ -55,7 +55,7 @@ struct Row {
   Access<A, N> held[kHeld];
 
   __device__ Access<A, N> at(int i) const { return reinterpret_cast<const Access<A, N>*>(data)[i]; }
-  /// What lies beyond the end of the row is held as -inf, which changes neither the largest element nor the sum.
+  /// Elements beyond the end of the row are -inf, which changes neither the maximum nor the sum.
   __device__ void read() {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2) softmax(SoftmaxNllArgs g) {
   if (threadIdx.x == 0) *nll = logf(sum) + most - hit;
   if (!g.gradient) return;
   const float scale = known ? float(*g.scale) : nan, factor = scale / sum;
-  asm volatile("" : "+f"(most));  // the exponentials are computed again: keeping them would spill
+  asm volatile("" : "+f"(most));  // makes the compiler compute the exponentials again; keeping them would spill
   row.each([&](const Access<A, N>& x, int at) {
     if (at >= row.accesses) return;
     float out[N];

@@ -31,7 +31,7 @@ cudaDataType_t type_of(DType t) {
   }
 }
 
-/// A matrix as cuBLASLt sees it, by columns.
+/// A matrix for cuBLASLt, column-major.
 struct Matrix {
   cublasLtMatrixLayout_t layout = nullptr;
   Matrix(DType t, int64_t rows, int64_t cols, int64_t stride) {
@@ -42,7 +42,7 @@ struct Matrix {
   Matrix(const Matrix&) = delete;
 };
 
-/// The largest power of two up to 256 that divides the address: what the choice of an algorithm may rely on.
+/// The largest power of two up to 256 that divides the address. The choice of an algorithm depends on it.
 uint32_t alignment(const void* p) {
   const auto bits = reinterpret_cast<uintptr_t>(p) | 256;
   return uint32_t(1) << std::countr_zero(bits);
@@ -50,8 +50,8 @@ uint32_t alignment(const void* p) {
 
 using Key = std::tuple<int, int, bool, bool, int64_t, int64_t, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
 
-/// The first choice of cuBLASLt's heuristic, asked once per kind of product. It is not timed: a choice by the clock
-/// would make results differ from run to run.
+/// The first choice of cuBLASLt's heuristic, kept per key. Algorithms are not timed: a choice by time would change the
+/// bits from run to run.
 const cublasLtMatmulAlgo_t& algorithm(const Key& key, cublasLtMatmulDesc_t op, const Matrix& a, const Matrix& b,
                                       const Matrix& c) {
   static std::mutex mutex;
@@ -65,7 +65,7 @@ const cublasLtMatmulAlgo_t& algorithm(const Key& key, cublasLtMatmulDesc_t op, c
     blas_library().preference_set(preference, name, &value, sizeof value);
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes);
-  // Where K is split, the other schemes add the parts up in the type of the output, which may be bf16.
+  // With split K, the other reduction schemes add partial sums in the output's dtype, which may be bf16.
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::get<9>(key));
@@ -82,7 +82,7 @@ const cublasLtMatmulAlgo_t& algorithm(const Key& key, cublasLtMatmulDesc_t op, c
   return chosen.emplace(key, found.algo).first->second;
 }
 
-/// 0 and 1 in device memory, for products whose scale is there too.
+/// 0 and 1 in device memory: if alpha is in device memory, beta must be there too.
 const float* device_constants() {
   static const float* made = [] {
     void* p = nullptr;
@@ -101,11 +101,11 @@ void matmul(const MatmulArgs& p) {
     if (p.beta == 0) check(cudaMemsetAsync(p.c, 0, size_t(p.m * p.n * size_of(p.type_c)), stream()), "cudaMemsetAsync");
     return;
   }
-  // Row-major C = op(A) op(B) is, by columns, Cᵀ = op(B)ᵀ op(A)ᵀ: the operands change places and keep their flags.
+  // Row-major C = op(A) op(B) is column-major Cᵀ = op(B)ᵀ op(A)ᵀ: the operands are swapped and keep their flags.
   const Matrix first(p.type_ab, p.transpose_b ? p.k : p.n, p.transpose_b ? p.n : p.k, p.ldb);
   const Matrix second(p.type_ab, p.transpose_a ? p.m : p.k, p.transpose_a ? p.k : p.m, p.lda);
   const Matrix out(p.type_c, p.n, p.m, p.n);
-  // CUBLAS_COMPUTE_32F multiplies f32 as f32: TF32 is a compute type of its own (32F_FAST_TF32).
+  // CUBLAS_COMPUTE_32F multiplies in f32: TF32 would be CUBLAS_COMPUTE_32F_FAST_TF32.
   const bool integers = p.type_ab == DType::i8;
   cublasLtMatmulDesc_t op = nullptr;
   check_blas(blas_library().desc_create(&op, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,

@@ -4,18 +4,20 @@
 namespace mmfree::cuda {
 namespace {
 
-// One block carries kWarp · V neighbouring channels of one sequence through time, a chunk of W · S steps at a time.
-// Each warp computes S of them from zero while its loads of the next chunk travel; what the warps' stretches do to the
-// state is then composed in the order of time, and each warp runs through its steps again from the state that enters
-// them.
+// One block computes kWarp · V neighbouring channels of one sequence (V per lane), in chunks of W · S time steps: W
+// warps with S consecutive steps each, the warp's stretch.
+//   1. Each warp computes the effect of its stretch on the state, and starts its loads of the next chunk.
+//   2. The effects of all warps go through shared memory; every warp composes them in the order of time. This gives the
+//      state that enters its stretch, and the state at the end of the chunk.
+//   3. Each warp computes the states of its stretch from the entering state and stores them.
 
-/// What a stretch of time does to the state: out = keep · in + end.
+/// The effect of a stretch of time on the state: out = keep · in + end.
 template <int V>
 struct alignas(8 * V) Effect {
   float keep[V], end[V];
 };
 
-/// Takes `state` from the start of a chunk to its end; `entering` is what enters this warp's stretch.
+/// Moves `state` from the start of a chunk to its end. `entering`, out: the state that enters this warp's stretch.
 template <int V, int W>
 __device__ void compose(Effect<V> (&effects)[W][kWarp], const Effect<V>& own, float (&state)[V], float (&entering)[V]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -32,7 +34,7 @@ __device__ void compose(Effect<V> (&effects)[W][kWarp], const Effect<V>& own, fl
   }
 }
 
-/// V channels of one step as they lie in memory: kept in one register until they are used.
+/// V channels of one step in the form of memory: one register, until they are used.
 template <class A, int V>
 using Raw = std::conditional_t<sizeof(A) * V == 4, uint32_t, uint16_t>;
 
@@ -65,14 +67,14 @@ __device__ void fetch(Raw<A, V> (&to)[S], const void* from, int64_t at, int stri
     to[s] = s < count ? *reinterpret_cast<const Raw<A, V>*>(source + s * stride) : Raw<A, V>(0);
 }
 
-/// V numbers of an optional array of P, zeros where there is none.
+/// V numbers of an f32 array; zeros if it is null or the lane has no channels.
 template <int V>
 __device__ void load_optional(float (&to)[V], const void* from, int64_t at, bool live) {
 #pragma unroll
   for (int v = 0; v < V; ++v) to[v] = from && live ? static_cast<const float*>(from)[at + v] : 0;
 }
 
-/// The channels of a thread. A lane beyond the last channel takes part with no steps.
+/// The channels of a thread. A lane beyond the last channel is not `live`: it runs with zero steps, for the barriers.
 struct Place {
   int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int64_t sequence, channel;
@@ -132,11 +134,11 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_forward(MlgruScanArgs g) {
     for (int v = 0; v < V; ++v) static_cast<float*>(g.last)[place.sequence * g.d + place.channel + v] = state[v];
 }
 
-/// What the backward pass reads of S steps, the latest first.
+/// Inputs of the backward pass for S steps, the latest first.
 template <class A, int V, int S>
 struct Stretch {
   Raw<A, V> z[S], a[S], dh[S], before[S];
-  /// Steps t, t-1, ... of the thread's channels; `at` is the place of step t.
+  /// Loads steps t, t-1, ... of the thread's channels; `at` is the index of step t.
   __device__ void read(const MlgruScanBackwardArgs& g, int64_t at, int t, bool live) {
     const int count = live ? t + 1 : 0, d = int(g.d);
     fetch<A, V, S>(z, g.z, at, -d, count);
@@ -146,7 +148,7 @@ struct Stretch {
   }
 };
 
-/// The sums of the block's warps in order, one per channel, to `to`.
+/// Adds the sums of the block's warps in order and stores one per channel in `to`.
 template <int V, int W>
 __device__ void store_sums(const float (&sums)[V], float* to, const Place& place) {
   __shared__ float all[W][kWarp][V];
@@ -219,7 +221,7 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardAr
   if (bound_sums) store_sums<V, W>(sums, bound_sums + state_at, place);
 }
 
-/// dgamma = beta·dgamma + the sums of the sequences in order.
+/// dgamma = beta·dgamma + Σ over sequences, in order.
 __global__ void add_bound_sums(const float* sums, float* dgamma, float beta, int64_t b, int64_t d) {
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= d) return;
@@ -234,11 +236,15 @@ unsigned blocks(int64_t b, int64_t d) {
   return unsigned(b * ceil_div(d, kWarp * V));
 }
 
+// The chunk shape follows from the registers. More steps and more warps keep more loads in flight. But a thread holds
+// the inputs of all its S steps in registers, and two blocks must fit on a multiprocessor of 65,536 registers. With S =
+// 8 and bf16 pairs the forward kernel takes the 80 registers that 12 warps leave, and the backward kernel, which reads
+// twice as many arrays and holds two chunks, the 128 that 8 warps leave. 16 steps forward, or 12 backward, spill.
 constexpr int kForwardWarps = 12, kForwardSteps = 8, kBackwardWarps = 8, kBackwardSteps = 8;
 
 template <class A, int V>
 void forward(const MlgruScanArgs& g) {
-  if (g.t <= kForwardSteps)  // decoding: one warp holds all steps
+  if (g.t <= kForwardSteps)  // short inputs, such as decoding: one warp has all steps
     scan_forward<A, V, 1, kForwardSteps><<<blocks<V>(g.b, g.d), kWarp, 0, stream()>>>(g);
   else
     scan_forward<A, V, kForwardWarps, kForwardSteps><<<blocks<V>(g.b, g.d), kForwardWarps * kWarp, 0, stream()>>>(g);
@@ -260,8 +266,8 @@ void backward(const MlgruScanBackwardArgs& g) {
   check_launch("mlgru_scan_backward");
 }
 
-/// Calls body<A, V>() such that a lane's access is 4 bytes wide and a warp's is one line of 128; an odd number of bf16
-/// channels leaves one channel per lane.
+/// Calls body<A, V>() with V channels of 4 bytes together, so that a warp accesses one line of 128 bytes. If the number
+/// of channels is odd, V = 1.
 template <class Body>
 void dispatch(DType dtype, int64_t d, const char* op, Body&& body) {
   dispatch_activation(dtype, op, [&]<class A>() {

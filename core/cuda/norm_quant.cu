@@ -19,17 +19,17 @@ __device__ void store_branch(const NormBranchArgs& b, int64_t place, const float
   *reinterpret_cast<Pack<int8_t, W>*>(static_cast<int8_t*>(b.out) + place) = codes;
 }
 
-/// What one row is reduced to, and what follows from it: sums of x², of (x · outer)² and of the gate's a², and the
-/// largest |x · outer · weight| of each branch; x is here without r0.
+/// The reductions of one row, and the scales that follow from them: Σ x², Σ (x · outer)², Σ a² of a gate, and the
+/// largest |x · outer · weight| of each branch. Here x is without the factor r0.
 template <class L, bool kGate>
 struct RowScales {
-  static constexpr int kOuter = L::outer, kA = L::outer + kGate, kSums = 1 + kA;  // places in `sums`
+  static constexpr int kOuter = L::outer, kA = L::outer + kGate, kSums = 1 + kA;  // indices in `sums`
   float sums[kSums] = {};
   uint32_t most[L::branches] = {};
   float r0, r1, r2, r01;
   ActivationScale<float> q[L::branches];
 
-  /// Takes column i of `w` in; x becomes x · outer.
+  /// Adds column i of `w` to the reductions; x becomes x · outer.
   template <class W>
   __device__ void add(float& x, float a, const W& w, int i) {
     sums[0] += x * x;
@@ -49,8 +49,8 @@ struct RowScales {
 #pragma unroll
     for (int b = 0; b < L::branches; ++b) q[b] = activation_scale(__uint_as_float(most[b]) * scale(p.branches[b]));
   }
-  /// Factor of x · outer · weight. Layouts that keep rows take no mixed calls, and r2 is 1 where no branch has a
-  /// weight.
+  /// Factor of x · outer · weight. r2 belongs to branches with a weight only. A kept layout needs no test for that: it
+  /// never has mixed branches (see are_mixed), and r2 is 1 if no branch has a weight.
   __device__ float scale(const NormBranchArgs& b) const { return L::kept || b.weight ? r01 * r2 : r01; }
   __device__ void store(const NormQuantArgs& p, int64_t n) const {
     if (kGate && p.r0) static_cast<float*>(p.r0)[n] = r0;
@@ -77,7 +77,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQua
 
   int turn = 0;
   for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x, turn ^= 1) {
-    float x[L::held][W];  // from `add` on times outer, and for a gate without r0
+    float x[L::held][W];  // without r0; after `add` times outer
     Scales row;
     const auto take = [&](int v, int64_t k) {
       if constexpr (!L::kept) w[v].load(p, k), chunk[v].load(p.source, n, k, p.d);
@@ -113,9 +113,9 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQua
   }
 }
 
-/// Layouts of calls whose rows stay in registers. All but rows and sums do with one branch and without `outer`, the
-/// only ones on hot paths. Few bytes per column call for more columns per thread, which share the cost of the
-/// reduction.
+/// Layouts of calls whose rows stay in registers. For gate, glu and activation they have one branch and no `outer`, the
+/// only such calls in a model. Those kinds have few bytes per column, so a thread takes more columns, which share the
+/// cost of the reduction.
 template <Kind kKind, int kBranches>
 using ForwardLayout =
     std::conditional_t<kKind == Kind::glu || kKind == Kind::activation, Layout<2, 8, 1, false, 384, 2>,

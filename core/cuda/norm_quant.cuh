@@ -4,9 +4,10 @@
 
 /// What the forward and the backward kernels of norm_quant share.
 ///
-/// A thread owns the same columns of every row its block takes. Where a row fits in registers it is read once, weights
-/// are read once per thread, and the next row is on its way while this one is reduced; else it is read twice, the
-/// second time mostly from caches. There is one reduction per row: the norms of a row follow from sums over it.
+/// A block processes one row after the other; a thread has the same columns of each. If a row fits in registers (a kept
+/// layout), it is read once, weights are read once per thread, and the next row is loaded while this one is reduced.
+/// Otherwise a row is read twice, the second time mostly from caches. There is one reduction per row: all norms of a
+/// row follow from its sums.
 namespace mmfree::cuda::fused {
 
 using Kind = RowSource::Kind;
@@ -15,9 +16,12 @@ using Kind = RowSource::Kind;
 template <Kind kKind>
 constexpr bool is_plain = kKind == Kind::rows || kKind == Kind::sum;
 
-/// How a kernel takes a row: `vectors` vectors of `width` columns per thread in registers (0: re-read), up to
-/// `branches` branches, with code for `outer` or without, in blocks of at most `threads`, `resident` or more of which
-/// share a multiprocessor (this bounds the registers).
+/// The shape of a kernel:
+///   vectors   vectors of `width` columns that a thread keeps in registers; 0: the row is read twice
+///   branches  most branches
+///   outer     whether the kernel has code for a block norm
+///   threads   most threads of a block
+///   resident  blocks that a multiprocessor must hold at a time, which limits the registers
 template <int kVectors, int kWidth, int kBranches, bool kOuter, int kThreads, int kResident = 1>
 struct Layout {
   static constexpr int vectors = kVectors, width = kWidth, branches = kBranches, threads = kThreads,
@@ -25,11 +29,11 @@ struct Layout {
   static constexpr bool outer = kOuter, kept = kVectors > 0;
   static constexpr int held = kept ? kVectors : 1;
 };
-/// Widest row that a kept layout takes.
+/// Columns of the widest row for a kept layout.
 template <class L>
 constexpr int64_t most_columns = int64_t(L::vectors) * L::width* L::threads;
 
-/// Some columns of a row of the source, as stored.
+/// W columns of a row of the source, in the dtypes of memory.
 template <Kind kKind, class S, class A, int W>
 struct Chunk {
   Loaded<S, W> a;
@@ -41,7 +45,7 @@ struct Chunk {
     if constexpr (kKind == Kind::glu) b.load(row + d);
     if constexpr (kKind == Kind::sum || kKind == Kind::gate) b.load(static_cast<const A*>(s.b) + n * d + k);
   }
-  /// x at the chunk's columns, for a gate without its factor r0.
+  /// x at the chunk's columns; of a gate without the factor r0.
   __device__ void x(const RowSourceArgs& s, const float (&weight)[W], float (&to)[W]) const {
     if constexpr (kKind == Kind::rows) {
 #pragma unroll
@@ -68,7 +72,7 @@ struct Chunk {
   }
 };
 
-/// All weights at the columns of a chunk; 1 where there are none.
+/// All weights at the columns of a chunk; 1 for a missing one.
 template <class L, Kind kKind>
 struct Weights {
   float outer[L::width], gate[L::width], branch[L::branches][L::width];
@@ -87,7 +91,7 @@ struct Weights {
   }
 };
 
-/// Stores values of a branch as its rounding leaves them.
+/// Rounds values of a branch and stores them as floats.
 template <class A, int W>
 __device__ void store_values(const NormBranchArgs& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
   if (b.rounding == Rounding::none) return store(static_cast<float*>(b.out) + place, v);
@@ -102,14 +106,14 @@ __device__ void store_values(const NormBranchArgs& b, int64_t place, const float
   store(static_cast<A*>(b.out) + place, rounded);
 }
 
-/// Most branches of a layout that keeps rows.
+/// Most branches of a kept layout.
 constexpr int kKeptBranches = 3;
 
-/// Anything else.
+/// The layout for all other calls.
 template <int kWidth>
 using AnyLayout = Layout<0, kWidth, int(kMaxNormBranches), true, 512>;
 
-/// Whether `branches` are mixed: some have a norm and some have none.
+/// Whether some branches have a weight and some do not.
 inline bool are_mixed(const NormArgs& p) {
   int normed = 0;
   for (int b = 0; b < p.count; ++b) normed += p.branches[b].weight != nullptr;
@@ -163,7 +167,7 @@ inline bool all_aligned(std::initializer_list<const void*> pointers) {
   return true;
 }
 
-/// Whether all that both directions access by vectors may be.
+/// Whether all arrays of both directions are aligned for vector access.
 inline bool rows_aligned(const NormArgs& p) {
   bool aligned = all_aligned({p.source.a, p.source.b, p.source.weight, p.outer});
   for (int b = 0; b < p.count; ++b)

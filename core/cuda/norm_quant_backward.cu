@@ -7,7 +7,7 @@ namespace {
 
 using namespace fused;
 
-/// What the backward pass reads of one row at the columns of a chunk.
+/// Inputs of the backward pass: one row at the columns of a chunk.
 template <class L, Kind kKind, class S, class A>
 struct Inputs {
   Chunk<kKind, S, A, L::width> source;
@@ -27,7 +27,7 @@ struct Inputs {
   }
 };
 
-/// A row's statistics, 1 where there are none.
+/// The rstd values of a row; 1 for a missing one.
 template <class L, Kind kKind>
 struct Stats {
   float r0, r1, r2;
@@ -37,15 +37,15 @@ struct Stats {
   }
 };
 
-/// Sums over the rows of a block at the columns of its threads: first of each branch's weight, then of `outer`, then of
-/// the gate's weight.
+/// Column sums over the rows of a block, for the gradients of weights. Slots: one per branch, then `outer`, then the
+/// gate weight. Kept layouts hold them in registers, others in `partial`.
 template <class L, Kind kKind>
 struct WeightSums {
   static constexpr int outer = L::branches, gate = outer + L::outer, slots = gate + (kKind == Kind::gate);
   float kept[L::kept ? slots : 1][L::held][L::width];
   float* partial;
 
-  /// `partials` [blocks, slots, d] takes the sums of all blocks, or is null; `each` walks over the thread's columns.
+  /// `partials` [blocks, slots, d] receives the sums of all blocks, or is null. `each` loops over the thread's columns.
   template <class Each>
   __device__ WeightSums(float* partials, int64_t d, Each&& each)
       : partial(partials ? partials + int64_t(blockIdx.x) * slots * d : nullptr) {
@@ -61,7 +61,7 @@ struct WeightSums {
         each([&](int, int64_t k) { store(partial + s * d + k, none); });
       }
   }
-  /// `plus(i, sum)` is the sum at column i with the row's term.
+  /// `plus(i, sum)` returns the sum at column i plus the row's term.
   template <class Plus>
   __device__ void add(int slot, int v, int64_t k, int64_t d, Plus&& plus) {
     if constexpr (L::kept) {
@@ -94,8 +94,8 @@ struct WeightSums {
   }
 };
 
-/// From the gradient dx of a row to those of its source; `mean` is that of x · dx, for the gate's norm. Leaves the
-/// gate weight's terms in `dweight`.
+/// Computes and stores the gradients of the source from the gradient dx of a row. `mean` is mean(x · dx), for the
+/// gate's norm. `dweight`, out: the row's terms of the gate weight's gradient.
 template <Kind kKind, class S, class A, int W>
 __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
                                       const Loaded<A, W>& incoming, int64_t n, int64_t k, const float (&dx)[W],
@@ -135,7 +135,7 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
   }
 }
 
-/// Rounds each branch's values as the forward kernel does: the same products in the same order, of x without r0.
+/// Rounds each branch's values with the bits of the forward kernel: the same products in the same order, x without r0.
 /// `most` holds the magnitudes of x · outer · weight.
 template <class A, class L, Kind kKind>
 __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
@@ -152,8 +152,8 @@ __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[
   }
 }
 
-/// One vector of columns on its way: x̂ (x where there is no outer norm) and the sums of the branches' gradients.
-/// Layouts that keep rows take no mixed calls: there either every branch has a weight or none has, and s serves both.
+/// Intermediate values of one vector of columns: x̂ (x without an outer norm) and the sums of the branches' gradients.
+/// In a kept layout either every branch has a weight or none has, so `s` holds the sum in both cases.
 template <class L>
 struct Columns {
   static constexpr bool mixed = !L::kept;
@@ -161,7 +161,7 @@ struct Columns {
   float s[L::width];                 // Σ weight ⊙ dout
   float bare[mixed ? L::width : 1];  // Σ dout of the branches without a weight
 
-  /// Leaves the source's x, without r0, in `x`.
+  /// Computes x without r0 in `x`, and x̂ in `normed`.
   template <class Source>
   __device__ void normalise(const NormQuantBackwardArgs& p, const Source& source, const float (&gate)[L::width],
                             float r01, float (&x)[L::width]) {
@@ -185,8 +185,8 @@ struct Columns {
   }
 };
 
-/// The sums over a row that its gradient needs, reduced over the block in one step: of û s; with a norm inside the
-/// source and one around it, of x̂²; in layouts for mixed branches, of u · bare. What else is a mean follows from them.
+/// The reductions over a row that its gradient needs, all in one step over the block: Σ û s in every layout; Σ x̂² if a
+/// gate and a block norm meet; Σ u · bare in layouts for mixed branches. All other means follow from these:
 ///
 /// û = u r2, so mean(û²) = 1 − eps_inner r2². With c = mean(û s) the inner norm's part of du is r2 (s − û c), and
 ///   mean(u du) = c (1 − mean(û²)) + mean(u bare) = c eps_inner r2² + mean(u bare)          `outer_mean`
@@ -206,7 +206,7 @@ struct RowSums {
       if constexpr (mixed) of[count - 1] += at.normed[i] * w.outer_or_1(i) * at.bare[i];
     }
   }
-  /// `normed`: some branch has a weight. Without one s is `bare` in layouts that keep no other.
+  /// `normed`: some branch has a weight. If none has, `s` of a kept layout holds the sum of the branches without one.
   __device__ void finish(const Stats<L, kKind>& row, float share, float eps_inner, bool normed, bool has_outer) {
     const float mean = of[0] * share;
     c = normed ? mean : 0.0f;
@@ -241,13 +241,13 @@ __device__ void find_most(const NormQuantBackwardArgs& p, const float (&x)[L::wi
   }
 }
 
-/// The backward pass, a row after the other. Two walks over a row's columns: the first sums, the second stores; between
-/// them is the one reduction over the block, of RowSums (and the branches' absmax, with kEmit). Sums over rows stay in
-/// registers (kept layouts) or in `partials`.
+/// The backward pass. A block processes its rows one after the other, with two loops over a row's columns: the first
+/// sums, the second stores. The only reduction over the block is between them: RowSums, and with kEmit the absmax of
+/// each branch. Column sums over rows are in registers (kept layouts) or in `partials`.
 ///
-/// With kEmit branches may have an `out`, stored while x is at hand, or last where x is cheap to make again: registers
-/// are short. That must not change a bit of the gradients, so where the compiler could fuse
-/// a product with a sum in one of the two kernels and not in the other, intrinsics say what happens.
+/// With kEmit a branch may have an `out`. It is stored while x is in registers, or at the end if x is cheap to compute
+/// again, to save registers. kEmit must not change a bit of the gradients: intrinsics fix the rounding wherever the
+/// compiler could make an fma in one of the two kernels and not in the other.
 template <class L, Kind kKind, class S, class A, bool kEmit>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQuantBackwardArgs p, float* partials,
                                                                     float eps_inner) {
@@ -310,8 +310,8 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   totals.finish(p.d, each);
 }
 
-/// Layouts of calls whose rows stay in registers. All but rows and sums do with one branch and without `outer`, the
-/// only ones on hot paths.
+/// Layouts of calls whose rows stay in registers. For gate, glu and activation they have one branch and no `outer`, the
+/// only such calls in a model.
 template <Kind kKind, int kBranches>
 using BackwardLayout =
     std::conditional_t<kKind == Kind::glu || kKind == Kind::activation, Layout<1, 8, 1, false, 704>,

@@ -5,11 +5,11 @@
 #include "core/cuda/common.cuh"
 #include "core/quantize.h"
 
-/// What the kernels that walk over rows share: a block takes one row at a time, a grid no larger than what the GPU
-/// holds at once takes all rows.
+/// What kernels over rows share. A block processes one row at a time. The grid is persistent: it has at most as many
+/// blocks as run at the same time, and they process all rows.
 namespace mmfree::cuda {
 
-/// W elements as loaded, in one access of up to 16 bytes. Pairs of bf16 stay in one register until they are used.
+/// W elements, loaded in accesses of up to 16 bytes. A pair of bf16 is in one register until it is used.
 template <class T, int W>
 struct Loaded {
   static constexpr bool kPairs = std::is_same_v<T, Bf16> && W % 2 == 0;
@@ -22,7 +22,7 @@ struct Loaded {
 #pragma unroll
     for (Word& w : words.at) w = Word(0.0f);
   }
-  /// Makes the compiler compute again what follows from these words, rather than hold it in registers.
+  /// Makes the compiler compute values of these words again instead of keeping them in registers.
   __device__ void forget() {
 #pragma unroll
     for (Word& w : words.at)
@@ -39,9 +39,9 @@ struct Loaded {
   }
 };
 
-/// Calls body(v, column) for each vector of kWidth columns that this thread owns in a row of d columns. With kVectors
-/// they can be kept in registers, indexed by v < kVectors; with kVectors == 0 there are as many as the row needs and v
-/// is 0.
+/// Calls body(v, column) for each vector of kWidth columns of this thread in a row of d columns. With kVectors > 0
+/// there are at most kVectors, and arrays indexed by v stay in registers. With kVectors == 0 there are as many as the
+/// row needs, and v is 0.
 template <int kVectors, int kWidth, class Body>
 __device__ inline void each_vector(int64_t d, Body&& body) {
   if constexpr (kVectors > 0) {
@@ -56,13 +56,14 @@ __device__ inline void each_vector(int64_t d, Body&& body) {
   }
 }
 
-/// Sums of floats and maxima of `magnitude`s over a block, in a fixed order, for every thread. One barrier per call:
-/// two sets of slots in turn keep a fast warp from overwriting what a slow one still reads. Lives in shared memory.
+/// Reduces sums of floats and maxima of `magnitude`s over a block in a fixed order; every thread gets the results. It
+/// is placed in shared memory. There is one barrier per call: two sets of slots alternate, so that a fast warp does not
+/// overwrite values that a slow one still reads.
 template <int kSums, int kMaxima>
 struct alignas(16) RowReduction {
   float slots[2][kSums + kMaxima][kWarp];
 
-  /// Call once, by all threads, before anything else: slots of absent warps must be zero.
+  /// All threads call this once, first: the slots of warps that the block does not have must be zero.
   __device__ void clear() {
     float* slot = &slots[0][0][0];
     for (int i = int(threadIdx.x); i < 2 * (kSums + kMaxima) * kWarp; i += int(blockDim.x)) slot[i] = 0;
@@ -101,17 +102,17 @@ struct alignas(16) RowReduction {
   }
 };
 
-/// 1 / sqrt(mean + eps); NaN where the mean overflowed, which would otherwise make a row of zeros out of it.
+/// rstd: 1 / sqrt(mean + eps). If the mean overflowed it is NaN: 0 would turn the row into zeros silently.
 __device__ inline float rms_reciprocal(float mean, float eps) {
   return magnitude(mean) < 0x7f800000u ? rsqrtf(mean + eps) : __uint_as_float(0x7fffffffu);
 }
 
-/// Threads for `vectors` vectors, in whole warps.
+/// Number of threads for `vectors` vectors: whole warps, at most `most`.
 inline int threads_for(int64_t vectors, int most) {
   return int(std::min<int64_t>(ceil_div(vectors, kWarp) * kWarp, most));
 }
 
-/// Blocks for a grid that takes `rows` rows: as many as run at once, whatever the GPU is doing.
+/// Number of blocks of a persistent grid over `rows` rows: at most as many as an idle GPU runs at the same time.
 template <auto kKernel>
 int64_t persistent_blocks(int threads, int64_t rows) {
   static std::array<std::atomic<int>, 1024 / kWarp + 1> known{};
@@ -124,7 +125,7 @@ int64_t persistent_blocks(int threads, int64_t rows) {
   return std::min<int64_t>(rows, int64_t(per_multiprocessor) * multiprocessors());
 }
 
-/// True if `p` may be accessed 16 bytes at a time; null pointers may.
+/// True if `p` is aligned to 16 bytes; also for null.
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 }  // namespace mmfree::cuda

@@ -14,24 +14,24 @@ constexpr int kWarps = kThreads / kWarp;
 
 bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
-// Quantising: Σ |w| of each block, from those a scale per matrix, then the codes.
+// Quantisation in three kernels: Σ |w| of each block of weights, then one scale per matrix, then the codes.
 
-/// Matrices of one launch, passed by value so that a captured launch keeps them.
+/// The matrices of one launch. Passed by value, so that a recorded launch keeps them.
 constexpr int kMaxJobs = 512;
 struct Jobs {
   struct Job {
     const float* weights;
-    const double* sums;  // of its blocks
+    const double* sums;  // Σ |w| of each of its blocks
     int8_t* codes;
     float* scale;
     int64_t size;
   };
   Job jobs[kMaxJobs];
-  unsigned first_block[kMaxJobs + 1];  // of each job among the blocks of all
+  unsigned first_block[kMaxJobs + 1];  // index of each job's first block; the last entry is the number of blocks
   int count;
 };
 
-/// sums[block] = Σ |x| over kParamBlock elements, the last block shorter.
+/// sums[block] = Σ |x| over kParamBlock elements; the last block may be shorter.
 __global__ void __launch_bounds__(kThreads) sum_abs_blocks(const float* x, int64_t n, double* sums, bool wide) {
   __shared__ float sizes[kParamBlock];
   const int64_t first = int64_t(blockIdx.x) * kParamBlock;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) sum_abs_blocks(const float* x, int64
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-/// One block per job. One thread adds the sums in index order, as the CPU does; the others only fetch them.
+/// One block per job. One thread adds the sums in index order, as on the CPU; the others only load them.
 __global__ void __launch_bounds__(kThreads) scale_jobs(const __grid_constant__ Jobs g) {
   constexpr int kChunk = 2048;
   __shared__ double sums[kChunk];
@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(kThreads) scale_jobs(const __grid_constant__ J
   if (threadIdx.x == 0) *job.scale = weight_scale<float>(job.size ? __ddiv_rn(total, double(job.size)) : 0);
 }
 
+/// The job that `block` belongs to, by bisection.
 __device__ int job_of(const Jobs& g, unsigned block) {
   int low = 0, high = g.count - 1;
   while (low < high) {
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) code_blocks(const __grid_constant__ 
   }
 }
 
-/// Quantises up to kMaxJobs matrices whose sums are there. `wide`: all pointers are aligned to 16 bytes.
+/// Quantises up to kMaxJobs matrices whose sums are known. `wide`: all pointers are aligned to 16 bytes.
 void quantise_jobs(const Jobs& g, bool wide, const char* op) {
   scale_jobs<<<unsigned(g.count), kThreads, 0, stream()>>>(g);
   check_launch(op);
@@ -129,9 +130,9 @@ Tensor block_sums(const float* x, int64_t n, const char* op) {
   return sums;
 }
 
-// Scaling rows of whole numbers: codes, weights, and sums of products.
+// Scaling of integer rows: activation codes, weights, sums of products.
 
-/// y[r, c] = A(x[r, c] · (step[r] · scale)), where a missing factor is 1. A warp per row and span of columns.
+/// y[r, c] = A(x[r, c] · (step[r] · scale)); a null factor is 1. One warp per row and span of columns.
 template <int N, class From, class A>
 __global__ void __launch_bounds__(kThreads)
     scale_rows(const From* x, const float* step, const float* scale, A* y, int64_t rows, int64_t cols) {
@@ -170,9 +171,9 @@ void launch_scale_rows(const From* x, const void* step, const void* scale, A* y,
 
 // Products.
 
-/// Largest memory of the sums of one product by cuBLASLt; more rows are taken in several.
+/// Bytes of the int32 sums of one product by cuBLASLt; more rows take several products.
 constexpr int64_t kMaxSums = int64_t(64) << 20;
-/// Up to as many rows the product is bound by reading the weights, for which no tensor core is needed.
+/// Up to this number of rows reading the weights limits the speed, so tensor cores do not help.
 constexpr int64_t kFewRows = 4;
 
 template <int N>
@@ -210,7 +211,7 @@ void launch_few_rows(const TernaryLinearArgs& g) {
   check_launch("ternary_linear");
 }
 
-/// By cuBLASLt: sums in int32, then their scaling, for blocks of rows.
+/// The product by cuBLASLt, for blocks of rows: sums in int32, which a second kernel scales.
 template <class A>
 void product_and_scale(const TernaryLinearArgs& g) {
   const int64_t most = std::max<int64_t>(kMaxSums / (g.o * int64_t(sizeof(int32_t))) / 16 * 16, 16);

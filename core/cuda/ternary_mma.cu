@@ -6,18 +6,40 @@
 #include "core/cuda/context.h"
 #include "core/cuda/ternary_mma.h"
 
-/// A persistent grid of clusters of two blocks, one block a multiprocessor. A cluster works on 256 x 256 tiles of y:
-/// each block has 128 rows, loads them and one half of the 256 rows of w, which the copy engine writes to both blocks.
-/// A ring of stages of 128 bytes of depth lies between the one thread that loads and the two warpgroups that multiply,
-/// 64 rows each.
+/// y = q wᵀ on Hopper's tensor cores. The grid is persistent: clusters of two blocks, one block per multiprocessor.
+///
+/// Tile. A cluster computes 256 x 256 tiles of y, each block 128 rows, each multiplying warpgroup 64:
+///
+///                                     256 columns of y = rows of w
+///                  block 0 loads rows 0..127 of w | block 1 loads rows 128..255 of w
+///                  +------------------------------------------------------------+
+///     block 0      | warpgroup 0:  64 rows x 256 sums, int32, 128 per thread    |
+///     128 rows     | warpgroup 1:  64 rows x 256                                |
+///                  +------------------------------------------------------------+
+///     block 1      | warpgroup 0:  64 rows x 256                                |
+///     128 rows     | warpgroup 1:  64 rows x 256                                |
+///                  +------------------------------------------------------------+
+///
+/// Each block loads its own 128 rows of q and one half of the tile's rows of w, which the copy engine (TMA) writes to
+/// the shared memory of both blocks (multicast).
+///
+/// Stage. A tile is computed in steps of 128 elements of depth k. A stage holds one step: 128 rows of q (16 KiB) and
+/// 256 rows of w (32 KiB). A block has a ring of 4 stages, with two barriers each:
+///
+///     warpgroup 2, one thread   -- TMA -->   stage 0 | 1 | 2 | 3   -- wgmma -->   warpgroups 0 and 1
+///       waits for `empty`                                                           wait for `full`
+///
+///   full   the 48 KiB of the stage have arrived: from this block, and the other half of w from the other block
+///   empty  all 16 multiplying warps of the cluster have read the stage; they arrive at the barriers of both blocks,
+///          because each block writes to both
 namespace mmfree::cuda {
 namespace {
 
 constexpr int kRows = 128, kCols = 256, kDepth = 128;  // of a block's tile; depth in elements = bytes
-constexpr int kCluster = 2;                            // blocks, one above the other in y
+constexpr int kCluster = 2;                            // blocks of a cluster
 constexpr int kStages = 4;
 constexpr int kGroup = 128;  // threads of a warpgroup
-constexpr int kGroups = 2;   // that multiply
+constexpr int kGroups = 2;   // warpgroups that multiply
 constexpr int kThreads = kGroup * (1 + kGroups);
 constexpr int kRowBytes = kRows * kDepth, kColBytes = kCols * kDepth;
 constexpr int kBandRows = 2048;  // see Plan
@@ -27,19 +49,19 @@ constexpr int kBarriersAt = kColsAt + kStages * kColBytes;
 constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
 static_assert(kSharedBytes <= 227 * 1024);
 
-/// How y is cut into tiles of clusters, and their order: bands of `band` tile rows, and in a band column after column,
-/// so that the rows of q of a band stay in the L2 cache while w passes by once.
+/// How y is divided into tiles, and their order: bands of `band` rows of tiles, and inside a band column after column.
+/// The rows of q of a band then stay in the L2 cache while all of w is read once.
 struct Plan {
-  int rows, cols;  // tiles of y
-  int band;        // tile rows of a band
-  int depth;       // stages of a tile
+  int rows, cols;  // of the grid of tiles
+  int band;        // rows of tiles in a band
+  int depth;       // steps of kDepth in a tile
   int n, o;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kSums = kCols / 2;  // of a thread: 64 x kCols over 128 threads
-constexpr int kParts = 4;         // in which a tile is stored
+constexpr int kSums = kCols / 2;  // sums of a thread: 64 x kCols over 128 threads
+constexpr int kParts = 4;         // parts in which a tile is stored, see Finished
 
 struct Tile {
   int row, col;
@@ -48,7 +70,7 @@ struct Tile {
 __device__ Tile tile_at(const Plan& plan, int index) {
   const int in_band = plan.band * plan.cols;
   const int first = index / in_band * plan.band;
-  const int height = max(1, min(plan.band, plan.rows - first));  // 1 behind the last tile, which nobody works on
+  const int height = max(1, min(plan.band, plan.rows - first));  // at least 1 for an index past the last tile, not used
   const int rest = index % in_band;
   return {first + rest % height, rest / height};
 }
@@ -83,7 +105,7 @@ __device__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// Box of `map` at column x, row y to shared memory; counts its bytes at `barrier`.
+/// Starts a copy of the box of `map` at column x, row y to shared memory. Its bytes count at `barrier`.
 __device__ void load_box(uint32_t to, const CUtensorMap& map, int x, int y, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
@@ -91,7 +113,8 @@ __device__ void load_box(uint32_t to, const CUtensorMap& map, int x, int y, uint
       "l"(&map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
-/// Rows of w from `row` on, to the same place of every block of the cluster, counted at the barrier of each.
+/// Starts a copy of rows of w from `row` on to the same address in every block of the cluster. The bytes count at the
+/// barrier of each block.
 template <bool Direct>
 __device__ void load_cols(uint32_t to, const CUtensorMap& map, int x, int row, uint32_t barrier) {
   const uint16_t blocks = (1 << kCluster) - 1;
@@ -109,7 +132,7 @@ __device__ void load_cols(uint32_t to, const CUtensorMap& map, int x, int row, u
         : "memory");
 }
 
-/// Describes to wgmma a tile of rows of 128 bytes, depth along the row, in the 128-byte swizzle.
+/// The wgmma descriptor of a tile in shared memory: rows of 128 bytes along the depth, 128-byte swizzle.
 __device__ uint64_t matrix(uint32_t shared) {
   constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
   return kSwizzle128 | kEightRows | (uint64_t(1) << 16) | ((shared & 0x3ffff) >> 4);
@@ -121,7 +144,7 @@ __device__ uint64_t matrix(uint32_t shared) {
 #define MMFREE_SUMS_64(d, i) \
   MMFREE_SUMS_16(d, i), MMFREE_SUMS_16(d, i + 16), MMFREE_SUMS_16(d, i + 32), MMFREE_SUMS_16(d, i + 48)
 
-/// sums (+)= 64 rows of a times 256 rows of b over 32 elements of depth; starts from zero unless `add`.
+/// sums = 64 rows of a times 256 rows of b over 32 elements of depth, added to the old sums if `add`.
 __device__ void multiply(int (&sums)[kSums], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{ .reg .pred add;\n"
@@ -143,12 +166,12 @@ __device__ void multiply(int (&sums)[kSums], uint64_t a, uint64_t b, bool add) {
 #undef MMFREE_SUMS_16
 #undef MMFREE_SUMS_64
 
-/// Waits until at most `Left` of the warpgroup's committed products are under way.
+/// Waits until at most `Left` of the warpgroup's committed products are unfinished.
 template <int Left>
 __device__ void multiply_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
 }
-/// Waits for all of them; what reads the sums cannot be moved before this.
+/// Waits for all of them. The compiler cannot move a read of the sums before this.
 __device__ void multiply_wait_all(int (&sums)[kSums]) {
   multiply_wait<0>();
 #pragma unroll
@@ -156,14 +179,14 @@ __device__ void multiply_wait_all(int (&sums)[kSums]) {
 }
 
 struct Shared {
-  uint32_t at;  // start of shared memory
+  uint32_t at;  // address of the start of shared memory
   __device__ uint32_t rows(int stage) const { return at + stage * kRowBytes; }
   __device__ uint32_t cols(int stage) const { return at + kColsAt + stage * kColBytes; }
   __device__ uint32_t full(int stage) const { return at + kBarriersAt + stage * 8; }
   __device__ uint32_t empty(int stage) const { return at + kBarriersAt + (kStages + stage) * 8; }
 };
 
-/// Place in the ring of stages.
+/// A position in the ring of stages, and the parity of the barriers' phase there.
 struct Ring {
   int stage = 0, parity = 0;
   __device__ void next() {
@@ -171,7 +194,7 @@ struct Ring {
   }
 };
 
-/// The thread that loads: all tiles of the cluster, stage after stage.
+/// The loading thread: all tiles of the cluster, stage after stage.
 template <bool Direct>
 __device__ void load_tiles(const CUtensorMap& q_map, const CUtensorMap& w_map, const Plan& plan, Shared shared,
                            int block) {
@@ -191,16 +214,17 @@ __device__ void load_tiles(const CUtensorMap& q_map, const CUtensorMap& w_map, c
   }
 }
 
-/// Two sums as bf16 side by side, the first in the low half.
+/// Two scaled sums as a pair of bf16, the first in the low half.
 __device__ uint32_t scaled_pair(int a, int b, float scale) {
   const __nv_bfloat162 pair =
       __floats2bfloat162_rn(__fmul_rn(__int2float_rn(a), scale), __fmul_rn(__int2float_rn(b), scale));
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
-/// A thread's numbers of y of a finished tile. They leave a part at a time under the products of the next tile: a tile
-/// written at once would wait for the memory. The thread holds of two rows, 8 apart, the columns 8 j + lane % 4 * 2 +
-/// {0, 1} of the tile in shared memory; with `Direct`, shuffled_rows_map brought eight of them side by side in y.
+/// A thread's elements of y of a finished tile. They are stored in kParts parts while the next tile is multiplied, so
+/// that the products do not wait for the memory. The thread has two rows, 8 apart. Of each it has the columns 8 j +
+/// lane % 4 * 2 + {0, 1} of the tile in shared memory; with `Direct`, eight of these are neighbours in y, because
+/// shuffled_rows_map has permuted the rows of w.
 template <bool Direct>
 struct Finished {
   static constexpr int kBlocks = kCols / 32;
@@ -239,7 +263,7 @@ struct Finished {
   }
 };
 
-/// A warpgroup that multiplies: its 64 rows of all tiles of the block.
+/// A multiplying warpgroup: its 64 rows of all tiles of the block.
 template <bool Direct>
 __device__ void multiply_tiles(__nv_bfloat16* y, const float* step, float scale, const Plan& plan, Shared shared,
                                int block, int group) {
@@ -312,12 +336,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     multiply_tiles<Direct>(y, step, *scale, plan, shared, block, group);
   }
-  // No block may leave while the other can still write to it.
+  // No block may exit while the other can still write to its shared memory.
   cluster_sync();
 #endif
 }
 
-/// The driver's encoder of tensor maps, looked up at run time so that nothing links the driver.
+/// The driver's encoder of tensor maps. Looked up at run time, because the driver is not linked.
 PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
@@ -328,8 +352,9 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
-/// Bytes at `data` as the copy engine sees them: of `rank` dimensions, the first contiguous and each other one `stride`
-/// bytes apart, moved in boxes of `box` in the 128-byte swizzle. What a box has outside loads as zero.
+/// A tensor map for the copy engine: bytes at `data` in `rank` dimensions, the first contiguous, the others with the
+/// strides `stride` in bytes. They are copied in boxes of shape `box`, with the 128-byte swizzle. Elements outside the
+/// tensor are loaded as zero.
 CUtensorMap tensor_map(const void* data, int rank, const cuuint64_t* shape, const cuuint64_t* stride,
                        const cuuint32_t* box) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
@@ -343,16 +368,16 @@ CUtensorMap tensor_map(const void* data, int rank, const cuuint64_t* shape, cons
   return map;
 }
 
-/// A row-major matrix in boxes of `box_rows` rows.
+/// The map of a row-major matrix, in boxes of `box_rows` rows.
 CUtensorMap rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
   const cuuint64_t shape[] = {cuuint64_t(cols), cuuint64_t(rows)}, stride[] = {cuuint64_t(cols)};
   const cuuint32_t box[] = {kDepth, cuuint32_t(box_rows)};
   return tensor_map(data, 2, shape, stride, box);
 }
 
-/// The same for rows % 32 == 0, with each 32 rows in another order: place 8 j + 2 t + e of shared memory gets row
-/// 8 t + 2 j + e. The tensor cores give thread t of four the columns 8 j + 2 t + e of a product; so it holds eight
-/// columns of y side by side, and stores them at once.
+/// The same for rows % 32 == 0, with every 32 rows permuted: row 8 j + 2 t + e in shared memory is row 8 t + 2 j + e of
+/// the matrix (t, j < 4, e < 2). In a product, thread t of four gets the columns 8 j + 2 t + e, which are then eight
+/// neighbouring columns of y: it stores them in one access.
 CUtensorMap shuffled_rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
   const cuuint64_t line = cols, shape[] = {line, 2, 4, 4, cuuint64_t(rows / 32)};
   const cuuint64_t stride[] = {line, 8 * line, 2 * line, 32 * line};

@@ -8,8 +8,8 @@ namespace mmfree::cuda {
 
 /// Whether ternary_mma can compute an [n, o] output over depth k on the current device: compute capability 9.0 (the
 /// code uses Hopper's wgmma and bulk tensor copies), n, o, k >= 1, k % 16 == 0 and o % 8 == 0 (rows of q, w and y start
-/// at multiples of 16 bytes), all at most 2^24 and k below it (no sum leaves int32). Throws DeviceError if the device
-/// cannot be asked.
+/// at multiples of 16 bytes), all at most 2^24 and k below it (no sum overflows int32). Throws DeviceError if the
+/// device cannot be asked.
 bool ternary_mma_fits(std::int64_t n, std::int64_t o, std::int64_t k);
 
 /// Product of int8 activations with ternary weights on the tensor cores:
@@ -17,11 +17,11 @@ bool ternary_mma_fits(std::int64_t n, std::int64_t o, std::int64_t k);
 ///   y[i, j] = bf16( float(sum_l q[i, l] * w[j, l]) * (step[i] * scale[0]) )
 ///
 /// The sum is exact in int32. Each of the two float multiplications, the conversion of the sum and the final one to
-/// bf16 round to nearest even, so y is the same bits as the formula on any machine.
+/// bf16 round to nearest even, so y has the bits of the formula.
 ///
 /// q      int8 [n, k] row-major, the whole range -128..127
-/// step   float [n], one step size a row of q
-/// w      int8 [o, k] row-major, meant for -1, 0, 1 (any int8 is right as long as the sums fit int32)
+/// step   float [n], one quantization step per row of q
+/// w      int8 [o, k] row-major, weights -1, 0, 1 (other int8 values work if the sums fit in int32)
 /// scale  float [1] in device memory
 /// y      bf16 [n, o] row-major; no byte outside it is written
 ///
