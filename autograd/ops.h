@@ -5,17 +5,17 @@
 #include "core/ops/head_loss.h"
 #include "core/ops/norm_quant.h"
 
-/// The differentiable operations. Each computes with the op of the same name in core/ops (formulas, shapes and errors
-/// are documented there) and records its backward pass on the live Tape. Rows are tokens: N = B·T.
+/// The differentiable operations. Each calls the op of the same name in core/ops, which documents formulas, shapes and
+/// errors, and records its backward pass on the current Tape. Rows are tokens: N = B·T.
 namespace mmfree {
 
 /// a + b, the residual connection. [N, D] each; the sum has a's dtype.
 Var add(const Var& a, const Var& b);
 
-/// y_n = table[ids_n].  table [V, D], ids [N] i32 → [N, D] in the table's dtype; what follows computes in `compute`.
+/// y_n = table[ids_n].  table [V, D], ids [N] i32 → [N, D] in the table's dtype, with the compute dtype `compute`.
 Var embedding(const Var& table, const Tensor& ids, DType compute);
 
-/// Where the rows of a norm come from: see RowSource.
+/// The source of a norm's rows, as a RowSource of Vars.
 struct Source {
   RowSource::Kind kind;
   Var a, b, weight;
@@ -31,22 +31,22 @@ struct Source {
   static Source activation(const Var& x, Activation f) { return {RowSource::activation, x, {}, {}, 0, f}; }
 };
 
-/// One wanted output of norm_quant.
+/// One output of norm_quant.
 struct Branch {
   Var weight;  ///< [D]; undefined: no norm
   Rounding rounding;
 };
 
-/// Block norm (`outer`, may be undefined) and for each branch an RMSNorm, if it has a weight, and rounding → one Var
-/// [N, D] per branch, quantised where the branch says int8, of dtype P where it says none. The rounding is
-/// straight-through. Of a sum, its value [N, D] is one Var more.
+/// Block norm (`outer`, may be undefined), then for each branch an RMSNorm, if it has a weight, and a rounding → one
+/// Var [N, D] per branch: quantised for int8, values of A for bf16, values of P for none. The rounding's gradient is
+/// straight-through. A `sum` source adds one more Var at the end: its value [N, D].
 std::vector<Var> norm_quant(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                             const std::vector<Branch>& branches);
 
-/// RMSNorm without rounding: the single-branch, single-norm norm_quant.
+/// RMSNorm: norm_quant with one branch, without block norm and rounding.
 Var rmsnorm(const Var& x, const Var& weight, double eps);
 
-/// y = x Wᵀ with W as `matrix` holds it; the gradient of W goes straight through its rounding to `latent` [O, K], which
+/// y = x Wᵀ with the W of `matrix`. The gradient of W goes to `latent` [O, K], straight through the rounding; `latent`
 /// may be undefined (exported models).
 Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix);
 
@@ -57,30 +57,31 @@ struct Projection {
   const WeightMatrix* matrix;  ///< [O, K], outlives the tape
 };
 
-/// What the backward pass of `norm_linear` keeps besides its source.
+/// What `norm_linear` keeps for its backward pass.
 enum class Keep {
-  all,      ///< the rounded activations too
-  source,   ///< nothing: the rounded activations are made again from the source
-  nothing,  ///< as `source`, of a sum its terms, and the outputs are made again where a later backward pass needs them
+  all,      ///< the source (of a sum its value) and the rounded activations
+  source,   ///< the source (of a sum its value); the rounded activations are computed again from it
+  nothing,  ///< the source (of a sum its two terms); rounded activations and outputs are computed again when needed
 };
 
-/// `linear` of each branch of `norm_quant`: one Var [N, O] per projection; of a sum, its value [N, D] is one Var more.
+/// `norm_quant`, then `linear` of each branch → one Var [N, O] per projection. A `sum` source adds one more Var at the
+/// end: its value [N, D].
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                              const std::vector<Projection>& projections, Keep keep);
 
-/// Bounds [L, D] of all layers from lambda [L, D]; element l of the result is [D].
+/// The lower bounds of all layers from lambda [L, D] → L Vars [D].
 std::vector<Var> lower_bounds(const Var& lambda);
 
-/// Recurrence over z, a [N, D] = [B·T, D]; gamma [D] or undefined → h [N, D]. `state` [B, D], if given, is the state to
-/// start from (undefined: zeros) and becomes the state after the last step.
+/// Recurrence over z, a [N, D] = [B·T, D]; gamma [D] or undefined → h [N, D]. `state` [B, D], if given, is the state
+/// before the first step (undefined: zeros) and receives the state after the last step.
 Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state = nullptr);
 
 /// a, b [N, D], weight [D] or undefined → [N, D].
 Var gate_norm(const Var& a, const Var& b, const Var& weight, double eps);
 
-/// scale · Σ nll over the rows of q [N, K], an f64 tensor [1]. With a live Tape the gradients are computed right here,
-/// block of logits by block, and that of `latent` is added to its slot at once; so backward must start from this loss
-/// with the weight 1.
+/// scale · Σ nll over the rows of q [N, K], an f64 tensor [1]. With a current Tape this call also computes the
+/// gradients, one block of logits after the other, and adds that of `latent` to its slot. So backward must start from
+/// this loss, with the weight 1.
 Var head_loss(const Var& q, const Var& latent, const WeightMatrix& matrix, const Tensor& targets,
               const LossScale& scale);
 

@@ -4,13 +4,13 @@
 namespace mmfree {
 namespace {
 
-/// Where a node keeps a weight matrix, counted from the matrix' first tensor.
+/// Indices of a weight matrix' tensors in a node's saved list, relative to its first tensor.
 enum MatrixSlot : size_t { kCodes, kScale, kPlain, kMatrixSlots };
 
-/// Where `norm_linear` keeps what belongs to a projection, counted from the projection's first tensor: its norm weight,
-/// its matrix, and the rounded activations with their steps, if kept.
+/// Indices of a projection's tensors in the saved list of `norm_linear`, relative to its first tensor: the norm weight,
+/// the matrix, and the rounded activations with their quantization steps, if kept.
 enum ProjectionSlot : size_t { kNorm, kMatrix, kValues = kMatrix + kMatrixSlots, kStep, kProjectionSlots };
-/// Its inputs: norm weight and latent weights.
+/// Inputs of a projection: norm weight and latent weights.
 enum ProjectionInput : size_t { kNormInput, kLatent, kProjectionInputs };
 
 /// Inputs and saved tensors of `linear`.
@@ -35,7 +35,8 @@ QuantTensor activations(const Tensor& values, const Tensor& step, DType compute)
   return step.defined() ? QuantTensor(values, step, compute) : QuantTensor(values, compute);
 }
 
-/// norm_linear as its node remembers it: the norm's slots, then those of each projection.
+/// What the node of norm_linear stores besides tensors. Its saved list holds the norm's slots, then those of each
+/// projection.
 struct SavedProjections {
   SavedNorm norm;
   Rounding roundings[kMaxNormBranches];
@@ -46,7 +47,7 @@ struct SavedProjections {
   static size_t input(size_t p, size_t which) { return kNormInputs + p * kProjectionInputs + which; }
 
   void backward(const BackwardCtx& c) const {
-    std::vector<Tensor> u(count);  // rounded activations that weight gradients want and that were not kept
+    std::vector<Tensor> u(count);  // rounded activations that a weight gradient needs
     {
       std::vector<NormBranchGrad> grads;
       for (size_t p = 0; p < count; ++p) {
@@ -56,7 +57,7 @@ struct SavedProjections {
         linear_dx(dy, unpack(c, slot(p, kMatrix), width), dq, 0);
         if (c.needs(input(p, kLatent)) && !c.kept(slot(p, kValues))) {
           const DType t = value_dtype(roundings[p], dq.dtype());
-          u[p] = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // in the gradient's place where it fits
+          u[p] = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // overwrites the gradient if dtypes agree
         }
         auto [dweight, beta] = c.grad_if_needed(input(p, kNormInput));
         grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u[p]});
@@ -73,7 +74,7 @@ struct SavedProjections {
     }
   }
 
-  /// Output p again, in the compute dtype t. `From` shows the node's saved list.
+  /// Computes output p again, in the compute dtype t. `From` gives access to the node's saved list.
   template <class From>
   Tensor output(const From& from, size_t p, DType t) const {
     const RowSource rows = norm.source(from);
@@ -88,7 +89,7 @@ struct SavedProjections {
   }
 };
 
-/// A Recipe's saved list under the name that a BackwardCtx gives its own.
+/// Gives a Recipe the member `saved` of a BackwardCtx.
 struct RecipeView {
   const Recipe& recipe;
   Tensor saved(size_t i) const { return recipe.tensor(i); }
@@ -122,7 +123,7 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   for (const Projection& p : projections) branches.push_back(f.branch(p.branch));
   f.run(eps_outer, eps_inner, branches);
 
-  SavedProjections memory{SavedNorm(source, eps_outer, eps_inner), {}, projections.size(), f.source.width()};
+  SavedProjections node{SavedNorm(source, eps_outer, eps_inner), {}, projections.size(), f.source.width()};
   std::vector<Var> inputs = f.inputs();
   std::vector<SavedTensor> saved = f.saved(keep == Keep::nothing);
   std::vector<QuantTensor> outputs;
@@ -132,7 +133,7 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
     Tensor y({u.values.dim(0), p.matrix->rows()}, source.a.compute(), source.a.device());
     linear(u, *p.matrix, y);
     outputs.emplace_back(y);
-    memory.roundings[i] = p.branch.rounding;
+    node.roundings[i] = p.branch.rounding;
     inputs.insert(inputs.end(), {p.branch.weight, p.latent});
     saved.emplace_back(p.branch.weight.value());
     pack(*p.matrix, saved);
@@ -142,11 +143,11 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   }
   if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
   std::vector<Var> ys =
-      record("norm_linear", inputs, std::move(outputs), saved, [memory](const BackwardCtx& c) { memory.backward(c); });
+      record("norm_linear", inputs, std::move(outputs), saved, [node](const BackwardCtx& c) { node.backward(c); });
   if (keep != Keep::nothing || !Tape::current()) return ys;
   for (size_t i = 0; i < projections.size(); ++i)
-    ys[i].set_recipe(make_recipe("norm_linear", saved, [memory, i, t = ys[i].compute()](const Recipe& recipe) {
-      return memory.output(RecipeView{recipe}, i, t);
+    ys[i].set_recipe(make_recipe("norm_linear", saved, [node, i, t = ys[i].compute()](const Recipe& recipe) {
+      return node.output(RecipeView{recipe}, i, t);
     }));
   return ys;
 }

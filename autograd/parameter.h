@@ -7,13 +7,13 @@
 
 namespace mmfree {
 
-/// How a parameter starts: a constant, U(-scale, scale), or N(0, scale²).
+/// Initial values of a parameter: the constant `scale`, U(-scale, scale), or N(0, scale²).
 struct Init {
   enum Kind { constant, uniform, normal } kind = constant;
   double scale = 0;
 };
 
-/// What a parameter is for, which decides how it is optimized.
+/// The use of a parameter in the model. It decides how the parameter is optimized.
 enum class ParamRole {
   matrix,     ///< of a projection
   embedding,  ///< table of token vectors
@@ -23,7 +23,7 @@ enum class ParamRole {
 
 const char* name_of(ParamRole role);
 
-/// Name, shape and treatment of one parameter. The name is its identity in files and in random-number keys.
+/// Name, shape, initial values and role of one parameter. The name identifies it in files and in random-number keys.
 struct ParamSpec {
   std::string name;
   Shape shape;
@@ -31,12 +31,13 @@ struct ParamSpec {
   ParamRole role = ParamRole::vector;
 };
 
-/// All parameters of a model in one flat buffer and their gradients in another (f32; f64 in checks) on one device, each
-/// parameter starting on a block of kParamBlock elements; padding is zero. The layout is never saved: files keep names.
+/// All parameters of a model in one flat buffer, and their gradients in another (f32; f64 in tests), on one device.
+/// Each parameter starts on a block of kParamBlock elements; padding is zero. The layout is in no file: files use
+/// names.
 class ParamStore {
  public:
   ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device = Device::cpu);
-  /// Fills every parameter from its Init: Philox keyed by (seed, name, element index).
+  /// Fills every parameter as its Init says, with random numbers that depend on (seed, name, element index) alone.
   void initialise(uint64_t seed);
 
   const std::vector<ParamSpec>& specs() const { return specs_; }
@@ -49,15 +50,16 @@ class ParamStore {
   Tensor& values() { return values_; }  ///< [P]
   const Tensor& values() const { return values_; }
   Tensor& grads() { return grads_; }  ///< [P]; allocated by the first begin_gradients
-  /// The part of a flat buffer of size P that belongs to parameter i, in its shape.
+  /// The elements of parameter i in a flat buffer of size P, in its shape. @throws ShapeError for another size
   Tensor view(const Tensor& flat, size_t i) const;
-  /// Where parameter i starts in a flat buffer, and its index by name. @throws Error naming an unknown parameter
+  /// Element of a flat buffer where parameter i starts.
   int64_t offset(size_t i) const { return offsets_[i]; }
+  /// @throws Error naming an unknown parameter
   size_t index(const std::string& name) const;
 
-  /// Forgets all gradients: the next backward pass overwrites, later ones accumulate.
+  /// Starts a step: the next backward pass overwrites the gradients, later ones add to them.
   void begin_gradients();
-  /// Sets the gradient of every parameter that no backward pass reached to zero.
+  /// Sets gradients to zero that no backward pass wrote.
   void finish_gradients();
 
  private:

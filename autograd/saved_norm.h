@@ -5,7 +5,7 @@
 /// What norm_quant and norm_linear share: how the norm's source is run, saved and differentiated.
 namespace mmfree {
 
-/// Where a node keeps the norm's tensors in its saved list. The first kNormInputs are also its first inputs.
+/// Indices of the norm's tensors in a node's saved list. The first kNormInputs are also the node's first inputs.
 enum NormSlot : size_t { kA, kB, kGateWeight, kOuter, kR0, kR1, kR2, kNormSlots, kNormInputs = kR0 };
 
 /// dtype of a branch's rounded values.
@@ -13,7 +13,7 @@ inline DType value_dtype(Rounding rounding, DType compute) {
   return rounding == Rounding::none ? param_dtype(compute) : compute;
 }
 
-/// A branch of `n` rows with its buffers: codes and steps, or values.
+/// A branch of `n` rows with allocated outputs: codes and steps, or values.
 inline NormBranch make_branch(const Tensor& weight, Rounding rounding, int64_t n, int64_t d, DType compute,
                               Device device) {
   if (rounding != Rounding::int8) return {weight, rounding, Tensor({n, d}, value_dtype(rounding, compute), device), {}};
@@ -36,12 +36,12 @@ struct NormForward {
   void run(double eps_outer, double eps_inner, std::vector<NormBranch>& branches);
   QuantTensor output(const NormBranch& b) const;
   std::vector<Var> inputs() const { return {in.a, in.b, in.weight, outer}; }
-  /// The tensors of NormSlot. Of a sum its value as a in place of a and b, unless `parts_of_sum`: then the value is
-  /// added up again, which keeps b's dtype where the value's is wider.
+  /// The tensors of NormSlot. For a sum a is its value and b is undefined. With `parts_of_sum` a and b are its terms,
+  /// and the backward pass adds them again: that takes less memory if b's dtype is narrower than the value's.
   std::vector<SavedTensor> saved(bool parts_of_sum = false) const;
 };
 
-/// The same norm as its node remembers it.
+/// What a node stores of the same norm besides tensors.
 struct SavedNorm {
   RowSource::Kind kind;
   Activation f;
@@ -50,8 +50,8 @@ struct SavedNorm {
   SavedNorm(const Source& in, double eps_outer, double eps_inner)
       : kind(in.kind), f(in.f), eps(in.eps), eps_outer(eps_outer), eps_inner(eps_inner) {}
 
-  /// The source; of a sum whose value was saved, the rows of it. `From` is a BackwardCtx or a Recipe's view of the
-  /// saved list.
+  /// The source; `rows` of the value for a sum whose value was saved. `From` is a BackwardCtx or a RecipeView: it gives
+  /// access to the saved list.
   template <class From>
   RowSource source(const From& from) const {
     const Tensor b = from.saved(kB);
@@ -60,8 +60,8 @@ struct SavedNorm {
   }
   /// Runs the norm again for `branches`.
   void again(const RowSource& source, const Tensor& outer, std::vector<NormBranch>& branches) const;
-  /// Passes the gradients of the branches on to the node's first kNormInputs inputs. Output `sum` of the node is the
-  /// value of a sum, whose own gradient joins in.
+  /// Computes the gradients of the node's first kNormInputs inputs from those of the branches. For a sum, output number
+  /// `sum` of the node is its value; the gradient of that output is added.
   void backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grads, size_t sum) const;
 };
 

@@ -10,8 +10,9 @@
 
 namespace mmfree {
 
-/// A plain function object kept by value in a node. It may capture numbers and addresses of what outlives the tape, but
-/// no tensor: every tensor goes through a list of saved ones, where it is counted, version-checked and freed.
+/// A function object, stored by value in a node. It may capture numbers, and addresses of objects that outlive the
+/// tape, but no tensors: those are in the node's saved list, where their bytes are counted, changes are found, and they
+/// are freed.
 class Closure {
  public:
   static constexpr size_t kBytes = 96;
@@ -31,14 +32,14 @@ class Closure {
   alignas(std::max_align_t) std::byte bytes_[kBytes];
 };
 
-/// Whether MMFREE_CHECK_FINITE=1 asks for a check of every value and gradient where it is made, so that the first bad
-/// op is named.
+/// Whether MMFREE_CHECK_FINITE=1 is set: then every output and gradient is checked when it is computed, and the error
+/// names the op that first gave a NaN or an infinity.
 bool checking_finite();
 
-/// A tensor kept for the backward pass: itself, with the version it had then, or how to make it again.
+/// A tensor saved for the backward pass: either the tensor and its version, or a recipe that computes it again.
 class SavedTensor {
  public:
-  /// `compute`: that of the value, for BackwardCtx::leaf.
+  /// `compute`: the compute dtype of the value, for BackwardCtx::leaf.
   SavedTensor(Tensor tensor, DType compute = DType::f32)  // NOLINT: list of tensors
       : tensor_(std::move(tensor)), version_(tensor_.version()), compute_(compute) {}
   /// The Var's recipe if it has one, else its tensor.
@@ -61,7 +62,7 @@ class SavedTensor {
   std::shared_ptr<const Recipe> recipe_;
 };
 
-/// How to compute a value again from saved tensors.
+/// A function that computes a value again, with the saved tensors that it needs.
 struct Recipe {
   const char* op;
   std::vector<SavedTensor> saved;
@@ -77,7 +78,7 @@ std::shared_ptr<const Recipe> make_recipe(const char* op, std::vector<SavedTenso
                                                [](const Recipe& recipe) { return recipe.closure.as<Make>()(recipe); }});
 }
 
-/// One recorded operation. Holds gradient slots, never values: what backward needs is in `saved` and nowhere else.
+/// One recorded operation. It has no values but those in `saved`, and the slots of gradients.
 struct Node {
   const char* op;
   std::vector<std::shared_ptr<GradSlot>> inputs, outputs;  ///< null where no gradient is wanted
@@ -86,17 +87,16 @@ struct Node {
   void (*call)(const Closure&, const class BackwardCtx&);
 };
 
-/// What a backward function sees of its node.
+/// Access of a backward function to its node.
 class BackwardCtx {
  public:
   explicit BackwardCtx(const Node& node) : node_(node) {}
-  /// Tensor i of the saved list; one kept as a recipe is computed by each call.
+  /// Tensor i of the saved list; a recipe computes it in each call.
   /// @throws Error if it was modified in place since it was saved
   Tensor saved(size_t i) const { return node_.saved[i].get(node_.op); }
-  /// Whether tensor i of the saved list is there at all.
+  /// Whether tensor i of the saved list is defined.
   bool kept(size_t i) const { return node_.saved[i].defined(); }
-  /// Input i again, of which saved(i) is the value, saved with its compute dtype: a value of its own whose gradient is
-  /// wanted if the input's is.
+  /// A new Var with the value saved(i), which must be that of input i. It requires a gradient if input i does.
   Var leaf(size_t i) const;
   /// Whether input i wants a gradient.
   bool needs(size_t i) const { return node_.inputs[i] != nullptr; }
@@ -108,16 +108,16 @@ class BackwardCtx {
   GradTarget grad(size_t i) const { return node_.inputs[i]->target(); }
   /// As grad(i), or an undefined tensor if input i wants none.
   GradTarget grad_if_needed(size_t i) const { return needs(i) ? grad(i) : GradTarget{}; }
-  /// Adds `contribution` to input i's gradient; the first contribution is shared, not copied, except by a leaf.
+  /// Adds `contribution` to input i's gradient. The first contribution is shared, not copied, unless input i is a leaf.
   void pass(size_t i, const Tensor& contribution) const;
 
  private:
   const Node& node_;
 };
 
-/// Linear tape: while one is alive, operations on this thread that involve a wanted gradient are appended to it.
-/// Creation order is a topological order, so `backward` pops from the end until nothing is left and memory falls as it
-/// goes. Without a live Tape nothing is recorded.
+/// The list of recorded operations. While a Tape is alive, operations of this thread with an input that requires a
+/// gradient are appended to it; without one nothing is recorded. The order of recording is a topological order, so
+/// `backward` takes nodes from the end, and frees the memory of each node after its use.
 class Tape {
  public:
   Tape() : Tape(true) {}
@@ -125,11 +125,11 @@ class Tape {
   Tape(const Tape&) = delete;
   static Tape* current();
 
-  /// Propagates the gradient of Σ weights_i · losses_i, each loss of one element, to every leaf; empties the tape.
-  /// @throws Error, ShapeError
+  /// Computes the gradient of Σ weights_i · losses_i for every leaf; each loss has one element. Empties the tape.
+  /// @throws ShapeError; Error if a loss requires no gradient, or has a fixed weight other than 1 (see head_loss)
   void backward(const std::vector<Var>& losses, const std::vector<double>& weights);
   void backward(const Var& loss) { backward({loss}, std::vector<double>{1}); }
-  /// The same from any outputs with the gradients given; an undefined gradient: none reaches that output.
+  /// The same from any outputs with given gradients; an undefined gradient counts as zero.
   void backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients);
   size_t size() const { return nodes_.size(); }
   /// Bytes kept for the backward pass, by op name.
@@ -155,7 +155,8 @@ class NoTape {
 
 std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs);
 
-/// Turns computed outputs into Vars; if a Tape is alive and an input wants a gradient, records `backward` for them.
+/// Makes Vars of computed outputs. If there is a current Tape and an input requires a gradient, records a node with
+/// `backward`.
 template <class Backward>
 std::vector<Var> record(const char* op, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs,
                         std::vector<SavedTensor> saved, Backward backward) {
@@ -163,9 +164,8 @@ std::vector<Var> record(const char* op, const std::vector<Var>& inputs, std::vec
   return record_node(Node{op, {}, {}, std::move(saved), Closure(backward), call}, inputs, std::move(outputs));
 }
 
-/// Calls `f(inputs)` (outputs: vector of Var) without keeping anything but the inputs: the backward pass calls it
-/// again. `f` captures plain numbers and addresses only. Gradients of parameters that `f` uses on its own arrive as
-/// usual.
+/// Returns `f(inputs)`, a vector of Vars, and saves only the inputs: the backward pass calls `f` again. `f` may capture
+/// numbers and addresses only. Parameters that `f` uses without being inputs get their gradients too.
 template <class Function>
 std::vector<Var> recompute(const char* op, const std::vector<Var>& inputs, Function f) {
   bool wanted = false;

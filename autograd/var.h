@@ -11,31 +11,31 @@ struct GradTarget {
   double beta = 0;
 };
 
-/// Where the gradient of one value is gathered. Kept by the tape apart from the value, so a value that no backward
-/// pass needs is freed as soon as its Var goes out of scope.
+/// The gradient of one value. The tape holds the slot and not the value, so a value that no backward pass needs is
+/// freed as soon as its Var goes out of scope.
 struct GradSlot {
   Shape shape;
   DType dtype;
   Device device;
   Tensor grad;                ///< undefined until first written; for a parameter a view into the flat gradient buffer
-  bool parameter = false;     ///< grad stays after the backward pass
-  bool written = false;       ///< the next write accumulates
-  bool fixed_weight = false;  ///< the gradients behind it are computed already, for a loss of weight 1
+  bool parameter = false;     ///< a leaf: grad stays after the backward pass
+  bool written = false;       ///< grad holds a value, so the next contribution is added to it
+  bool fixed_weight = false;  ///< of a loss whose gradients are already computed, for the weight 1
 
-  /// Allocates on the first write, and unshares a gradient that another slot still refers to.
+  /// The tensor for a contribution and its beta. Allocates it first if needed, and copies one that another slot shares.
   GradTarget target();
 };
 
 struct Recipe;
 
-/// A value in a computation: a tensor, plain or quantised, and the slot of its gradient if one is wanted. The gradient
-/// has the value's compute dtype; that of a quantised value is the gradient of what it stands for.
+/// A value in a computation: a tensor, plain or quantised, and the slot of its gradient, if required. The gradient has
+/// the compute dtype. For a quantised value it is the gradient with respect to values ⊙ scale.
 class Var {
  public:
   Var() = default;
   explicit Var(QuantTensor value) : value_(std::move(value)) {}
   Var(QuantTensor value, std::shared_ptr<GradSlot> slot) : value_(std::move(value)), slot_(std::move(slot)) {}
-  /// A plain value whose gradient is wanted.
+  /// A plain value that requires a gradient.
   static Var leaf(QuantTensor value) {
     const Tensor& t = value.values;
     auto slot = std::make_shared<GradSlot>(GradSlot{t.shape(), value.compute, t.device(), {}, true, false});
@@ -50,11 +50,12 @@ class Var {
   DType compute() const { return value_.compute; }
   Device device() const { return value_.values.device(); }
   bool requires_grad() const { return slot_ != nullptr; }
-  /// The gradient after Tape::backward; undefined if nothing reached this value.
+  /// The gradient after Tape::backward; undefined if none was computed.
   Tensor grad() const { return slot_ && slot_->written ? slot_->grad : Tensor(); }
   const std::shared_ptr<GradSlot>& slot() const { return slot_; }
 
-  /// How to make the value again: operations that need it in their backward pass keep the recipe in its stead.
+  /// How to compute the value again; null: not known. An operation that needs the value in its backward pass saves the
+  /// recipe instead.
   const std::shared_ptr<const Recipe>& recipe() const { return recipe_; }
   void set_recipe(std::shared_ptr<const Recipe> recipe) { recipe_ = std::move(recipe); }
 
