@@ -57,8 +57,8 @@ struct TileShape {
 ///   - At most 512 x 1024. Each tile packs both operands again; at this size that costs at most 7 % of the speed.
 ///   - At least four tiles, if each side keeps 128 or more.
 ///   - All tiles are equal, so that no thread waits for the last tile of another.
-/// If the row stride of an operand is a multiple of 4 KiB, the tile is always 512 x 1024: for smaller tiles oneDNN does
-/// not pack, the rows evict each other from the cache, and the speed halves.
+/// If an operand is stored as [K, ...] with a row stride that is a multiple of 4 KiB, the tile is always 512 x 1024:
+/// for smaller tiles oneDNN does not pack, the rows evict each other from the cache, and the speed halves.
 TileShape tile_shape(const MatmulArgs& p) {
   constexpr TileShape kMost{512, 1024};
   if ((!p.transpose_b && p.ldb % 1024 == 0) || (p.transpose_a && p.lda % 1024 == 0)) return kMost;
