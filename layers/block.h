@@ -8,12 +8,12 @@
 
 namespace mmfree {
 
-/// The mixers that a layer may have. A new one is a struct like these, its kind in layers/model_config.h, and its name
-/// here.
+/// The mixers that a layer may have. To add one, write a struct like these, add its kind to layers/model_config.h, and
+/// add the struct here.
 using TokenMixer = std::variant<MlGru>;
 using ChannelMixer = std::variant<Glu, Mlp>;
 
-/// The alternative of `Mixer` whose kind is asked for. @throws ConfigError if none has it
+/// Makes the alternative of `Mixer` with this kind. @throws ConfigError if there is none
 template <class Mixer, class Kind, size_t I = 0>
 Mixer make_mixer(Kind kind, const LayerConfig& c) {
   if constexpr (I == std::variant_size_v<Mixer>) {
@@ -25,7 +25,8 @@ Mixer make_mixer(Kind kind, const LayerConfig& c) {
 }
 
 /// Pre-norm residual block: h' = h + token(norm(h)), y = h' + channel(norm(h')).  h, y [B·T, D]. Norms and additions
-/// are fused into the mixers' first norm_linear, so the last addition is the next block's.
+/// are part of each mixer's first norm_linear. So the block does not make its last addition: the next block does (see
+/// Residual).
 struct Block {
   Var token_norm, channel_norm;  ///< [D]
   TokenMixer token;
@@ -51,7 +52,7 @@ struct Block {
   }
 
  private:
-  /// The same, keeping only the stream before it.
+  /// The same, with train.recompute=full: only the block's input is saved for the backward pass.
   Residual recomputed(const Residual& in, const StepContext& step) const {
     MMFREE_CHECK(Error, !step.starts.defined() && !step.losses,
                  "block: starts of documents and auxiliary losses do not go with train.recompute=full");
@@ -67,7 +68,7 @@ struct Block {
   }
 };
 
-/// Everything that has parameters in a language model, in the order of files.
+/// All parts of a language model with parameters. `visit` gives the order of parameters in files.
 struct ModelParts {
   Var embedding;     ///< [V, D]
   Var lower_bounds;  ///< [L, D]; undefined without

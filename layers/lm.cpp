@@ -19,7 +19,7 @@ Tensor host_f32(const Tensor& t) {
 
 namespace {
 
-/// Gives the parts of a model their values.
+/// Binds the parts of a model to the parameters of a store.
 class BindVisitor : public DeclarationVisitor {
  public:
   BindVisitor(const ParamStore& params, std::vector<const BitLinear*>& projections)

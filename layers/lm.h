@@ -7,18 +7,19 @@
 
 namespace mmfree {
 
-/// A float tensor from any device as f32 on the host.
+/// A copy of a floating-point tensor as f32 on the host.
 Tensor host_f32(const Tensor& t);
 
-/// A language model as layers/block.h declares it: embedding, blocks, final norm, head. With its defaults the
-/// MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
+/// A language model with the parts of layers/block.h: embedding, blocks, final norm, head. With the default
+/// configuration it is the MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
 ///
-/// Activations have the dtype `compute`: that of the parameters, or on a GPU bf16. The residual stream, norms'
-/// statistics and the recurrence's state keep the parameters' dtype.
+/// Activations have the dtype `compute`: that of the parameters, or bf16 on a GPU. The residual stream, the rstd of
+/// norms and the state of the recurrence have the dtype of the parameters.
 class LM {
  public:
-  /// Refers to `params`, which must outlive it. Without latent matrices (see unpacked_specs) the caller fills each
-  /// projection's `matrix`; with them call `requantise` after every change of the parameters.
+  /// Keeps a reference to `params`, which must outlive the model. If `params` has the latent matrices, call
+  /// `requantise` after every change of the parameters. If not (see unpacked_specs), the caller fills each projection's
+  /// `matrix`.
   LM(const ParamStore& params, const ModelConfig& config, DType compute);
   LM(const ParamStore& params, const ModelConfig& config) : LM(params, config, params.dtype()) {}
   LM(const LM&) = delete;
@@ -26,20 +27,20 @@ class LM {
   const ModelConfig& config() const { return config_; }
   const ModelParts& parts() const { return parts_; }
   Device device() const { return params_.device(); }
-  /// Makes every projection's matrix from the latent weights. `abs_sums` as Optimizer::abs_sums, or undefined.
+  /// Computes every projection's `matrix` from the latent weights. `abs_sums` as Optimizer::abs_sums, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
   void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
     for (const BitLinear* p : projections_) visit(*p);
   }
 
-  /// Residual streams seen on the way, for comparisons: the input of each block, then the final norm's output.
+  /// The input of each block, then the output of the final norm; for comparisons with other programs.
   using Trace = std::vector<Tensor>;
 
-  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. `state`: where the sequences stand, read and
-  /// updated; null: they start here.
+  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. `state`: decode state, read and updated; null: the
+  /// sequences start here.
   Var hidden(const Tensor& ids, int64_t batch, DecodeState* state = nullptr, Trace* trace = nullptr,
              Recompute recompute = Recompute::none) const;
-  /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32, kIgnoreTarget is not scored.
+  /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32. A target kIgnoreTarget is not scored.
   Var loss(const Tensor& ids, const Tensor& targets, int64_t batch, const LossScale& scale,
            Recompute recompute = Recompute::none) const;
   /// Logits [B·T, V].

@@ -9,14 +9,14 @@
 
 namespace mmfree {
 
-/// What mixes along time in a layer. One struct of layers/token/ each.
+/// The kinds of token mixer: it mixes along time. Each is a struct in layers/token/.
 enum class TokenKind { mlgru };
 
-/// What mixes along width in a layer. One struct of layers/channel/ each.
+/// The kinds of channel mixer: it mixes along width. Each is a struct in layers/channel/.
 enum class ChannelKind { glu, mlp };
 
-/// How a projection multiplies: int8 activations by ternary weights, or activations and weights that are both rounded
-/// to bf16, or both kept in f32.
+/// What a projection multiplies: int8 activations and ternary weights; activations and weights both rounded to bf16; or
+/// both in f32.
 enum class Precision { ternary, bf16, f32 };
 
 /// How the MLGRU's output gate combines the gate projection g with the scan's state h:
@@ -36,18 +36,18 @@ inline constexpr ChannelKind kAllChannelKinds[] = {ChannelKind::glu, ChannelKind
 inline constexpr Precision kAllPrecisions[] = {Precision::ternary, Precision::bf16, Precision::f32};
 inline constexpr GateOrder kAllGateOrders[] = {GateOrder::reference, GateOrder::fixed, GateOrder::paper};
 
-/// The keys that describe a layer. `Of<T>` is T where every key has a value, and optional<T> in an entry of the list of
-/// layers, which gives only what differs from the model's own keys.
+/// The keys that describe a layer. `Of<T>` is T in a model and in a resolved layer; it is optional<T> in an entry of
+/// `model.layers`, which has only the keys that differ from the model's.
 template <template <class> class Of>
 struct LayerKeys {
   Of<TokenKind> token{};
   Of<ChannelKind> channel{};
   Of<int64_t> heads{};              ///< of a token mixer that has heads; 1 otherwise
-  Of<int64_t> kv_heads{};           ///< heads of keys and values; 0: as heads
-  Of<int64_t> intermediate_size{};  ///< I, width of the channel mixer; 0: the rule of ModelConfig::hidden_ratio
+  Of<int64_t> kv_heads{};           ///< heads of keys and values; 0: same as `heads`
+  Of<int64_t> intermediate_size{};  ///< I, width of the channel mixer; 0: see ModelConfig::hidden_ratio
   Of<Activation> activation{};      ///< of the channel mixer
   Of<Precision> precision{};        ///< of every projection that no rule names
-  Of<bool> inner_norm{};            ///< each projection normalises its input once more, with a weight of its own
+  Of<bool> inner_norm{};            ///< each projection has an RMSNorm of its input, with a weight of its own
   Of<GateOrder> gate_order{};       ///< of the MLGRU
 };
 
@@ -65,7 +65,7 @@ void zip_layer_keys(A& a, B& b, F&& f) {
   f(a.gate_order, b.gate_order);
 }
 
-/// `repeat` consecutive layers that are alike.
+/// `repeat` consecutive layers with the same keys.
 struct LayerEntry : LayerKeys<std::optional> {
   int64_t repeat = 1;
 };
@@ -79,20 +79,20 @@ struct PrecisionRule {
 
 struct LayerConfig;
 
-/// Shape and numerics of one language model. Field names are those of Hugging Face's `hgrn_bit` config where it has
-/// them. The layer keys hold for every layer and the head.
+/// Shape and numerics of one language model. Field names are those of Hugging Face's `hgrn_bit` config, if it has them.
+/// The layer keys hold for every layer and the head.
 struct ModelConfig : LayerKeys<std::type_identity_t> {
   int64_t vocab_size = 32000;        ///< V
   int64_t hidden_size = 256;         ///< D
-  int64_t num_hidden_layers = 8;     ///< L; with `layers` the sum of their `repeat`
+  int64_t num_hidden_layers = 8;     ///< L; with `layers`: the sum of their `repeat`
   int64_t hidden_ratio = 4;          ///< I = 256·ceil(trunc(D·hidden_ratio·2/3) / 256) where intermediate_size is 0
-  double rms_norm_eps = 1e-6;        ///< block norms, final norm and gate norm; a projection's own norm always has 1e-6
-  double initializer_range = 0.02;   ///< std of the channel mixer, head and embedding at the start
+  double rms_norm_eps = 1e-6;        ///< of block, final and gate norm; see BitLinear::kEps for projections
+  double initializer_range = 0.02;   ///< initial standard deviation of channel mixer, head and embedding
   bool use_lower_bound = true;       ///< learned lower bounds of the forget gate in layers >= 1
   bool tie_word_embeddings = false;  ///< the head multiplies by the embedding table
-  std::vector<LayerEntry> layers;    ///< from the first layer on; empty: all layers are alike
+  std::vector<LayerEntry> layers;    ///< from the first layer on; empty: all layers have the model's keys
   std::vector<PrecisionRule> precision_rules;  ///< later rules win, over `layers` too
-  int64_t max_position_embeddings = 2048;      ///< carried through import and export; the model has no positions
+  int64_t max_position_embeddings = 2048;      ///< kept for import and export; the model has no positions
   int64_t bos_token_id = 1;                    ///< -1: none
   int64_t eos_token_id = 2;                    ///< -1: none
 
@@ -100,7 +100,7 @@ struct ModelConfig : LayerKeys<std::type_identity_t> {
     heads = 1;
     inner_norm = true;
   }
-  /// I of a layer that does not say otherwise.
+  /// I of a layer without a key of its own, and I for an `intermediate_size` of `size`.
   int64_t intermediate() const { return intermediate_of(intermediate_size); }
   int64_t intermediate_of(int64_t size) const;
   /// Sum of the list's `repeat`.
@@ -109,14 +109,14 @@ struct ModelConfig : LayerKeys<std::type_identity_t> {
   LayerConfig layer(int l) const;
   /// Whether all layers have the model's own keys.
   bool uniform() const { return layers.empty(); }
-  /// Number of parameters, and of those that take part in matrix products.
+  /// Number of parameters, and of those in matrices of projections (a tied head counts).
   int64_t parameter_count() const;
   int64_t matrix_parameter_count() const;
-  /// Throws ConfigError naming the first field that makes no sense.
+  /// @throws ConfigError naming the first invalid field
   void validate() const;
 };
 
-/// One layer of a model, every key resolved. Short-lived: it refers to the model's rules.
+/// One layer of a model, every key resolved. Must not outlive the ModelConfig: it has a pointer to it.
 struct LayerConfig : LayerKeys<std::type_identity_t> {
   int index;        ///< from 0; -1: the head
   int64_t width;    ///< D

@@ -6,12 +6,12 @@
 #include "layers/declaration.h"
 #include "layers/model_config.h"
 
-/// What follows from a model's declaration (layers/block.h) without its values.
+/// Lists that follow from a model's declaration (layers/block.h), without parameter values.
 namespace mmfree {
 
 /// Every parameter of the model, its shape, initialisation and role, in the order of files. Names are those of the
-/// published state dict where it has them. Only `down_proj` gets the 1/sqrt(2L) rescale: in the published code it never
-/// reaches o_proj.
+/// published state dict, if it has them. Only `down_proj` is scaled by 1/sqrt(2L): the published code does not apply
+/// that factor to o_proj.
 std::vector<ParamSpec> parameter_specs(const ModelConfig& config);
 
 /// One projection as declared.
@@ -25,11 +25,11 @@ struct ProjectionSpec {
 /// The projections in the order of parameter_specs.
 std::vector<ProjectionSpec> projections(const ModelConfig& config);
 
-/// Their names, each once: what a precision rule may name.
+/// Their names without duplicates, which a precision rule may use.
 std::vector<std::string> projection_names(const ModelConfig& config);
 
-/// The parameters that an exported model keeps as they are: all but the ternary projection matrices. A tied head has no
-/// matrix of its own: its weights come from the embedding table in the file.
+/// The parameters that a ternary export stores as values: all but the matrices of ternary projections. A tied head has
+/// no matrix in the file: it uses the embedding table.
 std::vector<ParamSpec> unpacked_specs(const ModelConfig& config);
 
 }  // namespace mmfree

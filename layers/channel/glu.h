@@ -22,7 +22,7 @@ struct Glu {
     v.projection("down_proj", down_proj, {c.width, c.inner, normal_init(c.std / std::sqrt(2.0 * double(c.depth)))}, c);
   }
 
-  /// The stream after this mixer, its own output pending. `block_norm` [D] is the weight of the block's norm.
+  /// Returns the stream with this mixer's output as `pending`. `block_norm` [D] is the weight of the block's norm.
   Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const {
     const auto y =
         norm_linear(in.source(), block_norm, eps, BitLinear::kEps, {gate_proj.projection()}, step.keep_output());

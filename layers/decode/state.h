@@ -5,8 +5,8 @@
 
 namespace mmfree {
 
-/// What one layer carries from one token to the next: tensors that only its mixer understands, and how many tokens it
-/// has seen. No tensors: the state before the first token.
+/// Decode state of one layer: tensors whose meaning only its mixer knows, and the number of tokens so far. No tensors:
+/// the state before the first token.
 struct LayerState {
   std::vector<Tensor> tensors;
   int64_t position = 0;
@@ -18,7 +18,7 @@ struct LayerState {
   }
 };
 
-/// What generation carries from one token to the next, one LayerState per layer.
+/// Decode state of a model: one LayerState per layer.
 class DecodeState {
  public:
   explicit DecodeState(int64_t layers) : layers_(size_t(layers)) {}

@@ -28,7 +28,7 @@ struct MlGru {
     if (order != GateOrder::paper) v.vector("g_norm.weight", gate_norm, {c.width}, 1);
   }
 
-  /// The stream after this mixer, its own output pending. `block_norm` [D] is the weight of the block's norm.
+  /// Returns the stream with this mixer's output as `pending`. `block_norm` [D] is the weight of the block's norm.
   Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const;
 };
 
