@@ -12,7 +12,7 @@ void AdamW::update(const Tensor& loss) {
   adamw(params_.values(), params_.grads(), m_, v_, rates_, step_, sums_);
 }
 
-/// An update that is skipped changes nothing but the sums, and reads no gradients.
+/// A skipped update computes the sums, changes nothing else and reads no gradients; so any tensor can stand for these.
 void AdamW::measure() {
   StepParams skipped;
   skipped.skip = 1;

@@ -3,7 +3,7 @@
 
 namespace mmfree {
 
-/// AdamW with decoupled weight decay: see `adamw`. The bias correction counts the updates really made.
+/// AdamW with decoupled weight decay: see `adamw`. The bias correction does not count skipped updates.
 class AdamW final : public Optimizer {
  public:
   AdamW(ParamStore& params, const OptimConfig& config);

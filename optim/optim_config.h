@@ -17,10 +17,10 @@ enum class Schedule { constant, linear, cosine, wsd, two_phase };
 const char* name_of(OptimizerKind k);
 const char* name_of(Schedule s);
 
-/// An exception for some parameters: those of one of `roles` whose name matches one of `parameters`.
+/// Other rates for some parameters: those with a role in `roles` and a name that matches one of `parameters`.
 struct OptimRule {
   std::vector<ParamRole> roles;         ///< empty: all
-  std::vector<std::string> parameters;  ///< globs of whole names, or names' endings from a dot on; empty: all
+  std::vector<std::string> parameters;  ///< globs of whole names, or ends of names after a dot; empty: all
   std::optional<double> lr_factor;      ///< factor of the learning rate
   std::optional<double> weight_decay;   ///< in place of OptimConfig::weight_decay
 };
@@ -32,7 +32,7 @@ struct OptimConfig {
   double lr = 4e-3;                        ///< peak learning rate
   std::array<double, 2> betas{0.9, 0.95};  ///< decay of the first and the second moment
   double eps = 1e-8;                       ///< added to the root of the second moment
-  double weight_decay = 0.1;               ///< decoupled, of matrices and head: a step takes lr·weight_decay of them
+  double weight_decay = 0.1;               ///< decoupled, of matrices and head: p -= lr·weight_decay·p in each step
   double weight_decay_until = 0.5;         ///< fraction of the steps after which decay is 0; 1: never
   double clip_grad = 1.0;                  ///< largest L2 norm of all gradients together; 0: no clipping
   Schedule schedule = Schedule::cosine;    ///< shape after warm-up

@@ -13,28 +13,27 @@ namespace mmfree {
 struct StepReport {
   double grad_norm = 0;  ///< L2 norm of all gradients together, before clipping
   double learning_rate = 0;
-  bool skipped = false;  ///< something was not finite (see adamw_begin): parameters and states stayed as they were
+  bool skipped = false;  ///< a value was not finite (see adamw_begin): parameters and states are unchanged
 };
 
-/// Something that an optimizer remembers of every parameter, flat as ParamStore::values. The name is its identity in
-/// files.
+/// A tensor of optimizer state with one element per parameter element, in the layout of ParamStore::values. The name
+/// identifies it in files.
 struct OptimizerState {
   std::string name;
   Tensor tensor;
 };
 
-/// What turns gradients into new parameters, with rates from OptimConfig's schedule and rules. Every number that
-/// changes from step to step is in a tensor on the parameters' device, so that a step can be recorded once and
-/// replayed.
+/// Updates parameters from gradients, with rates from OptimConfig's schedule and rules. Every number that changes
+/// between steps is in a tensor on the parameters' device, so that a step can be recorded once and replayed.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
   Optimizer(const Optimizer&) = delete;
 
-  /// Sets the rates of `step` (1..steps). Outside a recorded step.
+  /// Sets the rates of `step` (1..steps). Must not be part of a recorded step.
   void begin_step(int64_t step, int64_t steps);
-  /// One update from the store's gradients, clipped to config.clip_grad: times min(1, clip_grad / (norm + 1e-6)).
-  /// Skipped if the gradients, parameters, states, rates or the `loss` (f64 [1] or undefined) are not sound: see
+  /// One update from the store's gradients, which are multiplied by min(1, clip_grad / (norm + 1e-6)). Skipped if the
+  /// gradients, parameters, states, rates or the `loss` (f64 [1] or undefined) are not finite or too large: see
   /// adamw_begin.
   virtual void update(const Tensor& loss = Tensor()) = 0;
   /// What the last update did, read from the device.
@@ -45,10 +44,10 @@ class Optimizer {
   const Tensor& step() const { return step_; }  ///< StepParams
   /// [P / kParamBlock] f64: Σ |p| of each block of the updated values.
   const Tensor& abs_sums() const { return abs_sums_; }
-  int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< really made
-  /// Goes on from `n` updates, with parameters and states that were filled in from outside.
+  int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
+  /// Continues after `n` updates. The caller has filled in parameters and states.
   void set_updates(int64_t n);
-  /// Takes note of parameters or states that were changed from outside between two steps.
+  /// Computes the sums of parameters and states again. Call it after these were changed from outside.
   virtual void measure() = 0;
 
  protected:

@@ -3,14 +3,14 @@
 
 namespace mmfree {
 
-/// What holds for one parameter.
+/// The rates of one parameter.
 struct ParamRates {
   double lr_factor = 1;
   double weight_decay = 0;
 };
 
-/// Without rules the factor is 1, and matrices and the head decay by config.weight_decay. Of the rules that match,
-/// later ones win, each key by itself.
+/// Without rules lr_factor is 1, and weight_decay is config.weight_decay for matrices and the head, else 0. A matching
+/// rule replaces the keys that it has; later rules win.
 ParamRates rates_of(const ParamSpec& spec, const OptimConfig& config);
 
 /// The rates of each block of the flat buffers, [P / kParamBlock, 2] f64 on the parameters' device, as `adamw` takes

@@ -7,7 +7,7 @@
 namespace mmfree {
 namespace {
 
-/// How much of the way from `begin` to `end` is done at `at`, 0..1.
+/// Position of `at` between `begin` and `end`, as a fraction 0..1.
 double share(double at, double begin, double end) {
   return at >= end ? 1 : std::max(0.0, (at - begin) / (end - begin));
 }
