@@ -13,9 +13,9 @@ struct BatchOptions {
   bool shuffle = true;
 };
 
-/// Cuts a corpus into windows of seq_len + 1 tokens at stride seq_len. The inputs of a row are the first seq_len tokens
-/// of its window, the targets the last. The window of a row is a pure function of (seed, step, row), computed in O(1):
-/// there is no state to save, and the sequence of samples does not depend on the batch size.
+/// Divides a corpus into windows of seq_len + 1 tokens with stride seq_len. The inputs of a row are the first seq_len
+/// tokens of its window, the targets the last seq_len. The window of a row is a pure function of (seed, step, row),
+/// computed in O(1). So there is no state to save, and the order of samples does not depend on the batch size.
 ///
 /// Sample s = step * batch_size + row belongs to epoch s / windows(); each epoch visits all whole windows once: in
 /// order, or shuffled by a permutation of its own (a keyed Feistel network with cycle walking).

@@ -12,7 +12,7 @@
 
 namespace mmfree {
 
-/// The batches of consecutive steps, read ahead by a thread of its own.
+/// The batches of consecutive steps. A thread of its own reads them ahead.
 class BatchFeed {
  public:
   /// `pinned`: in page-locked memory, to be copied to a GPU.
@@ -27,11 +27,10 @@ class BatchFeed {
     int64_t scored = 0;  ///< targets that are not kIgnoreTarget
     int32_t* data() { return pinned ? static_cast<int32_t*>(pinned->data()) : plain.data(); }
   };
-  /// The batch of the next step; belongs to the caller until `release`. Waits for it if need be. @throws what reading
-  /// does
+  /// The batch of the next step; waits until it is read. The caller owns it until `release`. @throws as Batches::read
   Slot* next();
   void release(Slot* slot);
-  /// Seconds that `next` waited so far.
+  /// Seconds that all calls of `next` have waited.
   double waited() const { return waited_; }
 
  private:

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int kFewDocuments = 20;
-/// A line break further away than this would move too much text between the splits.
+/// How far before the split a line break may be; a longer way would move too much text to the other split.
 constexpr size_t kLineBytes = 1000;
 /// Documents are encoded in parallel in groups of about this much text.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
@@ -35,7 +35,7 @@ class SplitWriter {
     total_.tokens = kept_.tokens;
   }
 
-  /// Counts the next document. Returns true if an earlier start has written it.
+  /// Counts the next document. Returns true if a kept shard of an earlier run holds it.
   bool is_kept(int64_t bytes) {
     total_.bytes += bytes;
     return total_.documents++ < kept_.documents;
@@ -81,7 +81,7 @@ bool hashes_to_valid(const std::string& text, double fraction) {
   return double(hash64(text) >> 11) < fraction * 0x1p53;
 }
 
-/// Where the held-out tail of a document begins: after a line break if there is one, else at a character.
+/// Offset of a document's held-out tail: after a line break if one is near, else at the start of a character.
 size_t tail_of(const std::string& text, double fraction) {
   auto at = size_t(double(text.size()) * (1 - fraction));
   const size_t line = text.rfind('\n', at);
@@ -127,7 +127,7 @@ bool has_few_documents(const PrepareOptions& options) {
   return count < kFewDocuments;
 }
 
-/// All that the shards depend on; of the inputs what shows that they are the same.
+/// Everything that the shards depend on, as text; of the input files path, size and time.
 std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const std::vector<std::string>& files) {
   std::ostringstream plan;
   plan << tokenizer.hash() << '\n'
@@ -153,7 +153,7 @@ void check_options(const PrepareOptions& o) {
   MMFREE_CHECK(UsageError, o.limit_bytes >= 0, "prepare: limit of ", o.limit_bytes, " bytes, expected 0 or more");
 }
 
-/// Why the result is no corpus; empty if it is one.
+/// Why the result cannot be used as a corpus; empty if it can.
 std::string problem_of(const PrepareOptions& o, const PrepareSummary& s) {
   if (s.train.documents + s.valid.documents == 0)
     return "the inputs hold no text; each .jsonl line needs a non-empty \"text\"";

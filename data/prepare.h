@@ -6,7 +6,7 @@
 
 namespace mmfree {
 
-/// How far prepare() has come.
+/// Progress of prepare().
 struct PrepareProgress {
   int64_t bytes_read = 0, total_bytes = 0;  ///< of the input files as stored
   int64_t tokens = 0;
@@ -18,12 +18,12 @@ struct PrepareOptions {
   std::string output;                        ///< directory; made if absent
   int64_t shard_tokens = int64_t(64) << 20;  ///< a shard is closed after the document that reaches this
   double valid_fraction = 0.01;              ///< share of the documents held out; 0: no validation split
-  bool bos = true, eos = true;               ///< put around each document, if the tokenizer has them
+  bool bos = true, eos = true;               ///< add these tokens to each document, if the tokenizer has them
   int64_t limit_bytes = 0;                   ///< stop after this many bytes of text; 0: never
   bool skip_malformed = false;               ///< as for TextReader
   bool overwrite = false;                    ///< replace shards that `output` already holds
   std::function<void(const PrepareProgress&)> on_progress;
-  /// Called at the start if an earlier start of the same left whole shards.
+  /// Called at the start if an interrupted run of the same command left complete shards.
   std::function<void(int64_t shards, int64_t tokens)> on_resume;
   /// Called between documents, from several threads at a time: what it throws ends prepare.
   std::function<void()> check_stop;
@@ -39,15 +39,20 @@ struct PrepareSummary {
 };
 
 /// Turns text into token shards `train-00000.h5`, ... and `valid-00000.h5`, ... in the output directory.
-/// A document goes to validation if the hash of its text falls below valid_fraction: the same text always goes to the
-/// same split, and adding data moves nothing. A corpus of fewer than 20 documents (books, say) is split otherwise: each
-/// document's tail, from the line break nearest before the last valid_fraction of its bytes, is held out.
+///
+/// Split. A document goes to validation if the hash of its text, as a fraction, is below valid_fraction. So the same
+/// text always goes to the same split, and new data move no old document. A corpus of fewer than 20 documents, such as
+/// books, is split differently: the last valid_fraction of each document's bytes is held out, from the line break
+/// before.
+///
 /// The result does not depend on the number of threads. Shards appear in the directory only when all are complete and
-/// durable; until then the old ones stay as they are. If prepare ends early, whole shards stay in a hidden folder of
-/// the directory (data/staging.h). The same command then makes only the others, with the same result to the bit, if the
-/// input files have kept their sizes and times; another command removes them. A process that is killed while it
-/// replaces the old shards leaves a folder kPublishing (data/token_shards.h): TokenShards refuses the directory, and
-/// the next prepare goes on without `overwrite`.
+/// durable; until then old shards are unchanged.
+///
+/// Interruption. Complete shards stay in a hidden folder of the directory (data/staging.h). The same command then makes
+/// only the missing ones, with the same bits, if sizes and times of the input files are unchanged; another command
+/// removes them. A process that is killed while it replaces old shards leaves a folder kPublishing
+/// (data/token_shards.h): then TokenShards refuses the directory, and the next prepare needs no `overwrite`.
+///
 /// @throws UsageError for bad options, MissingError, DataError (malformed text, an empty input or split), CreateError
 /// (the directory cannot be made, or holds shards and `overwrite` is not set), IoError, and what `check_stop` throws
 PrepareSummary prepare(const PrepareOptions& options);

@@ -14,11 +14,11 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kPlan = "plan";
-/// In a folder kPublishing: the names of all shards that are to replace the old ones.
+/// File in a folder kPublishing with the names of all new shards.
 constexpr const char* kNames = "names";
 constexpr int64_t kMaxNames = int64_t(64) << 20;
 
-/// A file, an empty folder or, of our own folders, all that is in it.
+/// Removes a file or an empty folder; with `all` a folder and its content.
 void remove_name(const fs::path& path, bool all = false) {
   std::error_code error;
   all ? fs::remove_all(path, error) : fs::remove(path, error);
@@ -84,7 +84,8 @@ void Staging::refuse_to_replace() const {
                "; name another directory, or ask to overwrite");
 }
 
-/// An earlier start was killed in `publish`: its shards move back, also those that had their names. The mark stays.
+/// An earlier run was killed in `publish`: moves its shards back, also those that were already in place. The mark
+/// stays.
 void Staging::take_back() {
   std::error_code error;
   std::istringstream names(read_file((mark_ / kNames).string(), kMaxNames));
@@ -98,7 +99,7 @@ Staging::~Staging() {
   try {
     if (shards_in(path_).empty()) fs::remove_all(path_);
   } catch (...) {
-    return;  // it stays for the next start
+    return;  // the folder stays for the next run
   }
 }
 
@@ -147,11 +148,11 @@ void Staging::publish() {
   for (const fs::path& p : shards_in(output_))
     if (!names.count(p.filename())) remove_name(p);
   sync_directory(output_.string());
-  move_name(mark_, path_);  // all is in place: what is left are lists, which the destructor removes
+  move_name(mark_, path_);  // all shards are in place; the destructor removes the remaining lists
   sync_directory(output_.string());
 }
 
-/// Removes the plan first: a mark with a plan would be taken back by the next start.
+/// Removes the plan first: the next run takes the shards of a mark with a plan back.
 void Staging::clear_mark() {
   std::error_code ignored;
   if (!fs::exists(mark_, ignored)) return;

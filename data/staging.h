@@ -9,31 +9,31 @@
 
 namespace mmfree {
 
-/// Token shards under construction, in a folder `.preparing` of the output directory. `publish` moves them to the
-/// directory when all are whole. Without `publish`, whole shards stay for the next start with the same plan; if there
-/// are none, nothing stays, and an output directory that this object made is removed.
+/// New token shards, in a folder `.preparing` of the output directory until `publish` moves them to the directory.
+/// Without `publish`, complete shards stay for the next run with the same plan. If there are none, the folder is
+/// removed, and so is an output directory that this object made.
 class Staging {
  public:
-  /// The shards of one split that an earlier start left whole, counted from the first, and what they hold.
+  /// Number and content of the complete shards of one split that an earlier run left, from the first on.
   struct Kept {
     int64_t shards = 0, documents = 0, tokens = 0;
   };
 
-  /// `plan` names all that the content of the shards depends on. Shards of another plan are removed.
+  /// `plan`: a text of everything that the shards' content depends on. Shards of another plan are removed.
   /// @throws CreateError if the directory cannot be made, another process prepares in it, or it holds shards and
   /// `overwrite` is not set; IoError
   Staging(const std::string& output, const std::string& plan, bool overwrite);
   ~Staging();
   Staging(const Staging&) = delete;
 
-  /// Verifies the shards that an earlier start left of the split that `info` names, and removes those from the first
-  /// bad one on. Calls `check_stop` before each. @throws IoError, and what `check_stop` throws
+  /// Verifies the shards that an earlier run left of the split `info.split`, and removes the first bad one and all
+  /// after it. Calls `check_stop` before each. @throws IoError, and what `check_stop` throws
   Kept keep(const ShardInfo& info, const std::function<void()>& check_stop);
-  /// The path to write the shard of this number to.
+  /// The path for shard `number` of a split.
   std::string file(const std::string& split, int64_t number) const;
-  /// Removes all shards under construction. @throws IoError
+  /// Removes all new shards. @throws IoError
   void discard();
-  /// Replaces the shards of the directory by the new ones, which must be whole and durable. While it does, a folder
+  /// Replaces the shards of the directory by the new ones, which must be complete and durable. Meanwhile a folder
   /// kPublishing marks the directory. @throws IoError
   void publish();
 
@@ -47,7 +47,7 @@ class Staging {
   Fd lock_;
 };
 
-/// The shards directly in a directory, sorted; none if there is no such directory. @throws IoError
+/// The shards in a directory (not recursive), sorted; empty if the directory does not exist. @throws IoError
 std::vector<std::filesystem::path> shards_in(const std::filesystem::path& directory);
 
 }  // namespace mmfree
