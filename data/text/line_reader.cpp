@@ -14,9 +14,9 @@
 namespace mmfree {
 
 namespace {
-/// Far above what text compresses to; stops files made to expand without end.
+/// Largest ratio of expansion. Text is far below it; a file made to exhaust memory is above.
 constexpr int64_t kMaxRatio = 4096;
-/// What may come out before that ratio counts.
+/// The ratio is not checked up to this many bytes of output.
 constexpr int64_t kAnyRatioBytes = LineReader::kMaxLineBytes / 2;
 constexpr size_t kBlock = 1 << 17;
 
@@ -47,7 +47,7 @@ class LineReader::Blocks {
   bool next(std::string* block) {
     if (!decoder_) return read(block) > 0;
     do {
-      // Output may still wait inside the decoder after all input went in: ask with what is left before reading on.
+      // A full output buffer means that the decoder may hold more output: call it again before reading more input.
       if (input_.pos == input_.size && !output_full_) {
         const size_t n = read(&compressed_);
         input_ = {compressed_.data(), n, 0};
@@ -62,7 +62,7 @@ class LineReader::Blocks {
       const size_t before = input_.pos;
       const size_t state = ZSTD_decompressStream(decoder_.get(), &output, &input_);
       MMFREE_CHECK(DataError, !ZSTD_isError(state), path_, ": damaged zstd data: ", ZSTD_getErrorName(state));
-      // A call that had nothing to do asks for the next frame's header.
+      // A call without input and output returns the size of the next frame's header, not the state of this frame.
       if (input_.pos > before || output.pos > 0) frame_complete_ = state == 0;
       output_full_ = output.pos == output.size;
       block->resize(output.pos);
@@ -77,7 +77,7 @@ class LineReader::Blocks {
   int64_t bytes_read() const { return bytes_in_; }
 
  private:
-  /// What is there, without waiting for a whole block: a client may ask line by line.
+  /// Reads what is available, without waiting for a whole block: a client on standard input may send line by line.
   size_t read(std::string* block) {
     block->resize(kBlock);
     const ssize_t n = restarted([&] { return ::read(file_.get(), block->data(), kBlock); });

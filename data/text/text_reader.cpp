@@ -60,7 +60,7 @@ bool TextReader::parse(const std::string& line, std::string* text) {
   if (line.find_first_not_of(" \t\r") == std::string::npos) return false;
   bool too_deep = false;
   int texts = 0;
-  // Only "text" is kept, so that other keys cost no memory and no deep value is ever built.
+  // The parser keeps only "text", so that other keys take no memory and no deep value is built.
   const auto keep = [&](int depth, json::parse_event_t event, json& value) {
     if (depth > kMaxJsonDepth) too_deep = true;
     if (event == json::parse_event_t::key) {
@@ -70,7 +70,7 @@ bool TextReader::parse(const std::string& line, std::string* text) {
     }
     return !too_deep;
   };
-  // The parser takes a zero byte for the end of its input and would accept anything behind it.
+  // The parser takes a zero byte as the end of its input and ignores what follows it.
   const bool whole = line.find('\0') == std::string::npos;
   const json object = whole ? json::parse(line, keep, /*allow_exceptions=*/false) : json();
   const auto found = object.find("text");

@@ -68,7 +68,7 @@ int Tokenizer::byte_length(int32_t id) const { return model_->at(id).text_bytes;
 
 namespace {
 
-/// Where to end the first part of a long text: before a line break that follows other text, which no piece spans.
+/// Length of the first part of a long text: up to a line break that follows other text. No piece spans that place.
 size_t first_part(std::string_view text) {
   if (text.size() <= kEncodeBytes) return text.size();
   for (size_t at = kEncodeBytes; (at = text.find('\n', at)) != std::string_view::npos; ++at)
@@ -151,7 +151,7 @@ std::string StreamDecoder::release(bool all) {
 
 namespace {
 
-/// Feeds the trainer lines, long ones in parts: it would drop what exceeds its limit without a word.
+/// Gives the trainer line after line, long ones in parts: the trainer drops a line above its limit silently.
 class Sentences : public sentencepiece::SentenceIterator {
  public:
   explicit Sentences(const TokenizerTraining& training)
@@ -262,7 +262,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   std::string bytes;
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &bytes);
   sentences.rethrow();
-  // Its message begins with a place in its source, and the condition in brackets.
+  // SentencePiece's message begins with a place in its source, and the condition in brackets.
   const std::string why = status.message();
   MMFREE_CHECK(UsageError, status.ok(), "tokenizer: no vocabulary of ", t.vocab_size,
                " pieces can be made of this text: ", why.substr(why.find("] ") == why.npos ? 0 : why.find("] ") + 2));

@@ -8,7 +8,7 @@
 
 namespace mmfree {
 
-/// What Tokenizer::train reads and makes.
+/// Options of Tokenizer::train.
 struct TokenizerTraining {
   std::vector<std::string> inputs;     ///< as for TextReader
   std::string output;                  ///< path of the .model file to write; empty: none
@@ -65,14 +65,14 @@ class Tokenizer {
   std::shared_ptr<const Model> model_;
 };
 
-/// Decodes ids one by one: the texts returned, joined, are what Tokenizer::decode gives for all ids at once. Bytes of a
-/// character that is not complete yet are held back; bytes that cannot become one turn into U+FFFD.
+/// Decodes ids one by one. The returned texts together are what Tokenizer::decode returns for all ids at once. Bytes of
+/// an incomplete character are kept until it is complete; invalid bytes become U+FFFD.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
-  /// The text that became final. @throws DataError for an id outside the vocabulary
+  /// The text that is complete after this id. @throws DataError for an id outside the vocabulary
   std::string push(int32_t id);
-  /// What is still held back; the decoder then starts anew.
+  /// The text of the kept bytes. Resets the decoder.
   std::string flush();
 
  private:

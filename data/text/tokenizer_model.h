@@ -14,8 +14,8 @@ struct Piece {
   int text_bytes = 0;  ///< see Tokenizer::byte_length
 };
 
-/// What mmfree needs to know of a SentencePiece model, read by its own small protobuf parser before SentencePiece sees
-/// the file: SentencePiece 0.1.97 overflows its stack on long pieces and trusts the normaliser's tables.
+/// The parts of a SentencePiece model that mmfree uses. A small protobuf parser reads and checks them before
+/// SentencePiece gets the file: version 0.1.97 overflows its stack on long pieces and trusts the normaliser's tables.
 struct TokenizerModel {
   std::vector<Piece> pieces;
   bool adds_dummy_prefix = true;
