@@ -11,8 +11,8 @@
 namespace mmfree {
 namespace {
 
-/// Line of "section.key", of its section if the key keeps its default, or Problems::kNoLine. Of "section.list[2].key" the
-/// line of the list.
+/// Line of "section.key"; if the key is not given, the line of its section; without that Problems::kNoLine. For
+/// "section.list[2].key" the line of the list.
 int line_of(const ConfigNode& root, const std::string& path) {
   const size_t dot = path.find('.');
   const ConfigNode* section = root.find(path.substr(0, dot));
@@ -21,14 +21,14 @@ int line_of(const ConfigNode& root, const std::string& path) {
   return node ? node->line : section->key_line;
 }
 
-/// Whether "section.key" is in the file or among the overrides.
+/// Whether the file or an override gives "section.key".
 bool given(const ConfigNode& root, const std::string& path) {
   const size_t dot = path.find('.');
   const ConfigNode* section = root.find(path.substr(0, dot));
   return section && section->find(path.substr(dot + 1));
 }
 
-/// Rules between keys. A rule is skipped where one of its keys already has a problem.
+/// Checks rules between keys. A rule is skipped if one of its keys already has a problem.
 void check_relations(const RunConfig& config, const ConfigNode& root, Problems& problems) {
   const auto rule = [&](const char* key, const char* other, bool holds, const auto&... message) {
     if (!holds && !problems.failed(key) && !problems.failed(other))
@@ -53,7 +53,7 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
   }
 }
 
-/// Unlike read_file also from a pipe, as in `mmfree train <(make_config)`.
+/// Reads a file or, unlike read_file, a pipe, as in `mmfree train <(make_config)`.
 std::string read_configuration(const std::string& path) {
   constexpr std::streamsize kMost = (1 << 20) + 1;  // one byte more than parse_config_tree accepts
   MMFREE_CHECK(MissingError, !std::filesystem::is_directory(path), path, ": is a directory, expected a YAML file");
@@ -70,7 +70,7 @@ std::string default_run_dir(const std::string& source) {
   return (std::filesystem::path("runs") / std::filesystem::path(source).stem()).string();
 }
 
-/// The section `train` alone, whose problems are reported when the whole file is read.
+/// Reads the section `train` alone. Its problems are not kept here: they are found again when the whole file is read.
 TrainConfig train_section(const ConfigNode& root, const std::string& source) {
   TrainConfig train;
   Problems elsewhere(source);

@@ -10,7 +10,7 @@
 
 namespace mmfree {
 
-/// Everything a run is told.
+/// The whole configuration of a run.
 struct RunConfig {
   ModelConfig model;
   DataConfig data;
@@ -19,14 +19,13 @@ struct RunConfig {
   std::string source;  ///< file the configuration came from; not a key
 };
 
-/// The model whose keys hold where neither file nor overrides give a `model` key, for a run with train.init_from.
+/// For a run with train.init_from: returns the model whose keys are the defaults of the section `model`.
 using ModelDefaults = std::function<ModelConfig(const TrainConfig&)>;
 
-/// Reads a YAML file and lays `overrides` ("optim.lr=1e-3"; later ones win; lists and maps as YAML in flow style) over
-/// it. Keys that neither names keep their defaults; those of `model` come from `model_defaults` if train.init_from is
-/// given. Throws MissingError if the file cannot be read and otherwise ConfigError with every problem found, each on
-/// one line: `configs/x.yaml:13: unknown key 'optim.lrr' (did you mean 'lr'?)`; problems of overrides are located at
-/// `command line`.
+/// Reads a YAML file and applies `overrides` ("optim.lr=1e-3"; later ones win; lists and maps as YAML in flow style). A
+/// key that neither gives has its default; with train.init_from the defaults of `model` come from `model_defaults`.
+/// @throws MissingError if the file cannot be read; ConfigError with every problem on a line of its own, such as
+/// `configs/x.yaml:13: unknown key 'optim.lrr' (did you mean 'lr'?)`, or `command line: ...` for an override
 RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides = {},
                       const ModelDefaults& model_defaults = {});
 
@@ -34,10 +33,12 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
 RunConfig load_config_text(const std::string& text, const std::string& source,
                            const std::vector<std::string>& overrides = {}, const ModelDefaults& model_defaults = {});
 
-/// The configuration inside the file `path`. @throws DataError, one line with the first problem
+/// Parses `text`, the configuration stored in the file `path`, such as a checkpoint. @throws DataError, one line with
+/// the first problem
 RunConfig load_stored_config(const std::string& text, const std::string& path);
 
-/// Every key with its value; load_config_text reads back an equal configuration (an empty run_dir gets its default).
+/// The configuration as YAML, with every key. load_config_text gives an equal configuration back, except that an empty
+/// run_dir gets its default.
 std::string to_yaml(const RunConfig& config);
 
 /// One key whose value differs between two configurations.

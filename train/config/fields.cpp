@@ -9,8 +9,8 @@
 namespace mmfree {
 namespace {
 
-/// The whole of `text` as a number in decimal notation. Unlike YAML itself this takes no octal, hexadecimal, infinite
-/// or not-a-number values, no '+' and no leading zeros, because people misread those.
+/// Parses all of `text` as a decimal number. Unlike YAML it accepts no octal, hexadecimal, infinite or NaN values, no
+/// '+' and no leading zeros, because people misread those.
 template <class T>
 bool parse_number(std::string_view text, T& value) {
   const std::string_view digits = text.substr(!text.empty() && text[0] == '-');
@@ -32,7 +32,7 @@ void expected(const std::string& what, const ConfigNode& node, const std::string
   problems.add(node.line, path, path + ": expected " + what + ", found " + node.describe());
 }
 
-/// "2h30m" as seconds: numbers with units in falling order.
+/// Parses "2h30m" to seconds: numbers with units, larger units first.
 bool parse_duration(std::string_view text, double& seconds) {
   seconds = 0;
   std::string_view units = "dhms";
@@ -66,7 +66,7 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return d[a.size()][b.size()];
 }
 
-/// The key someone who wrote `wrong` probably meant: a similar one of the same section or that very key of another.
+/// The key that was probably meant by `wrong`: a similar one of the same section, or the same key of another section.
 std::string suggestion(const std::string& wrong, const std::vector<std::string>& known) {
   constexpr size_t kLongestKey = 64;
   if (wrong.size() > kLongestKey) return {};

@@ -9,10 +9,10 @@
 #include "train/config/config.h"
 #include "train/config/tree.h"
 
-/// The one place that names the configuration's keys. `fields(config, visit)` calls visit(key, value, kind, meaning)
-/// for each key of a struct; reading, writing, comparing and the reference text are visitors. A kind says what values a
-/// key takes: read() stores a node's value or reports why it cannot, print() gives YAML that read() takes back, and
-/// type() names it for people.
+/// The only place that names the configuration's keys. `fields(config, visit)` calls visit(key, value, kind, meaning)
+/// for each key of a struct. Reading, writing, comparing and the reference text are visitors. A kind says what values a
+/// key may have: read() stores a node's value or reports a problem, print() returns YAML that read() accepts, and
+/// type() describes the values for people.
 namespace mmfree {
 
 struct Integer {
@@ -122,16 +122,16 @@ struct Pair {
   std::string type() const { return "two of " + item.type(); }
 };
 
-/// A visitor that reads one map and remembers which of its keys were asked for.
+/// A visitor that reads one map. It records the keys that were read, to find unknown ones.
 class Section {
  public:
-  /// `node` may be null or empty, then no key is set. `path` is "" for the whole file.
+  /// With a null or empty `node` no key is set. `path` is "" for the whole file.
   Section(const ConfigNode* node, std::string path, Problems& problems);
 
-  /// The value of `key` or null; `key` is known from now on.
+  /// The value of `key`, or null; records `key` as known.
   const ConfigNode* take(const char* key);
 
-  /// Reads the key, if it is there. An optional value of which `kind` knows no absence gets a value only then.
+  /// Reads the key if it is given. An optional whose `kind` reads the type inside gets a value only then.
   template <class T, class Kind>
   void operator()(const char* key, T& value, const Kind& kind, const char*) {
     const ConfigNode* node = take(key);
@@ -142,7 +142,7 @@ class Section {
       kind.read(*node, value.emplace(), path_to(key), problems_);
   }
 
-  /// Reports the keys that nobody asked for.
+  /// Reports the keys that are not known.
   void finish() const;
 
  private:
@@ -200,8 +200,8 @@ void fields(LayerEntry& c, Visit&& visit) {
   layer_fields(c, visit);
 }
 
-/// A map whose keys `fields` names, such as an entry of model.layers. One of the keys in `needed`, if any, must be
-/// there.
+/// A map with the keys of `fields`, such as an entry of model.layers. If `needed` is not empty, one of its keys must be
+/// given.
 template <class T>
 struct MapOf {
   const char* form;

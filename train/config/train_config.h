@@ -8,25 +8,25 @@
 
 namespace mmfree {
 
-/// What a run continues from: nothing, the newest checkpoint of its folder (which must exist, or need not), or the
-/// checkpoint at `path`.
+/// What a run continues from: nothing; the newest checkpoint of its folder, which must exist (newest) or may be missing
+/// (newest_if_any); or the checkpoint at `path`.
 struct ResumeFrom {
   enum Mode { nothing, newest, newest_if_any, checkpoint } mode = nothing;
   std::string path = {};  ///< only with `checkpoint`
   bool operator==(const ResumeFrom&) const = default;
 };
 
-/// What becomes of a run whose checkpoint or metrics cannot be written.
+/// What a run does if a checkpoint or metrics cannot be written.
 enum class OnSaveError { carry_on, stop };
 
 /// "false", "true", "auto" or the path.
 std::string name_of(const ResumeFrom& resume);
 ResumeFrom parse_resume(const std::string& text);
 const char* name_of(OnSaveError choice);
-/// Nothing is called "auto".
+/// "auto" for nullopt.
 const char* name_of(const std::optional<Recompute>& recompute);
 
-/// How long, how much at once, and what is written down (section `train`).
+/// Length, batch sizes, device and output of a run (section `train`).
 struct TrainConfig {
   int64_t steps = 1000;          ///< optimizer steps of the whole run
   int64_t batch_size = 16;       ///< sequences per optimizer step
@@ -34,7 +34,7 @@ struct TrainConfig {
   int64_t seed = 1;              ///< of initial weights and data order
   DeviceChoice device;
   ComputeChoice compute = ComputeChoice::automatic;
-  std::optional<Recompute> recompute;  ///< nothing: selective on a GPU, none on the CPU
+  std::optional<Recompute> recompute;  ///< nullopt: selective on a GPU, none on the CPU
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
   int64_t log_every = 10;              ///< steps between lines of progress and metrics
@@ -49,7 +49,7 @@ struct TrainConfig {
   OnSaveError on_save_error = OnSaveError::carry_on;
   int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
 
-  /// Sequences per forward pass after the rule above is applied.
+  /// Sequences per forward pass: micro_batch_size, or batch_size if that is 0.
   int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : batch_size; }
 };
 

@@ -17,13 +17,13 @@ namespace {
 constexpr size_t kMaxBytes = 1 << 20, kMaxDepth = 32, kMaxNodes = 20000, kMaxReported = 100;
 constexpr const char* kNoAliases = "aliases (*name) are not supported; quote text that starts with *";
 
-/// Thrown inside the parser to stop at a construct that a configuration may not contain.
+/// Thrown in the parser's callbacks at a construct that a configuration may not contain.
 struct Refused {
   int line;
   std::string message;
 };
 
-/// Builds the tree from the parser's events, so that hostile documents are refused before anything walks them.
+/// Builds the tree from the parser's events, and refuses hostile documents while it does.
 class TreeBuilder : public YAML::EventHandler {
  public:
   TreeBuilder(Problems& problems, bool command_line) : problems_(problems), command_line_(command_line) {}
@@ -56,7 +56,7 @@ class TreeBuilder : public YAML::EventHandler {
   ConfigNode root;
 
  private:
-  /// A list or map whose items are still arriving.
+  /// A list or map whose end the parser has not reached.
   struct Open {
     ConfigNode node;
     bool has_key = false;  ///< a key was read and its value comes next
@@ -132,7 +132,7 @@ class TreeBuilder : public YAML::EventHandler {
   std::vector<Open> open_;
 };
 
-/// Without the parts of a file that the parser repeats as they are, control characters and half letters among them.
+/// The parser's message without quotations from the file, which may hold control characters and incomplete UTF-8.
 std::string describe(const YAML::Exception& error) {
   if (error.msg.starts_with(YAML::ErrorMsg::UNKNOWN_ANCHOR)) return kNoAliases;
   if (error.msg.starts_with(YAML::ErrorMsg::INVALID_ESCAPE))
@@ -140,15 +140,15 @@ std::string describe(const YAML::Exception& error) {
   return "not valid YAML: " + error.msg;
 }
 
-/// Whether a colon is followed by something other than a space, which YAML then takes for a part of the word.
+/// Whether a colon is followed by something other than a space: YAML then reads the colon as part of the word.
 bool lacks_space_after_colon(std::string_view text) {
   for (size_t at = text.find(':'); at != std::string_view::npos; at = text.find(':', at + 1))
     if (at + 1 < text.size() && text[at + 1] != ' ') return true;
   return false;
 }
 
-/// The document in `text`, or nothing after reporting why it cannot be understood. `override_text` is the override
-/// whose value `text` is; empty for a file.
+/// The YAML document in `text`; nullopt, and a problem, if it is invalid. `override_text`: the override whose value
+/// `text` is; empty for a file.
 std::optional<ConfigNode> parse_yaml(const std::string& text, const std::string& override_text, Problems& problems) {
   const bool command_line = !override_text.empty();
   TreeBuilder builder(problems, command_line), second(problems, command_line);

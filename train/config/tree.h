@@ -12,10 +12,10 @@ struct ConfigNode {
   Kind kind = Kind::nothing;
   int line = 0;                   ///< from 1; 0: given on the command line
   std::string text;               ///< of a scalar
-  bool quoted = false;            ///< the scalar stood in quotes and so is text whatever it looks like
+  bool quoted = false;            ///< the scalar is in quotes, so it is text even if it looks like a number
   std::vector<ConfigNode> items;  ///< of a list or a map
-  std::string key;                ///< under which the surrounding map holds this node
-  int key_line = 0;               ///< where that key stands
+  std::string key;                ///< the key of this node in the map around it
+  int key_line = 0;               ///< line of that key
 
   /// The item of a map with this key, or null.
   const ConfigNode* find(std::string_view name) const;
@@ -26,7 +26,7 @@ struct ConfigNode {
 /// Whether `text` is UTF-8 without control characters other than those in `allowed`.
 bool is_clean_text(std::string_view text, std::string_view allowed = {});
 
-/// Collects what is wrong with a configuration, to report all of it at once.
+/// Collects all problems of a configuration, to report them together.
 class Problems {
  public:
   static constexpr int kNoLine = -1;
@@ -34,9 +34,9 @@ class Problems {
   explicit Problems(std::string source) : source_(std::move(source)) {}
   /// `line` as in ConfigNode or kNoLine; `path` is the key concerned ("optim.lr").
   void add(int line, const std::string& path, const std::string& message);
-  /// Whether something was reported for `path` or a key below it.
+  /// Whether a problem was added for `path` or a key below it.
   bool failed(std::string_view path) const;
-  /// Throws ConfigError with one line per problem in the order of the file, unless there is none.
+  /// If there are problems, throws ConfigError with one line per problem, in the order of the file.
   void throw_if_any() const;
 
  private:
@@ -49,11 +49,11 @@ class Problems {
 };
 
 /// Parses one YAML document of at most 1 MiB, 32 levels and 20,000 nodes, without anchors, aliases, tags or merge keys.
-/// Reports duplicate keys to `problems` and throws ConfigError where the text cannot be understood. Empty text is an
-/// empty map.
+/// Adds duplicate keys to `problems`; throws ConfigError if the text is not valid. Empty text is an empty map.
 ConfigNode parse_config_tree(const std::string& text, const std::string& source, Problems& problems);
 
-/// Lays "section.key=value" over `root`. A value that starts with [ { " or ' is YAML, any other is taken as it stands.
+/// Applies the override "section.key=value" to `root`. A value that starts with [ { " or ' is YAML; any other is text
+/// as it is.
 void apply_override(ConfigNode& root, const std::string& text, Problems& problems);
 
 }  // namespace mmfree

@@ -8,7 +8,8 @@
 namespace mmfree {
 namespace {
 
-/// What `*` in `pattern` stands for in `name`; nothing if they do not fit. A pattern without `*` fits itself alone.
+/// The number that `*` in `pattern` stands for in `name`, or nullopt if `name` does not match. A pattern without `*`
+/// matches only itself, with "".
 std::optional<std::string> match(const std::string& pattern, const std::string& name) {
   const size_t star = pattern.find('*');
   if (star == std::string::npos) return pattern == name ? std::optional<std::string>("") : std::nullopt;
@@ -25,7 +26,7 @@ std::string filled(const std::string& pattern, const std::string& layer) {
   return star == std::string::npos ? pattern : pattern.substr(0, star) + layer + pattern.substr(star + 1);
 }
 
-/// The row of the table that names our tensor, and the layer. A tensor that is not listed maps to itself.
+/// The entry of the table for our tensor `name`, and the number of its layer. A tensor without an entry maps to itself.
 std::pair<TensorMap, std::string> find_ours(const Architecture& a, const std::string& name) {
   for (const TensorMap& map : a.tensors)
     if (const auto layer = match(map.ours, name)) return {map, *layer};
@@ -38,7 +39,8 @@ int64_t head_count(HeadRows which, const ModelConfig& c, const std::string& laye
   return which == HeadRows::heads || l.kv_heads == 0 ? l.heads : l.kv_heads;
 }
 
-/// Reorders the rows of each of `heads` heads between pairs side by side and halves.
+/// Reorders the rows of each of `heads` heads between the two layouts of TensorMap::permute: to ours (`to_pairs`) or to
+/// theirs.
 Tensor permuted(const Tensor& from, int64_t heads, bool to_pairs) {
   if (heads == 0) return from;
   const int64_t rows = from.dim(0), width = rows / heads, row_bytes = from.bytes() / rows;

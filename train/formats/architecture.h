@@ -7,17 +7,17 @@
 #include "core/tensor.h"
 #include "layers/model_config.h"
 
-/// How foreign architectures name and lay out the tensors of a model that we name in layers/: one small table each.
+/// Foreign architectures: how each names and lays out the tensors that layers/ declares, as one table.
 namespace mmfree {
 
-/// Which heads a matrix' rows belong to, where the foreign layout orders the rows of a head in another way.
+/// For a matrix whose rows the foreign layout orders differently inside each head: which heads its rows form.
 enum class HeadRows { none, heads, kv_heads };
 
-/// How one of our tensors is held. In names `*` stands for the number of the layer.
+/// How the foreign layout stores one of our tensors. In names `*` stands for the number of the layer.
 struct TensorMap {
   std::string ours;
-  /// One name: the tensor is renamed. Several: ours is theirs one below the other, in equal parts (a fused matrix is
-  /// split).
+  /// One name: the tensor is renamed. Several: our tensor consists of theirs, equal parts stacked along the rows (they
+  /// split a matrix that is fused in ours).
   std::vector<std::string> theirs;
   /// Not none: row 2i + j of a head of width w is row j·w/2 + i in theirs (rotary pairs are side by side in ours and
   /// half a head apart in theirs).
@@ -30,13 +30,14 @@ struct Architecture {
   std::vector<TensorMap> tensors;  ///< a tensor that is not listed has our name and layout
 };
 
-/// The published MatMul-free LM, and models that it cannot express: our names are theirs.
+/// The published MatMul-free LM; and mmfree's own architecture, for models that hgrn_bit cannot describe. Both use our
+/// names.
 const Architecture& hgrn_bit_architecture();
 const Architecture& own_architecture();
 
 using NamedShapes = std::vector<std::pair<std::string, Shape>>;
 
-/// Their names and shapes of the tensors that hold `ours`, in order. @throws DataError if a matrix cannot be split
+/// Names and shapes of the foreign tensors that store `ours`, in order. @throws DataError if a matrix cannot be split
 /// evenly
 NamedShapes foreign_tensors(const Architecture& architecture, const NamedShapes& ours);
 

@@ -14,7 +14,7 @@ namespace {
 using Json = nlohmann::json;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 
-/// Typed access to one JSON object; `where` names the file and starts every message.
+/// Typed access to one JSON object. Every error message starts with `where`, which names the file.
 class Fields {
  public:
   Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
@@ -37,7 +37,7 @@ class Fields {
   std::string text(const char* key, const std::string& otherwise) const {
     return has(key) ? as_text(object_[key], key) : otherwise;
   }
-  /// The first of a list of ids; -1 for null or an empty list.
+  /// A token id; of a list the first; -1 for null or an empty list.
   int64_t token_id(const char* key, int64_t otherwise) const {
     if (!object_.contains(key)) return otherwise;
     const Json& value = object_[key];
@@ -82,7 +82,7 @@ class Fields {
   std::string where_;
 };
 
-/// Visitor of `fields` (train/config/fields.h) that reads the keys which a JSON object has; others stay as they are.
+/// Visitor of `fields` (train/config/fields.h) that reads the keys of a JSON object. A missing key changes nothing.
 struct ReadKeys {
   const Fields& json;
 
@@ -139,7 +139,7 @@ nlohmann::ordered_json written_list(std::vector<T> list) {
   return all;
 }
 
-/// What Hugging Face's format has no key for.
+/// Reads the keys that only mmfree has.
 void read_extras(const Fields& extras, const std::string& where, ModelConfig& c) {
   layer_fields(c, ReadKeys{extras});
   read_list(extras, "layers", where, c.layers);
@@ -155,7 +155,7 @@ nlohmann::ordered_json extras_of(ModelConfig c) {
   return json;
 }
 
-/// Refuses what the published code knows and this model does not have.
+/// Refuses settings of the published code that are not implemented.
 void refuse_unsupported(const Fields& fields, const std::string& where) {
   MMFREE_CHECK(DataError, !fields.boolean("use_short_conv", false), where,
                "use_short_conv is true: short convolutions are not implemented");

@@ -21,7 +21,7 @@ constexpr int64_t kMaxIndexBytes = 64 << 20;
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
-/// True for a name that a file may have and that cannot leave the folder it is looked up in.
+/// True for a valid file name that cannot lead out of its folder.
 bool is_plain_name(const std::string& name) {
   constexpr size_t kMostBytes = 255;
   return !name.empty() && name.size() <= kMostBytes && name[0] != '.' && name.find("..") == std::string::npos &&
@@ -42,7 +42,7 @@ StoreType store_type(const std::string& torch_dtype) {
   return {"F16", 2};
 }
 
-/// Cuts the list, in order, into shards of at most `most` bytes.
+/// Divides the list, in order, into shards of at most `most` bytes.
 std::vector<NamedShapes> plan_shards(const NamedShapes& tensors, int64_t element, int64_t most) {
   std::vector<NamedShapes> shards(1);
   int64_t filled = 0;
@@ -113,7 +113,7 @@ std::string model_card(const std::string& name, const ModelConfig& c, const std:
   return card;
 }
 
-/// Absolute, without a trailing slash, so that names beside it can be formed.
+/// The absolute path without a trailing slash, so that a suffix can be added to the name.
 fs::path normal(const std::string& dir) {
   fs::path path = fs::absolute(dir).lexically_normal();
   return path.has_filename() ? path : path.parent_path();
@@ -131,7 +131,7 @@ void check_target(const fs::path& target, bool overwrite) {
                ": is not empty and not a model folder (no config.json); not overwritten");
 }
 
-/// What `type` keeps of a tensor, in f32.
+/// A tensor rounded to `type`, in f32.
 Tensor stored(const Tensor& tensor, const StoreType& type) {
   Tensor out(tensor.shape(), DType::f32);
   cast(tensor, out);
@@ -153,8 +153,9 @@ void check_folder(const std::string& dir, const NamedShapes& tensors,
   }
 }
 
-/// Puts `from` in the place of `to`. Where the two cannot change places in one step, the old one is called `to`.old, or
-/// by another name like it that is free, for a moment. Empties `from` when it is no longer the new folder's name.
+/// Renames the folder `from` to `to`. An old folder `to` is exchanged in one step and then removed. If the file system
+/// cannot exchange, the old folder is first renamed to `to`.old, or `to`.old-1, … if that exists. Clears `from` once
+/// the new folder has its name.
 void replace_directory(fs::path& from, const fs::path& to) {
   const fs::path parent = to.parent_path();
   std::error_code ignored;
@@ -169,7 +170,7 @@ void replace_directory(fs::path& from, const fs::path& to) {
     if (reason != std::errc::invalid_argument && reason != std::errc::function_not_supported)
       throw fs::filesystem_error("exchange", reason);
     old = to.string() + ".old";
-    for (int i = 1; fs::exists(old); ++i) old = concat(to.string(), ".old-", i);  // whatever that is, it is not ours
+    for (int i = 1; fs::exists(old); ++i) old = concat(to.string(), ".old-", i);  // not ours: keep it
     fs::rename(to, old);
     try {
       fs::rename(from, to);
@@ -179,7 +180,7 @@ void replace_directory(fs::path& from, const fs::path& to) {
     }
   }
   from.clear();
-  sync_directory(parent.string());  // where that fails, the old one stays: the disk may still name it
+  sync_directory(parent.string());  // if this throws, the old folder stays: the disk may still refer to it
   fs::remove_all(old, ignored);
 }
 

@@ -13,16 +13,17 @@
 
 namespace mmfree {
 
-/// Reads `dir`/config.json of model_type `hgrn_bit`, or `mmfree`: the same keys for a model that hgrn_bit cannot say. A
-/// missing key has the default of the published code, unknown keys are ignored, `intermediate_size` null becomes 0 (the
-/// rule), a list of token ids gives its first, null gives -1. What that format cannot say (the layer keys, `layers`,
-/// precision_rules) comes from the object "mmfree" when present.
+/// Reads `dir`/config.json of model_type `hgrn_bit`, or `mmfree`, which has the same keys and is for models that
+/// hgrn_bit cannot describe. A missing key has the default of the published code. Unknown keys are ignored.
+/// `intermediate_size` null becomes 0 (see ModelConfig::hidden_ratio). Of a list of token ids the first is taken; null
+/// becomes -1. Keys that hgrn_bit does not have (the layer keys, `layers`, `precision_rules`) are read from the object
+/// "mmfree", if present.
 /// @throws MissingError; DataError naming file and key for anything malformed, out of range, or not implemented:
 /// another model_type, use_short_conv, expand_ratio other than 1, another hidden_act.
 ModelConfig read_hf_config(const std::string& dir);
 
-/// The architecture that a model is written as: hgrn_bit, or our own where the structure is more than hgrn_bit can say,
-/// so that no other loader takes it.
+/// The architecture that a model is written as: hgrn_bit if that can describe its structure, else our own, so that no
+/// other program loads it by mistake.
 const Architecture& architecture_of(const ModelConfig& config);
 
 /// Writes `dir`/config.json with all keys of the published models and the object "mmfree".
@@ -57,15 +58,15 @@ struct HfWriteOptions {
   std::string torch_dtype = "float32";      ///< float32, bfloat16 or float16
   int64_t max_shard_bytes = 5'000'000'000;  ///< a larger tensor gets a shard of its own
   std::string tokenizer_model = {};         ///< bytes of tokenizer.model; empty: none
-  bool overwrite = false;                   ///< replace a model folder that is there already
+  bool overwrite = false;                   ///< replace an existing model folder
 };
 
 /// Writes a folder that `HfFolder` and Hugging Face read: config.json, generation_config.json, model.safetensors (or
-/// shards with an index), tokenizer.model, README.md. `tensors` gives names and shapes in file order; `get` is called
-/// for each, in that order, once to write it and once to compare it with what was written, so one tensor at a time is
-/// in memory. All is written to `dir`.tmp, loaded again and renamed at the end: an interrupted export never looks
-/// complete, and an old folder stays until the new one is proved; then they change names in one step, where the file
-/// system can.
+/// shards with an index), tokenizer.model, README.md. `tensors` gives names and shapes in file order. `get` is called
+/// for each in that order, once to write the tensor and once to compare it with the file, so one tensor at a time is in
+/// memory. Everything is written to a temporary folder, read again and compared, and renamed to `dir` at the end. So an
+/// interrupted export never looks complete, and an old folder stays until the new one is checked. The two folders are
+/// exchanged in one step if the file system supports that.
 /// @throws CreateError if `dir` is not empty (with `overwrite`: not empty and without a config.json), UsageError,
 /// ShapeError, IoError; Error if what was written does not read back to the bit
 void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,

@@ -145,7 +145,7 @@ f16::f16(float x) {
   uint32_t half;
   if (magnitude > 0x7f800000u)
     half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-  else if (magnitude >= 0x477ff000u)  // 65520, from where on the nearest is infinity
+  else if (magnitude >= 0x477ff000u)  // 65520 and above round to infinity
     half = 0x7c00u;
   else if (magnitude < 0x38800000u)  // below 2^-14: a multiple of 2^-24; 1024 of them are the smallest normal number
     half = uint32_t(std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24f));

@@ -42,10 +42,11 @@ class SafetensorsReader {
   /// Names in the order of their data.
   std::vector<std::string> names() const;
   bool has(const std::string& name) const { return index_.count(name) > 0; }
-  /// All of these throw DataError if there is no such tensor; `shape` also if it has more than 4 dimensions.
+  /// @throws DataError if there is no such tensor, or if it has more than 4 dimensions. The functions below throw it
+  /// too if there is no such tensor.
   Shape shape(const std::string& name) const;
   const std::string& dtype_name(const std::string& name) const { return entry(name).dtype; }
-  /// The free text pairs of `__metadata__`.
+  /// The pairs of text in `__metadata__`.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
   /// The tensor as `as`: any float dtype as f64, f32 or bf16, any integer dtype (and BOOL) as i64, i32, i8 or u8.
@@ -68,8 +69,8 @@ class SafetensorsReader {
 };
 
 /// Writes a safetensors file with memory independent of its size. The header comes first in the file, so all tensors
-/// are declared, then written in the same order; the same calls give the same bytes. The data start at a multiple of 8.
-/// The file appears under its name at `commit` (see DurableFile); without it nothing is left behind.
+/// are declared before the first is written, in the same order. The same calls give the same bytes. The data start at a
+/// multiple of 8. The file gets its name at `commit` (see DurableFile); without it no file remains.
 class SafetensorsWriter {
  public:
   /// @throws CreateError
@@ -79,7 +80,7 @@ class SafetensorsWriter {
   /// Writes the next declared tensor, converted to its declared dtype under the rules of SafetensorsReader::read.
   /// @throws ShapeError, DTypeError for float as integer and the reverse, DataError, IoError
   void write(const std::string& name, const Tensor& tensor);
-  /// Where the file is before commit(): once the last tensor is written, it can be read there.
+  /// Path of the file before commit(). It can be read there once the last tensor is written.
   const std::string& temporary_path() const { return file_.temporary_path(); }
   /// Makes the file complete and durable. @throws IoError
   void commit();

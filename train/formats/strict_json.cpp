@@ -12,7 +12,7 @@ namespace {
 constexpr int kMaxDepth = 16;
 constexpr int64_t kMaxValues = 16'000'000;
 
-/// Looks at every event of the parser and throws at the first one that breaks a limit, before anything deep is built.
+/// Checks every event of the parser and throws at the first that exceeds a limit, before a deep value is built.
 class Guard {
  public:
   explicit Guard(const std::string& where) : where_(where) {}
@@ -40,7 +40,7 @@ class Guard {
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& where) {
-  // The parser takes a zero byte for the end of its input and would accept anything behind it.
+  // The parser takes a zero byte as the end of its input and ignores what follows it.
   const size_t zero = text.find('\0');
   MMFREE_CHECK(DataError, zero == text.npos, where, ": not valid JSON at byte ", zero + 1);
   Guard guard(where);

@@ -27,7 +27,7 @@ struct Item {
   Tensor value;
 };
 
-/// Rows of `table` as int8 codes with one scale each (absmax, as activations are quantised).
+/// Rows of `table` as int8 codes with one scale per row, by the absmax quantiser of activations.
 std::pair<Tensor, Tensor> quantise_rows(const Tensor& table) {
   const int64_t rows = table.dim(0), cols = table.dim(1);
   Tensor codes(table.shape(), DType::i8), scale({rows}, DType::f32);
@@ -211,7 +211,7 @@ Model read_ternary_file(const std::string& path) {
   const auto in_codes = [&](const std::string& name) {
     return name == kEmbedding && file.has(name) && file.dtype_name(name) == "I8";
   };
-  // Before anything is allocated: the configuration alone may claim any size.
+  // The configuration may claim any size, so compare it with the tensors of the file before anything is allocated.
   for (const ParamSpec& spec : unpacked_specs(model.config)) require(spec.name, spec.shape, in_codes(spec.name));
   model.params = std::make_unique<ParamStore>(unpacked_specs(model.config), DType::f32);
   for (size_t i = 0; i < model.params->specs().size(); ++i) {
