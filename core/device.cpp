@@ -39,8 +39,8 @@ size_t left_in_group(const std::string& root, std::string group, const std::arra
   for (;; group.erase(group.rfind('/'))) {
     const std::string folder = root + group + "/";
     const size_t limit = number_in(folder + keys[0], kNone), used = number_in(folder + keys[1], 0);
-    const size_t taken = used - std::min(used, number_after(keys[2], folder + "memory.stat"));
-    if (limit != kNone) left = std::min(left, limit - std::min(limit, taken));
+    const size_t in_use = used - std::min(used, number_after(keys[2], folder + "memory.stat"));
+    if (limit != kNone) left = std::min(left, limit - std::min(limit, in_use));
     if (group.empty()) return left;
   }
 }

@@ -23,15 +23,15 @@ void softmax_nll(const SoftmaxNllArgs& g) {
           continue;
         }
         const T hit = x[target];
-        T most = x[0];
-        for (int64_t k = 0; k < g.v; ++k) most = x[k] > most ? x[k] : most;
+        T largest = x[0];
+        for (int64_t k = 0; k < g.v; ++k) largest = x[k] > largest ? x[k] : largest;
         if (!g.gradient) {
-          nll = std::log(lane_sum<T>(g.v, [=](int64_t k) { return exp_of(x[k] - most); })) + most - hit;
+          nll = std::log(lane_sum<T>(g.v, [=](int64_t k) { return exp_of(x[k] - largest); })) + largest - hit;
           continue;
         }
-        for (int64_t k = 0; k < g.v; ++k) x[k] = exp_of(x[k] - most);
+        for (int64_t k = 0; k < g.v; ++k) x[k] = exp_of(x[k] - largest);
         const T sum = lane_sum<T>(g.v, [x](int64_t k) { return x[k]; });
-        nll = std::log(sum) + most - hit;
+        nll = std::log(sum) + largest - hit;
         const T factor = scale / sum;
         for (int64_t k = 0; k < g.v; ++k) x[k] *= factor;
         x[target] -= scale;

@@ -10,9 +10,9 @@ namespace {
 /// Softmax over the layers of channel k, into p[0..layers).
 template <class T>
 void channel_softmax(const T* lambda, int64_t layers, int64_t d, int64_t k, T* p) {
-  T most = lambda[k], sum = 0;
-  for (int64_t l = 1; l < layers; ++l) most = std::max(most, lambda[l * d + k]);
-  for (int64_t l = 0; l < layers; ++l) sum += p[l] = std::exp(lambda[l * d + k] - most);
+  T largest = lambda[k], sum = 0;
+  for (int64_t l = 1; l < layers; ++l) largest = std::max(largest, lambda[l * d + k]);
+  for (int64_t l = 0; l < layers; ++l) sum += p[l] = std::exp(lambda[l * d + k] - largest);
   for (int64_t l = 0; l < layers; ++l) p[l] /= sum;
 }
 

@@ -65,8 +65,8 @@ TileShape tile_shape(const MatmulArgs& p) {
   int64_t down = (p.m + kMost.m - 1) / kMost.m, across = (p.n + kMost.n - 1) / kMost.n;
   while (down * across < 4 && std::max(p.m / down, p.n / across) >= 256)
     (p.m / down >= p.n / across ? down : across) *= 2;
-  const auto share = [](int64_t size, int64_t parts) { return ((size + parts - 1) / parts + 15) / 16 * 16; };
-  return {share(p.m, down), share(p.n, across)};
+  const auto extent = [](int64_t size, int64_t parts) { return ((size + parts - 1) / parts + 15) / 16 * 16; };
+  return {extent(p.m, down), extent(p.n, across)};
 }
 
 void sgemm(const MatmulArgs& p, const float* a, const float* b, float* c) {

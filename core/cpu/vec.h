@@ -46,9 +46,9 @@ inline T lane_absmax(int64_t n, Term&& term) {
   for (; i + kLanes <= n; i += kLanes)
     for (int l = 0; l < kLanes; ++l) keep(i + l, l);
   for (int l = 0; i + l < n; ++l) keep(i + l, l);
-  Bits most = lanes[0];
-  for (int l = 1; l < kLanes; ++l) most = lanes[l] > most ? lanes[l] : most;
-  return std::bit_cast<T>(most);
+  Bits largest = lanes[0];
+  for (int l = 1; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
+  return std::bit_cast<T>(largest);
 }
 
 inline double exp_of(double x) { return std::exp(x); }

@@ -94,27 +94,27 @@ __global__ void __launch_bounds__(kThreads, 2) softmax(SoftmaxNllArgs g) {
   const bool known = target >= 0 && target < g.v;
   const float nan = __int_as_float(0x7fc00000);
   const float hit = known ? to_float(row.data[target]) : nan;
-  float most = -__int_as_float(0x7f800000);
+  float largest = -__int_as_float(0x7f800000);
   row.each([&](const Access<A, N>& x, int) {
 #pragma unroll
-    for (int k = 0; k < N; ++k) most = fmaxf(most, x.at(k));
+    for (int k = 0; k < N; ++k) largest = fmaxf(largest, x.at(k));
   });
-  most = across_warps(warp_largest(most), [](float a, float b) { return fmaxf(a, b); });
+  largest = across_warps(warp_largest(largest), [](float a, float b) { return fmaxf(a, b); });
   float sum = 0;
   row.each([&](const Access<A, N>& x, int) {
 #pragma unroll
-    for (int k = 0; k < N; ++k) sum += exponential<A>(x.at(k) - most);
+    for (int k = 0; k < N; ++k) sum += exponential<A>(x.at(k) - largest);
   });
   sum = across_warps(warp_sum(sum), [](float a, float b) { return a + b; });
-  if (threadIdx.x == 0) *nll = logf(sum) + most - hit;
+  if (threadIdx.x == 0) *nll = logf(sum) + largest - hit;
   if (!g.gradient) return;
   const float scale = known ? float(*g.scale) : nan, factor = scale / sum;
-  asm volatile("" : "+f"(most));  // makes the compiler compute the exponentials again; keeping them would spill
+  asm volatile("" : "+f"(largest));  // makes the compiler compute the exponentials again; keeping them would spill
   row.each([&](const Access<A, N>& x, int at) {
     if (at >= row.accesses) return;
     float out[N];
 #pragma unroll
-    for (int k = 0; k < N; ++k) out[k] = exponential<A>(x.at(k) - most) * factor;
+    for (int k = 0; k < N; ++k) out[k] = exponential<A>(x.at(k) - largest) * factor;
     if (at == target / N)
 #pragma unroll
       for (int k = 0; k < N; ++k) out[k] -= k == target % N ? scale : 0;

@@ -25,7 +25,7 @@ template <class L, bool kGate>
 struct RowScales {
   static constexpr int kOuter = L::outer, kA = L::outer + kGate, kSums = 1 + kA;  // indices in `sums`
   float sums[kSums] = {};
-  uint32_t most[L::branches] = {};
+  uint32_t absmax[L::branches] = {};
   float r0, r1, r2, r01;
   ActivationScale<float> q[L::branches];
 
@@ -39,15 +39,15 @@ struct RowScales {
       sums[kOuter] += x * x;
     }
 #pragma unroll
-    for (int b = 0; b < L::branches; ++b) most[b] = max(most[b], magnitude(x * w.branch[b][i]));
+    for (int b = 0; b < L::branches; ++b) absmax[b] = max(absmax[b], magnitude(x * w.branch[b][i]));
   }
-  __device__ void finish(const NormQuantArgs& p, const Epsilons& eps, float share) {
-    r0 = kGate && p.r0 ? rms_reciprocal(sums[kA] * share, eps.gate) : 1.0f;
-    r1 = L::outer && p.r1 ? rms_reciprocal(r0 * r0 * sums[0] * share, eps.outer) : 1.0f;
+  __device__ void finish(const NormQuantArgs& p, const Epsilons& eps, float inverse_d) {
+    r0 = kGate && p.r0 ? rms_reciprocal(sums[kA] * inverse_d, eps.gate) : 1.0f;
+    r1 = L::outer && p.r1 ? rms_reciprocal(r0 * r0 * sums[0] * inverse_d, eps.outer) : 1.0f;
     r01 = r0 * r1;
-    r2 = p.r2 ? rms_reciprocal(r01 * r01 * sums[kOuter] * share, eps.inner) : 1.0f;
+    r2 = p.r2 ? rms_reciprocal(r01 * r01 * sums[kOuter] * inverse_d, eps.inner) : 1.0f;
 #pragma unroll
-    for (int b = 0; b < L::branches; ++b) q[b] = activation_scale(__uint_as_float(most[b]) * scale(p.branches[b]));
+    for (int b = 0; b < L::branches; ++b) q[b] = activation_scale(__uint_as_float(absmax[b]) * scale(p.branches[b]));
   }
   /// Factor of x · outer · weight. r2 belongs to branches with a weight only. A kept layout needs no test for that: it
   /// never has mixed branches (see are_mixed), and r2 is 1 if no branch has a weight.
@@ -70,7 +70,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQua
   __shared__ RowReduction<Scales::kSums, L::branches> reduce;
   reduce.clear();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
-  const float share = 1.0f / float(p.d);
+  const float inverse_d = 1.0f / float(p.d);
   Weights<L, kKind> w[L::held];
   Chunk<kKind, S, A, W> chunk[L::held];
   if constexpr (L::kept) each([&](int v, int64_t k) { w[v].load(p, k), chunk[v].load(p.source, blockIdx.x, k, p.d); });
@@ -92,8 +92,8 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQua
     });
     if constexpr (L::kept)
       if (n + gridDim.x < p.n) each([&](int v, int64_t k) { chunk[v].load(p.source, n + gridDim.x, k, p.d); });
-    reduce(turn, row.sums, row.most);
-    row.finish(p, eps, share);
+    reduce(turn, row.sums, row.absmax);
+    row.finish(p, eps, inverse_d);
     each([&](int v, int64_t k) {
       if constexpr (!L::kept) {
         take(v, k);

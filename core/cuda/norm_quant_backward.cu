@@ -136,10 +136,10 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
 }
 
 /// Rounds each branch's values with the bits of the forward kernel: the same products in the same order, x without r0.
-/// `most` holds the magnitudes of x · outer · weight.
+/// `absmax` holds the magnitudes of x · outer · weight.
 template <class A, class L, Kind kKind>
 __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
-                               const uint32_t (&most)[L::branches], const Stats<L, kKind>& row, int64_t place) {
+                               const uint32_t (&absmax)[L::branches], const Stats<L, kKind>& row, int64_t place) {
   const float r01 = row.r0 * row.r1;
 #pragma unroll
   for (int b = 0; b < L::branches; ++b) {
@@ -148,7 +148,7 @@ __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[
     float value[L::width];
 #pragma unroll
     for (int i = 0; i < L::width; ++i) value[i] = x[i] * w.outer[i] * w.branch[b][i] * scale;
-    store_values<A>(p.branches[b], place, value, activation_scale(__uint_as_float(most[b]) * scale));
+    store_values<A>(p.branches[b], place, value, activation_scale(__uint_as_float(absmax[b]) * scale));
   }
 }
 
@@ -207,12 +207,12 @@ struct RowSums {
     }
   }
   /// `normed`: some branch has a weight. If none has, `s` of a kept layout holds the sum of the branches without one.
-  __device__ void finish(const Stats<L, kKind>& row, float share, float eps_inner, bool normed, bool has_outer) {
-    const float mean = of[0] * share;
+  __device__ void finish(const Stats<L, kKind>& row, float inverse_d, float eps_inner, bool normed, bool has_outer) {
+    const float mean = of[0] * inverse_d;
     c = normed ? mean : 0.0f;
     outer_mean = normed ? mean * eps_inner * row.r2 * row.r2 : mixed ? 0.0f : mean;
-    if constexpr (mixed) outer_mean += of[count - 1] * share;
-    source_mean = squares && has_outer ? outer_mean * (1.0f - of[squares] * share) : outer_mean;
+    if constexpr (mixed) outer_mean += of[count - 1] * inverse_d;
+    source_mean = squares && has_outer ? outer_mean * (1.0f - of[squares] * inverse_d) : outer_mean;
   }
 };
 
@@ -231,13 +231,13 @@ __device__ void gradient(const Columns<L>& at, const Weights<L, kKind>& w, const
 
 /// The largest |x · outer · weight| of each branch, x without r0, as the forward kernel finds it.
 template <class L, Kind kKind>
-__device__ void find_most(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
-                          uint32_t (&most)[L::branches]) {
+__device__ void find_absmax(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
+                            uint32_t (&absmax)[L::branches]) {
 #pragma unroll
   for (int b = 0; b < L::branches; ++b) {
     if (!L::kept && b >= p.count) break;
 #pragma unroll
-    for (int i = 0; i < L::width; ++i) most[b] = max(most[b], magnitude(x[i] * w.outer[i] * w.branch[b][i]));
+    for (int i = 0; i < L::width; ++i) absmax[b] = max(absmax[b], magnitude(x[i] * w.outer[i] * w.branch[b][i]));
   }
 }
 
@@ -267,7 +267,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
     const auto row = next;
     Columns<L> at[L::held];
     RowSums<L, kKind> sums;
-    uint32_t most[L::branches] = {};
+    uint32_t absmax[L::branches] = {};
     const auto take = [&](int v, int64_t k, float(&x)[W]) {
       if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
       at[v].normalise(p, in[v].source, w[v].gate, row.r0 * row.r1, x);
@@ -278,7 +278,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       take(v, k, x);
       sums.add(at[v], w[v], row.r2);
       totals.add_branches(p, v, k, in[v], [&](int i) { return at[v].normed[i] * w[v].outer_or_1(i) * row.r2; });
-      if constexpr (kEmit) find_most(p, x, w[v], most);
+      if constexpr (kEmit) find_absmax(p, x, w[v], absmax);
     });
     Inputs<L, kKind, S, A> now[L::held];
     each([&](int v, int64_t) { now[v] = in[v]; });
@@ -286,7 +286,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       if constexpr (L::kept) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
       next = Stats<L, kKind>::of(p, n + gridDim.x);
     }
-    reduce(turn, sums.of, most);
+    reduce(turn, sums.of, absmax);
     sums.finish(row, 1.0f / float(p.d), eps_inner, p.r2, outer);
     each([&](int v, int64_t k) {
       float x[W], du[W], dx[W], dweight[W];
@@ -296,7 +296,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
         now[v].source.a.forget(), now[v].source.b.forget();
         at[v].normalise(p, now[v].source, w[v].gate, row.r0 * row.r1, x);
       }
-      if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], most, row, n * p.d + k);
+      if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
       gradient(at[v], w[v], sums, row, outer, du, dx);
       if constexpr (L::outer)
         totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at[v].normed[i], sum); });
@@ -304,7 +304,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       if constexpr (kKind == Kind::gate)
         totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
       if constexpr (kEmit && is_plain<kKind>)
-        now[v].source.x(p.source, w[v].gate, x), store_branches<A>(p, x, w[v], most, row, n * p.d + k);
+        now[v].source.x(p.source, w[v].gate, x), store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
     });
   }
   totals.finish(p.d, each);

@@ -22,8 +22,8 @@ namespace mmfree {
 namespace fs = std::filesystem;
 
 Fd& Fd::operator=(Fd&& other) noexcept {
-  Fd taken(std::move(other));
-  std::swap(fd_, taken.fd_);
+  Fd moved(std::move(other));
+  std::swap(fd_, moved.fd_);
   return *this;
 }
 
@@ -153,13 +153,13 @@ std::vector<std::string> missing_directories(const std::string& path) {
 
 Fd lock_directory(const std::string& path) {
   Fd lock(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  const auto taken = [&] {
+  const auto is_held = [&] {
     return lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 &&
            errno == EWOULDBLOCK;
   };
   // A process that was just killed may hold the lock for a moment.
-  for (int waits = 0; waits < 20 && taken(); ++waits) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  MMFREE_CHECK(CreateError, !taken(), path,
+  for (int waits = 0; waits < 20 && is_held(); ++waits) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  MMFREE_CHECK(CreateError, !is_held(), path,
                ": another process works in this folder; wait for its end, or choose another folder");
   return lock;
 }
