@@ -122,7 +122,7 @@ MMFREE_KERNEL inline void with_activation(Activation f, Body&& body) {
 #if defined(__CUDACC__)
   __trap();
 #else
-  throw Error(concat("activation ", int(f), " is none of those that are known"));
+  throw Error(concat("unknown activation ", int(f)));
 #endif
 }
 

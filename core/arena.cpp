@@ -82,7 +82,7 @@ void Arena::grow(size_t want) {
 }
 
 void* Arena::allocate(size_t bytes) {
-  MMFREE_CHECK(Error, bytes <= size_t(1) << 46, "arena: a request of ", bytes, " bytes cannot be meant");
+  MMFREE_CHECK(Error, bytes <= size_t(1) << 46, "arena: ", bytes, " bytes requested, expected at most 2^46");
   const size_t want = (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign;
   std::lock_guard lock(mutex_);
   auto fit = best_fit(want);

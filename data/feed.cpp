@@ -23,7 +23,7 @@ BatchFeed::BatchFeed(const Batches& batches, int64_t first_step, int64_t last_st
   try {
     thread_ = std::thread([this, first_step, last_step] { read_ahead(first_step, last_step); });
   } catch (const std::system_error& e) {
-    throw IoError(concat("feed: the system gives no thread to read data with: ", e.code().message(),
+    throw IoError(concat("feed: cannot start the thread that reads data: ", e.code().message(),
                          "; raise the limit of processes (ulimit -u)"));
   }
 }

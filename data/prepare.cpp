@@ -209,7 +209,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   summary.skipped_lines = reader.skipped_lines();
   std::string problem = problem_of(options, summary);
   if (train.lacks_kept() || valid.lacks_kept())
-    problem = "the shards that an earlier start left hold more than the inputs, which have changed; run it again";
+    problem = "the inputs have changed: shards of an earlier run hold more documents than they do; run it again";
   if (!problem.empty()) staging.discard();
   MMFREE_CHECK(DataError, problem.empty(), "prepare: ", problem);
   if (options.check_stop) options.check_stop();

@@ -136,8 +136,7 @@ const h5::Reader& TokenShards::opened(size_t shard) const {
   } else {
     const auto& [path, hash, masked] = shards_[shard];
     h5::Reader reader(path, "tokens", h5::Verify::header);
-    MMFREE_CHECK(DataError, reader.hash() == hash, path,
-                 ": is another file than when it was opened first; start again");
+    MMFREE_CHECK(DataError, reader.hash() == hash, path, ": was replaced after it was first opened; start again");
     if (open_.size() == kMaxOpen) open_.pop_back();
     open_.emplace_front(shard, std::move(reader));
   }

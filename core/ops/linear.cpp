@@ -20,8 +20,9 @@ Tensor as_f32(const Tensor& t) {
 }  // namespace
 
 void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y) {
-  MMFREE_CHECK(DTypeError, x.quantised() == w.is_ternary(), "linear: ", x.quantised() ? "quantised" : "plain",
-               " activations meet ", w.is_ternary() ? "ternary" : "plain", " weights");
+  MMFREE_CHECK(DTypeError, x.quantised() == w.is_ternary(), "linear: got ", x.quantised() ? "quantised" : "plain",
+               " activations and ", w.is_ternary() ? "ternary" : "plain",
+               " weights; expected quantised and ternary, or both plain");
   if (x.quantised()) return ternary_linear(x.values, x.scale, w.ternary, y);
   if (!widens(y, x.values)) return linear_forward(x.values, w.plain, y);
   Tensor wide(y.shape(), DType::f32, y.device());

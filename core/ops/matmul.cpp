@@ -35,9 +35,9 @@ void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b
   MMFREE_CHECK(ShapeError, a.dtype() != DType::i8 || k < int64_t(1) << 17, "matmul: sums of ", k,
                " products of i8 overflow i32; expected fewer than 131072");
   MMFREE_CHECK(DeviceError, !scale.defined() || (c.device() == Device::cuda && scale.device() == c.device()),
-               "matmul: a scale in memory is for products on a GPU");
+               "matmul: `scale` needs a product on a GPU, and must be on that GPU");
   MMFREE_CHECK(Error, !scale.defined() || (alpha == 1 && (beta == 0 || beta == 1)),
-               "matmul: a scale in memory needs alpha 1 and beta 0 or 1, got ", alpha, " and ", beta);
+               "matmul: with `scale` alpha must be 1 and beta 0 or 1, got ", alpha, " and ", beta);
   MMFREE_CHECK(Error, k > 0 || c.device() == Device::cpu || beta == 0 || beta == 1,
                "matmul: an empty sum on a GPU needs beta 0 or 1, got ", beta);
   if (m == 0 || n == 0) return;

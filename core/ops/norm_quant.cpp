@@ -28,7 +28,7 @@ RowSourceArgs check_source(const char* op, const RowSource& s, DType activations
       with_activation(s.f, []<Activation>() {});  // throws if f is unknown
       break;
     default:
-      throw Error(concat(op, ": source kind ", int(s.kind), " is none of those that are known"));
+      throw Error(concat(op, ": unknown source kind ", int(s.kind)));
   }
   MMFREE_CHECK(DTypeError, t == activations || (may_be_params && t == p), op, ": a must be ", name_of(activations),
                may_be_params ? concat(" or ", name_of(p)) : std::string(), ", got ", s.a.describe());
@@ -80,7 +80,7 @@ DType value_dtype(const char* op, Rounding rounding, DType t) {
     case Rounding::none:
       return param_dtype(t);
   }
-  throw Error(concat(op, ": rounding ", int(rounding), " is none of those that are known"));
+  throw Error(concat(op, ": unknown rounding ", int(rounding)));
 }
 
 NormBranchArgs check_branch(const char* op, NormBranch& b, const NormArgs& args, Device device) {

@@ -57,7 +57,7 @@ int report() {
 /// The terminate handler. Libraries allocate in destructors and in noexcept functions, where bad_alloc ends up here.
 [[noreturn]] void end() {
   if (std::current_exception()) _exit(report());
-  say("internal error: ended where no exception may pass; out of memory?");
+  say("internal error: terminated without an exception; out of memory?");
   _exit(int(Exit::internal));
 }
 

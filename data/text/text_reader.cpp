@@ -82,7 +82,7 @@ bool TextReader::parse(const std::string& line, std::string* text) {
     return true;
   }
   MMFREE_CHECK(DataError, skip_malformed_, files_[file_ - 1], ":", line_number_,
-               ": not a JSON object with a \"text\" string; mend the line, or skip such lines");
+               ": not a JSON object with a \"text\" string; correct the line, or skip such lines");
   ++skipped_;
   return false;
 }

@@ -159,7 +159,7 @@ TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& 
     } else if (m.field() == 3) {
       normalizer += m.bytes();
     } else if (m.field() == 4) {
-      MMFREE_CHECK(DataError, m.bytes().empty(), name, ": models with texts to test themselves are not supported");
+      MMFREE_CHECK(DataError, m.bytes().empty(), name, ": models with self-test data are not supported");
     } else if (m.field() == 5) {
       Message denormalizer(m.bytes(), name);
       while (denormalizer.next())

@@ -209,7 +209,7 @@ ModelConfig read_hf_config(const std::string& dir) {
 
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype) {
   MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
-               "torch_dtype ", quote(torch_dtype), " is none of float32, bfloat16, float16");
+               "torch_dtype ", quote(torch_dtype), ", expected float32, bfloat16 or float16");
   const Architecture& architecture = architecture_of(config);
   const nlohmann::ordered_json json = {
       {"architectures", nlohmann::ordered_json::array({architecture.class_name})},

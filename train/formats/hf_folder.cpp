@@ -38,7 +38,7 @@ StoreType store_type(const std::string& torch_dtype) {
   if (torch_dtype == "float32") return {"F32", 4};
   if (torch_dtype == "bfloat16") return {"BF16", 2};
   MMFREE_CHECK(UsageError, torch_dtype == "float16", "torch_dtype ", quote(torch_dtype),
-               " is none of float32, bfloat16, float16");
+               ", expected float32, bfloat16 or float16");
   return {"F16", 2};
 }
 
@@ -149,7 +149,7 @@ void check_folder(const std::string& dir, const NamedShapes& tensors,
   for (const auto& [name, shape] : tensors) {
     const Tensor expected = stored(get(name), type), got = written.read(name, DType::f32);
     MMFREE_CHECK(Error, got.shape() == shape && std::memcmp(expected.raw(), got.raw(), size_t(got.bytes())) == 0, dir,
-                 ": tensor ", quote(name), " reads back other than it was written; the folder was removed");
+                 ": tensor ", quote(name), " differs from what was written; the folder was removed");
   }
 }
 
