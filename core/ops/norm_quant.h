@@ -9,7 +9,7 @@ namespace mmfree {
 /// How a branch is rounded before its product.
 enum class Rounding { int8, bf16, none };
 
-/// How the rows x [N, D] that are normalised come about. The norm computes x while it reads, so x is not stored first.
+/// The source of the rows x [N, D] that are normalised. The norm computes x while it reads, so x is not stored first.
 struct RowSource {
   enum Kind : int {
     rows,  ///< x = a
