@@ -7,11 +7,9 @@
 #include <cstring>
 #include <limits>
 #include <new>
-#include <vector>
 
 #include "core/error.h"
 #include "core/system/files.h"
-#include "core/system/hash.h"
 
 namespace mmfree::h5 {
 
@@ -48,6 +46,20 @@ void File::read_at(int64_t offset, void* bytes, int64_t n) {
     p += done, offset += done, n -= done;
   }
   std::memset(p, 0, size_t(n));
+}
+
+void ContentHash::read_up_to(File& file, int64_t offset) {
+  while (at_ < offset && !file.error) {
+    const int64_t n = std::min<int64_t>(kChunkBytes, offset - at_);
+    file.read_at(at_, buffer_.data(), n);
+    add(at_, buffer_.data(), n);
+  }
+}
+
+void ContentHash::add(int64_t offset, const void* bytes, int64_t n) {
+  if (offset != at_) return;
+  hash_.update(bytes, size_t(n));
+  at_ += n;
 }
 
 namespace {
@@ -99,9 +111,15 @@ bool in_range(haddr_t address, size_t size) {
   return address <= limit && size <= limit - address;
 }
 
-herr_t driver_read(H5FD_t* f, H5FD_mem_t, hid_t, haddr_t address, size_t size, void* buffer) {
+/// Metadata lies all over the file and is read when the file is opened: only data is hashed on its way.
+herr_t driver_read(H5FD_t* f, H5FD_mem_t type, hid_t, haddr_t address, size_t size, void* buffer) {
   if (!in_range(address, size)) return -1;
-  file_of(f).read_at(int64_t(address), buffer, int64_t(size));
+  File& file = file_of(f);
+  ContentHash* hash = type == H5FD_MEM_DRAW && file.content ? &*file.content : nullptr;
+  const auto offset = int64_t(address);
+  if (hash) hash->read_up_to(file, std::min(offset, file.end));
+  file.read_at(offset, buffer, int64_t(size));
+  if (hash) hash->add(offset, buffer, std::min(int64_t(size), file.end - offset));
   return 0;
 }
 
@@ -182,19 +200,6 @@ constexpr size_t kBlockHashAt = kUserBlockBytes - 8;
 }  // namespace
 
 std::string UserBlock::hash_hex() const { return hex16(hash[1]) + hex16(hash[0]); }
-
-std::array<uint64_t, 2> hash_content(File& file, int64_t file_bytes) {
-  Hash128 hash;
-  std::vector<char> buffer(kChunkBytes);
-  for (int64_t at = kUserBlockBytes; at < file_bytes;) {
-    const int64_t n = std::min<int64_t>(kChunkBytes, file_bytes - at);
-    file.read_at(at, buffer.data(), n);
-    file.check();
-    hash.update(buffer.data(), size_t(n));
-    at += n;
-  }
-  return hash.digest();
-}
 
 void write_user_block(File& file, const UserBlock& block) {
   static_assert(std::endian::native == std::endian::little, "the user block is written in host order");

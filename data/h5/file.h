@@ -2,10 +2,13 @@
 #include <hdf5.h>
 
 #include <array>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/dtype.h"
+#include "core/system/hash.h"
 #include "data/h5/session.h"
 
 /// What Writer and Reader share: the user block and a file driver that keeps I/O errors away from HDF5. Private to h5.
@@ -14,14 +17,33 @@ namespace mmfree::h5 {
 constexpr int64_t kUserBlockBytes = 4096;
 constexpr int64_t kChunkBytes = 1 << 20;
 
+struct File;
+
+/// XXH3-128 of a file's bytes from kUserBlockBytes on, whose parts may come from reads made for another purpose. In the
+/// order of the file each byte is read once.
+class ContentHash {
+ public:
+  /// Reads and hashes what is left up to `offset`. Allocates nothing. An error stays in `file`.
+  void read_up_to(File& file, int64_t offset);
+  /// Hashes n bytes that were read at `offset`, unless that is not where the hashed part ends.
+  void add(int64_t offset, const void* bytes, int64_t n);
+  std::array<uint64_t, 2> digest() const { return hash_.digest(); }
+
+ private:
+  Hash128 hash_;
+  int64_t at_ = kUserBlockBytes;  // end of what is hashed
+  std::vector<char> buffer_ = std::vector<char>(kChunkBytes);
+};
+
 /// An open file and the first system call on it that failed. HDF5 1.10 may crash when its own I/O fails, so the driver
 /// records the failure here and reports success to HDF5. The caller of HDF5 then calls check().
 struct File {
-  int fd = -1;            ///< open for as long as the File is used; owned by the Reader or Writer
-  std::string path;       ///< the name to show in errors
-  int64_t end = 0;        ///< size of the file in bytes as HDF5 sees it
-  int error = 0;          ///< errno of the first failure, 0 if none
-  const char* call = "";  ///< that call's name
+  int fd = -1;                         ///< open for as long as the File is used; owned by the Reader or Writer
+  std::string path;                    ///< the name to show in errors
+  int64_t end = 0;                     ///< size of the file in bytes as HDF5 sees it
+  int error = 0;                       ///< errno of the first failure, 0 if none
+  const char* call = "";               ///< that call's name
+  std::optional<ContentHash> content;  ///< if set, datasets are hashed as HDF5 reads them
 
   File() = default;
   File(const File&) = delete;
@@ -71,8 +93,6 @@ struct UserBlock {
   std::array<uint64_t, 2> hash{};  ///< XXH3-128, low half first
   std::string hash_hex() const;
 };
-/// XXH3-128 of the bytes [kUserBlockBytes, file_bytes). @throws IoError
-std::array<uint64_t, 2> hash_content(File& file, int64_t file_bytes);
 void write_user_block(File& file, const UserBlock& block);
 /// @throws DataError if the block is damaged or not ours, IoError
 UserBlock read_user_block(File& file);

@@ -16,9 +16,10 @@
 ///   bytes 32..39    size of the whole file in bytes (u64)
 ///   bytes 40..55    XXH3-128 of all bytes after the user block (low 64 bits, then high)
 ///   bytes 4088..    XXH3-64 of the user block's bytes before this field; all bytes not named are zero.
-/// With them one flipped or missing byte anywhere is found before HDF5 sees the file. Chunks also carry HDF5's own
-/// checksum (fletcher32), which is verified whenever they are read. It misses little but a chunk that became zeros with
-/// its checksum, and 16-bit words that turned from all zeros to all ones.
+/// With them one flipped or missing byte anywhere is found. HDF5's metadata carry checksums of their own, which HDF5
+/// verifies when it reads a file whose hash is not compared before. Chunks also carry HDF5's own checksum (fletcher32),
+/// which is verified whenever they are read. It misses little but a chunk that became zeros with its checksum, and
+/// 16-bit words that turned from all zeros to all ones.
 namespace mmfree::h5 {
 
 /// Integer types a series may have in the file; those that DType lacks exist on disk only.
@@ -70,17 +71,18 @@ class Writer {
 /// it is a folder or a device, IoError
 std::string kind_of(const std::string& path);
 
-/// How much of a file Reader's constructor verifies.
+/// How much of a file Reader verifies, and when.
 enum class Verify : uint8_t {
-  header,      ///< size, user block and structure: a few KiB, whatever the size of the file
-  everything,  ///< also the hash of the content, so it reads the whole file
+  header,         ///< size, user block and structure: a few KiB, whatever the size of the file
+  while_reading,  ///< the same, and what read() reads is hashed on its way, for verify_content() at the end
+  everything,     ///< also the hash of the content, so it reads the whole file
 };
 
-/// Reads a file written by Writer. The constructor checks size, user block and, if asked to, the hash before HDF5 opens
-/// the file, and each object's header before HDF5 follows it. It refuses what Writer never makes: links other than hard
-/// ones, external or virtual storage, filters other than fletcher32, types other than Writer's, and rank above 4. A
-/// read refuses chunks that are absent, stored at another size, or do not match their checksum. Memory is bounded by
-/// the size of the file.
+/// Reads a file written by Writer. The constructor checks size, user block and, with Verify::everything, the hash
+/// before HDF5 opens the file, and each object's header before HDF5 follows it. It refuses what Writer never makes:
+/// links other than hard ones, external or virtual storage, filters other than fletcher32, types other than Writer's,
+/// and rank above 4. A read refuses chunks that are absent, stored at another size, or do not match their checksum.
+/// Memory is bounded by the size of the file.
 /// @throws MissingError if the file cannot be opened, DataError if it is damaged or of another kind, IoError if reading
 /// fails. Not for concurrent use.
 class Reader {
@@ -89,6 +91,12 @@ class Reader {
   ~Reader();
   Reader(Reader&&) noexcept;
   Reader& operator=(Reader&&) = delete;
+
+  /// Of a file opened with Verify::while_reading: reads what read() has not passed and compares the content with its
+  /// hash. If the datasets were read in the order in which they were written, the file's bytes are read once. What was
+  /// read counts only once this has returned. Nothing is left to do if the content is verified, or with Verify::header.
+  /// @throws DataError if the file is damaged, IoError
+  void verify_content() const;
 
   const std::string& path() const;
   /// The XXH3-128 in the user block as 32 hex digits.

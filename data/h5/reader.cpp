@@ -34,6 +34,7 @@ bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
 
 struct Reader::Impl {
   std::string path, hash;
+  UserBlock block;
   Fd input;
   File file;
   Id hdf5;
@@ -48,6 +49,7 @@ struct Reader::Impl {
     MMFREE_CHECK(DataError, ok, path, ": ", parts...);
   }
   void open(const std::string& kind, Verify verify);
+  void verify_content();
   void walk(Structure& structure, hid_t group, const std::string& prefix, int depth);
   void visit(Structure& structure, hid_t group, const std::string& link, const std::string& name, int depth);
   Dataset inspect(Id id, const std::string& name);
@@ -64,12 +66,12 @@ void Reader::Impl::open(const std::string& kind, Verify verify) {
   file.fd = input.get();
   file.end = size_of_file(input, path);
   require(file.end > kUserBlockBytes, "not an mmfree file: only ", file.end, " bytes long");
-  const UserBlock block = read_user_block(file);
+  block = read_user_block(file);
   require(block.kind == kind, "a ", quote(block.kind), " file where a '", kind, "' file is expected");
   require(block.file_bytes == file.end, file.end, " bytes long, but ", block.file_bytes,
           " were written: truncated or changed; restore the file from a copy");
-  require(verify == Verify::header || hash_content(file, file.end) == block.hash,
-          "damaged: the content does not match its hash; restore the file from a copy");
+  if (verify != Verify::header) file.content.emplace();
+  if (verify == Verify::everything) verify_content();
   hash = block.hash_hex();
   Structure structure(file);
   structure.check_root();
@@ -81,6 +83,14 @@ void Reader::Impl::open(const std::string& kind, Verify verify) {
   const Id root(H5Gopen2(hdf5, "/", H5P_DEFAULT), H5Gclose);
   require(root >= 0, "hdf5 cannot open its root group");
   walk(structure, root, "", 0);
+}
+
+void Reader::Impl::verify_content() {
+  if (!file.content) return;
+  file.content->read_up_to(file, file.end);
+  require(file.content->digest() == block.hash,
+          "damaged: the content does not match its hash; restore the file from a copy");
+  file.content.reset();
 }
 
 void Reader::Impl::walk(Structure& structure, hid_t group, const std::string& prefix, int depth) {
@@ -234,6 +244,7 @@ Reader::Reader(const std::string& path, const std::string& expected_kind, Verify
 Reader::~Reader() = default;
 Reader::Reader(Reader&&) noexcept = default;
 
+void Reader::verify_content() const { impl_->verify_content(); }
 const std::string& Reader::path() const { return impl_->path; }
 const std::string& Reader::hash() const { return impl_->hash; }
 bool Reader::has(const std::string& name) const { return impl_->datasets.count(name) > 0; }

@@ -250,7 +250,10 @@ void Writer::commit() {
   }
   w.file.check();
   UserBlock block{w.kind, size_of_file(w.output.fd(), w.path), {}};
-  block.hash = hash_content(w.file, block.file_bytes);
+  ContentHash hash;
+  hash.read_up_to(w.file, block.file_bytes);
+  w.file.check();
+  block.hash = hash.digest();
   write_user_block(w.file, block);
   w.file.check();
   w.output.commit();

@@ -105,7 +105,7 @@ TEST(CudaErrors, ALostGpuEndsTheRunWithOneLineAndTheCheckpointStays) {
   };
   EXPECT_EXIT(lose(), testing::ExitedWithCode(101), "the GPU is lost to this process: run again with --resume");
   std::vector<std::string> warnings;
-  EXPECT_EQ(newest_checkpoint(folder, warnings)->path(), checkpoint_path(folder, 1));
+  EXPECT_EQ(newest_checkpoint(folder, into(warnings))->path(), checkpoint_path(folder, 1));
   EXPECT_TRUE(warnings.empty());
   std::filesystem::remove_all(folder);
 }

@@ -205,6 +205,12 @@ TEST(H5, EveryFlippedByteIsFound) {
   for (size_t i = 0; i < good.size(); ++i) {
     const FlippedBit flipped(dir / "a.h5", i, good[i]);
     EXPECT_THROW(h5::Reader(dir / "a.h5", "checkpoint"), DataError) << "byte " << i;
+    const auto read_and_verify = [&] {
+      const h5::Reader reader(dir / "a.h5", "checkpoint", h5::Verify::while_reading);
+      reader.read_tensor("param/w", DType::f32);
+      reader.verify_content();
+    };
+    EXPECT_THROW(read_and_verify(), DataError) << "byte " << i;
   }
   // Without the hash, HDF5's own checksums and our checks stand alone: nothing may crash.
   for (size_t i = 4096; i < good.size(); ++i) {
@@ -239,6 +245,45 @@ TEST(H5, ContentIsVerifiedAtOpeningOnlyIfAskedAndElseAsItIsRead) {
   EXPECT_EQ(std::memcmp(rows.data(), large.raw(), 257 * 4 * 1000), 0);
   EXPECT_THROW(reader.read("large", 2500, 1, DType::f32, rows.data()), DataError);
   EXPECT_THROW(reader.read_tensor("large", DType::f32), DataError);
+}
+
+TEST(H5, ContentIsVerifiedInWhateverOrderItWasRead) {
+  TempDir dir;
+  const Tensor large = random_tensor({3000, 257}, DType::f32, 3);  // three chunks
+  {
+    h5::Writer writer(dir / "a.h5", "checkpoint");
+    writer.write("first", large.slice(0, 2));
+    writer.write("large", large);
+    writer.write("last", large.slice(5, 900));
+    writer.commit();
+  }
+  const std::string bytes = slurp(dir / "a.h5");
+  const size_t in_large = bytes.find(std::string(large.raw() + 257 * 4 * 1500, 64));
+  ASSERT_NE(in_large, std::string::npos);
+  const std::vector<std::vector<std::pair<const char*, int64_t>>> orders = {{},
+                                                                            {{"first", 0}, {"large", 0}, {"last", 0}},
+                                                                            {{"last", 0}, {"first", 0}},
+                                                                            {{"large", 2900}, {"large", 900}},
+                                                                            {{"first", 0}, {"last", 800}}};
+  for (const auto& order : orders) {
+    const auto read_and_verify = [&] {
+      const h5::Reader reader(dir / "a.h5", "checkpoint", h5::Verify::while_reading);
+      for (const auto& [name, row] : order) {
+        std::vector<float> to(257);
+        reader.read(name, row, 1, DType::f32, to.data());
+        const int64_t from = row + (std::string(name) == "last" ? 5 : 0);
+        EXPECT_EQ(std::memcmp(to.data(), large.raw() + from * 257 * 4, 257 * 4), 0) << name;
+      }
+      reader.verify_content();
+      reader.verify_content();  // again changes nothing
+    };
+    spit(dir / "a.h5", bytes);
+    EXPECT_NO_THROW(read_and_verify());
+    for (const size_t at : {in_large, bytes.size() - 1}) {
+      const FlippedBit flipped(dir / "a.h5", at, bytes[at]);
+      EXPECT_THROW(read_and_verify(), DataError) << "byte " << at;
+    }
+  }
 }
 
 TEST(H5, AnAbsentChunkIsNoChunkOfZeros) {

@@ -372,7 +372,7 @@ class TrainOperation : public FaultOperation {
   /// What a restart finds: a checkpoint of a step from `least` to `most`, and the metrics up to it.
   void check_run(const std::string& run_dir, int64_t least, int64_t most) const {
     std::vector<std::string> warnings;
-    const auto newest = newest_checkpoint(run_dir, warnings);
+    const auto newest = newest_checkpoint(run_dir, into(warnings));
     MMFREE_CHECK(Error, warnings.empty(), "a damaged checkpoint under its final name: ", warnings.front());
     const int64_t step = newest ? newest->state().step : 0;
     MMFREE_CHECK(Error, step >= least && step <= most, run_dir, ": is at step ", step);

@@ -85,7 +85,7 @@ inline std::string load_shard(const std::string& path) {
 }
 
 inline std::string load_run_checkpoint(const std::string& path) {
-  const Checkpoint file(path);
+  const Checkpoint file(path, h5::Verify::while_reading);
   const LoopState& s = file.state();
   expect(s.step >= 0 && s.updates >= 0 && s.skipped_in_row >= 0 && s.tokens >= 0, "a negative count");
   ParamStore params(parameter_specs(file.config().model), DType::f32);

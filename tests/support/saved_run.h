@@ -7,6 +7,7 @@
 #include "layers/parameters.h"
 #include "optim/adamw.h"
 #include "tests/support/compare.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/tiny_model.h"
 #include "train/run/run_folder.h"
 
@@ -78,9 +79,10 @@ class SavedRun {
     for (const auto& entry : std::filesystem::directory_iterator(run_dir + "/checkpoints"))
       MMFREE_CHECK(Error, entry.path().extension() == ".h5", entry.path().string(), ": a leftover remains");
     std::vector<std::string> warnings;
-    const auto newest = newest_checkpoint(run_dir, warnings);
+    int64_t step = 0;
+    newest_checkpoint(run_dir, into(warnings), [&](const Checkpoint& file) { step = load(file); });
     MMFREE_CHECK(Error, warnings.empty(), "a damaged checkpoint under its final name: ", warnings.front());
-    return newest ? load(*newest) : 0;
+    return step;
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace mmfree {
 
@@ -44,6 +45,11 @@ inline std::string spit(const std::string& path, const std::string& bytes) {
   std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
   return path;
+}
+
+/// A function that adds a line to `lines`.
+inline auto into(std::vector<std::string>& lines) {
+  return [&lines](const std::string& line) { lines.push_back(line); };
 }
 
 }  // namespace mmfree

@@ -195,6 +195,75 @@ TEST(Checkpoint, AnUnwritablePathLeavesNothing) {
   EXPECT_EQ(std::distance(fs::directory_iterator(s.dir.path()), {}), 1) << "a temporary file was left behind";
 }
 
+TEST(Checkpoint, DamageFoundWhileLoadingTurnsToTheOlderOne) {
+  Saved older, newer;
+  const std::string run = older.dir / "run";
+  fs::create_directories(run + "/checkpoints");
+  randomise(newer.params, 2);
+  newer.state.step = 18;
+  older.path = checkpoint_path(run, 17), older.save();
+  newer.path = checkpoint_path(run, 18), newer.save();
+  const std::string good = slurp(newer.path);
+  const auto position = [&](const std::string& bytes) {
+    const size_t at = good.find(bytes);
+    EXPECT_NE(at, std::string::npos);
+    return at;
+  };
+  const auto first_bytes = [&](const Tensor& flat, size_t i) {
+    return std::string(newer.params.view(flat, i).raw(), 16);
+  };
+  const Tensor table = newer.params.view(newer.params.values(), 0);
+  std::string zeros = good;  // in place of a whole chunk and its checksum: to HDF5 these match
+  zeros.replace(position(first_bytes(newer.params.values(), 0)), size_t(table.bytes()) + 4, size_t(table.bytes()) + 4,
+                '\0');
+  std::vector<std::string> damaged = {zeros, good.substr(0, good.size() - 1)};
+  for (const size_t at :
+       {position(first_bytes(newer.params.values(), 0)), position(first_bytes(newer.optimizer.m(), 1)),
+        position("some tokenizer bytes"), good.size() - 1}) {
+    damaged.push_back(good);
+    damaged.back()[at] ^= 1;
+  }
+  for (size_t at = 0; at < good.size(); at += 1 + good.size() / 97) {
+    damaged.push_back(good);
+    damaged.back()[at] ^= 0x10;
+  }
+  const auto step_loaded = [&](bool with_states, std::vector<std::string>& warnings) {
+    ParamStore params(parameter_specs(older.config.model), DType::f32);
+    AdamW optimizer(params, older.config.optim);
+    const auto file = newest_checkpoint(
+        run, into(warnings), [&](const Checkpoint& c) { c.load(params, with_states ? &optimizer : nullptr); });
+    Saved& expected = file && file->state().step == 18 ? newer : older;
+    EXPECT_TRUE(same_bits(params.values(), expected.params.values()));
+    EXPECT_TRUE(!with_states || same_bits(optimizer.m(), expected.optimizer.m()));
+    EXPECT_TRUE(!with_states || same_bits(optimizer.v(), expected.optimizer.v()));
+    return file ? file->state().step : 0;
+  };
+  for (const bool with_states : {true, false}) {
+    std::vector<std::string> warnings;
+    spit(newer.path, good);
+    EXPECT_EQ(step_loaded(with_states, warnings), 18);
+    EXPECT_TRUE(warnings.empty());
+    for (size_t i = 0; i < damaged.size(); ++i) {
+      spit(newer.path, damaged[i]);
+      warnings.clear();
+      EXPECT_EQ(step_loaded(with_states, warnings), 17) << i;
+      ASSERT_EQ(warnings.size(), 1u) << i;
+      EXPECT_TRUE(warnings[0].starts_with("passing over a damaged checkpoint: " + newer.path)) << warnings[0];
+    }
+  }
+}
+
+TEST(Checkpoint, AnErrorThatIsNoDamageDoesNotTurnToTheOlderOne) {
+  Saved s;
+  const std::string run = s.dir / "run";
+  fs::create_directories(run + "/checkpoints");
+  for (const int64_t step : {17, 18}) s.path = checkpoint_path(run, step), s.save();
+  std::vector<std::string> warnings;
+  EXPECT_THROW(newest_checkpoint(run, into(warnings), [](const Checkpoint&) { throw ConfigError("does not fit"); }),
+               ConfigError);
+  EXPECT_TRUE(warnings.empty());
+}
+
 TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   Saved s;
   const std::string run = s.dir / "run";
@@ -202,7 +271,7 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   EXPECT_TRUE(checkpoint_steps(run).empty());
   spit(s.dir / "checkpoints", "a file where the folder of checkpoints is expected");
   EXPECT_THROW(checkpoint_steps(s.dir.path()), IoError);
-  EXPECT_FALSE(newest_checkpoint(run, warnings));
+  EXPECT_FALSE(newest_checkpoint(run, into(warnings)));
   fs::create_directories(run + "/checkpoints");
   for (int64_t step : {5, 100, 20}) s.path = checkpoint_path(run, step), s.save();
   EXPECT_EQ(checkpoint_path("r", 1000), "r/checkpoints/step-00001000.h5");
@@ -210,11 +279,11 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
        {"step-7.h5", "step-00000009.h5.mmfree-tmp-1-1", "step-.h5", "best.h5", "step--0000001.h5", "step-0000000x.h5"})
     spit(run + "/checkpoints/" + name, "");
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{5, 20, 100}));
-  EXPECT_EQ(newest_checkpoint(run, warnings)->path(), checkpoint_path(run, 100));
+  EXPECT_EQ(newest_checkpoint(run, into(warnings))->path(), checkpoint_path(run, 100));
   EXPECT_TRUE(warnings.empty());
 
   spit(checkpoint_path(run, 100), "");
-  EXPECT_EQ(newest_checkpoint(run, warnings)->path(), checkpoint_path(run, 20));
+  EXPECT_EQ(newest_checkpoint(run, into(warnings))->path(), checkpoint_path(run, 20));
   ASSERT_EQ(warnings.size(), 1u);
   EXPECT_NE(warnings[0].find("step-00000100.h5"), std::string::npos);
 

@@ -401,7 +401,7 @@ TEST(Trainer, DataThatCannotBeReadTakesNoFinishedStepAway) {
   const std::string said = error_of<Error>([&] { train(bad); });
   EXPECT_TRUE(contains(said, "token 60000")) << said;
   std::vector<std::string> warnings;
-  const auto saved = newest_checkpoint(bad.train.run_dir, warnings);
+  const auto saved = newest_checkpoint(bad.train.run_dir, into(warnings));
   ASSERT_TRUE(saved) << "the first step met bad data already";
   const int64_t step = saved->state().step;
   EXPECT_LT(step, good.train.steps);

@@ -8,7 +8,6 @@
 #include "data/token_shards.h"
 #include "train/commands/commands.h"
 #include "train/inference/model.h"
-#include "train/run/checkpoint.h"
 #include "train/run/progress.h"
 
 namespace mmfree {
@@ -44,12 +43,11 @@ void print_model(const std::string& path) {
     std::printf("tokenizer   %d pieces, hash %s\n", model.tokenizer->vocab_size(), model.tokenizer->hash().c_str());
   else
     std::printf("tokenizer   none\n");
-  if (model.kind != "checkpoint") return;
-  const Checkpoint file(model.source);
-  const LoopState& s = file.state();
-  std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(s.step),
-              static_cast<long long>(file.config().train.steps), format_count(double(s.tokens)).c_str(),
-              file.has_states() ? "optimizer state included" : "no optimizer state");
+  if (!model.training) return;
+  const Training& t = *model.training;
+  std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(t.step),
+              static_cast<long long>(t.steps), format_count(double(t.tokens)).c_str(),
+              t.resumable ? "optimizer state included" : "no optimizer state");
 }
 
 void print_tokenizer(const std::string& path) {

@@ -169,8 +169,8 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
   writer.commit();
 }
 
-Model read_ternary_file(const std::string& path) {
-  const SafetensorsReader file(path);
+/// Checks format, version and hash. Returns the stored configuration.
+RunConfig verified_config(const SafetensorsReader& file, const std::string& path) {
   const auto meta = [&](const std::string& key) {
     const auto it = file.metadata().find(key);
     MMFREE_CHECK(DataError, it != file.metadata().end(), path, ": is not an mmfree ternary export (no '", key,
@@ -181,9 +181,6 @@ Model read_ternary_file(const std::string& path) {
                quote(meta("format")), ", expected mmfree-ternary");
   MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", quote(meta("version")),
                " of the ternary format; this program reads version 1");
-  Model model;
-  model.kind = "ternary export";
-  model.source = path;
   ContentHash hash(meta("config"));
   for (const std::string& name : file.names()) {
     const std::string& dtype = file.dtype_name(name);
@@ -193,7 +190,15 @@ Model read_ternary_file(const std::string& path) {
   }
   MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
                ": content does not match its hash: the file is damaged");
-  const RunConfig config = load_stored_config(meta("config"), path);
+  return load_stored_config(meta("config"), path);
+}
+
+Model read_ternary_file(const std::string& path) {
+  const SafetensorsReader file(path);
+  const RunConfig config = verified_config(file, path);
+  Model model;
+  model.kind = "ternary export";
+  model.source = path;
   model.config = config.model;
   model.seq_len = config.data.seq_len;
 

@@ -24,6 +24,8 @@ Model from_checkpoint(const Checkpoint& file) {
   m.lm = std::make_unique<LM>(*m.params, m.config);
   if (const std::string bytes = file.tokenizer_model(); !bytes.empty())
     m.tokenizer = Tokenizer::from_bytes(bytes, file.path());
+  const LoopState& s = file.state();
+  m.training = {{s.step, file.config().train.steps, s.tokens, file.has_states()}};
   m.kind = "checkpoint";
   m.source = file.path();
   return m;
@@ -64,19 +66,19 @@ Model from_hf_folder(const std::string& dir) {
 
 Model from_directory(const std::string& dir) {
   if (fs::exists(fs::path(dir) / "config.json")) return from_hf_folder(dir);
-  std::vector<std::string> warnings;
-  const std::optional<Checkpoint> newest = newest_checkpoint(dir, warnings);
-  for (const std::string& w : warnings) std::fprintf(stderr, "warning: %s\n", w.c_str());
-  MMFREE_CHECK(MissingError, newest, dir,
-               ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
-  return from_checkpoint(*newest);
+  std::optional<Model> m;
+  newest_checkpoint(
+      dir, [](const std::string& w) { std::fprintf(stderr, "warning: %s\n", w.c_str()); },
+      [&](const Checkpoint& file) { m = from_checkpoint(file); });
+  MMFREE_CHECK(MissingError, m, dir, ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
+  return std::move(*m);
 }
 
 Model from_file(const std::string& path) {
   const Fd file = open_input(path);
   char begin[9] = {};
   read_exactly(file, path, 0, begin, std::min<int64_t>(sizeof begin, size_of_file(file, path)));
-  if (std::string_view(begin, 8) == "MMFREEH5") return from_checkpoint(Checkpoint(path));
+  if (std::string_view(begin, 8) == "MMFREEH5") return from_checkpoint(Checkpoint(path, h5::Verify::while_reading));
   MMFREE_CHECK(DataError, begin[8] == '{', path,
                ": is no model; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
   return read_ternary_file(path);

@@ -9,6 +9,13 @@
 
 namespace mmfree {
 
+/// How far the training of a checkpoint's model is.
+struct Training {
+  int64_t step = 0, steps = 0;  ///< done, and in all
+  int64_t tokens = 0;           ///< target tokens trained on
+  bool resumable = false;       ///< the optimizer's states are there
+};
+
 /// A model in memory with what belongs to it, as loaded from a file to be evaluated, sampled or exported.
 struct Model {
   ModelConfig config;
@@ -16,8 +23,9 @@ struct Model {
   std::unique_ptr<ParamStore> params;
   std::unique_ptr<LM> lm;
   std::optional<Tokenizer> tokenizer;
-  std::string kind;    ///< "checkpoint", "ternary export", "Hugging Face folder"
-  std::string source;  ///< the file that was read
+  std::optional<Training> training;  ///< of a checkpoint
+  std::string kind;                  ///< "checkpoint", "ternary export", "Hugging Face folder"
+  std::string source;                ///< the file that was read
 
   /// The tokenizer. @throws MissingError saying how to supply one
   const Tokenizer& need_tokenizer() const;

@@ -53,8 +53,7 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   writer.commit();
 }
 
-Checkpoint::Checkpoint(h5::Reader verified) : reader_(std::move(verified)) {
-  const std::string& path = reader_.path();
+Checkpoint::Checkpoint(const std::string& path, h5::Verify verify) : reader_(path, "checkpoint", verify) {
   config_ = load_stored_config(reader_.attribute_string("config"), path);
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
             reader_.attribute_int("tokens"), reader_.attribute_string("data")};
@@ -98,6 +97,7 @@ void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   }
 }
 
+/// In the order in which save_checkpoint writes.
 void Checkpoint::load(ParamStore& params, Optimizer* optimizer) const {
   const auto states = optimizer ? optimizer->states() : std::vector<OptimizerState>();
   for (size_t i = 0; i < params.specs().size(); ++i) {
@@ -105,6 +105,7 @@ void Checkpoint::load(ParamStore& params, Optimizer* optimizer) const {
     read_into("param/" + name, params.view(params.values(), i));
     for (const OptimizerState& state : states) read_into(concat(state.name, '/', name), params.view(state.tensor, i));
   }
+  verify();
   if (optimizer) optimizer->set_updates(state_.updates);
 }
 

@@ -35,13 +35,12 @@ int64_t checkpoint_bytes(const ParamStore& layout, size_t states, const std::str
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
 
-/// A checkpoint opened for reading, verified against its hash; its parameters have the shapes its configuration gives,
-/// so that a model of that size may be allocated. @throws MissingError, DataError, IoError
+/// A checkpoint opened for reading; its parameters have the shapes its configuration gives, so that a model of that
+/// size may be allocated. With Verify::while_reading it is damaged or not only once load() or verify() has returned.
+/// @throws MissingError, DataError, IoError
 class Checkpoint {
  public:
-  explicit Checkpoint(const std::string& path) : Checkpoint(h5::Reader(path, "checkpoint")) {}
-  /// The same from a file that is open and verified.
-  explicit Checkpoint(h5::Reader verified);
+  explicit Checkpoint(const std::string& path, h5::Verify verify = h5::Verify::everything);
   const std::string& path() const { return reader_.path(); }
   const RunConfig& config() const { return config_; }
   const LoopState& state() const { return state_; }
@@ -49,8 +48,11 @@ class Checkpoint {
   bool has_states() const;
   /// Bytes of the tokenizer model; empty if the checkpoint has none.
   std::string tokenizer_model() const;
-  /// Fills every parameter, and the optimizer's states when given. @throws DataError naming a missing or misshapen
-  /// tensor
+  /// Compares the content with its hash, unless that is done. @throws DataError if the file is damaged, IoError
+  void verify() const { reader_.verify_content(); }
+  /// Fills every parameter, and the optimizer's states when given, then verifies the file; both in one pass over it.
+  /// @throws DataError if it is damaged, or naming a missing or misshapen tensor; what was filled is then not to be
+  /// used
   void load(ParamStore& params, Optimizer* optimizer) const;
 
  private:

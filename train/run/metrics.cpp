@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -84,7 +83,7 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std:
 void MetricsWriter::open() {
   const int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC;
   file_ = Fd(restarted([&] { return ::open(path_.c_str(), flags, 0666); }));
-  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", std::strerror(errno));
+  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", error_text(errno));
 }
 
 void MetricsWriter::write(const Metrics& metrics) {
@@ -102,7 +101,7 @@ void MetricsWriter::flush() {
   if (!file_.is_open()) open();
   while (!unwritten_.empty()) {
     const ssize_t n = restarted([&] { return ::write(file_.get(), unwritten_.data(), unwritten_.size()); });
-    MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", std::strerror(errno));
+    MMFREE_CHECK(IoError, n > 0, path_, ": cannot write metrics: ", error_text(errno));
     unsynced_.append(unwritten_, 0, size_t(n));
     unwritten_.erase(0, size_t(n));
   }
@@ -123,7 +122,7 @@ void MetricsWriter::sync() {
   } else {
     // Pipes and devices (/dev/null) cannot be synced, which is no error.
     sync_failed_ = restarted([&] { return ::fdatasync(file_.get()); }) != 0 && errno != EINVAL;
-    MMFREE_CHECK(IoError, !sync_failed_, path_, ": cannot sync metrics to the disk: ", std::strerror(errno));
+    MMFREE_CHECK(IoError, !sync_failed_, path_, ": cannot sync metrics to the disk: ", error_text(errno));
   }
   sync_failed_ = false;
   synced_ += unsynced_.size();

@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -22,6 +21,14 @@ std::string now_utc() {
   char text[32];
   std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
   return text;
+}
+
+/// What keeps a checkpoint from being read, whatever its content; nothing if it is intact.
+std::optional<std::string> damage_of(const std::string& path) try {
+  const h5::Reader verified(path, "checkpoint", h5::Verify::everything);
+  return std::nullopt;
+} catch (const Error& e) {
+  return concat(e.status() == Exit::bad_data ? "a damaged" : "an unreadable", " checkpoint: ", e.what());
 }
 
 }  // namespace
@@ -47,19 +54,23 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir) {
   return steps;
 }
 
-std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings) {
+std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
+                                            const std::function<void(const std::string&)>& warn,
+                                            const std::function<void(const Checkpoint&)>& use) {
   const std::vector<int64_t> steps = checkpoint_steps(run_dir);
-  std::optional<h5::Reader> file;
-  for (auto it = steps.rbegin(); it != steps.rend() && !file; ++it) {
+  for (auto it = steps.rbegin(); it != steps.rend(); ++it) {
+    const std::string path = checkpoint_path(run_dir, *it);
     try {
-      file.emplace(checkpoint_path(run_dir, *it), "checkpoint");
-    } catch (const Error& e) {
-      const char* kind = e.status() == Exit::bad_data ? "a damaged" : "an unreadable";
-      warnings.push_back(concat("passing over ", kind, " checkpoint: ", e.what()));
+      Checkpoint file(path, h5::Verify::while_reading);
+      use(file);
+      return file;
+    } catch (const Error&) {
+      const std::optional<std::string> damage = damage_of(path);
+      if (!damage) throw;  // what is wrong in an intact file is no reason to go back to an older one
+      warn("passing over " + *damage);
     }
   }
-  if (!file) return std::nullopt;
-  return Checkpoint(std::move(*file));  // what is wrong in an intact file is no reason to go back to an older one
+  return std::nullopt;
 }
 
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
@@ -114,7 +125,7 @@ std::vector<std::string> RunFolder::open(int64_t step) {
                  ": another process has trained in this folder just now; choose another folder or give --resume");
   }
   MMFREE_CHECK(CreateError, ::access(checkpoints.c_str(), W_OK | X_OK) == 0, checkpoints,
-               ": no checkpoints can be written here: ", std::strerror(errno));
+               ": no checkpoints can be written here: ", error_text(errno));
   remove_unfinished_checkpoints(path_);
   return step >= 0 ? set_aside(path_, step) : std::vector<std::string>();
 }

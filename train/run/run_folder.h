@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,9 +17,12 @@ std::string checkpoint_path(const std::string& run_dir, int64_t step);
 /// @throws IoError if it cannot be listed
 std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 
-/// The newest intact checkpoint of a run folder, opened and verified; one line per damaged one goes to `warnings`.
-/// Nothing if there is none. @throws IoError as checkpoint_steps; what Checkpoint throws for an intact file
-std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir, std::vector<std::string>& warnings);
+/// The newest intact checkpoint of a run folder, after `use`, which loads or verifies it, has returned. A damaged one
+/// may reach `use` too: then `use` fails, one line goes to `warn`, and the next older one is tried. Nothing if none is
+/// intact. @throws IoError as checkpoint_steps; what Checkpoint or `use` throws for an intact file
+std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
+                                            const std::function<void(const std::string&)>& warn,
+                                            const std::function<void(const Checkpoint&)>& use = &Checkpoint::verify);
 
 /// Retention: once the checkpoint of step `newest`, which was just written, reads back intact, removes all checkpoints
 /// up to it but the last `keep`. Later checkpoints stay and do not count; so do those that cannot be removed.

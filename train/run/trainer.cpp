@@ -34,10 +34,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       reporter_(config_, target_, batches_.windows(), quiet, [this](const Error& e) { write_failed(e); }) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   open_data();
-  if (const std::optional<Checkpoint> from = checkpoint_to_resume())
-    resume_from(*from, force);
-  else
-    start_afresh(std::move(source));
+  if (!resume(force)) start_afresh(std::move(source));
   first_step_ = state_.step;
   lm_.requantise();
   open_run_folder();
@@ -57,23 +54,25 @@ void Trainer::open_data() {
   state_.data = train_data_.fingerprint();
 }
 
-std::optional<Checkpoint> Trainer::checkpoint_to_resume() {
+/// Continues from the checkpoint that train.resume asks for. Returns whether there is one.
+bool Trainer::resume(bool force) {
   const ResumeFrom& resume = config_.train.resume;
   const bool present = !checkpoint_steps(folder_.path()).empty();
   if (resume.mode == ResumeFrom::nothing) {
     MMFREE_CHECK(ConfigError, !present, folder_.path(),
                  ": already holds checkpoints; continue with train.resume=auto, or choose another train.run_dir");
-    return std::nullopt;
+    return false;
   }
   if (resume.mode == ResumeFrom::checkpoint) {
     std::error_code error;
     MMFREE_CHECK(MissingError, fs::exists(resume.path, error), "train.resume: no checkpoint at ", quote(resume.path),
                  "; expected false, true, auto or a checkpoint's path");
-    return Checkpoint(resume.path);
+    resume_from(Checkpoint(resume.path, h5::Verify::while_reading), force);
+    return true;
   }
-  std::vector<std::string> warnings;
-  std::optional<Checkpoint> newest = newest_checkpoint(folder_.path(), warnings);
-  for (const std::string& w : warnings) reporter_.message("warning: " + w);
+  const auto warn = [&](const std::string& w) { reporter_.message("warning: " + w); };
+  const auto use = [&](const Checkpoint& file) { resume_from(file, force); };
+  const bool newest = newest_checkpoint(folder_.path(), warn, use).has_value();
   MMFREE_CHECK(MissingError, newest || (resume.mode == ResumeFrom::newest_if_any && !present), folder_.path(),
                ": train.resume=", name_of(resume), " found no intact checkpoint to continue from");
   return newest;

@@ -44,7 +44,7 @@ class Trainer {
 
  private:
   void open_data();
-  std::optional<Checkpoint> checkpoint_to_resume();
+  bool resume(bool force);
   void resume_from(const Checkpoint& file, bool force);
   void check_changes(const Checkpoint& file, bool force);
   void start_afresh(std::optional<Model> source);
