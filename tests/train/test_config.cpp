@@ -347,6 +347,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"model:\n  layers: [{repeat: 3, heads: 4}]",
        "x.yaml:2: model.layers[0].heads: 4 heads, but mlgru mixes every channel on its own; leave heads and kv_heads "
        "out"},
+      {"model: {kv_heads: 2}",
+       "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
       {"model: {heads: 16}",
        "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
       {"model:\n  num_hidden_layers: 8\n  layers: [{repeat: 3}]",
