@@ -25,11 +25,11 @@ void check_range(const std::string& key, int64_t value, int64_t least, int64_t m
 void check_layer(const std::string& where, const LayerConfig& layer) {
   constexpr int64_t kMostInner = 1 << 20, kMostHeads = 1 << 12;
   check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
+  MMFREE_CHECK(ConfigError, has_heads(layer.token) || (layer.heads == 1 && layer.kv_heads <= 1), where,
+               layer.heads == 1 ? "kv_" : "", "heads: ", layer.heads == 1 ? layer.kv_heads : layer.heads,
+               " heads, but ", name_of(layer.token), " mixes every channel on its own; leave heads and kv_heads out");
   check_range(where + "heads", layer.heads, 1, kMostHeads);
   check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
-  MMFREE_CHECK(ConfigError, has_heads(layer.token) || (layer.heads == 1 && layer.kv_heads <= 1), where,
-               "heads: ", layer.heads, " heads, but ", name_of(layer.token),
-               " mixes every channel on its own; leave heads and ", "kv_heads out");
 }
 
 void check_rules(const ModelConfig& c) {

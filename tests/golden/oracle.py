@@ -95,7 +95,7 @@ def config(a):
     c = {"architectures": ["HGRNBitForCausalLM"], "model_type": "hgrn_bit", "hidden_size": a.d,
          "num_hidden_layers": a.layers, "vocab_size": a.vocab, "num_heads": 1, "expand_ratio": 1, "hidden_ratio": 4,
          "intermediate_size": a.inter, "attn_mode": "fused_recurrent", "use_lower_bound": not a.no_lower_bound,
-         "use_short_conv": False, "rms_norm_eps": 1e-6, "hidden_act": "swish", "initializer_range": 0.02,
+         "use_short_conv": False, "rms_norm_eps": a.eps, "hidden_act": "swish", "initializer_range": 0.02,
          "tie_word_embeddings": a.tied, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 2048,
          "torch_dtype": "float32", "fuse_cross_entropy": True}  # fmt: skip
     if a.settings:
@@ -234,7 +234,7 @@ RECIPES = {
     "act_identity": SMALL + """ --seed 9 --settings '{
         "activation": "identity", "layers": [{}, {"activation": "silu"}]}'""",
     "mlp": SMALL + """ --seed 21 --inter 34 --settings '{"channel": "mlp", "activation": "relu2"}'""",
-    "layers": SMALL + """ --seed 11 --d 19 --layers 4 --vocab 23 --inter 15 --settings '{"layers": [
+    "layers": SMALL + """ --seed 11 --eps 1e-4 --d 19 --layers 4 --vocab 23 --inter 15 --settings '{"layers": [
         {"repeat": 2, "channel": "mlp", "activation": "gelu", "inner_norm": false},
         {"token": "mlgru", "channel": "glu", "intermediate_size": 11, "gate_order": "paper", "precision": "f32"},
         {"gate_order": "fixed", "precision": "bf16"}],
@@ -258,6 +258,7 @@ def parser():
     for name, value in defaults.items():
         one.add_argument("--" + name, type=int, default=value)
     one.add_argument("--lr", type=float, default=4e-3)
+    one.add_argument("--eps", type=float, default=1e-6, help="rms_norm_eps")
     one.add_argument("--plain", action="store_true", help="the reference's initialisation, no perturbation")
     one.add_argument("--widen", type=float, default=1, help="factor on the layers' matrices")
     one.add_argument("--settings", type=json.loads, default={}, help='the object "mmfree" of config.json')

@@ -89,6 +89,25 @@ TEST_P(ModelProperties, BitsDoNotDependOnThreads) {
   omp_set_num_threads(before);
 }
 
+TEST_P(ModelProperties, RecomputingChangesNoBit) {
+  const ModelConfig& c = GetParam().config;
+  constexpr int64_t kBatch = 2, kTokens = 22;
+  const Tensor ids = random_ids(kTokens, c.vocab_size, 1), targets = random_ids(kTokens, c.vocab_size, 2);
+  ParamStore params(parameter_specs(c), DType::f32);
+  const LM lm(params, c);
+  randomise(params, 11);
+  lm.requantise();
+  Tensor expected;
+  for (Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
+    params.begin_gradients();
+    Tape tape;
+    tape.backward(lm.loss(ids, targets, kBatch, 1.0 / double(kTokens), recompute));
+    params.finish_gradients();
+    if (recompute == Recompute::none) expected = params.grads().clone();
+    EXPECT_TRUE(same_bits(params.grads(), expected)) << name_of(recompute);
+  }
+}
+
 TEST_P(ModelProperties, CheckpointTernaryFileAndFolderGiveTheSameModel) {
   const TempDir dir;
   Model m = tiny_model(GetParam().config, false);

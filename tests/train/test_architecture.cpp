@@ -13,7 +13,8 @@ const Architecture kForeign{"foreign",
                             "ForeignForCausalLM",
                             {{"model.embeddings.weight", {"wte"}},
                              {"model.layers.*.mlp.gate_proj.weight", {"h.*.gate", "h.*.up"}},
-                             {"model.layers.*.attn.q_proj.weight", {"h.*.q"}, HeadRows::heads}}};
+                             {"model.layers.*.attn.q_proj.weight", {"h.*.q"}, HeadRows::heads},
+                             {"model.layers.*.attn.kv_proj.weight", {"h.*.k0", "h.*.k1"}, HeadRows::kv_heads}}};
 
 Tensor counting(const Shape& shape, float first) {
   Tensor t(shape, DType::f32);
@@ -57,6 +58,22 @@ TEST(Architecture, RowsOfHeadsChangeBetweenHalvesAndPairs) {
   EXPECT_TRUE(same_bits(to_foreign(kForeign, c, "h.0.q", [&](const std::string&) { return ours; }), theirs));
   c.heads = 3;
   EXPECT_THROW(to_foreign(kForeign, c, "h.0.q", [&](const std::string&) { return ours; }), DataError);
+}
+
+TEST(Architecture, RowsOfHeadsOfKeysMayBeSplitToo) {
+  ModelConfig c = tiny_model_config();
+  c.heads = 4;
+  const Tensor theirs[] = {counting({4, 1}, 0), counting({4, 1}, 4)};
+  const auto read_theirs = [&](const std::string& name) { return theirs[name == "h.0.k1"]; };
+  const float two[] = {0, 2, 1, 3, 4, 6, 5, 7}, four[] = {0, 1, 2, 3, 4, 5, 6, 7};
+  for (int64_t kv_heads : {2, 0}) {  // 0: as many as heads
+    c.kv_heads = kv_heads;
+    const Tensor ours = from_foreign(kForeign, c, "model.layers.0.attn.kv_proj.weight", read_theirs);
+    EXPECT_TRUE(same_bits(ours, Tensor::from({8, 1}, kv_heads ? two : four))) << kv_heads;
+    for (const char* name : {"h.0.k0", "h.0.k1"})
+      EXPECT_TRUE(same_bits(to_foreign(kForeign, c, name, [&](const std::string&) { return ours; }), read_theirs(name)))
+          << name;
+  }
 }
 
 TEST(Architecture, ANameThatIsNotListedStays) {

@@ -9,8 +9,10 @@
 #include <thread>
 
 #include "core/gpu.h"
+#include "tests/support/model_variants.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
+#include "train/formats/hf_folder.h"
 #include "train/formats/safetensors.h"
 #include "train/inference/generate.h"
 #include "train/inference/score.h"
@@ -550,8 +552,19 @@ TEST(Commands, InfoNamesEveryKindOfFile) {
     const std::string text = output({"info", path});
     EXPECT_TRUE(contains(text, kind)) << text;
     EXPECT_TRUE(contains(text, parameters)) << text;
+    EXPECT_TRUE(contains(text, "mixers      mlgru, glu (silu), inner norms on, head of its own\n")) << text;
+    EXPECT_TRUE(contains(text, "exceptions  0 in layers, 4 precision rules\n")) << text;
     EXPECT_TRUE(contains(text, "tokenizer   320 pieces")) << text;
   }
+  ModelConfig differing = tiny_model_config();
+  list_layers(differing);
+  differing.tie_word_embeddings = true;
+  const Model m = tiny_model(differing, false);
+  NamedShapes tensors;
+  for (const ParamSpec& spec : m.params->specs()) tensors.emplace_back(spec.name, spec.shape);
+  write_hf_folder(dir / "layers", differing, tensors, [&](const std::string& n) { return (*m.params)[n].value(); });
+  const std::string text = output({"info", dir / "layers"});
+  EXPECT_TRUE(contains(text, "inner norms on, head tied\nexceptions  3 in layers, 0 precision rules\n")) << text;
   const std::string shard = fs::path(TinyCorpus::get().train()).parent_path() / "train-00000.h5";
   EXPECT_TRUE(contains(output({"info", shard}), "token shard (train)"));
   EXPECT_TRUE(contains(output({"info", TinyCorpus::get().tokenizer_path()}), "320 pieces"));

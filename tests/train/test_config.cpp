@@ -347,6 +347,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"model:\n  layers: [{repeat: 3, heads: 4}]",
        "x.yaml:2: model.layers[0].heads: 4 heads, but mlgru mixes every channel on its own; leave heads and kv_heads "
        "out"},
+      {"model: {kv_heads: 2}",
+       "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
       {"model: {heads: 16}",
        "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
       {"model:\n  num_hidden_layers: 8\n  layers: [{repeat: 3}]",
@@ -586,7 +588,7 @@ TEST(Config, ListedLayersDifferWhereTheySayAndGiveTheNumberOfLayers) {
       "model:\n  hidden_size: 12\n  activation: relu\n  inner_norm: false\n  layers:\n"
       "    - {repeat: 3, token: mlgru}\n"
       "    - {channel: mlp, activation: selu, precision: bf16, inner_norm: true, gate_order: paper, intermediate_size: "
-      "20}\n"
+      "20, kv_heads: 1}\n"
       "  precision_rules: [{layers: 3, projections: o_proj, precision: f32}]\n",
       "x.yaml", {"model.intermediate_size=7"});
   EXPECT_EQ(c.model.num_hidden_layers, 4);
@@ -606,6 +608,7 @@ TEST(Config, ListedLayersDifferWhereTheySayAndGiveTheNumberOfLayers) {
   EXPECT_TRUE(last.inner_norm);
   EXPECT_EQ(last.gate_order, GateOrder::paper);
   EXPECT_EQ(last.inner, 20);
+  EXPECT_EQ(last.kv_heads, 1);
 }
 
 TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {

@@ -167,6 +167,8 @@ TEST(HfConfig, refuses_other_models_and_bad_values_naming_the_key) {
       {R"("use_short_conv":true)", "use_short_conv"},
       {R"("expand_ratio":2)", "expand_ratio"},
       {R"("hidden_act":"gelu")", "hidden_act"},
+      {R"("model_type":"mmfree","hidden_act":"gelu")", "hidden_act"},
+      {R"("model_type":"mmfree","hidden_act":"swish","mmfree":{"activation":"relu"})", "hidden_act"},
       {R"("mmfree":{"activation":"swiglu"})", "activation"},
       {R"("mmfree":{"layers":[{"token":"attention"}]})", "token"},
       {R"("mmfree":{"layers":[{"repeat":3}]})", "num_hidden_layers"},
@@ -426,6 +428,7 @@ TEST(HfFolder, its_card_tells_of_settings_that_others_do_not_know) {
   e.config.precision = Precision::bf16;
   e.write({});
   EXPECT_NE(slurp(e.dir / "out/README.md").find("precision `bf16`"), std::string::npos);
+  EXPECT_NE(slurp(e.dir / "out/README.md").find("\n- hgrn_bit\n"), std::string::npos);
 }
 
 TEST(HfFolder, refuses_an_index_that_lies) {

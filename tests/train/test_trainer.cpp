@@ -569,5 +569,17 @@ TEST(TrainProgram, DivergenceEndsWithItsOwnStatus) {
   EXPECT_TRUE(contains(program.err(), "the update was skipped (1 in a row)")) << program.err();
 }
 
+TEST(Trainer, SaysWhenLayersDifferFromTheModelsPrecision) {
+  const TempDir dir;
+  for (bool differ : {false, true}) {
+    RunConfig c = tiny_run(dir / name_of(differ ? Precision::bf16 : Precision::ternary));
+    c.train.steps = 1;
+    if (differ) c.model.precision_rules = {{{0}, {}, Precision::bf16}};
+    const std::string said = text_of([&] { Trainer(c, false, false).run(); });
+    EXPECT_TRUE(contains(said, "vocabulary 323, ternary")) << said;
+    EXPECT_EQ(contains(said, "ternary where nothing else is given\n"), differ) << said;
+  }
+}
+
 }  // namespace
 }  // namespace mmfree

@@ -39,6 +39,10 @@ void print_model(const std::string& path) {
               static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
   std::printf("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order),
               c.use_lower_bound ? "on" : "off");
+  std::printf("mixers      %s, %s (%s), inner norms %s, head %s\n", name_of(c.token), name_of(c.channel),
+              name_of(c.activation), c.inner_norm ? "on" : "off", c.tie_word_embeddings ? "tied" : "of its own");
+  if (!c.uniform() || !c.precision_rules.empty())
+    std::printf("exceptions  %zu in layers, %zu precision rules\n", c.layers.size(), c.precision_rules.size());
   if (model.tokenizer)
     std::printf("tokenizer   %d pieces, hash %s\n", model.tokenizer->vocab_size(), model.tokenizer->hash().c_str());
   else

@@ -161,10 +161,17 @@ void refuse_unsupported(const Fields& fields, const std::string& where) {
                "use_short_conv is true: short convolutions are not implemented");
   MMFREE_CHECK(DataError, fields.integer("expand_ratio", 1) == 1, where, "expand_ratio is ",
                fields.integer("expand_ratio", 1), ": only 1 is implemented");
-  const std::string act = fields.text("hidden_act", "swish");
-  MMFREE_CHECK(DataError,
-               act == "swish" || act == "silu" || fields.text("model_type", "") == own_architecture().model_type, where,
-               "hidden_act is ", quote(act), ": hgrn_bit has no other activation than swish");
+}
+
+/// Hugging Face's name of the activation.
+std::string hidden_act(Activation f) { return f == Activation::silu ? "swish" : name_of(f); }
+
+/// The published code reads hidden_act, we read ours: they must be the same.
+void check_activation(const Fields& fields, const std::string& where, const ModelConfig& c) {
+  const std::string act = fields.text("hidden_act", hidden_act(c.activation));
+  MMFREE_CHECK(DataError, act == hidden_act(c.activation) || act == name_of(c.activation), where, "hidden_act is ",
+               quote(act), ", but the model's activation is ", hidden_act(c.activation),
+               "; name another one as `activation` in the object `mmfree`");
 }
 
 nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(id); }
@@ -199,6 +206,7 @@ ModelConfig read_hf_config(const std::string& dir) {
   c.bos_token_id = fields.token_id("bos_token_id", 1);
   c.eos_token_id = fields.token_id("eos_token_id", 2);
   if (fields.has("mmfree")) read_extras(Fields(fields["mmfree"], where + "mmfree: "), where + "mmfree: ", c);
+  check_activation(fields, where, c);
   try {
     c.validate();
   } catch (const ConfigError& e) {
@@ -220,7 +228,7 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
       {"intermediate_size",
        config.intermediate_size ? nlohmann::ordered_json(config.intermediate_size) : nlohmann::ordered_json()},
       {"hidden_ratio", config.hidden_ratio},
-      {"hidden_act", config.activation == Activation::silu ? "swish" : name_of(config.activation)},
+      {"hidden_act", hidden_act(config.activation)},
       {"attn_mode", "fused_recurrent"},
       {"num_heads", 1},
       {"expand_ratio", 1},

@@ -98,10 +98,10 @@ std::string generation_config(const ModelConfig& c) {
 
 std::string model_card(const std::string& name, const ModelConfig& c, const std::string& torch_dtype) {
   std::string card = concat(
-      "---\nlibrary_name: mmfree\npipeline_tag: text-generation\ntags:\n- matmul-free\n- 1.58-bit\n---\n\n# ", name,
-      "\n\nA MatMul-free language model with ", c.parameter_count(), " parameters: ", c.num_hidden_layers,
-      " layers, width ", c.hidden_size, ", GLU width ", c.intermediate(), ", vocabulary ", c.vocab_size,
-      ".\n\nThe tensors are latent weights in ", torch_dtype,
+      "---\nlibrary_name: mmfree\npipeline_tag: text-generation\ntags:\n- matmul-free\n- 1.58-bit\n- ",
+      architecture_of(c).model_type, "\n---\n\n# ", name, "\n\nA MatMul-free language model with ", c.parameter_count(),
+      " parameters: ", c.num_hidden_layers, " layers, width ", c.hidden_size, ", inner width ", c.intermediate(),
+      ", vocabulary ", c.vocab_size, ".\n\nThe tensors are latent weights in ", torch_dtype,
       "; projections quantise them to ternary values when they run. Do not store the quantised\nweights in their "
       "place: quantising twice shrinks their scale.\n");
   if (&architecture_of(c) != &hgrn_bit_architecture() || c.gate_order != GateOrder::reference ||

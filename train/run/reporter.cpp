@@ -24,11 +24,11 @@ void Reporter::banner(const TokenShards& data) const {
   if (quiet_) return;
   const ModelConfig& m = config_.model;
   const auto integer = [](int64_t n) { return static_cast<long long>(n); };
-  std::fprintf(stderr,
-               "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s\n",
-               format_count(double(m.parameter_count())).c_str(),
-               format_count(double(m.matrix_parameter_count())).c_str(), integer(m.num_hidden_layers),
-               integer(m.hidden_size), integer(m.intermediate()), integer(m.vocab_size), name_of(m.precision));
+  std::fprintf(
+      stderr, "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s%s\n",
+      format_count(double(m.parameter_count())).c_str(), format_count(double(m.matrix_parameter_count())).c_str(),
+      integer(m.num_hidden_layers), integer(m.hidden_size), integer(m.intermediate()), integer(m.vocab_size),
+      name_of(m.precision), m.uniform() && m.precision_rules.empty() ? "" : " where nothing else is given");
   std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld\n",
                format_count(double(data.total_tokens())).c_str(), integer(data.documents()), integer(windows_),
                integer(config_.data.seq_len));
