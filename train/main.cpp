@@ -35,8 +35,7 @@ void allow_many_files() {
 void finish_output() {
   errno = 0;
   const bool arrived = std::fflush(stdout) == 0 && !std::ferror(stdout);
-  MMFREE_CHECK(IoError, arrived,
-               "standard output: cannot be written: ", errno ? error_text(errno) : "a write failed");
+  MMFREE_CHECK(IoError, arrived, "standard output: cannot be written: ", errno ? error_text(errno) : "a write failed");
 }
 
 /// The parser would only say that a command is missing.

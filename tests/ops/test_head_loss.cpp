@@ -45,7 +45,8 @@ struct Outputs {
 Outputs run(const Problem& p, bool dq = true, bool dw = true) {
   const int64_t n = p.targets.size(), k = p.w.cols();
   const DType t = p.q.compute;
-  Outputs o{Tensor({n}, t), {dq ? full({n, k}, t, kNaN) : Tensor(), dw ? full({p.w.rows(), k}, t, kNaN) : Tensor(), 0, {}}};
+  Outputs o{Tensor({n}, t),
+            {dq ? full({n, k}, t, kNaN) : Tensor(), dw ? full({p.w.rows(), k}, t, kNaN) : Tensor(), 0, {}}};
   o.grads.scale = LossScale(kScale).on(Device::cpu);
   head_loss(p.q, p.w, p.targets, o.nll, &o.grads);
   return o;
