@@ -8,8 +8,9 @@
 
 namespace mmfree {
 
-/// The mixers that a layer may have. To add one, write a struct like these, add its kind to layers/model_config.h, and
-/// add the struct here.
+/// The mixers that a layer may have. A token mixer says whether `heads` mean anything to it and whether its forget gate
+/// has a lower bound. To add one, write a struct like these, add its kind to layers/model_config.h, and add the struct
+/// here.
 using TokenMixer = std::variant<MlGru>;
 using ChannelMixer = std::variant<Glu, Mlp>;
 
@@ -83,13 +84,21 @@ struct ModelParts {
   template <class Visitor>
   void visit(Visitor& v, const ModelConfig& c) {
     v.table("model.embeddings.weight", embedding, {c.vocab_size, c.hidden_size}, normal_init(c.initializer_range));
-    if (c.use_lower_bound) v.vector("model.lower_bounds", lower_bounds, {c.num_hidden_layers, c.hidden_size}, 0);
+    if (c.use_lower_bound && any_bound())
+      v.vector("model.lower_bounds", lower_bounds, {c.num_hidden_layers, c.hidden_size}, 0);
     for (int l = 0; l < int(blocks.size()); ++l)
       v.inside(concat("model.layers.", l, '.'), [&] { blocks[size_t(l)].visit(v, c.layer(l)); });
     v.vector("model.norm.weight", norm, {c.hidden_size}, 1);
     MatrixSpec matrix{c.vocab_size, c.hidden_size, normal_init(c.initializer_range), ParamRole::head};
     matrix.tied = c.tie_word_embeddings;
     v.projection("lm_head", head, matrix, c.layer(-1));
+  }
+
+ private:
+  bool any_bound() const {
+    for (const Block& block : blocks)
+      if (std::visit([](const auto& mixer) { return mixer.has_bound; }, block.token)) return true;
+    return false;
   }
 };
 

@@ -4,17 +4,14 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "layers/block.h"
 #include "layers/parameters.h"
 
 namespace mmfree {
 namespace {
 
-bool has_heads(TokenKind kind) {
-  switch (kind) {
-    case TokenKind::mlgru:
-      return false;
-  }
-  throw ConfigError("model: unknown token mixer");
+bool has_heads(const LayerConfig& layer) {
+  return std::visit([](const auto& mixer) { return mixer.has_heads; }, make_mixer<TokenMixer>(layer.token, layer));
 }
 
 void check_range(const std::string& key, int64_t value, int64_t least, int64_t most) {
@@ -25,11 +22,27 @@ void check_range(const std::string& key, int64_t value, int64_t least, int64_t m
 void check_layer(const std::string& where, const LayerConfig& layer) {
   constexpr int64_t kMostInner = 1 << 20, kMostHeads = 1 << 12;
   check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
-  MMFREE_CHECK(ConfigError, has_heads(layer.token) || (layer.heads == 1 && layer.kv_heads <= 1), where,
-               layer.heads == 1 ? "kv_" : "", "heads: ", layer.heads == 1 ? layer.kv_heads : layer.heads,
-               " heads, but ", name_of(layer.token), " mixes every channel on its own; leave heads and kv_heads out");
   check_range(where + "heads", layer.heads, 1, kMostHeads);
   check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
+}
+
+/// Refuses heads where no mixer has any: in an entry of model.layers, and in the model if none of its layers does.
+void check_heads(const ModelConfig& c) {
+  const auto check = [](const std::string& where, bool allowed, int64_t heads, int64_t kv_heads, TokenKind token) {
+    MMFREE_CHECK(ConfigError, allowed || (heads == 1 && kv_heads <= 1), where, heads == 1 ? "kv_" : "",
+                 "heads: ", heads == 1 ? kv_heads : heads, " heads, but ", name_of(token),
+                 " mixes every channel on its own; leave heads and kv_heads out");
+  };
+  bool any = c.uniform() && has_heads(c.layer(0));
+  int64_t first = 0;
+  for (size_t i = 0; i < c.layers.size(); first += c.layers[i++].repeat) {
+    const LayerConfig layer = c.layer(int(first));
+    const LayerEntry& given = c.layers[i];
+    any |= has_heads(layer);
+    check(concat("model.layers[", i, "]."), has_heads(layer), given.heads.value_or(1), given.kv_heads.value_or(0),
+          layer.token);
+  }
+  check("model.", any, c.heads, c.kv_heads, c.layer(0).token);
 }
 
 void check_rules(const ModelConfig& c) {
@@ -152,6 +165,7 @@ void ModelConfig::validate() const {
   check_range("model.max_position_embeddings", max_position_embeddings, 1, int64_t(1) << 40);
   for (auto [key, id] : {std::pair{"bos_token_id", bos_token_id}, {"eos_token_id", eos_token_id}})
     check_range(concat("model.", key), id, -1, vocab_size - 1);
+  check_heads(*this);
   check_layer("model.", layer(-1));
   int64_t first = 0;
   for (size_t i = 0; i < layers.size(); first += layers[i++].repeat)

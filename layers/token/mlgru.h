@@ -11,6 +11,7 @@ namespace mmfree {
 /// State: the scan's [B, D]. Source: Zhu et al. 2024 (arXiv:2406.02528).
 struct MlGru {
   static constexpr TokenKind kind = TokenKind::mlgru;
+  static constexpr bool has_heads = false, has_bound = true;
   BitLinear i_proj, f_proj, g_proj, o_proj;
   Var gate_norm;  ///< [D]; undefined with GateOrder::paper
   GateOrder order;

@@ -582,6 +582,8 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
   for (const std::string& one : {f.checkpoint, shard, dir / "data"})
     EXPECT_TRUE(contains(output({"info", one, "--verify"}), one + ": verified, 1 file matches its hash")) << one;
   EXPECT_TRUE(contains(output({"info", dir / "run", "--verify"}), "verified, 2 files match their hashes"));
+  output({"export", f.checkpoint, dir / "m.mmfree"});
+  EXPECT_TRUE(contains(output({"info", dir / "m.mmfree", "--verify"}), "verified, the export matches its hash"));
   for (const std::string& path : {dir / "data/train-00000.h5", dir / "run/checkpoints/step-00000001.h5"}) {
     std::string bytes = slurp(path);
     bytes[bytes.size() - 1] ^= 1;

@@ -24,6 +24,14 @@ std::string message_of(const std::string& yaml, const std::vector<std::string>& 
   return "accepted";
 }
 
+/// "a|b|c", as messages list the values of an enumeration.
+template <class Enum, size_t N>
+std::string names_of(const Enum (&all)[N]) {
+  std::string names;
+  for (const Enum value : all) names += (names.empty() ? "" : "|") + std::string(name_of(value));
+  return names;
+}
+
 std::string preset(const std::string& name) { return source_dir() + "/configs/" + name + ".yaml"; }
 
 /// Field by field and by hand: independent of the list of keys that reading and writing share.
@@ -121,13 +129,14 @@ RunConfig random_config(std::mt19937_64& random) {
     for (std::string& one : made) one = text();
     return made;
   };
-  const auto precision = [&] { return static_cast<Precision>(integer(0, 2)); };
+  const auto any_of = [&](const auto& all) { return all[static_cast<size_t>(integer(0, std::ssize(all) - 1))]; };
+  const auto precision = [&] { return any_of(kAllPrecisions); };
   RunConfig c;
   const auto flag = [&] { return integer(0, 1) == 1; };
   const auto inner = [&] { return integer(0, 1 << 20); };
-  const auto activation = [&] { return static_cast<Activation>(integer(0, 7)); };
-  const auto gate_order = [&] { return static_cast<GateOrder>(integer(0, 2)); };
-  const auto channel = [&] { return static_cast<ChannelKind>(integer(0, 1)); };
+  const auto activation = [&] { return any_of(kAllActivations); };
+  const auto gate_order = [&] { return any_of(kAllGateOrders); };
+  const auto channel = [&] { return any_of(kAllChannelKinds); };
   c.model.vocab_size = integer(8, 1 << 24);
   c.model.hidden_size = integer(1, 1 << 17);
   c.model.num_hidden_layers = integer(8, 100);
@@ -149,7 +158,7 @@ RunConfig random_config(std::mt19937_64& random) {
     for (int64_t left = c.model.num_hidden_layers; left > 0; left -= c.model.layers.back().repeat) {
       LayerEntry& entry = c.model.layers.emplace_back();
       entry.repeat = integer(1, left);
-      if (flag()) entry.token = TokenKind::mlgru;
+      if (flag()) entry.token = any_of(kAllTokenKinds);
       if (flag()) entry.channel = channel();
       if (flag()) entry.heads = 1;
       if (flag()) entry.kv_heads = integer(0, 1);
@@ -339,11 +348,12 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"model: {channel: mlp, precision_rules: [{projections: [gate_proj], precision: f32}]}",
        "x.yaml:1: model.precision_rules: unknown projection 'gate_proj' (this model has: i_proj f_proj g_proj o_proj "
        "up_proj down_proj lm_head)"},
-      {"model: {token: mamba}", "x.yaml:1: model.token: expected mlgru, found 'mamba'"},
+      {"model: {token: nothing}",
+       concat("x.yaml:1: model.token: expected ", names_of(kAllTokenKinds), ", found 'nothing'")},
       {"model: {activation: swish}",
-       "x.yaml:1: model.activation: expected silu|gelu|gelu_tanh|relu|relu2|selu|sigmoid|identity, found 'swish'"},
-      {"model:\n  layers:\n    - {repeat: 3, token: mlgru}\n    - {token: attention}",
-       "x.yaml:4: model.layers[1].token: expected mlgru, found 'attention'"},
+       concat("x.yaml:1: model.activation: expected ", names_of(kAllActivations), ", found 'swish'")},
+      {"model:\n  layers:\n    - {repeat: 3, token: mlgru}\n    - {token: nothing}",
+       concat("x.yaml:4: model.layers[1].token: expected ", names_of(kAllTokenKinds), ", found 'nothing'")},
       {"model:\n  layers: [{repeat: 3, heads: 4}]",
        "x.yaml:2: model.layers[0].heads: 4 heads, but mlgru mixes every channel on its own; leave heads and kv_heads "
        "out"},

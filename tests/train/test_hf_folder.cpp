@@ -170,7 +170,7 @@ TEST(HfConfig, refuses_other_models_and_bad_values_naming_the_key) {
       {R"("model_type":"mmfree","hidden_act":"gelu")", "hidden_act"},
       {R"("model_type":"mmfree","hidden_act":"swish","mmfree":{"activation":"relu"})", "hidden_act"},
       {R"("mmfree":{"activation":"swiglu"})", "activation"},
-      {R"("mmfree":{"layers":[{"token":"attention"}]})", "token"},
+      {R"("mmfree":{"layers":[{"token":"nothing"}]})", "token"},
       {R"("mmfree":{"layers":[{"repeat":3}]})", "num_hidden_layers"},
       {R"("tie_word_embeddings":"yes")", "tie_word_embeddings"},
       {R"("hidden_size":"64")", "hidden_size"},

@@ -7,6 +7,7 @@
 #include "data/paths.h"
 #include "data/token_shards.h"
 #include "train/commands/commands.h"
+#include "train/formats/ternary_file.h"
 #include "train/inference/model.h"
 #include "train/run/progress.h"
 
@@ -61,6 +62,13 @@ void print_tokenizer(const std::string& path) {
 
 /// Reads every byte of a shard or checkpoint, or of all in a folder of them or in a run folder.
 void verify(const std::string& path) {
+  MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
+  if (fs::is_regular_file(path) && h5::kind_of(path).empty() && !path.ends_with(".h5")) {
+    read_ternary_file(path);
+    std::printf("%s: verified, the export matches its hash (%s)\n", path.c_str(),
+                format_bytes(fs::file_size(path)).c_str());
+    return;
+  }
   const fs::path checkpoints = fs::path(path) / "checkpoints";
   const std::vector<std::string> files =
       expand_paths({fs::is_directory(checkpoints) ? checkpoints.string() : path}, {".h5"});

@@ -186,8 +186,8 @@ void layer_fields(LayerKeys<Of>& c, Visit&& visit) {
         "width of the channel mixer; 0: 2/3 of hidden_ratio * D, rounded up to a multiple of 256");
   visit(
       "activation", c.activation, choice_of(kAllActivations),
-      "of the channel mixer: silu (SwiGLU), gelu, gelu_tanh (GEGLU), relu (ReGLU), relu2, selu (SeGLU), sigmoid (GLU), "
-      "identity (bilinear)");
+      "of the channel mixer; with glu, silu makes SwiGLU, gelu GEGLU, relu ReGLU, selu SeGLU, sigmoid GLU, identity a "
+      "bilinear layer");
   visit("precision", c.precision, choice_of(kAllPrecisions), "how every projection multiplies that no rule names");
   visit("inner_norm", c.inner_norm, Flag{}, "every projection normalises its input once more");
   visit("gate_order", c.gate_order, choice_of(kAllGateOrders),

@@ -97,6 +97,8 @@ struct ReadKeys {
         value = json.choice(key, kind.options);
       else if constexpr (std::is_same_v<T, bool>)
         value = json.boolean(key, value);
+      else if constexpr (std::is_floating_point_v<T>)
+        value = json.number(key, value);
       else
         value = json.integer(key, value);
     }
@@ -179,8 +181,11 @@ nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordere
 }  // namespace
 
 const Architecture& architecture_of(const ModelConfig& c) {
-  const bool published =
-      c.channel == ChannelKind::glu && c.activation == Activation::silu && c.inner_norm && c.layers.empty();
+  ModelConfig d;  // the defaults are the published architecture
+  // These change what is computed from the same tensors; the object mmfree in config.json says so.
+  d.intermediate_size = c.intermediate_size, d.precision = c.precision, d.gate_order = c.gate_order;
+  bool published = c.uniform();
+  zip_layer_keys(c, d, [&](const auto& has, const auto& expected) { published &= has == expected; });
   return published ? hgrn_bit_architecture() : own_architecture();
 }
 

@@ -164,7 +164,7 @@ StepResult StepRunner::result(const Pending& pending) {
   if (pending.scored == 0) return result;
   const double* numbers = gpu_ ? static_cast<const double*>(gpu_->readback.wait()) : outcome_.data<double>();
   StepParams params;
-  std::copy_n(numbers + 1, kStepParams, reinterpret_cast<double*>(&params));
+  std::memcpy(&params, numbers + 1, sizeof params);
   result.loss = numbers[0];
   result.report = Optimizer::report(params);
   return result;
