@@ -271,7 +271,7 @@ TEST(Config, EmptyTextGivesTheDefaults) {
 
 TEST(Config, NamesWhatIsWrongAndWhere) {
   struct Case {
-    const char *yaml, *message;
+    std::string yaml, message;
   };
   const Case cases[] = {
       {"\noptim:\n  warmup_step: 3", "x.yaml:3: unknown key 'optim.warmup_step' (did you mean 'warmup_steps'?)"},

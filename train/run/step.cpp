@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -163,10 +164,10 @@ StepResult StepRunner::result(const Pending& pending) {
   result.report.skipped = true;
   if (pending.scored == 0) return result;
   const double* numbers = gpu_ ? static_cast<const double*>(gpu_->readback.wait()) : outcome_.data<double>();
-  StepParams params;
-  std::memcpy(&params, numbers + 1, sizeof params);
+  std::array<double, kStepParams> params;
+  std::copy_n(numbers + 1, kStepParams, params.begin());
   result.loss = numbers[0];
-  result.report = Optimizer::report(params);
+  result.report = Optimizer::report(std::bit_cast<StepParams>(params));
   return result;
 }
 
