@@ -18,7 +18,7 @@ void check_range(const std::string& key, int64_t value, int64_t least, int64_t m
   MMFREE_CHECK(ConfigError, value >= least && value <= most, key, ": ", value, " is outside ", least, "..", most);
 }
 
-/// Checks the ranges of a layer's keys, and that only a mixer with heads has heads.
+/// Checks the ranges of a layer's keys.
 void check_layer(const std::string& where, const LayerConfig& layer) {
   constexpr int64_t kMostInner = 1 << 20, kMostHeads = 1 << 12;
   check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
