@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "core/error.h"
@@ -38,39 +39,70 @@ uint64_t permute(uint64_t i, uint64_t n, uint64_t key) {
 
 }  // namespace
 
-Batches::Batches(const TokenShards& shards, const BatchOptions& options) : shards_(shards), options_(options) {
+Batches::Batches(const Corpus& corpus, const BatchOptions& options)
+    : corpus_(corpus),
+      options_(options),
+      mixture_(options.stages.empty() ? std::vector<Mixture::Stage>{{0, {1}}} : options.stages) {
   MMFREE_CHECK(ConfigError, options.seq_len > 0, "batches: sequence length ", options.seq_len, ", expected 1 or more");
-  MMFREE_CHECK(ConfigError, options.batch_size > 0, "batches: batch size ", options.batch_size, ", expected 1 or more");
-  const int64_t targets = shards.total_tokens() - 1;
-  MMFREE_CHECK(DataError, targets >= options.seq_len, "the corpus has ", shards.total_tokens(),
-               " tokens, fewer than one window of ", options.seq_len + 1,
-               "; give more data or a shorter sequence length");
-  windows_ = targets / options.seq_len;
+  for (const TokenShards& source : corpus.sources()) {
+    const int64_t targets = source.total_tokens() - 1, least = std::max<int64_t>(1, options.tracks) * options.seq_len;
+    MMFREE_CHECK(DataError, targets >= least, "the corpus has a source of ", source.total_tokens(),
+                 " tokens, fewer than the ", least + 1, " of ",
+                 options.tracks > 0 ? "one window per row" : "one window",
+                 "; give more data or a shorter sequence length");
+    windows_.push_back(targets / options.seq_len);
+  }
 }
 
-int64_t Batches::sample(int64_t step, int64_t row) const {
-  const int64_t last = std::numeric_limits<int64_t>::max() / options_.batch_size - 1;
-  MMFREE_CHECK(Error, step >= 0 && step <= last, "batches: step ", step, " is out of range");
-  return step * options_.batch_size + row;
+int64_t Batches::windows() const { return std::accumulate(windows_.begin(), windows_.end(), int64_t(0)); }
+
+double Batches::epochs(int64_t samples) const {
+  const std::vector<int64_t> taken = mixture_.taken(samples);
+  double most = 0;
+  for (size_t s = 0; s < windows_.size(); ++s) most = std::max(most, double(taken[s]) / double(windows_[s]));
+  return most;
 }
 
-int64_t Batches::window_of(int64_t sample) const {
-  if (!options_.shuffle) return sample % windows_;
-  const uint64_t key = mix(mix(options_.seed) ^ uint64_t(sample / windows_));
-  return int64_t(permute(uint64_t(sample % windows_), uint64_t(windows_), key));
+Batches::Window Batches::window_of(int64_t sample) const {
+  if (options_.tracks > 0) return window_in_track(sample);
+  const auto [source, index] = mixture_.place(sample);
+  const int64_t windows = windows_[source];
+  if (!options_.shuffle) return {source, index % windows};
+  const uint64_t key = mix(mix(options_.seed + source) ^ uint64_t(index / windows));
+  return {source, int64_t(permute(uint64_t(index % windows), uint64_t(windows), key))};
 }
 
-void Batches::read(int64_t step, int64_t row_begin, int64_t row_end, int32_t* inputs, int32_t* targets) const {
-  MMFREE_CHECK(Error, row_begin >= 0 && row_begin <= row_end && row_end <= options_.batch_size, "batches: rows [",
-               row_begin, ", ", row_end, ") of a batch of ", options_.batch_size);
+Batches::Window Batches::window_in_track(int64_t sample) const {
+  const int64_t length = windows_[0] / options_.tracks;  // of a track
+  const int64_t track = sample % options_.tracks, at = sample / options_.tracks % length;
+  return {0, track * length + at, at > 0};
+}
+
+/// Where documents start, and where the state of another sequence would come in.
+void Batches::mark_starts(const Window& window, uint8_t* starts) const {
+  std::fill_n(starts, options_.seq_len, uint8_t(0));
+  if (!window.goes_on) starts[0] = 1;
+  if (!options_.reset_state) return;
+  const int64_t begin = window.number * options_.seq_len;
+  for (const DocumentPart& part : corpus_.sources()[window.source].documents(begin, options_.seq_len))
+    if (part.begin >= 0) starts[part.begin] = 1;
+}
+
+void Batches::read(int64_t first, int64_t count, const BatchView& to) const {
+  MMFREE_CHECK(Error, first >= 0 && count >= 0 && first <= std::numeric_limits<int64_t>::max() - count,
+               "batches: sample ", first, " is out of range");
   const int64_t length = options_.seq_len;
-  std::vector<int32_t> window(static_cast<size_t>(length + 1));
-  for (int64_t row = row_begin; row < row_end; ++row, inputs += length, targets += length) {
-    const int64_t begin = window_of(sample(step, row)) * length;
-    shards_.read(begin, length + 1, window.data());
-    std::copy_n(window.data(), length, inputs);
-    std::copy_n(window.data() + 1, length, targets);
-    shards_.ignore_unscored(begin + 1, length, targets);
+  std::vector<int32_t> tokens(static_cast<size_t>(length + 1));
+  for (int64_t i = 0; i < count; ++i) {
+    const Window window = window_of(first + i);
+    const TokenShards& source = corpus_.sources()[window.source];
+    const int64_t begin = window.number * length;
+    int32_t* targets = to.targets + i * length;
+    source.read(begin, length + 1, tokens.data());
+    std::copy_n(tokens.data(), length, to.inputs + i * length);
+    std::copy_n(tokens.data() + 1, length, targets);
+    source.ignore_unscored(begin + 1, length, targets);
+    if (to.starts) mark_starts(window, to.starts + i * length);
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <system_error>
 
 #include "core/error.h"
@@ -9,7 +10,7 @@
 
 namespace mmfree {
 
-BatchFeed::BatchFeed(const Batches& batches, int64_t first_step, int64_t last_step, int64_t rows, int64_t seq_len,
+BatchFeed::BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps, int64_t rows, int64_t seq_len,
                      bool pinned)
     : batches_(batches), rows_(rows), seq_len_(seq_len), slots_(3) {
   const size_t count = size_t(2 * rows * seq_len);
@@ -21,7 +22,7 @@ BatchFeed::BatchFeed(const Batches& batches, int64_t first_step, int64_t last_st
     empty_.push_back(&s);
   }
   try {
-    thread_ = std::thread([this, first_step, last_step] { read_ahead(first_step, last_step); });
+    thread_ = std::thread([this, first_sample, steps] { read_ahead(first_sample, steps); });
   } catch (const std::system_error& e) {
     throw IoError(concat("feed: cannot start the thread that reads data: ", e.code().message(),
                          "; raise the limit of processes (ulimit -u)"));
@@ -37,9 +38,10 @@ BatchFeed::~BatchFeed() {
   thread_.join();
 }
 
-void BatchFeed::read_ahead(int64_t first_step, int64_t last_step) {
+void BatchFeed::read_ahead(int64_t first_sample, int64_t steps) {
   try {
-    for (int64_t step = first_step; step < last_step; ++step) {
+    int64_t sample = first_sample;
+    for (int64_t step = 0; step < steps; ++step) {
       Slot* slot = nullptr;
       {
         std::unique_lock lock(mutex_);
@@ -50,7 +52,8 @@ void BatchFeed::read_ahead(int64_t first_step, int64_t last_step) {
       }
       const int64_t count = rows_ * seq_len_;
       int32_t* targets = slot->data() + count;
-      batches_.read(step, 0, rows_, slot->data(), targets);
+      batches_.read(sample, rows_, {slot->data(), targets});
+      if (__builtin_add_overflow(sample, rows_, &sample)) sample = std::numeric_limits<int64_t>::max();
       slot->scored = count - std::count(targets, targets + count, kIgnoreTarget);
       std::lock_guard lock(mutex_);
       full_.push_back(slot);

@@ -15,8 +15,8 @@ namespace mmfree {
 /// The batches of consecutive steps. A thread of its own reads them ahead.
 class BatchFeed {
  public:
-  /// `pinned`: in page-locked memory, to be copied to a GPU.
-  BatchFeed(const Batches& batches, int64_t first_step, int64_t last_step, int64_t rows, int64_t seq_len, bool pinned);
+  /// `steps` batches of `rows` samples from `first_sample` on. `pinned`: in page-locked memory, to be copied to a GPU.
+  BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps, int64_t rows, int64_t seq_len, bool pinned);
   ~BatchFeed();
   BatchFeed(const BatchFeed&) = delete;
 
@@ -34,7 +34,7 @@ class BatchFeed {
   double waited() const { return waited_; }
 
  private:
-  void read_ahead(int64_t first_step, int64_t last_step);
+  void read_ahead(int64_t first_sample, int64_t steps);
   const Batches& batches_;
   int64_t rows_, seq_len_;
   double waited_ = 0;

@@ -41,13 +41,8 @@ class SplitWriter {
     return total_.documents++ < kept_.documents;
   }
 
-  void add(const std::vector<int32_t>& ids) {
+  void add(const std::vector<int32_t>& document) {
     if (!shard_) shard_ = std::make_unique<ShardWriter>(staging_.file(info_.split, total_.shards++), info_, source_);
-    std::vector<int32_t> document;
-    document.reserve(ids.size() + 2);
-    if (options_.bos && info_.bos_id >= 0) document.push_back(info_.bos_id);
-    document.insert(document.end(), ids.begin(), ids.end());
-    if (options_.eos && info_.eos_id >= 0) document.push_back(info_.eos_id);
     shard_->add(document);
     total_.tokens += int64_t(document.size());
     if (shard_->tokens() >= options_.shard_tokens) close();
@@ -102,12 +97,12 @@ void split(std::string text, bool tails, double fraction, std::vector<Part>* par
   if (at < text.size()) parts->push_back({text.substr(at), true, {}});
 }
 
-void encode_all(const Tokenizer& tokenizer, const PrepareOptions& options, std::vector<Part>* parts) {
+void encode_all(const DocumentEncoder& encoder, const PrepareOptions& options, std::vector<Part>* parts) {
   std::vector<std::exception_ptr> errors(parts->size());
   parallel_for(int64_t(parts->size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = size_t(begin); i < size_t(end); ++i) try {
         if (options.check_stop) options.check_stop();
-        (*parts)[i].ids = tokenizer.encode((*parts)[i].text);
+        (*parts)[i].ids = encoder.document((*parts)[i].text);
       } catch (...) {
         errors[i] = std::current_exception();
       }
@@ -175,8 +170,9 @@ PrepareSummary prepare(const PrepareOptions& options) {
   Staging staging(options.output, plan_of(options, tokenizer, reader.files()), options.overwrite);
   PrepareSummary summary;
   summary.held_out_tails = options.valid_fraction > 0 && has_few_documents(options);
-  SplitWriter train(staging, shard_info(tokenizer, "train"), options);
-  SplitWriter valid(staging, shard_info(tokenizer, "valid"), options);
+  const DocumentEncoder encoder(tokenizer, framing_of(options.bos, options.eos));
+  SplitWriter train(staging, shard_info(tokenizer, "train", encoder.framing()), options);
+  SplitWriter valid(staging, shard_info(tokenizer, "valid", encoder.framing()), options);
   const auto writer_of = [&](const Part& p) -> SplitWriter& { return p.valid ? valid : train; };
   const int64_t kept = train.kept().shards + valid.kept().shards;
   if (kept && options.on_resume) options.on_resume(kept, train.kept().tokens + valid.kept().tokens);
@@ -194,7 +190,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
       split(std::move(text), summary.held_out_tails, options.valid_fraction, &parts);
     }
     std::erase_if(parts, [&](const Part& p) { return writer_of(p).is_kept(int64_t(p.text.size())); });
-    encode_all(tokenizer, options, &parts);
+    encode_all(encoder, options, &parts);
     for (const Part& p : parts) {
       if (options.check_stop) options.check_stop();
       writer_of(p).add(p.ids);

@@ -117,6 +117,7 @@ class Reader {
   /// The whole dataset as a CPU tensor of dtype `type`.
   Tensor read_tensor(const std::string& name, DType type) const;
 
+  bool has_attribute(const std::string& name) const;
   /// @throws DataError if the attribute is absent or of another type.
   std::string attribute_string(const std::string& name) const;
   int64_t attribute_int(const std::string& name) const;

@@ -303,6 +303,11 @@ Id Reader::Impl::attribute(const std::string& name, H5T_class_t expected, size_t
   return id;
 }
 
+bool Reader::has_attribute(const std::string& name) const {
+  const Session session;
+  return H5Aexists(impl_->hdf5, name.c_str()) > 0;
+}
+
 std::string Reader::attribute_string(const std::string& name) const {
   const Session session;
   size_t bytes = 0;

@@ -78,14 +78,14 @@ TEST(CudaTrainer, ABatchThatCannotBeReadLosesNoStepBeforeIt) {
   const int64_t last = std::numeric_limits<int64_t>::max() / c.train.batch_size - 1;
   c.train.steps = last + 10;
   c.optim.warmup_steps = 0;
-  const TokenShards shards(c.data.train);
-  const Batches batches(shards, {c.data.seq_len, c.train.batch_size, 1, true});
+  const Corpus corpus(c.data);
+  const Batches batches(corpus, {c.data.seq_len, 1, true});
   ParamStore params(parameter_specs(c.model), DType::f32, Device::cuda);
   params.initialise(1);
   LM lm(params, c.model, DType::bf16);
   const auto optimizer = make_optimizer(params, c.optim);
   StepRunner runner(lm, params, *optimizer, c, Recompute::none);
-  BatchFeed feed(batches, last - 1, c.train.steps, c.train.batch_size, c.data.seq_len, true);
+  BatchFeed feed(batches, (last - 1) * c.train.batch_size, c.train.steps, c.train.batch_size, c.data.seq_len, true);
   EXPECT_FALSE(runner.run(last - 1, feed));
   EXPECT_EQ(last, runner.run(last, feed)->step);
   EXPECT_THROW(runner.run(last + 1, feed), Error);

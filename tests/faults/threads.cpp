@@ -35,8 +35,8 @@ void write_shard(const std::string& path, uint64_t seed) {
 class Round {
  public:
   Round(const std::string& shards, const std::string& dir, uint64_t seed)
-      : shards_({shards}),
-        again_({shards}),
+      : shards_(TokenShards({shards})),
+        again_(TokenShards({shards})),
         batches_(shards_, options(seed)),
         expected_(again_, options(seed)),
         params_(parameter_specs(tiny_model_config()), DType::f32),
@@ -51,7 +51,7 @@ class Round {
   /// The number of batches that were not those of their step.
   int64_t run() {
     const int64_t first = int64_t(random_.uniform(0) * 100), steps = 1 + int64_t(random_.uniform(1) * kMostSteps);
-    BatchFeed feed(batches_, first, first + kMostSteps, kRows, kLength, false);
+    BatchFeed feed(batches_, first * kRows, kMostSteps, kRows, kLength, false);
     MetricsWriter metrics(dir_ + "/metrics.jsonl");
     std::unique_ptr<std::FILE, int (*)(std::FILE*)> sink(std::fopen("/dev/null", "w"), std::fclose);
     Progress progress(false, sink.get());
@@ -72,11 +72,11 @@ class Round {
   }
 
  private:
-  BatchOptions options(uint64_t seed) const { return {kLength, kRows, seed, true}; }
+  BatchOptions options(uint64_t seed) const { return {kLength, seed, true}; }
 
   bool is_batch_of(int64_t step, const int32_t* data) const {
     std::vector<int32_t> all(size_t(2 * kRows * kLength));
-    expected_.read(step, 0, kRows, all.data(), all.data() + kRows * kLength);
+    expected_.read(step * kRows, kRows, {all.data(), all.data() + kRows * kLength});
     return std::equal(all.begin(), all.end(), data);
   }
 
@@ -92,7 +92,7 @@ class Round {
                   });
   }
 
-  TokenShards shards_, again_;
+  Corpus shards_, again_;
   Batches batches_, expected_;
   ParamStore params_;
   std::string dir_;

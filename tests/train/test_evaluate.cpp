@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"
@@ -30,10 +31,7 @@ std::vector<double> plain_nll(const LM& lm, const std::vector<int32_t>& ids, int
 
 TokenSource memory(const std::vector<int32_t>& ids) {
   return {int64_t(ids.size()),
-          [&ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids.begin() + offset, count, out); },
-          {},
-          -1,
-          false};
+          [&ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids.begin() + offset, count, out); }};
 }
 
 std::vector<int32_t> some_ids(int64_t n) {
@@ -62,18 +60,93 @@ TEST(Evaluate, EqualsAPlainComputationForAnyWindowAndBatch) {
   EXPECT_THROW(evaluate(*m.lm, memory(some_ids(1)), {7, 0, {}}), DataError);
 }
 
-TEST(Evaluate, TheLimitTakesWholeWindowsFromTheStart) {
+TEST(Evaluate, ScoresExactlyAsManyTokensAsAsked) {
   const Model m = tiny_model(tiny_model_config(), false);
   const std::vector<int32_t> ids = some_ids(1000);
   const std::vector<double> nll = plain_nll(*m.lm, ids, 10);
-  for (const auto& [limit, scored] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 10}, {10, 10}, {19, 10}, {20, 20}, {995, 990}, {999, 990}, {5000, 999}, {0, 999}}) {
-    double sum = 0;
-    for (int64_t i = 0; i < scored; ++i) sum += nll[size_t(i)];
-    const Evaluation e = evaluate(*m.lm, memory(ids), {10, limit, {}});
-    EXPECT_EQ(e.tokens, scored) << limit;
-    EXPECT_NEAR(e.nats, sum, 1e-6 * sum) << limit;
+  TokenSource source = memory(ids);
+  for (const bool masked : {false, true}) {
+    const auto scores = [&](int64_t token) { return !masked || token % 3 != 0; };
+    if (masked)
+      source.ignore_unscored = [&](int64_t offset, int64_t count, int32_t* targets) {
+        for (int64_t i = 0; i < count; ++i)
+          if (!scores(offset + i)) targets[i] = kIgnoreTarget;
+      };
+    for (const int64_t limit : {1, 9, 10, 19, 20, 640, 666, 995, 998, 999, 1000, 5000, 0}) {
+      double sum = 0;
+      int64_t scored = 0;
+      for (int64_t i = 0; i < 999 && (limit == 0 || scored < limit); ++i)
+        if (scores(i + 1)) sum += nll[size_t(i)], ++scored;
+      const Evaluation e = evaluate(*m.lm, source, {10, limit});
+      EXPECT_EQ(e.tokens, scored) << limit;
+      EXPECT_NEAR(e.nats, sum, 1e-6 * sum) << limit;
+    }
   }
+}
+
+TEST(Evaluate, BitsDoNotDependOnTheBatch) {
+  for (const Precision precision : {Precision::ternary, Precision::f32}) {
+    ModelConfig c = tiny_model_config();
+    c.precision = precision;
+    const Model m = tiny_model(c, false);
+    const std::vector<int32_t> ids = some_ids(2000);
+    const Evaluation all = evaluate(*m.lm, memory(ids), {64});
+    for (const int64_t batch : {1, 2, 3, 7, 100}) {
+      const Evaluation e = evaluate(*m.lm, memory(ids), {64, 0, {}, batch});
+      EXPECT_EQ(e.nats, all.nats) << batch << ' ' << name_of(precision);
+    }
+  }
+}
+
+TEST(Evaluate, AWindowLongerThanAForwardPassKeepsItsState) {
+  const Model m = tiny_model(tiny_model_config(), false);
+  const std::vector<int32_t> ids = some_ids(9001);
+  const Tensor whole = m.lm->nll(Tensor::from({9000}, ids.data()), Tensor::from({9000}, ids.data() + 1), 1);
+  double sum = 0;
+  for (int64_t i = 0; i < 9000; ++i) sum += double(whole.data<float>()[i]);
+  EXPECT_EQ(evaluate(*m.lm, memory(ids), {9000}).nats, sum);
+}
+
+TEST(Evaluate, PositionsAndSetsAddUpToTheWhole) {
+  const Model m = tiny_model(tiny_model_config(), false);
+  const std::vector<int32_t> ids = some_ids(203);
+  const std::vector<int64_t> starts = {0, 5, 20, 21, 90, 150};
+  TokenSource source = memory(ids);
+  source.sets = {"", "web", "code"};
+  source.piece_bytes.assign(61, 3);
+  source.dummy_prefix = source.bos = true;
+  source.documents = [&](int64_t offset, int64_t count) {
+    std::vector<DocumentPart> parts;
+    for (size_t d = 0; d < starts.size(); ++d)
+      if ((d + 1 == starts.size() || starts[d + 1] > offset) && starts[d] < offset + count)
+        parts.push_back({starts[d] - offset, int32_t(d % 3)});
+    return parts;
+  };
+  const std::vector<double> nll = plain_nll(*m.lm, ids, 20);
+  std::map<size_t, std::pair<double, int64_t>> by_position, by_set;
+  int64_t first_pieces = 0;
+  for (size_t i = 0; i < nll.size(); ++i) {
+    const size_t position = i % 20,
+                 d = size_t(std::upper_bound(starts.begin(), starts.end(), int64_t(i) + 1) - starts.begin()) - 1;
+    const size_t k = position == 0 ? 0 : size_t(std::log2(position)) + 1;
+    by_position[k].first += nll[i], ++by_position[k].second;
+    by_set[d % 3].first += nll[i], ++by_set[d % 3].second;
+    first_pieces += int64_t(i) + 1 == starts[d] + 1;
+  }
+  const Evaluation e = evaluate(*m.lm, source, {20});
+  ASSERT_EQ(e.positions.size(), 6u);  // 0, 1, 2-3, 4-7, 8-15, 16-19
+  for (size_t k = 0; k < 6; ++k) {
+    EXPECT_EQ(e.positions[k].tokens, by_position[k].second) << k;
+    EXPECT_NEAR(e.positions[k].nats, by_position[k].first, 1e-5) << k;
+    EXPECT_EQ(position_range(k), (std::pair<int64_t, int64_t>{k ? 1 << (k - 1) : 0, 1 << k}));
+  }
+  ASSERT_EQ(e.sets.size(), 3u);
+  for (size_t s = 0; s < 3; ++s) {
+    EXPECT_EQ(e.sets[s].first, source.sets[s]);
+    EXPECT_EQ(e.sets[s].second.tokens, by_set[s].second);
+    EXPECT_NEAR(e.sets[s].second.nats, by_set[s].first, 1e-5);
+  }
+  EXPECT_EQ(e.text_bytes, 3 * 202 - first_pieces);
 }
 
 TEST(Evaluate, ProgressIsToldAndMayStop) {
@@ -91,28 +164,52 @@ TEST(Evaluate, ProgressIsToldAndMayStop) {
   EXPECT_EQ(e.tokens, told.front());
 }
 
-TEST(Evaluate, BytesAreThoseOfTheText) {
+TEST(Evaluate, TextGivesTheNumbersOfItsShardsForEveryFraming) {
   const Model m = tiny_model(tiny_model_config());
-  std::vector<std::string> documents = {tiny_text(50, 900), "é水🦉 plain, and \xE2\x80\xA2 never seen: Ж\n\ttab",
-                                        "x", "  two spaces"};
-  int64_t bytes = 0;
-  std::vector<int32_t> ids;
-  const Tokenizer& tokenizer = *m.tokenizer;
-  std::vector<bool> special;
-  for (const std::string& d : documents) {
-    bytes += int64_t(d.size());
-    ids.push_back(tokenizer.bos_id()), special.push_back(true);
-    for (int32_t id : tokenizer.encode(d)) ids.push_back(id), special.push_back(false);
+  const std::vector<SourceText> documents = {{tiny_text(50, 900), "a"},
+                                             {"é水🦉 plain, and \xE2\x80\xA2 never seen: Ж\n\ttab", "b"},
+                                             {"x", ""},
+                                             {"", "a"},
+                                             {"  two spaces", "b"}};
+  for (const Framing framing : kAllFramings) {
+    SCOPED_TRACE(name_of(framing));
+    const DocumentEncoder encoder(*m.tokenizer, framing);
+    const TempDir dir;
+    ShardWriter writer(dir / "train-0.h5", shard_info(*m.tokenizer, "train", framing), "test");
+    int64_t bytes = 0, tokens = 0;
+    for (const SourceText& d : documents) {
+      if (d.text.empty() && framing == Framing::none) continue;
+      writer.add(encoder.document(d.text), {}, d.set);
+      // What comes first is not scored.
+      bytes += int64_t(d.text.size());
+      if (tokens == 0 && !has_bos(framing))
+        bytes -= m.tokenizer->byte_length(encoder.document(d.text)[0]) - m.tokenizer->adds_dummy_prefix();
+      tokens += int64_t(encoder.document(d.text).size());
+    }
+    writer.commit();
+    const TokenShards shards({dir / "train-0.h5"});
+    size_t at = 0;
+    const TokenSource texts = source_of_texts(
+        encoder,
+        [&](SourceText* d) {
+          if (at < documents.size()) *d = documents[at];
+          return at++ < documents.size();
+        },
+        INT64_MAX);
+    const Evaluation a = evaluate(*m.lm, TokenSource::shards(shards), {13}), b = evaluate(*m.lm, texts, {13});
+    EXPECT_EQ(a.tokens, tokens - 1);
+    EXPECT_EQ(a.text_bytes, bytes);
+    EXPECT_EQ(a.sets.size(), 3u);
+    const auto same = [](const LossSum& x, const LossSum& y) {
+      EXPECT_EQ(x.nats, y.nats);
+      EXPECT_EQ(x.tokens, y.tokens);
+      EXPECT_EQ(x.text_nats, y.text_nats);
+      EXPECT_EQ(x.text_bytes, y.text_bytes);
+    };
+    same(a, b);
+    ASSERT_EQ(a.sets.size(), b.sets.size());
+    for (size_t s = 0; s < a.sets.size(); ++s) same(a.sets[s].second, b.sets[s].second);
   }
-  const std::vector<double> nll = plain_nll(*m.lm, ids, 13);
-  double text = 0, all = 0;
-  for (size_t i = 0; i < nll.size(); ++i) all += nll[i], text += special[i + 1] ? 0 : nll[i];
-  const Evaluation e = evaluate(*m.lm, TokenSource::texts(tokenizer, documents), {13, 0, {}});
-  EXPECT_EQ(e.text_bytes, bytes);
-  EXPECT_EQ(e.tokens, int64_t(ids.size()) - 1);
-  EXPECT_NEAR(e.nats, all, 1e-6 * all);
-  EXPECT_NEAR(e.text_nats, text, 1e-6 * text);
-  EXPECT_NEAR(e.bits_per_byte(), text / std::log(2.0) / double(bytes), 1e-6);
 }
 
 TEST(Evaluate, CountsOnlyWhatTheMaskScores) {
@@ -120,7 +217,8 @@ TEST(Evaluate, CountsOnlyWhatTheMaskScores) {
   const std::vector<int32_t> ids = some_ids(203);
   const auto scored = [](int64_t i) { return i % 3 != 0; };
   TokenSource source = memory(ids);
-  source.bos_id = 5, source.dummy_prefix = true;
+  source.documents = [](int64_t offset, int64_t) { return std::vector<DocumentPart>{{-offset, 0}}; };
+  source.sets = {""};
   for (int32_t id = 0; id < 61; ++id) source.piece_bytes.push_back(id % 4);
   source.ignore_unscored = [&](int64_t offset, int64_t count, int32_t* targets) {
     for (int64_t i = 0; i < count; ++i)
@@ -132,7 +230,7 @@ TEST(Evaluate, CountsOnlyWhatTheMaskScores) {
   for (size_t i = 0; i < nll.size(); ++i) {
     if (!scored(int64_t(i + 1))) continue;
     ++tokens, nats += nll[i];
-    if (ids[i + 1] % 4) text += nll[i], bytes += ids[i + 1] % 4 - (ids[i] == 5);
+    if (ids[i + 1] % 4) text += nll[i], bytes += ids[i + 1] % 4;
   }
   const Evaluation e = evaluate(*m.lm, source, {20, 0, [&](int64_t done, int64_t total) {
                                                   last = done;

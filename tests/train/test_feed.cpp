@@ -13,12 +13,12 @@ namespace {
 
 constexpr int64_t kRows = 3, kLength = 17;
 
-struct Corpus {
-  TokenShards shards{{TinyCorpus::get().train()}};
-  Batches batches{shards, {kLength, kRows, 5, true}};
+struct Feeding {
+  Corpus corpus{TokenShards({TinyCorpus::get().train()})};
+  Batches batches{corpus, {kLength, 5, true}};
   std::vector<int32_t> expected(int64_t step) const {
     std::vector<int32_t> all(size_t(2 * kRows * kLength));
-    batches.read(step, 0, kRows, all.data(), all.data() + kRows * kLength);
+    batches.read(step * kRows, kRows, {all.data(), all.data() + kRows * kLength});
     return all;
   }
 };
@@ -28,9 +28,9 @@ std::vector<int32_t> content(BatchFeed::Slot* slot) {
 }
 
 TEST(BatchFeed, GivesTheBatchesOfItsStepsInOrder) {
-  const Corpus corpus;
+  const Feeding corpus;
   for (int64_t first : {0, 7}) {
-    BatchFeed feed(corpus.batches, first, first + 20, kRows, kLength, false);
+    BatchFeed feed(corpus.batches, first * kRows, 20, kRows, kLength, false);
     std::vector<int32_t> previous;
     for (int64_t step = first; step < first + 20; ++step) {
       BatchFeed::Slot* slot = feed.next();
@@ -46,7 +46,7 @@ TEST(BatchFeed, GivesTheBatchesOfItsStepsInOrder) {
 }
 
 TEST(BatchFeed, ABatchBelongsToTheCallerUntilItIsReleased) {
-  const Corpus corpus;
+  const Feeding corpus;
   BatchFeed feed(corpus.batches, 0, 50, kRows, kLength, false);
   // Two batches in hand while ten more pass through what is left.
   BatchFeed::Slot *a = feed.next(), *b = feed.next();
@@ -65,22 +65,20 @@ TEST(BatchFeed, ABatchBelongsToTheCallerUntilItIsReleased) {
 }
 
 TEST(BatchFeed, WhatReadingThrowsArrivesBehindTheBatchesBefore) {
-  const Corpus corpus;
+  const Feeding corpus;
   // The last step whose samples can be numbered.
   const int64_t last = std::numeric_limits<int64_t>::max() / kRows - 1;
-  BatchFeed feed(corpus.batches, last - 1, last + 10, kRows, kLength, false);
+  BatchFeed feed(corpus.batches, (last - 1) * kRows, 11, kRows, kLength, false);
   for (int64_t step : {last - 1, last}) {
     BatchFeed::Slot* slot = feed.next();
     EXPECT_EQ(corpus.expected(step), content(slot));
     feed.release(slot);
   }
-  for (int time = 0; time < 3; ++time) expect_error<Error>({"batches: step", "out of range"}, [&] { feed.next(); });
-  BatchFeed more_rows(corpus.batches, 0, 5, kRows + 1, kLength, false);
-  expect_error<Error>({"batches: rows"}, [&] { more_rows.next(); });
+  for (int time = 0; time < 3; ++time) expect_error<Error>({"batches: sample", "out of range"}, [&] { feed.next(); });
 }
 
 TEST(BatchFeed, EndsWhileItsThreadWaitsReadsOrIsDone) {
-  const Corpus corpus;
+  const Feeding corpus;
   for (int taken = 0; taken < 6; ++taken) {
     BatchFeed endless(corpus.batches, 0, int64_t(1) << 40, kRows, kLength, false);
     for (int i = 0; i < taken; ++i) {
@@ -88,15 +86,15 @@ TEST(BatchFeed, EndsWhileItsThreadWaitsReadsOrIsDone) {
       if (i >= 2) endless.release(slot);
     }
   }
-  { BatchFeed done(corpus.batches, 4, 4, kRows, kLength, false); }
-  { BatchFeed failed(corpus.batches, 0, 4, kRows + 1, kLength, false); }
-  BatchFeed none(corpus.batches, 4, 4, kRows, kLength, false);
+  { BatchFeed done(corpus.batches, 4, 0, kRows, kLength, false); }
+  { BatchFeed failed(corpus.batches, std::numeric_limits<int64_t>::max() - 1, 4, kRows, kLength, false); }
+  BatchFeed none(corpus.batches, 4, 0, kRows, kLength, false);
   EXPECT_THROW(none.next(), Error);
 }
 
 TEST(BatchFeed, PinnedMemoryNeedsAGpu) {
   if (gpu::problem().empty()) GTEST_SKIP() << "there is a GPU";
-  const Corpus corpus;
+  const Feeding corpus;
   EXPECT_THROW(BatchFeed(corpus.batches, 0, 4, kRows, kLength, true), DeviceError);
 }
 

@@ -22,7 +22,7 @@ struct MaskedCorpus {
     tokens.assign(ids.data<int32_t>(), ids.data<int32_t>() + ids.size());
     for (int64_t i = 0; i < ids.size(); ++i)
       mask.push_back(i % 7 != 1 && i % 7 != 4 && (i - 1) / (kRows * kLength) != kEmptyStep);
-    ShardWriter shard(path(), shard_info(TinyCorpus::get().tokenizer(), "train"), "test", true);
+    ShardWriter shard(path(), shard_info(TinyCorpus::get().tokenizer(), "train"), "test");
     shard.add(tokens, mask);
     shard.commit();
   }
@@ -52,8 +52,8 @@ struct MaskedCorpus {
 
 TEST(Masks, TheFeedCountsWhatTheShardScores) {
   const MaskedCorpus corpus;
-  const TokenShards shards({corpus.path()});
-  const Batches batches(shards, {kLength, kRows, 1, false});
+  const Corpus shards{TokenShards({corpus.path()})};
+  const Batches batches(shards, {kLength, 1, false});
   BatchFeed feed(batches, 0, kSteps, kRows, kLength, false);
   for (int64_t step = 0; step < kSteps; ++step) {
     BatchFeed::Slot* slot = feed.next();

@@ -18,9 +18,8 @@ constexpr Recompute kAll[] = {Recompute::none, Recompute::selective, Recompute::
 /// Everything a run's steps need, as the trainer makes it.
 struct SmallRun {
   RunConfig config;
-  TokenShards shards{config.data.train};
-  Batches batches{shards,
-                  {config.data.seq_len, config.train.batch_size, uint64_t(config.train.seed), config.data.shuffle}};
+  Corpus corpus{config.data};
+  Batches batches{corpus, {config.data.seq_len, uint64_t(config.train.seed), config.data.shuffle}};
   ParamStore params{parameter_specs(config.model), DType::f32};
   LM lm{params, config.model};
   AdamW optimizer{params, config.optim};
@@ -32,7 +31,7 @@ struct SmallRun {
   int64_t size() const { return config.train.batch_size * config.data.seq_len; }
   std::pair<Tensor, Tensor> batch(int64_t step) const {
     Tensor ids({size()}, DType::i32), targets({size()}, DType::i32);
-    batches.read(step, 0, config.train.batch_size, ids.mut<int32_t>(), targets.mut<int32_t>());
+    batches.read(step * config.train.batch_size, config.train.batch_size, {ids.mut<int32_t>(), targets.mut<int32_t>()});
     return {ids, targets};
   }
   /// A step from its parts; gives the loss.

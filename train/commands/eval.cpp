@@ -1,5 +1,7 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -14,10 +16,12 @@
 namespace mmfree {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 struct Options {
   ModelOptions model;
   std::vector<std::string> data;
-  int64_t seq_len = 0, limit = 0;
+  int64_t seq_len = 0, limit = 0, batch = 0;
   bool json = false;
 };
 
@@ -32,10 +36,54 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
                  ": was prepared with another tokenizer than the model's");
     return TokenSource::shards(*shards);
   }
-  std::vector<std::string> documents;
   TextReader reader(files);
-  for (std::string text; reader.next(&text);) documents.push_back(text);
-  return TokenSource::texts(model.need_tokenizer(), documents);
+  const auto next = [&](SourceText* document) { return reader.next(&document->text); };
+  return source_of_texts(model.encoder(), next, o.limit > 0 ? o.limit + 1 : std::numeric_limits<int64_t>::max());
+}
+
+Json json_of(const LossSum& sum) {
+  return {{"tokens", sum.tokens},
+          {"loss", sum.loss()},
+          {"ppl", sum.perplexity()},
+          {"bpb", sum.text_bytes ? Json(sum.bits_per_byte()) : Json(nullptr)}};
+}
+
+Json json_of(const Options& o, const Evaluation& e, int64_t seq_len) {
+  Json json = {{"model", o.model.model}, {"seq_len", seq_len}};
+  json.update(json_of(e));
+  json["sets"] = Json::object();
+  for (const auto& [name, sum] : e.sets) json["sets"][name] = json_of(sum);
+  json["positions"] = Json::array();
+  for (size_t k = 0; k < e.positions.size(); ++k) {
+    if (e.positions[k].tokens == 0) continue;
+    const auto [from, to] = position_range(k);
+    Json& entry = json["positions"].emplace_back(Json{{"from", from}, {"to", std::min(to, seq_len)}});
+    entry.update(json_of(e.positions[k]));
+  }
+  return json;
+}
+
+void print_row(const std::string& name, const LossSum& sum) {
+  std::printf("%-24s %12lld %10.4f %10.2f", name.c_str(), static_cast<long long>(sum.tokens), sum.loss(),
+              sum.perplexity());
+  if (sum.text_bytes) std::printf(" %10.4f", sum.bits_per_byte());
+  std::printf("\n");
+}
+
+/// The tables: per source set, and by position in the window.
+void print_tables(const Evaluation& e, int64_t seq_len) {
+  const auto header = [](const char* what) {
+    std::printf("\n%-24s %12s %10s %10s %10s\n", what, "tokens", "loss", "ppl", "bits/byte");
+  };
+  if (!e.sets.empty()) header("source set");
+  for (const auto& [name, sum] : e.sets) print_row(name.empty() ? "(none)" : name, sum);
+  header("position in the window");
+  for (size_t k = 0; k < e.positions.size(); ++k) {
+    const auto [from, to] = position_range(k);
+    if (e.positions[k].tokens > 0)
+      print_row(to - from == 1 ? std::to_string(from) : concat(from, " .. ", std::min(to, seq_len) - 1),
+                e.positions[k]);
+  }
 }
 
 void run(const Options& o) {
@@ -52,16 +100,10 @@ void run(const Options& o) {
       progress.update(double(done) / double(total));
       return true;
     };
-    e = evaluate(*model.lm, source, {seq_len, o.limit, show});
+    e = evaluate(*model.lm, source, {seq_len, o.limit, show, o.batch});
   }
   if (o.json) {
-    nlohmann::ordered_json j = {{"model", o.model.model},
-                                {"tokens", e.tokens},
-                                {"seq_len", seq_len},
-                                {"loss", e.loss()},
-                                {"ppl", e.perplexity()}};
-    j["bpb"] = e.text_bytes ? nlohmann::ordered_json(e.bits_per_byte()) : nlohmann::ordered_json(nullptr);
-    std::printf("%s\n", j.dump().c_str());
+    std::printf("%s\n", json_of(o, e, seq_len).dump().c_str());
     return;
   }
   std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
@@ -70,6 +112,7 @@ void run(const Options& o) {
   std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
   if (e.text_bytes)
     std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+  print_tables(e, seq_len);
 }
 
 }  // namespace
@@ -82,7 +125,10 @@ void add_eval_command(CLI::App& app) {
       ->required();
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
-  c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
+  c->add_option("--limit", o->limit, "score exactly so many tokens, or all if there are fewer")
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 40));
+  c->add_option("--batch-size", o->batch, "windows per forward pass; does not change the results (default: automatic)")
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 20));
   c->add_flag("--json", o->json, "one JSON object on stdout");
   c->footer(
       "Each token but the first is scored once; windows do not overlap and each starts from the empty state.\n"

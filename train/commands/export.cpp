@@ -63,6 +63,7 @@ void export_to_ternary(const Options& o, const Model& model) {
 
 void export_to_hf(const Options& o, const Model& model) {
   HfWriteOptions options;
+  options.framing = model.framing;
   options.torch_dtype = o.dtype;
   options.max_shard_bytes = o.max_shard_mb * 1'000'000;
   options.overwrite = o.overwrite;
@@ -79,7 +80,10 @@ void export_to_hf(const Options& o, const Model& model) {
     throw_if_stopped();
     return to_foreign(architecture, model.config, name, ours);
   };
-  write_hf_folder(o.out, model.config, foreign_tensors(architecture, tensors), theirs, options);
+  ModelConfig config = model.config;
+  config.max_position_embeddings = model.seq_len;
+  if (model.tokenizer) config.bos_token_id = model.tokenizer->bos_id(), config.eos_token_id = model.tokenizer->eos_id();
+  write_hf_folder(o.out, config, foreign_tensors(architecture, tensors), theirs, options);
   std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
 }
 
@@ -113,6 +117,7 @@ void run_import(const Options& o) {
   RunConfig config;
   config.model = model.config;
   config.data.seq_len = model.seq_len;
+  config.data.framing = model.framing;
   load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());

@@ -31,9 +31,9 @@ void run(Options o) {
     return load_model(o.model);
   }();
   const Tokenizer& tokenizer = model.need_tokenizer();
-  std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
-  if (tokenizer.bos_id() >= 0) prompt.insert(prompt.begin(), tokenizer.bos_id());
-  MMFREE_CHECK(UsageError, !prompt.empty(), "generate: the tokenizer has no bos; give a --prompt");
+  const std::vector<int32_t> prompt = model.encoder().prompt(o.prompt);
+  MMFREE_CHECK(UsageError, !prompt.empty(),
+               "generate: the model's documents begin with no mark of their own; give a --prompt");
   if (!o.ignore_eos && tokenizer.eos_id() >= 0) o.generate.stop.push_back(tokenizer.eos_id());
   StreamDecoder decoder(tokenizer);
   for (int32_t id : prompt) std::cout << decoder.push(id);

@@ -24,10 +24,8 @@ struct Options {
   bool no_bos = false;
 };
 
-std::vector<int32_t> with_bos(const Model& model, std::vector<int32_t> ids, bool no_bos) {
-  const int bos = model.need_tokenizer().bos_id();
-  if (!no_bos && bos >= 0) ids.insert(ids.begin(), bos);
-  return ids;
+std::vector<int32_t> tokens_of(const Model& model, const std::string& text, bool no_bos) {
+  return no_bos ? model.need_tokenizer().encode(text) : model.encoder().prompt(text);
 }
 
 std::string scores_line(const Model& model, const std::vector<int32_t>& tokens, const std::string& where) {
@@ -73,9 +71,7 @@ std::string score_line(const Model& model, const std::string& line, const std::s
   if (j.is_object() && j.contains("text")) j = nlohmann::json(j["text"]);
   MMFREE_CHECK(DataError, j.is_string() || j.is_array(), where,
                ": expected a text, a list of token ids, or an object with \"text\" or \"tokens\"");
-  return scores_line(model,
-                     j.is_array() ? token_list(j, where)
-                                  : with_bos(model, model.need_tokenizer().encode(j.get<std::string>()), no_bos),
+  return scores_line(model, j.is_array() ? token_list(j, where) : tokens_of(model, j.get<std::string>(), no_bos),
                      where);
 }
 
@@ -98,10 +94,8 @@ void run(const Options& o) {
     throw_if_stopped();
   };
   for (size_t i = 0; i < o.texts.size(); ++i)
-    print(at_once([&] {
-      return scores_line(model, with_bos(model, model.need_tokenizer().encode(o.texts[i]), o.no_bos),
-                         concat("--text ", i + 1));
-    }));
+    print(
+        at_once([&] { return scores_line(model, tokens_of(model, o.texts[i], o.no_bos), concat("--text ", i + 1)); }));
   if (o.input.empty()) return;
   LineReader in = at_once([&] { return LineReader(o.input); });
   int64_t number = 0;
@@ -120,7 +114,7 @@ void add_score_command(CLI::App& app) {
   add_model_options(*c, o->model);
   c->add_option("-t,--text", o->texts, "a text to score; may be repeated");
   c->add_option("-i,--input", o->input, "file with one JSON value per line, - for standard input");
-  c->add_flag("--no-bos", o->no_bos, "do not put the tokenizer's bos before texts");
+  c->add_flag("--no-bos", o->no_bos, "do not put what opens the model's documents (bos) before texts");
   c->footer(
       "Input lines: \"a text\", {\"text\": \"a text\"}, [1, 17, 4] or {\"tokens\": [1, 17, 4]}. Token lists are scored "
       "as given.\n"

@@ -76,7 +76,7 @@ void run(const Options& o) {
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};
   if (o.dry_run) return print_memory(config);
-  MMFREE_CHECK(ConfigError, !config.data.train.empty(), o.config,
+  MMFREE_CHECK(ConfigError, !config.data.train.empty() || !config.data.sources.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
   Trainer trainer(config, o.quiet, o.force, std::move(source));
   const RunResult result = trainer.run();

@@ -1,7 +1,9 @@
 #include "train/config/config.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include "core/error.h"
 #include "optim/schedule.h"
@@ -28,6 +30,28 @@ bool given(const ConfigNode& root, const std::string& path) {
   return section && section->find(path.substr(dot + 1));
 }
 
+/// Checks the weights of sources and stages.
+template <class Rule>
+void check_mixture(const DataConfig& data, const Rule& rule) {
+  constexpr size_t kMostSources = 1024;
+  const size_t sources = data.sources.size();
+  double sum = 0;
+  for (const DataSource& source : data.sources) sum += source.weight;
+  rule("data.sources", "data.sources", sources <= kMostSources && (sources == 0 || sum > 0), sources,
+       " sources of weight ", sum, " in all, expected at most ", kMostSources, " and one or more weights above 0");
+  int64_t before = 0;
+  for (size_t i = 0; i < data.stages.size(); ++i) {
+    const DataStage& stage = data.stages[i];
+    const double weight = std::accumulate(stage.weights.begin(), stage.weights.end(), 0.0);
+    rule("data.stages", "data.sources", stage.weights.size() == sources && weight > 0, "stage ", i, " has ",
+         stage.weights.size(), " weights of sum ", weight, ", expected one for each of ", sources,
+         " sources and one or more above 0");
+    rule("data.stages", "data.stages", stage.from_tokens > before, "stage ", i, " begins at token ", stage.from_tokens,
+         ", expected more than ", before);
+    before = stage.from_tokens;
+  }
+}
+
 /// Checks rules between keys. A rule is skipped if one of its keys already has a problem.
 void check_relations(const RunConfig& config, const ConfigNode& root, Problems& problems) {
   const auto rule = [&](const char* key, const char* other, bool holds, const auto&... message) {
@@ -41,6 +65,9 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
        " is more than train.steps (", train.steps, ")");
   rule("train.eval_every", "data.valid", train.eval_every == 0 || !config.data.valid.empty(), train.eval_every,
        " asks for evaluations but data.valid is empty");
+  rule("data.sources", "data.train", config.data.sources.empty() || config.data.train.empty(),
+       "takes the place of data.train; remove one of them");
+  check_mixture(config.data, rule);
   rule("train.init_from", "train.resume", train.init_from.empty() || train.resume.mode != ResumeFrom::checkpoint,
        "a run starts from this model's weights or continues train.resume's checkpoint (", quote(train.resume.path),
        "), not both; remove one of them");
@@ -80,9 +107,21 @@ TrainConfig train_section(const ConfigNode& root, const std::string& source) {
   return train;
 }
 
-bool dangerous_on_resume(const std::string& key) {
-  return key.starts_with("model.") || key == "data.seq_len" || key == "data.shuffle" || key == "train.batch_size" ||
-         key == "train.seed";
+/// Keys that say nothing about what is computed from the tokens.
+bool describes_only(const std::string& key) {
+  return key == "model.bos_token_id" || key == "model.eos_token_id" || key == "model.max_position_embeddings";
+}
+
+/// Whether the sources of the data have the same weights; their shards are known by their content.
+bool mixed_alike(const RunConfig& a, const RunConfig& b) {
+  const auto same = [](const DataSource& x, const DataSource& y) { return x.weight == y.weight; };
+  return std::equal(a.data.sources.begin(), a.data.sources.end(), b.data.sources.begin(), b.data.sources.end(), same);
+}
+
+bool dangerous_on_resume(const std::string& key, const RunConfig& before, const RunConfig& after) {
+  if (key == "data.sources") return !mixed_alike(before, after);
+  return (key.starts_with("model.") && !describes_only(key)) || key == "data.seq_len" || key == "data.shuffle" ||
+         key == "data.stages" || key == "train.batch_size" || key == "train.seed";
 }
 
 }  // namespace
@@ -152,7 +191,7 @@ std::vector<ConfigChange> compare(const RunConfig& before, const RunConfig& afte
   std::vector<ConfigChange> changes;
   for (size_t i = 0; i < was.size(); ++i)
     if (was[i].second != is[i].second)
-      changes.push_back({was[i].first, was[i].second, is[i].second, dangerous_on_resume(was[i].first)});
+      changes.push_back({was[i].first, was[i].second, is[i].second, dangerous_on_resume(was[i].first, before, after)});
   return changes;
 }
 

@@ -252,12 +252,32 @@ void fields(ModelConfig& c, Visit&& visit) {
 }
 
 template <class Visit>
+void fields(DataSource& c, Visit&& visit) {
+  visit("name", c.name, Text{false}, "for people");
+  visit("shards", c.shards, ListOf<Text>{{false}}, "files, globs or directories");
+  visit("weight", c.weight, Real{0, 1e9}, "share of the samples, relative to the other sources");
+}
+
+template <class Visit>
+void fields(DataStage& c, Visit&& visit) {
+  visit("from_tokens", c.from_tokens, Integer{1}, "trained tokens after which the stage begins");
+  visit("weights", c.weights, ListOf<Real>{{0, 1e9}}, "one per source, in their order");
+}
+
+template <class Visit>
 void fields(DataConfig& c, Visit&& visit) {
   visit("train", c.train, ListOf<Text>{{false}}, "training shards: files, globs or directories");
+  visit("sources", c.sources, ListOf<MapOf<DataSource>>{{"{name: ..., shards: [...], weight: ...}", {"shards"}}},
+        "several weighted sources of training shards, in place of train");
+  visit("stages", c.stages, ListOf<MapOf<DataStage>>{{"{from_tokens: ..., weights: [...]}", {"weights"}}},
+        "other weights of the sources from a number of trained tokens on");
   visit("valid", c.valid, ListOf<Text>{{false}}, "validation shards; empty: no evaluation");
   visit("tokenizer", c.tokenizer, Text{}, "SentencePiece model for bits per byte and samples; empty: none");
   visit("seq_len", c.seq_len, Integer{1, kMaxSeqLen}, "tokens predicted per sequence");
   visit("shuffle", c.shuffle, Flag{}, "visit sequences in a seeded random order");
+  visit("framing", c.framing,
+        Choice<std::optional<Framing>>{{{}, Framing::none, Framing::bos, Framing::eos, Framing::both}},
+        "what stands before and after each document; auto: as the shards say, else theirs must be this");
 }
 
 template <class Visit>

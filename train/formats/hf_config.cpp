@@ -13,6 +13,7 @@ namespace {
 
 using Json = nlohmann::json;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
+constexpr const char* kFraming = "framing";
 
 /// Typed access to one JSON object. Every error message starts with `where`, which names the file.
 class Fields {
@@ -148,12 +149,13 @@ void read_extras(const Fields& extras, const std::string& where, ModelConfig& c)
   read_list(extras, "precision_rules", where, c.precision_rules);
 }
 
-nlohmann::ordered_json extras_of(ModelConfig c) {
+nlohmann::ordered_json extras_of(ModelConfig c, Framing framing) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   layer_fields(c, WriteKeys{json});
   json.erase("intermediate_size");  // Hugging Face's format has it
   json["layers"] = written_list(c.layers);
   json["precision_rules"] = written_list(c.precision_rules);
+  json[kFraming] = name_of(framing);
   return json;
 }
 
@@ -220,7 +222,17 @@ ModelConfig read_hf_config(const std::string& dir) {
   return c;
 }
 
-void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype) {
+Framing read_hf_framing(const std::string& dir) {
+  const std::string path = dir + "/config.json", where = path + ": ";
+  const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
+  if (!Fields(json, where).has("mmfree")) return Framing::both;
+  const Fields extras(json["mmfree"], where + "mmfree: ");
+  return extras.has(kFraming) ? extras.choice(kFraming, std::vector(std::begin(kAllFramings), std::end(kAllFramings)))
+                              : Framing::both;
+}
+
+void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype,
+                     Framing framing) {
   MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
                "torch_dtype ", quote(torch_dtype), ", expected float32, bfloat16 or float16");
   const Architecture& architecture = architecture_of(config);
@@ -252,7 +264,7 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
       {"eos_token_id", id_or_null(config.eos_token_id)},
       {"torch_dtype", torch_dtype},
       {"transformers_version", "4.40.2"},
-      {"mmfree", extras_of(config)}};
+      {"mmfree", extras_of(config, framing)}};
   write_file(dir + "/config.json", json.dump(2) + "\n");
 }
 

@@ -1,11 +1,12 @@
 #include "train/inference/evaluate.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <memory>
 
 #include "core/ops/head_loss.h"
-#include "data/text/tokenizer.h"
 
 namespace mmfree {
 namespace {
@@ -13,87 +14,186 @@ namespace {
 /// Tokens per forward pass: enough to fill the kernels, little enough to keep activations small.
 int64_t forward_tokens(Device device) { return device == Device::cpu ? 4096 : 32768; }
 
-/// Adds the targets that are scored, in order.
-void add_scored(const Tensor& nll, const Tensor& ids, const Tensor& targets, const TokenSource& source,
-                Evaluation& sum) {
-  const int32_t *id = ids.data<int32_t>(), *target = targets.data<int32_t>();
-  dispatch_float(nll.dtype(), "evaluate", [&]<class T>() {
-    const T* x = nll.data<T>();
-    for (int64_t i = 0; i < nll.size(); ++i) {
-      if (target[i] == kIgnoreTarget) continue;
-      ++sum.tokens;
-      sum.nats += double(x[i]);
-      if (source.piece_bytes.empty()) continue;
-      const int32_t bytes = source.piece_bytes[size_t(target[i])];
-      if (bytes == 0) continue;
-      sum.text_nats += double(x[i]);
-      sum.text_bytes += bytes - int32_t(source.dummy_prefix && id[i] == source.bos_id);
+/// The stream of tokens of some documents, in memory.
+struct Stream {
+  std::vector<int32_t> ids;
+  std::vector<int64_t> starts;  // of the documents that have tokens
+  std::vector<int32_t> sets;    // of the same
+  SetNames names;
+
+  std::vector<DocumentPart> documents(int64_t offset, int64_t count) const {
+    std::vector<DocumentPart> parts;
+    auto d = size_t(std::upper_bound(starts.begin(), starts.end(), offset) - starts.begin()) - 1;
+    for (; d < starts.size() && starts[d] < offset + count; ++d) parts.push_back({starts[d] - offset, sets[d]});
+    return parts;
+  }
+};
+
+/// One batch of windows, and what is to be scored of it.
+struct Windows {
+  int64_t first, rows, length;
+  Tensor ids, targets;  // [rows · length]
+};
+
+/// Adds the scored targets in their order.
+class Sums {
+ public:
+  Sums(const TokenSource& source, Evaluation& sum) : source_(source), sum_(sum), sets_(source.sets.size()) {}
+
+  void add(const Windows& w, const Tensor& nll) {
+    for (int64_t r = 0; r < w.rows; ++r) {
+      const int64_t begin = (w.first + r) * w.length, count = std::min(w.length, source_.tokens - 1 - begin);
+      std::vector<DocumentPart> parts;
+      if (source_.documents) parts = source_.documents(begin, count + 1);
+      size_t part = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        while (part + 1 < parts.size() && parts[part + 1].begin <= i + 1) ++part;
+        const int64_t at = r * w.length + i;
+        const int32_t target = w.targets.data<int32_t>()[at];
+        if (target == kIgnoreTarget) continue;
+        LossSum token{value(nll, at), 1};
+        if (!parts.empty()) count_text(target, i + 1 - parts[part].begin, token);
+        add_token(token, sum_);
+        add_token(token, position(i));
+        if (!parts.empty() && sets_.size() > 1) add_token(token, sets_[size_t(parts[part].set)]);
+      }
     }
-  });
+  }
+
+  /// Names the sums per set.
+  void finish() {
+    for (size_t s = 0; s < sets_.size(); ++s)
+      if (sets_[s].tokens > 0) sum_.sets.emplace_back(source_.sets[s], sets_[s]);
+  }
+
+ private:
+  static double value(const Tensor& nll, int64_t at) {
+    return nll.dtype() == DType::f64 ? nll.data<double>()[at] : double(nll.data<float>()[at]);
+  }
+  /// `place`: of the token in its document.
+  void count_text(int32_t target, int64_t place, LossSum& token) const {
+    const int32_t bytes = source_.piece_bytes[size_t(target)];
+    if (bytes == 0) return;
+    token.text_nats = token.nats;
+    token.text_bytes = bytes - int32_t(source_.dummy_prefix && place == int64_t(source_.bos));
+  }
+  static void add_token(const LossSum& token, LossSum& to) {
+    to.nats += token.nats, to.tokens += token.tokens;
+    to.text_nats += token.text_nats, to.text_bytes += token.text_bytes;
+  }
+  LossSum& position(int64_t i) {
+    const auto k = size_t(std::bit_width(uint64_t(i)));
+    if (sum_.positions.size() <= k) sum_.positions.resize(k + 1);
+    return sum_.positions[k];
+  }
+
+  const TokenSource& source_;
+  Evaluation& sum_;
+  std::vector<LossSum> sets_;
+};
+
+/// Reads a batch of windows; scores at most `left` targets, and counts them off.
+Windows read_windows(const TokenSource& source, int64_t first, int64_t rows, int64_t length, int64_t& left) {
+  Windows w{first, rows, length, Tensor::zeros({rows * length}, DType::i32), Tensor({rows * length}, DType::i32)};
+  std::vector<int32_t> tokens(size_t(length) + 1);
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t *ids = w.ids.mut<int32_t>() + r * length, *targets = w.targets.mut<int32_t>() + r * length;
+    const int64_t begin = (first + r) * length, count = std::min(length, source.tokens - 1 - begin);
+    source.read(begin, count + 1, tokens.data());
+    std::copy_n(tokens.begin(), count, ids);
+    std::fill_n(targets, length, kIgnoreTarget);
+    std::copy_n(tokens.begin() + 1, count, targets);
+    if (source.ignore_unscored) source.ignore_unscored(begin + 1, count, targets);
+    for (int64_t i = 0; i < count; ++i)
+      if (targets[i] != kIgnoreTarget && left-- <= 0) targets[i] = kIgnoreTarget;
+    left = std::max<int64_t>(0, left);
+  }
+  return w;
+}
+
+/// −ln p of every target. A single window that is longer than a forward pass goes through in pieces.
+Tensor nll_of(const LM& lm, const Windows& w) {
+  const int64_t piece = forward_tokens(lm.device());
+  const auto forward = [&](int64_t begin, int64_t end, DecodeState* state) {
+    return lm.nll(w.ids.slice(begin, end).to(lm.device()), w.targets.slice(begin, end).to(lm.device()), w.rows, state)
+        .to(Device::cpu);
+  };
+  const int64_t all = w.rows * w.length;
+  if (w.rows > 1 || w.length <= piece) return forward(0, all, nullptr);
+  DecodeState state(lm.config().num_hidden_layers);
+  Tensor nll;
+  for (int64_t begin = 0; begin < all; begin += piece) {
+    const Tensor part = forward(begin, std::min(all, begin + piece), &state);
+    if (!nll.defined()) nll = Tensor({all}, part.dtype());
+    nll.slice(begin, begin + part.size()).copy_from(part);
+  }
+  return nll;
 }
 
 }  // namespace
 
 TokenSource TokenSource::shards(const TokenShards& shards) {
   const ShardInfo& info = shards.info();
-  return {
-      shards.total_tokens(),
-      [&shards](int64_t offset, int64_t count, int32_t* out) { shards.read(offset, count, out); },
-      info.piece_bytes,
-      info.bos_id,
-      info.dummy_prefix,
-      [&shards](int64_t offset, int64_t count, int32_t* targets) { shards.ignore_unscored(offset, count, targets); }};
+  return {shards.total_tokens(),
+          [&](int64_t offset, int64_t count, int32_t* out) { shards.read(offset, count, out); },
+          [&](int64_t offset, int64_t count, int32_t* targets) { shards.ignore_unscored(offset, count, targets); },
+          [&](int64_t offset, int64_t count) { return shards.documents(offset, count); },
+          shards.sets(),
+          info.piece_bytes,
+          info.dummy_prefix,
+          has_bos(info.framing)};
 }
 
-TokenSource TokenSource::texts(const Tokenizer& tokenizer, const std::vector<std::string>& documents) {
-  auto ids = std::make_shared<std::vector<int32_t>>();
-  for (const std::string& text : documents) {
-    if (tokenizer.bos_id() >= 0) ids->push_back(tokenizer.bos_id());
-    const std::vector<int32_t> more = tokenizer.encode(text);
-    ids->insert(ids->end(), more.begin(), more.end());
+TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(SourceText*)>& next,
+                            int64_t most) {
+  const auto stream = std::make_shared<Stream>();
+  stream->names.number("");
+  for (SourceText document; int64_t(stream->ids.size()) < most && next(&document);) {
+    const std::vector<int32_t> ids = encoder.document(document.text);
+    if (ids.empty()) continue;
+    stream->starts.push_back(int64_t(stream->ids.size()));
+    stream->sets.push_back(stream->names.number(document.set));
+    stream->ids.insert(stream->ids.end(), ids.begin(), ids.end());
   }
+  const Tokenizer& tokenizer = encoder.tokenizer();
   TokenSource source{
-      int64_t(ids->size()),
-      [ids](int64_t offset, int64_t count, int32_t* out) { std::copy_n(ids->begin() + offset, count, out); },
+      int64_t(stream->ids.size()),
+      [stream](int64_t offset, int64_t count, int32_t* out) { std::copy_n(stream->ids.begin() + offset, count, out); },
+      nullptr,
+      [stream](int64_t offset, int64_t count) { return stream->documents(offset, count); },
+      stream->names.all(),
       {},
-      tokenizer.bos_id(),
-      tokenizer.adds_dummy_prefix()};
+      tokenizer.adds_dummy_prefix(),
+      has_bos(encoder.framing())};
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) source.piece_bytes.push_back(tokenizer.byte_length(id));
   return source;
 }
 
-double Evaluation::loss() const { return nats / double(tokens); }
-double Evaluation::perplexity() const { return std::exp(loss()); }
-double Evaluation::bits_per_byte() const {
+double LossSum::loss() const { return nats / double(tokens); }
+double LossSum::perplexity() const { return std::exp(loss()); }
+double LossSum::bits_per_byte() const {
   return text_bytes ? text_nats / (std::log(2.0) * double(text_bytes)) : std::nan("");
 }
+
+std::pair<int64_t, int64_t> position_range(size_t k) { return {k == 0 ? 0 : int64_t(1) << (k - 1), int64_t(1) << k}; }
 
 Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptions& options) {
   MMFREE_CHECK(DataError, source.tokens >= 2, "evaluate: ", source.tokens,
                " tokens are too few to score; at least 2 are needed");
   const int64_t scorable = source.tokens - 1, t = std::min(options.seq_len, scorable);
-  int64_t windows = (scorable + t - 1) / t;
-  if (options.limit > 0) windows = std::min(windows, std::max<int64_t>(1, options.limit / t));
-  const int64_t batch = std::max<int64_t>(1, forward_tokens(lm.device()) / t);
+  const int64_t windows = (scorable + t - 1) / t, limit = options.limit > 0 ? options.limit : scorable;
+  const int64_t batch = options.batch > 0 ? options.batch : std::max<int64_t>(1, forward_tokens(lm.device()) / t);
   Evaluation sum;
-  std::vector<int32_t> tokens(size_t(t) + 1);
-  for (int64_t first = 0; first < windows; first += batch) {
-    const int64_t rows = std::min(batch, windows - first);
-    Tensor ids = Tensor::zeros({rows * t}, DType::i32), targets({rows * t}, DType::i32);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t begin = (first + r) * t, count = std::min(t, scorable - begin);
-      source.read(begin, count + 1, tokens.data());
-      std::copy_n(tokens.begin(), count, ids.mut<int32_t>() + r * t);
-      std::fill_n(targets.mut<int32_t>() + r * t, t, kIgnoreTarget);
-      std::copy_n(tokens.begin() + 1, count, targets.mut<int32_t>() + r * t);
-      if (source.ignore_unscored) source.ignore_unscored(begin + 1, count, targets.mut<int32_t>() + r * t);
-    }
-    const Tensor nll = lm.nll(ids.to(lm.device()), targets.to(lm.device()), rows).to(Device::cpu);
-    add_scored(nll, ids, targets, source, sum);
-    const int64_t done = std::min((first + rows) * t, scorable), all = std::min(windows * t, scorable);
-    if (options.on_progress && !options.on_progress(done, all)) return sum;
+  Sums sums(source, sum);
+  int64_t left = limit;
+  for (int64_t first = 0; first < windows && left > 0; first += batch) {
+    const Windows w = read_windows(source, first, std::min(batch, windows - first), t, left);
+    sums.add(w, nll_of(lm, w));
+    const int64_t done = left > 0 ? (first + w.rows) * t : limit;
+    if (options.on_progress && !options.on_progress(std::min(done, scorable), std::min(limit, scorable))) break;
   }
   MMFREE_CHECK(DataError, sum.tokens > 0, "evaluate: the mask scores none of the ", source.tokens, " tokens");
+  sums.finish();
   return sum;
 }
 

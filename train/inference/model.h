@@ -3,7 +3,7 @@
 #include <optional>
 #include <string>
 
-#include "data/text/tokenizer.h"
+#include "data/text/framing.h"
 #include "layers/lm.h"
 #include "train/run/compute_target.h"
 
@@ -22,6 +22,7 @@ struct Model {
   int64_t seq_len = 256;  ///< context length it was trained with; 2048 where the file does not say
   std::unique_ptr<ParamStore> params;
   std::unique_ptr<LM> lm;
+  Framing framing = Framing::both;  ///< of the documents that it was trained on; bos+eos where the file does not say
   std::optional<Tokenizer> tokenizer;
   std::optional<Training> training;  ///< of a checkpoint
   std::string kind;                  ///< "checkpoint", "ternary export", "Hugging Face folder"
@@ -29,6 +30,8 @@ struct Model {
 
   /// The tokenizer. @throws MissingError saying how to supply one
   const Tokenizer& need_tokenizer() const;
+  /// Text as the tokens of the stream that the model was trained on. @throws MissingError as need_tokenizer
+  DocumentEncoder encoder() const { return {need_tokenizer(), framing}; }
 };
 
 /// Reads a model from a checkpoint, a run folder (its newest intact checkpoint), a ternary export, or a Hugging Face

@@ -11,16 +11,16 @@
 
 namespace mmfree {
 
-Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, int64_t windows, bool quiet,
+Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet,
                    std::function<void(const Error&)> write_failed)
     : config_(config),
       target_(target),
-      windows_(windows),
+      batches_(batches),
       quiet_(quiet),
       write_failed_(std::move(write_failed)),
       progress_(quiet) {}
 
-void Reporter::banner(const TokenShards& data) const {
+void Reporter::banner(const Corpus& corpus) const {
   if (quiet_) return;
   const ModelConfig& m = config_.model;
   const auto integer = [](int64_t n) { return static_cast<long long>(n); };
@@ -29,9 +29,10 @@ void Reporter::banner(const TokenShards& data) const {
       format_count(double(m.parameter_count())).c_str(), format_count(double(m.matrix_parameter_count())).c_str(),
       integer(m.num_hidden_layers), integer(m.hidden_size), integer(m.intermediate()), integer(m.vocab_size),
       name_of(m.precision), m.uniform() && m.precision_rules.empty() ? "" : " where nothing else is given");
-  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld\n",
-               format_count(double(data.total_tokens())).c_str(), integer(data.documents()), integer(windows_),
-               integer(config_.data.seq_len));
+  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld%s\n",
+               format_count(double(corpus.total_tokens())).c_str(), integer(corpus.documents()),
+               integer(batches_.windows()), integer(config_.data.seq_len),
+               corpus.sources().size() > 1 ? concat(", from ", corpus.sources().size(), " sources").c_str() : "");
   std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
                integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
                target_.name.c_str(), name_of(target_.compute),
@@ -54,6 +55,7 @@ void Reporter::step(const StepResult& result, double waited) {
 void Reporter::log(const StepResult& result, double waited) {
   const double now = seconds() - idle_, window = now - window_start_;
   const double speed = double(window_tokens_) / window;
+  const int64_t tokens = first_token_ + (result.step - first_step_) * step_tokens();
   const double left = double(config_.train.steps - result.step) * double(step_tokens());
   const double data_wait = (waited - window_waited_) / window;
   const uint64_t peak = Arena::current(target_.device)->stats().peak;
@@ -75,8 +77,8 @@ void Reporter::log(const StepResult& result, double waited) {
          {"train/loss", result.loss},
          {"train/grad_norm", result.report.grad_norm},
          {"train/learning_rate", result.report.learning_rate},
-         {"train/epoch", double(result.step * config_.train.batch_size) / double(windows_)},
-         {"train/tokens", result.step * step_tokens()},
+         {"train/epoch", batches_.epochs(tokens / config_.data.seq_len)},
+         {"train/tokens", tokens},
          {"train/tokens_per_sec", speed},
          {"train/step_time_ms", 1000 * window * double(step_tokens()) / double(window_tokens_)},
          {"train/mfu", rate > 0 ? flops / rate : std::nan("")},

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "data/token_shards.h"
+#include "data/batches.h"
 #include "train/inference/evaluate.h"
 #include "train/run/compute_target.h"
 #include "train/run/metrics.h"
@@ -16,21 +16,24 @@ namespace mmfree {
 /// Tells how training goes: progress for people on stderr, metrics.jsonl for programs. Measures time and rates.
 class Reporter {
  public:
-  /// `config` and `target` must outlive it; an epoch has `windows` windows. `write_failed` is told of metrics that
+  /// `config`, `target` and `batches` must outlive it. `write_failed` is told of metrics that
   /// cannot be written: of the first in a row, and with train.on_save_error=stop of each. They are kept and written
   /// later.
-  Reporter(const RunConfig& config, const ComputeTarget& target, int64_t windows, bool quiet,
+  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet,
            std::function<void(const Error&)> write_failed);
 
   /// A line for people, also if quiet.
   void message(const std::string& text) { progress_.message(text); }
   /// Model, data and run in three lines, unless quiet.
-  void banner(const TokenShards& data) const;
+  void banner(const Corpus& corpus) const;
   /// Opens the metrics file as MetricsWriter does.
   void open_metrics(const std::string& path, int64_t resume_step);
 
-  /// Sets the clocks to zero.
-  void start() { start_ = Clock::now(); }
+  /// Sets the clocks to zero, after `steps` steps on `tokens` tokens.
+  void start(int64_t steps, int64_t tokens) {
+    start_ = Clock::now();
+    first_step_ = steps, first_token_ = tokens;
+  }
   /// Seconds since the start.
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
   /// While alive, time does not count as training.
@@ -67,7 +70,7 @@ class Reporter {
 
   const RunConfig& config_;
   const ComputeTarget& target_;
-  int64_t windows_;
+  const Batches& batches_;
   bool quiet_;
   std::function<void(const Error&)> write_failed_;
   Progress progress_;
@@ -77,6 +80,7 @@ class Reporter {
   double idle_ = 0;                              ///< seconds of pauses
   double window_start_ = 0, window_waited_ = 0;  ///< at the line before: training seconds, seconds waited for data
   int64_t window_tokens_ = 0, run_tokens_ = 0;   ///< since the line before, and since the start
+  int64_t first_step_ = 0, first_token_ = 0;     ///< made and trained on before the start
 };
 
 }  // namespace mmfree

@@ -6,17 +6,29 @@
 #include <filesystem>
 
 #include "layers/parameters.h"
+#include "optim/schedule.h"
 #include "train/run/init_from.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
 namespace {
 
-const RunConfig& validated(const RunConfig& config, const TokenShards& data) {
-  MMFREE_CHECK(ConfigError, data.vocab_size() <= config.model.vocab_size, config.source, ": model.vocab_size is ",
-               config.model.vocab_size, " but the shards in data.train use ", data.vocab_size(),
-               " token ids; set model.vocab_size=", data.vocab_size(), " or more");
+const RunConfig& validated(const RunConfig& config, const Corpus& corpus) {
+  MMFREE_CHECK(ConfigError, corpus.info().vocab_size <= config.model.vocab_size, config.source,
+               ": model.vocab_size is ", config.model.vocab_size, " but the training shards use ",
+               corpus.info().vocab_size, " token ids; set model.vocab_size=", corpus.info().vocab_size, " or more");
   return config;
+}
+
+/// The mixture of data.sources and data.stages. A stage begins with the first sample after its tokens.
+std::vector<Mixture::Stage> stages_of(const DataConfig& data) {
+  std::vector<Mixture::Stage> stages;
+  if (data.sources.empty()) return stages;
+  stages.emplace_back();
+  for (const DataSource& source : data.sources) stages[0].weights.push_back(source.weight);
+  for (const DataStage& stage : data.stages)
+    stages.push_back({(stage.from_tokens + data.seq_len - 1) / data.seq_len, stage.weights});
+  return stages;
 }
 
 }  // namespace
@@ -24,14 +36,14 @@ const RunConfig& validated(const RunConfig& config, const TokenShards& data) {
 Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source)
     : config_(std::move(config)),
       target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device")),
-      train_data_(config_.data.train),
-      batches_(train_data_,
-               {config_.data.seq_len, config_.train.batch_size, uint64_t(config_.train.seed), config_.data.shuffle}),
-      params_(parameter_specs(validated(config_, train_data_).model), DType::f32, target_.device),
+      corpus_(config_.data),
+      batches_(corpus_,
+               {config_.data.seq_len, uint64_t(config_.train.seed), config_.data.shuffle, stages_of(config_.data)}),
+      params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device),
       lm_(params_, config_.model, target_.compute),
       optimizer_(make_optimizer(params_, config_.optim)),
       folder_(config_.train.run_dir),
-      reporter_(config_, target_, batches_.windows(), quiet, [this](const Error& e) { write_failed(e); }) {
+      reporter_(config_, target_, batches_, quiet, [this](const Error& e) { write_failed(e); }) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   open_data();
   if (!resume(force)) start_afresh(std::move(source));
@@ -41,17 +53,37 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
 }
 
 void Trainer::open_data() {
+  const ShardInfo& info = corpus_.info();
   if (!config_.data.valid.empty()) {
     valid_data_.emplace(config_.data.valid);
-    MMFREE_CHECK(DataError, valid_data_->info().tokenizer_hash == train_data_.info().tokenizer_hash,
-                 "data.valid and data.train were prepared with different tokenizers; prepare them together");
+    const ShardInfo& valid = valid_data_->info();
+    MMFREE_CHECK(DataError, valid.tokenizer_hash == info.tokenizer_hash && valid.framing == info.framing,
+                 "data.valid and the training shards differ in tokenizer or framing; prepare them together");
   }
   if (!config_.data.tokenizer.empty()) {
     tokenizer_ = Tokenizer::load(config_.data.tokenizer);
-    MMFREE_CHECK(DataError, tokenizer_->hash() == train_data_.info().tokenizer_hash, config_.data.tokenizer,
-                 ": is not the tokenizer that data.train was prepared with");
+    MMFREE_CHECK(DataError, tokenizer_->hash() == info.tokenizer_hash, config_.data.tokenizer,
+                 ": is not the tokenizer that the training shards were prepared with");
   }
-  state_.data = train_data_.fingerprint();
+  state_.data = corpus_.fingerprint();
+  adopt_framing();
+}
+
+/// What the shards say of their documents belongs to the model, whatever the configuration says.
+void Trainer::adopt_framing() {
+  const ShardInfo& info = corpus_.info();
+  std::optional<Framing>& framing = config_.data.framing;
+  MMFREE_CHECK(ConfigError, !framing || *framing == info.framing, config_.source, ": data.framing is ",
+               name_of(framing), ", but the training shards are framed by ", name_of(info.framing));
+  framing = info.framing;
+  const auto adopt = [&](const char* key, int64_t& id, int of_shards) {
+    if (id != of_shards)
+      reporter_.message(concat("warning: ", key, " is ", id, ", but the tokenizer of the training shards has ",
+                               of_shards, of_shards < 0 ? " (none)" : "", ", which is used"));
+    id = of_shards;
+  };
+  adopt("model.bos_token_id", config_.model.bos_token_id, info.bos_id);
+  adopt("model.eos_token_id", config_.model.eos_token_id, info.eos_id);
 }
 
 /// Continues from the checkpoint that train.resume asks for. Returns whether there is one.
@@ -83,17 +115,34 @@ void Trainer::check_changes(const Checkpoint& file, bool force) {
   std::string dangerous;
   const auto refuse = [&](const std::string& what) { dangerous += (dangerous.empty() ? "" : ", ") + what; };
   for (const ConfigChange& change : compare(file.config(), config_)) {
-    if (change.key == "train.resume") continue;
+    if (change.key == "train.resume" ||
+        (change.key == "data.framing" && change.before == name_of(std::optional<Framing>())))
+      continue;
     reporter_.message(concat(change.dangerous ? "changed (dangerous): " : "changed: ", change.text()));
     if (change.dangerous) refuse(change.key);
   }
   if (file.state().data != state_.data) {
-    reporter_.message("changed (dangerous): the content of data.train");
-    refuse("the content of data.train");
+    reporter_.message("changed (dangerous): the content of the training shards");
+    refuse("the content of the training shards");
   }
+  tell_jump(file);
   MMFREE_CHECK(ConfigError, dangerous.empty() || force, file.path(),
                ": the run would not continue the same training: ", dangerous,
                " changed; undo it, start a new train.run_dir, or insist with --force");
+}
+
+/// A changed schedule may make the learning rate jump.
+void Trainer::tell_jump(const Checkpoint& file) {
+  const int64_t step = file.state().step;
+  const RunConfig& before = file.config();
+  if (step < 1 || step >= config_.train.steps) return;
+  const double planned = learning_rate(before.optim, step + 1, before.train.steps),
+               last = learning_rate(before.optim, step, before.train.steps),
+               next = learning_rate(config_.optim, step + 1, config_.train.steps);
+  if (next == planned) return;
+  reporter_.message(concat("the learning rate goes from ", last, " in step ", step, " to ", next, " in step ", step + 1,
+                           step < before.train.steps ? concat("; it would have gone to ", planned) : std::string(),
+                           ", because the schedule changed"));
 }
 
 void Trainer::resume_from(const Checkpoint& file, bool force) {
@@ -131,7 +180,7 @@ void Trainer::start_afresh(std::optional<Model> source) {
 void Trainer::open_run_folder() {
   for (const std::string& name : folder_.open(saved_step_))
     reporter_.message("warning: what could not be read is now called " + name);
-  folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, train_data_.total_tokens(), state_.data});
+  folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, corpus_.total_tokens(), state_.data});
   try {
     require_space(checkpoint_path(folder_.path(), 0),
                   checkpoint_bytes(params_, optimizer_->states().size(), tokenizer_bytes()));
@@ -269,12 +318,12 @@ bool Trainer::should_stop() {
 
 RunResult Trainer::run() {
   const TrainConfig& t = config_.train;
-  reporter_.banner(train_data_);
-  reporter_.start();
+  reporter_.banner(corpus_);
+  reporter_.start(state_.step, state_.tokens);
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
   runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(t, target_.device));
-  feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
-                                      target_.device == Device::cuda);
+  feed_ = std::make_unique<BatchFeed>(batches_, state_.tokens / config_.data.seq_len, t.steps - state_.step,
+                                      t.batch_size, config_.data.seq_len, target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
     const auto finished = keeping_steps([&] { return runner_->run(state_.step, *feed_); });
     ++state_.step;

@@ -46,7 +46,9 @@ class Trainer {
   void open_data();
   bool resume(bool force);
   void resume_from(const Checkpoint& file, bool force);
+  void adopt_framing();
   void check_changes(const Checkpoint& file, bool force);
+  void tell_jump(const Checkpoint& file);
   void start_afresh(std::optional<Model> source);
   void open_run_folder();
 
@@ -68,7 +70,7 @@ class Trainer {
   StopSignals signals_;
   RunConfig config_;
   ComputeTarget target_;
-  TokenShards train_data_;
+  Corpus corpus_;
   std::optional<TokenShards> valid_data_;
   std::optional<Tokenizer> tokenizer_;
   Batches batches_;
