@@ -1,5 +1,9 @@
 #include "data/prepare.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
 #include <exception>
 #include <filesystem>
 #include <memory>
@@ -9,7 +13,6 @@
 #include "core/parallel.h"
 #include "core/system/hash.h"
 #include "data/staging.h"
-#include "data/text/text_reader.h"
 #include "data/text/tokenizer.h"
 #include "data/token_shards.h"
 
@@ -116,13 +119,24 @@ void encode_all(const Tokenizer& tokenizer, const PrepareOptions& options, std::
     if (e) std::rethrow_exception(e);
 }
 
+TextOptions text_only(const PrepareOptions& options) {
+  TextOptions text = options.text;
+  text.text_only = true;
+  return text;
+}
+
+bool reads_standard_input(const PrepareOptions& options) {
+  return std::find(options.inputs.begin(), options.inputs.end(), "-") != options.inputs.end();
+}
+
 bool has_few_documents(const PrepareOptions& options) {
-  TextReader reader(options.inputs, options.skip_malformed);
-  std::string text;
+  if (reads_standard_input(options)) return false;  // it cannot be read twice
+  TextReader reader(options.inputs, text_only(options));
+  Document document;
   int64_t count = 0, bytes = 0;
-  while (count < kFewDocuments && (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&text)) {
+  while (count < kFewDocuments && (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&document)) {
     ++count;
-    bytes += int64_t(text.size());
+    bytes += document.bytes();
   }
   return count < kFewDocuments;
 }
@@ -134,9 +148,13 @@ std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const s
        << o.shard_tokens << '\n'
        << std::hexfloat << o.valid_fraction << '\n'
        << o.bos << o.eos << '\n'
-       << o.limit_bytes << '\n';
+       << o.limit_bytes << '\n'
+       << o.text.text_field << '\n';
   for (const std::string& input : o.inputs) plan << input << '\n';
+  // What stands on standard input is never known to be the same again.
+  if (reads_standard_input(o)) plan << ::getpid() << ' ' << std::chrono::system_clock::now().time_since_epoch().count();
   for (const std::string& file : files) {
+    if (file == "-") continue;
     std::error_code error;
     const auto bytes = fs::file_size(file, error);
     const auto written = fs::last_write_time(file, error).time_since_epoch().count();
@@ -156,7 +174,8 @@ void check_options(const PrepareOptions& o) {
 /// Why the result cannot be used as a corpus; empty if it can.
 std::string problem_of(const PrepareOptions& o, const PrepareSummary& s) {
   if (s.train.documents + s.valid.documents == 0)
-    return "the inputs hold no text; each .jsonl line needs a non-empty \"text\"";
+    return concat("the inputs hold no text; each row needs a non-empty ", quote(o.text.text_field),
+                  s.skipped.empty() ? "" : "; skipped " + skipped_text(s.skipped));
   if (s.train.documents == 0)
     return concat("all ", s.valid.documents, " documents went to validation; lower the valid fraction (",
                   o.valid_fraction, ")");
@@ -171,7 +190,7 @@ std::string problem_of(const PrepareOptions& o, const PrepareSummary& s) {
 PrepareSummary prepare(const PrepareOptions& options) {
   check_options(options);
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
-  TextReader reader(options.inputs, options.skip_malformed);
+  TextReader reader(options.inputs, text_only(options));
   Staging staging(options.output, plan_of(options, tokenizer, reader.files()), options.overwrite);
   PrepareSummary summary;
   summary.held_out_tails = options.valid_fraction > 0 && has_few_documents(options);
@@ -182,16 +201,16 @@ PrepareSummary prepare(const PrepareOptions& options) {
   if (kept && options.on_resume) options.on_resume(kept, train.kept().tokens + valid.kept().tokens);
 
   int64_t bytes = 0;
-  std::string text;
+  Document document;
   for (bool more = true; more;) {
     std::vector<Part> parts;
     for (int64_t group = 0; group < kGroupBytes;) {
       if (options.check_stop) options.check_stop();
-      more = (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&text);
+      more = (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&document);
       if (!more) break;
-      bytes += int64_t(text.size());
-      group += int64_t(text.size()) + 1;
-      split(std::move(text), summary.held_out_tails, options.valid_fraction, &parts);
+      bytes += document.bytes();
+      group += document.bytes() + 1;
+      split(std::move(std::get<std::string>(document.content)), summary.held_out_tails, options.valid_fraction, &parts);
     }
     std::erase_if(parts, [&](const Part& p) { return writer_of(p).is_kept(int64_t(p.text.size())); });
     encode_all(tokenizer, options, &parts);
@@ -206,7 +225,8 @@ PrepareSummary prepare(const PrepareOptions& options) {
   valid.close();
   summary.train = train.total();
   summary.valid = valid.total();
-  summary.skipped_lines = reader.skipped_lines();
+  summary.skipped = reader.skipped();
+  summary.passed_over = reader.passed_over();
   std::string problem = problem_of(options, summary);
   if (train.lacks_kept() || valid.lacks_kept())
     problem = "the inputs have changed: shards of an earlier run hold more documents than they do; run it again";

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "data/text/text_reader.h"
+
 namespace mmfree {
 
 /// Progress of prepare().
@@ -14,13 +16,13 @@ struct PrepareProgress {
 
 struct PrepareOptions {
   std::vector<std::string> inputs;           ///< as for TextReader
+  TextOptions text;                          ///< as for TextReader
   std::string tokenizer;                     ///< path of the .model file
   std::string output;                        ///< directory; made if absent
   int64_t shard_tokens = int64_t(64) << 20;  ///< a shard is closed after the document that reaches this
   double valid_fraction = 0.01;              ///< share of the documents held out; 0: no validation split
   bool bos = true, eos = true;               ///< add these tokens to each document, if the tokenizer has them
   int64_t limit_bytes = 0;                   ///< stop after this many bytes of text; 0: never
-  bool skip_malformed = false;               ///< as for TextReader
   bool overwrite = false;                    ///< replace shards that `output` already holds
   std::function<void(const PrepareProgress&)> on_progress;
   /// Called at the start if an interrupted run of the same command left complete shards.
@@ -34,8 +36,9 @@ struct PrepareSummary {
     int64_t documents = 0, bytes = 0, tokens = 0, shards = 0;
   };
   Split train, valid;
-  int64_t skipped_lines = 0;
-  bool held_out_tails = false;  ///< see prepare()
+  SkippedRows skipped;
+  std::vector<std::string> passed_over;  ///< files of other types
+  bool held_out_tails = false;           ///< see prepare()
 };
 
 /// Turns text into token shards `train-00000.h5`, ... and `valid-00000.h5`, ... in the output directory.

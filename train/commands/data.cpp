@@ -10,6 +10,7 @@
 #include "core/system/files.h"
 #include "data/paths.h"
 #include "data/prepare.h"
+#include "data/text/text_reader.h"
 #include "data/text/tokenizer.h"
 #include "train/commands/commands.h"
 #include "train/run/progress.h"
@@ -23,7 +24,8 @@ namespace {
 void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
   namespace fs = std::filesystem;
   std::error_code ignored;
-  for (const std::string& input : expand_paths(training.inputs, {".txt", ".jsonl", ".jsonl.zst"}))
+  const TextReader inputs(training.inputs, training.text);
+  for (const std::string& input : inputs.files())
     MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
                  ": is one of the inputs; choose another name for the tokenizer");
   const bool exists = fs::exists(training.output, ignored);
@@ -83,8 +85,24 @@ void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
   print_split("train", s.train);
   if (options.valid_fraction > 0) print_split("valid", s.valid);
   if (s.held_out_tails) std::cout << "Fewer than 20 documents: validation is the tail of each.\n";
-  if (s.skipped_lines) std::cout << "Skipped " << s.skipped_lines << " malformed lines.\n";
+  if (!s.skipped.empty()) std::cout << "Skipped " << skipped_text(s.skipped) << ".\n";
+  if (!s.passed_over.empty()) std::cout << passed_over_text(s.passed_over) << '\n';
   std::cout << "Written to " << options.output << '\n';
+}
+
+void add_inputs(CLI::App& command, std::vector<std::string>& inputs) {
+  command
+      .add_option("inputs", inputs,
+                  "text: .txt, .jsonl, .json, each also with .zst or .gz; directories, patterns, - for standard input")
+      ->required();
+}
+
+void add_text_options(CLI::App& command, TextOptions& text) {
+  command.add_option("--text-field", text.text_field, "the key that holds a row's text; a.b: key b in object a")
+      ->capture_default_str();
+  CLI::Option* skip = command.add_flag("--skip-malformed", text.skip_malformed, "pass over malformed rows");
+  command.add_flag("--strict", text.strict, "refuse other files in directories, blank lines and empty documents")
+      ->excludes(skip);
 }
 
 }  // namespace
@@ -97,7 +115,7 @@ void add_tokenizer_command(CLI::App& app) {
   auto limit_mb = std::make_shared<double>(0);
   auto overwrite = std::make_shared<bool>(false);
   CLI::App* train = tokenizer->add_subcommand("train", "Train a tokenizer on text");
-  train->add_option("inputs", training->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")->required();
+  add_inputs(*train, training->inputs);
   train->add_option("-o,--output", training->output, "the .model file to write")->required();
   train->add_option("--vocab-size", training->vocab_size, "number of pieces")->capture_default_str();
   train->add_option("--type", training->type, "bpe or unigram")->capture_default_str();
@@ -105,10 +123,11 @@ void add_tokenizer_command(CLI::App& app) {
       ->capture_default_str();
   train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)");
   train->add_flag("--overwrite", *overwrite, "replace a file that is there already");
-  train->add_flag("--skip-malformed", training->skip_malformed, "skip malformed .jsonl lines");
+  add_text_options(*train, training->text);
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
   train->callback([training, limit_mb, overwrite] {
     training->limit_bytes = bytes_of(*limit_mb);
+    training->on_note = [](const std::string& note) { std::cerr << note << '\n'; };
     check_tokenizer_output(*training, *overwrite);
     print_tokenizer(train_tokenizer(*training));
     std::cout << "Written to " << training->output << '\n';
@@ -131,8 +150,7 @@ void add_prepare_command(CLI::App& app) {
   auto options = std::make_shared<PrepareOptions>();
   auto limit_mb = std::make_shared<double>(0);
   CLI::App* prepare_app = app.add_subcommand("prepare", "Turn text into token shards for training");
-  prepare_app->add_option("inputs", options->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")
-      ->required();
+  add_inputs(*prepare_app, options->inputs);
   prepare_app->add_option("-t,--tokenizer", options->tokenizer, "the .model file")->required();
   prepare_app->add_option("-o,--output", options->output, "directory for the shards")->required();
   prepare_app->add_option("--valid-fraction", options->valid_fraction, "share held out for validation (0: none)")
@@ -141,7 +159,7 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_option("--limit-mb", *limit_mb, "stop after this many MB of text (0: never)");
   prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
   prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
-  prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
+  add_text_options(*prepare_app, options->text);
   prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
   prepare_app->footer(
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "

@@ -17,14 +17,17 @@ namespace {
 struct Options {
   ModelOptions model;
   std::vector<std::string> data;
+  std::string text_field = "text";
   int64_t seq_len = 0, limit = 0;
   bool json = false;
 };
 
 /// Token shards if the names say so, else text for the model's own tokenizer.
 TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<TokenShards>& shards) {
-  const std::vector<std::string> files = expand_paths(o.data, {".h5", ".txt", ".jsonl", ".jsonl.zst"});
-  if (files.front().ends_with(".h5")) {
+  std::vector<std::string> suffixes = TextReader::suffixes();
+  suffixes.push_back(".h5");
+  const std::vector<std::string> files = FoundFiles(o.data, suffixes).files;
+  if (has_suffix(files.front(), ".h5")) {
     shards = std::make_unique<TokenShards>(files);
     MMFREE_CHECK(DataError, shards->vocab_size() <= model.config.vocab_size, files.front(), ": has ",
                  shards->vocab_size(), " token ids, the model only ", model.config.vocab_size);
@@ -32,9 +35,13 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
                  ": was prepared with another tokenizer than the model's");
     return TokenSource::shards(*shards);
   }
+  TextOptions options;
+  options.text_field = o.text_field;
+  options.text_only = true;
+  TextReader reader(o.data, options);
+  if (!reader.passed_over().empty()) std::fprintf(stderr, "%s\n", passed_over_text(reader.passed_over()).c_str());
   std::vector<std::string> documents;
-  TextReader reader(files);
-  for (std::string text; reader.next(&text);) documents.push_back(text);
+  for (Document d; reader.next(&d);) documents.push_back(std::move(std::get<std::string>(d.content)));
   return TokenSource::texts(model.need_tokenizer(), documents);
 }
 
@@ -78,8 +85,12 @@ void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
   add_model_options(*c, o->model);
-  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")
+  c->add_option(
+       "data", o->data,
+       "token shards (.h5), or text (.txt, .jsonl, .json, also with .zst or .gz): files, folders, globs, - for "
+       "standard input")
       ->required();
+  c->add_option("--text-field", o->text_field, "the key that holds a row's text")->capture_default_str();
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
