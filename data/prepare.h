@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "data/text/text_reader.h"
+
 namespace mmfree {
 
 /// Progress of prepare().
@@ -13,14 +15,18 @@ struct PrepareProgress {
 };
 
 struct PrepareOptions {
-  std::vector<std::string> inputs;           ///< as for TextReader
-  std::string tokenizer;                     ///< path of the .model file
-  std::string output;                        ///< directory; made if absent
+  std::vector<std::string> inputs;  ///< as for TextReader
+  TextOptions text;                 ///< as for TextReader
+  std::string tokenizer;            ///< path of the .model file
+  std::string output;               ///< directory; made if absent
+  struct Part {
+    int64_t number = 1, of = 1;
+  } part;                                    ///< of a job array: see prepare()
   int64_t shard_tokens = int64_t(64) << 20;  ///< a shard is closed after the document that reaches this
   double valid_fraction = 0.01;              ///< share of the documents held out; 0: no validation split
   bool bos = true, eos = true;               ///< add these tokens to each document, if the tokenizer has them
   int64_t limit_bytes = 0;                   ///< stop after this many bytes of text; 0: never
-  bool skip_malformed = false;               ///< as for TextReader
+  bool drop_duplicates = false;              ///< of equal documents keep the first; about 64 bytes of memory for each
   bool overwrite = false;                    ///< replace shards that `output` already holds
   std::function<void(const PrepareProgress&)> on_progress;
   /// Called at the start if an interrupted run of the same command left complete shards.
@@ -34,8 +40,10 @@ struct PrepareSummary {
     int64_t documents = 0, bytes = 0, tokens = 0, shards = 0;
   };
   Split train, valid;
-  int64_t skipped_lines = 0;
-  bool held_out_tails = false;  ///< see prepare()
+  SkippedRows skipped;
+  std::vector<std::string> passed_over;  ///< files of other types
+  int64_t duplicates = 0;                ///< documents dropped
+  bool held_out_tails = false;           ///< see prepare()
 };
 
 /// Turns text into token shards `train-00000.h5`, ... and `valid-00000.h5`, ... in the output directory.
@@ -44,6 +52,10 @@ struct PrepareSummary {
 /// text always goes to the same split, and new data move no old document. A corpus of fewer than 20 documents, such as
 /// books, is split differently: the last valid_fraction of each document's bytes is held out, from the line break
 /// before.
+///
+/// Parts. Part k of n makes its shards in the folder part-0000k-of-0000n of the output directory, so that n processes
+/// may work at a time. It takes every n-th file, or every n-th document of all files if there are fewer files than
+/// parts. Duplicates are found within a part.
 ///
 /// The result does not depend on the number of threads. Shards appear in the directory only when all are complete and
 /// durable; until then old shards are unchanged.

@@ -4,7 +4,7 @@
 mmfree_packages=(
   g++ cmake ninja-build ccache
   libhdf5-dev libdnnl-dev libsentencepiece-dev libyaml-cpp-dev libcli11-dev nlohmann-json3-dev
-  libzstd-dev libxxhash-dev libgtest-dev python3
+  libzstd-dev zlib1g-dev libxxhash-dev libgtest-dev python3
 )
 
 mmfree_install() {

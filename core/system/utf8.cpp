@@ -1,5 +1,8 @@
 #include "core/system/utf8.h"
 
+#include <cstdint>
+#include <cstring>
+
 namespace mmfree {
 
 int utf8_char(std::string_view s) {
@@ -21,7 +24,14 @@ int utf8_char(std::string_view s) {
 }
 
 size_t find_invalid_utf8(std::string_view s) {
+  constexpr uint64_t kHighBits = 0x8080808080808080;
   for (size_t at = 0; at < s.size();) {
+    uint64_t eight = kHighBits;
+    if (s.size() - at >= sizeof eight) std::memcpy(&eight, s.data() + at, sizeof eight);
+    if ((eight & kHighBits) == 0) {  // eight ASCII characters
+      at += sizeof eight;
+      continue;
+    }
     const int n = utf8_char(s.substr(at));
     if (n <= 0) return at;
     at += size_t(n);

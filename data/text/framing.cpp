@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/error.h"
+
 namespace mmfree {
 
 const char* name_of(Framing f) {
@@ -36,16 +38,28 @@ std::vector<int32_t> DocumentEncoder::framed(const std::vector<int32_t>& ids) co
   return tokens;
 }
 
-std::vector<int32_t> DocumentEncoder::document(std::string_view text) const { return framed(tokenizer_.encode(text)); }
-
-FramedDocument DocumentEncoder::document(std::string_view prompt, std::string_view completion) const {
-  const std::vector<int32_t> alone = tokenizer_.encode(prompt);
-  const std::vector<int32_t> whole = tokenizer_.encode(std::string(prompt).append(completion));
+FramedDocument DocumentEncoder::prompted(const PromptedText& text) const {
+  const std::vector<int32_t> alone = tokenizer_.encode(text.prompt),
+                             whole = tokenizer_.encode(text.prompt + text.completion);
   const auto shared = std::mismatch(alone.begin(), alone.end(), whole.begin(), whole.end()).first - alone.begin();
   FramedDocument document{framed(whole), {}};
   document.mask.assign(document.tokens.size(), 1);
   std::fill_n(document.mask.begin(), size_t(shared) + has_bos(framing_), uint8_t(0));
   return document;
+}
+
+FramedDocument DocumentEncoder::checked(const TokenIds& ids) const {
+  for (const int32_t id : ids.ids)
+    MMFREE_CHECK(DataError, id >= 0 && id < tokenizer_.vocab_size(), "a document has token id ", id,
+                 ", the tokenizer only ", tokenizer_.vocab_size(), " pieces; it was made for another one");
+  return {ids.ids, ids.mask};
+}
+
+FramedDocument DocumentEncoder::document(const Document& document) const {
+  if (document.bytes() == 0) return {};
+  if (const auto* text = std::get_if<std::string>(&document.content)) return {framed(tokenizer_.encode(*text)), {}};
+  if (const auto* text = std::get_if<PromptedText>(&document.content)) return prompted(*text);
+  return checked(std::get<TokenIds>(document.content));
 }
 
 std::vector<int32_t> DocumentEncoder::opening() const {

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/text/document.h"
 #include "data/text/tokenizer.h"
 
 namespace mmfree {
@@ -21,10 +22,10 @@ inline bool has_eos(Framing f) { return f == Framing::eos || f == Framing::both;
 inline const char* name_of(const std::optional<Framing>& f) { return f ? name_of(*f) : "auto"; }
 Framing framing_of(bool bos, bool eos);
 
-/// Tokens and, if not all of them are scored, a mask of the same length: 1 if the token is scored as a target.
+/// A document in the stream.
 struct FramedDocument {
   std::vector<int32_t> tokens;
-  std::vector<uint8_t> mask;
+  std::vector<uint8_t> mask;  ///< 1: scored as a target, 0: not; one per token, or empty: all are scored
 };
 
 /// The one way from text to the stream of tokens: training data, evaluation, scores and prompts all go through it. A
@@ -36,11 +37,10 @@ class DocumentEncoder {
   /// Without the marks that the tokenizer lacks.
   Framing framing() const { return framing_; }
 
-  /// A whole document: bos, text, eos. @throws as Tokenizer::encode
-  std::vector<int32_t> document(std::string_view text) const;
-  /// The same for prompt + completion as one text, of which only the completion and eos are scored. A piece that spans
-  /// both counts as completion.
-  FramedDocument document(std::string_view prompt, std::string_view completion) const;
+  /// A whole document: bos, text, eos. Of prompt + completion, which make one text, only the completion and eos are
+  /// scored; a piece that spans both counts as completion. Ids stay as they are. One without content gives no tokens.
+  /// @throws DataError for an id outside the vocabulary, and as Tokenizer::encode
+  FramedDocument document(const Document& document) const;
   /// What stands before the first piece of a document: bos; without it the end of the document before, eos; else
   /// nothing.
   std::vector<int32_t> opening() const;
@@ -49,6 +49,8 @@ class DocumentEncoder {
 
  private:
   std::vector<int32_t> framed(const std::vector<int32_t>& ids) const;
+  FramedDocument prompted(const PromptedText& text) const;
+  FramedDocument checked(const TokenIds& ids) const;
   Tokenizer tokenizer_;
   Framing framing_;
 };

@@ -1,33 +1,34 @@
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <string>
+
+#include "data/text/byte_source.h"
 
 namespace mmfree {
 
-/// Reads a file line by line; one whose name ends with .zst is decompressed (windows up to 128 MiB). "-" is standard
-/// input. Memory use is bounded by the longest line and the window, whatever the file's size.
+/// Reads a file line by line, decompressed as ByteSource does. Memory is bounded by the longest line and the window,
+/// whatever the file's size.
 class LineReader {
  public:
   static constexpr int64_t kMaxLineBytes = int64_t(128) << 20;
 
-  /// @throws MissingError
-  explicit LineReader(const std::string& path);
-  ~LineReader();
-  LineReader(const LineReader&) = delete;
+  /// @throws MissingError, IoError
+  explicit LineReader(const std::string& path) : source_(path) {}
 
   /// Stores the next line without its '\n'; false at the end of the file.
-  /// @throws DataError (a line of more than kMaxLineBytes, damaged or hostile compression), IoError
+  /// @throws DataError for a line of more than kMaxLineBytes, and what ByteSource::next throws
   bool next(std::string* line);
 
+  /// The number of the last line, from 1.
+  int64_t line() const { return line_; }
   /// Bytes of the file, as stored, that were read so far.
-  int64_t bytes_read() const;
+  int64_t bytes_read() const { return source_.bytes_read(); }
 
  private:
-  class Blocks;
-  std::unique_ptr<Blocks> blocks_;
+  ByteSource source_;
   std::string block_;
   size_t at_ = 0;
+  int64_t line_ = 0;
 };
 
 }  // namespace mmfree

@@ -155,7 +155,7 @@ namespace {
 class Sentences : public sentencepiece::SentenceIterator {
  public:
   explicit Sentences(const TokenizerTraining& training)
-      : files_(TextReader(training.inputs).files()), skip_(training.skip_malformed) {
+      : inputs_(training.inputs, training.text), files_(inputs_.files()), options_(training.text) {
     if (training.limit_bytes > 0) limit_ = std::max<int64_t>(1, training.limit_bytes / int64_t(files_.size()));
     Next();
   }
@@ -173,6 +173,9 @@ class Sentences : public sentencepiece::SentenceIterator {
   void rethrow() const {
     if (error_) std::rethrow_exception(error_);
   }
+
+  const SkippedRows& skipped() const { return skipped_; }
+  const std::vector<std::string>& passed_over() const { return inputs_.passed_over(); }
 
   static constexpr size_t kMaxBytes = 4096;
 
@@ -202,15 +205,17 @@ class Sentences : public sentencepiece::SentenceIterator {
   bool next_document() {
     at_ = 0;
     while (file_ < files_.size()) {
-      if (!reader_) reader_ = std::make_unique<TextReader>(std::vector{files_[file_]}, skip_);
+      if (!reader_) reader_ = std::make_unique<TextReader>(std::vector{files_[file_]}, options_);
       const bool within = limit_ == 0 || used_ < limit_;
-      if (within && reader_->next(&document_)) {
+      if (Document document; within && reader_->next(&document)) {
+        take_text(document);
         if (limit_) document_.resize(std::min(document_.size(), size_t(limit_ - used_)));
         const size_t bad = find_invalid_utf8(document_);  // only the character that the limit cut
         if (bad != std::string::npos) document_.resize(bad);
         used_ += std::max<int64_t>(1, int64_t(document_.size()));
         return true;
       }
+      for (const auto& [cause, rows] : reader_->skipped()) skipped_[cause] += rows;
       reader_.reset();
       ++file_;
       used_ = 0;
@@ -218,8 +223,21 @@ class Sentences : public sentencepiece::SentenceIterator {
     return false;
   }
 
-  std::vector<std::string> files_;
-  bool skip_, done_ = false;
+  void take_text(Document& document) {
+    if (auto* text = std::get_if<std::string>(&document.content)) {
+      document_ = std::move(*text);
+    } else {
+      const auto* pair = std::get_if<PromptedText>(&document.content);
+      MMFREE_CHECK(DataError, pair, files_[file_], ": holds rows of token ids; a vocabulary is made of text");
+      document_ = pair->prompt + pair->completion;
+    }
+  }
+
+  TextReader inputs_;
+  const std::vector<std::string>& files_;
+  TextOptions options_;
+  SkippedRows skipped_;
+  bool done_ = false;
   int64_t limit_ = 0, used_ = 0;
   size_t file_ = 0, at_ = 0;
   std::unique_ptr<TextReader> reader_;
@@ -238,7 +256,12 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
                t.character_coverage, ", expected a share above 0 and up to 1");
   Sentences sentences(t);
   sentences.rethrow();
-  MMFREE_CHECK(DataError, !sentences.done(), "tokenizer: the inputs hold no text");
+  const auto note = [&](const char* what, const std::string& text) {
+    if (t.on_note && !text.empty()) t.on_note(what + text);
+  };
+  note("", passed_over_text(sentences.passed_over()));
+  MMFREE_CHECK(DataError, !sentences.done(), "tokenizer: the inputs hold no text",
+               sentences.skipped().empty() ? "" : "; skipped " + skipped_text(sentences.skipped()));
   // The result depends on the number of threads (each sums its share), so it is a constant.
   const std::unordered_map<std::string, std::string> options = {
       {"model_type", t.type},
@@ -262,6 +285,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   std::string bytes;
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &bytes);
   sentences.rethrow();
+  note("skipped ", skipped_text(sentences.skipped()));
   // SentencePiece's message begins with a place in its source, and the condition in brackets.
   const std::string why = status.message();
   MMFREE_CHECK(UsageError, status.ok(), "tokenizer: no vocabulary of ", t.vocab_size,

@@ -1,10 +1,13 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "data/text/document.h"
 
 namespace mmfree {
 
@@ -16,7 +19,9 @@ struct TokenizerTraining {
   std::string type = "bpe";            ///< "bpe" or "unigram"
   double character_coverage = 0.9995;  ///< share of the characters that get pieces; the others become bytes
   int64_t limit_bytes = 0;             ///< use at most this much text, spread evenly over the files; 0: all
-  bool skip_malformed = false;         ///< as for TextReader
+  TextOptions text;                    ///< as for TextReader
+  /// Called with a line about the inputs, such as how many rows were skipped.
+  std::function<void(const std::string& note)> on_note;
 };
 
 /// A SentencePiece model with identity normalisation: decode(encode(text)) == text for any valid UTF-8 text (one

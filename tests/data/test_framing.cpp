@@ -23,7 +23,7 @@ TEST(Framing, EachFormHasItsMarks) {
       return after_eos;
     }()) << name_of(f);
     if (has_eos(f)) expected.push_back(t.eos_id());
-    EXPECT_EQ(encoder.document("Some text"), expected) << name_of(f);
+    EXPECT_EQ(encoder.document({"Some text", ""}).tokens, expected) << name_of(f);
     EXPECT_EQ(framing_of(has_bos(f), has_eos(f)), f);
   }
   EXPECT_EQ(DocumentEncoder(t, Framing::none).opening(), Ids());
@@ -37,8 +37,8 @@ TEST(Framing, OfAPromptOnlyTheCompletionIsScored) {
     for (const auto& [prompt, completion] : std::vector<std::pair<std::string, std::string>>{
              {"What is it?", " A word."}, {"two wor", "ds that touch"}, {"", "no prompt"}, {"no completion", ""}}) {
       const DocumentEncoder encoder(t, f);
-      const FramedDocument d = encoder.document(prompt, completion);
-      EXPECT_EQ(d.tokens, encoder.document(prompt + completion));
+      const FramedDocument d = encoder.document({PromptedText{prompt, completion}, ""});
+      EXPECT_EQ(d.tokens, encoder.document({prompt + completion, ""}).tokens);
       ASSERT_EQ(d.mask.size(), d.tokens.size());
       // The unscored tokens are a beginning, and stand for nothing but the prompt.
       const auto scored = std::find(d.mask.begin(), d.mask.end(), 1) - d.mask.begin();
@@ -48,6 +48,16 @@ TEST(Framing, OfAPromptOnlyTheCompletionIsScored) {
       EXPECT_TRUE(prompt.starts_with(unscored)) << prompt << " / " << unscored;
       if (prompt == "What is it?") EXPECT_EQ(unscored, prompt);
     }
+}
+
+TEST(Framing, IdsStayAsTheyAreAndMustBeOfTheVocabulary) {
+  const Tokenizer t = TinyCorpus::get().tokenizer();
+  const DocumentEncoder encoder(t, Framing::both);
+  const FramedDocument d = encoder.document({TokenIds{{5, 7, 9}, {0, 1, 1}}, ""});
+  EXPECT_EQ(d.tokens, (Ids{5, 7, 9}));
+  EXPECT_EQ(d.mask, (std::vector<uint8_t>{0, 1, 1}));
+  EXPECT_THROW(encoder.document({TokenIds{{5, t.vocab_size()}, {}}, ""}), DataError);
+  EXPECT_TRUE(encoder.document({std::string(), "a set"}).tokens.empty()) << "no content, no document";
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ TEST(Prepare, EveryDocumentIsInOneSplitInOrder) {
   s.options.inputs = {s.dir / "in-*"};
   s.options.valid_fraction = 0.2;
   s.options.shard_tokens = 500;
-  s.options.skip_malformed = true;
+  s.options.text.skip_malformed = true;
   int64_t reported = 0;
   s.options.on_progress = [&](const PrepareProgress& p) { reported = p.tokens; };
   const PrepareSummary summary = prepare(s.options);
@@ -88,7 +88,7 @@ TEST(Prepare, EveryDocumentIsInOneSplitInOrder) {
   }
   EXPECT_GT(summary.train.shards, 5);
   EXPECT_EQ(summary.train.documents, int64_t(train.size()));
-  EXPECT_EQ(summary.skipped_lines, 1);
+  EXPECT_EQ(summary.skipped, (SkippedRows{{"not JSON", 1}}));
   EXPECT_FALSE(summary.held_out_tails);
   EXPECT_EQ(reported, summary.train.tokens + summary.valid.tokens);
   EXPECT_FALSE(std::filesystem::exists(s.options.output + "/.preparing"));
@@ -134,7 +134,7 @@ TEST(Prepare, FewDocumentsAreFewerThanTwentyOfThoseTaken) {
     std::vector<std::string> texts;
     for (size_t i = 0; i < documents; ++i) texts.push_back(babble(20, unsigned(i)));
     s.options.inputs = {spit(s.dir / "a.jsonl", "{broken\n" + jsonl(texts))};
-    s.options.skip_malformed = s.options.overwrite = true;
+    s.options.text.skip_malformed = s.options.overwrite = true;
     s.options.valid_fraction = 0.3;
     s.options.limit_bytes = limit;
     return prepare(s.options).held_out_tails;

@@ -1,4 +1,5 @@
 #pragma once
+#include <zlib.h>
 #include <zstd.h>
 
 #include <nlohmann/json.hpp>
@@ -27,6 +28,21 @@ inline std::string babble(int words, unsigned seed) {
 inline std::string compress(const std::string& bytes) {
   std::string out(ZSTD_compressBound(bytes.size()), '\0');
   out.resize(ZSTD_compress(out.data(), out.size(), bytes.data(), bytes.size(), 3));
+  return out;
+}
+
+/// `bytes` as a gzip file.
+inline std::string gzip(const std::string& bytes) {
+  z_stream stream{};
+  ::deflateInit2(&stream, 6, Z_DEFLATED, MAX_WBITS + 16, 8, Z_DEFAULT_STRATEGY);
+  std::string out(::deflateBound(&stream, bytes.size()), '\0');
+  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
+  stream.avail_in = uInt(bytes.size());
+  stream.next_out = reinterpret_cast<Bytef*>(out.data());
+  stream.avail_out = uInt(out.size());
+  ::deflate(&stream, Z_FINISH);
+  out.resize(stream.total_out);
+  ::deflateEnd(&stream);
   return out;
 }
 

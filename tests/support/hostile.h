@@ -148,10 +148,20 @@ inline std::string load_json(const std::string& path) {
 inline std::string load_tokenizer(const std::string& path) { return use_tokenizer(Tokenizer::load(path)); }
 
 inline std::string load_text(const std::string& path) {
-  std::string digest, document;
-  for (TextReader reader({path}); reader.next(&document); digest += document + '\0') {
-    expect(int64_t(document.size()) <= TextReader::kMaxDocumentBytes, "a document above the limit");
-    expect(find_invalid_utf8(document) == std::string::npos, "a document that is not UTF-8");
+  std::string digest;
+  Document d;
+  for (TextReader reader({path}); reader.next(&d); digest += d.set + '\0') {
+    expect(d.bytes() <= TextReader::kMaxDocumentBytes, "a document above the limit");
+    std::string text = d.set;
+    if (const auto* whole = std::get_if<std::string>(&d.content)) text += *whole;
+    if (const auto* pair = std::get_if<PromptedText>(&d.content)) text += pair->prompt + pair->completion;
+    if (const auto* tokens = std::get_if<TokenIds>(&d.content)) {
+      expect(tokens->mask.empty() || tokens->mask.size() == tokens->ids.size(), "a mask of another length");
+      for (const int32_t id : tokens->ids) expect(id >= 0, "a negative id"), digest += concat(id, ' ');
+      for (const uint8_t m : tokens->mask) expect(m <= 1, "a mask of neither 0 nor 1"), digest += char('0' + m);
+    }
+    expect(find_invalid_utf8(text) == std::string::npos, "a document that is not UTF-8");
+    digest += text;
   }
   return digest;
 }
@@ -184,7 +194,8 @@ inline std::string repair_ternary(const std::string& bytes) {
 
 inline const std::vector<HostileReader>& hostile_readers() {
   using namespace hostile;
-  constexpr size_t kWindow = size_t(192) << 20;  // a line may have 128 MiB, and so may zstd's window
+  constexpr size_t kWindow = (size_t(2) << 30) + (size_t(64) << 20);  // zstd's
+  constexpr size_t kLine = size_t(192) << 20;                         // a line may have 128 MiB
   static const std::vector<HostileReader> all = {
       {"shard", "train-00000.h5", load_shard, repair_shard, 4096},
       {"checkpoint", "step-00000012.h5", load_run_checkpoint, repair_checkpoint, 4096},
@@ -197,7 +208,9 @@ inline const std::vector<HostileReader>& hostile_readers() {
       {"tokenizer", "x.model", load_tokenizer},
       {"text", "x.txt", load_text},
       {"jsonl", "x.jsonl", load_text},
+      {"elements", "x.json", load_text},
       {"zstd", "x.jsonl.zst", load_text, nullptr, 0, kWindow},
+      {"gzip", "x.jsonl.gz", load_text, nullptr, 0, kLine},
   };
   return all;
 }

@@ -1,10 +1,9 @@
 #pragma once
-#include <zstd.h>
-
 #include <string>
 #include <vector>
 
 #include "optim/adamw.h"
+#include "tests/support/corpus.h"
 #include "tests/support/hostile.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/hf_folder.h"
@@ -89,6 +88,18 @@ inline std::string some_lines(int generation) {
   return lines + "\n";
 }
 
+/// Rows of every form.
+inline std::string some_elements(int generation) {
+  nlohmann::json rows = nlohmann::json::array();
+  for (uint64_t d = 0; d < 3; ++d) {
+    const std::string text = tiny_text(8, d + 10 * uint64_t(generation));
+    rows.push_back({{"text", text}, {"meta", {{"redpajama_set_name", "RedPajamaC4"}}}});
+    rows.push_back({{"prompt", text}, {"completion", text.substr(0, 9)}});
+    rows.push_back({{"ids", {1, d, 7}}, {"mask", {0, 1, generation % 2}}});
+  }
+  return rows.dump(1);
+}
+
 }  // namespace hostile
 
 /// Prepares `dir` so that a file of this reader can stand in it, and returns the bytes of a good one. Two generations
@@ -115,12 +126,9 @@ inline std::string hostile_original(const HostileReader& reader, const std::stri
   }
   if (name == "text") spit(path, tiny_text(60, uint64_t(generation)));
   if (name == "jsonl") spit(path, some_lines(generation));
-  if (name == "zstd") {
-    const std::string text = some_lines(generation);
-    std::string packed(ZSTD_compressBound(text.size()), '\0');
-    packed.resize(ZSTD_compress(packed.data(), packed.size(), text.data(), text.size(), 5));
-    spit(path, packed);
-  }
+  if (name == "elements") spit(path, some_elements(generation));
+  if (name == "zstd") spit(path, testing_data::compress(some_lines(generation)));
+  if (name == "gzip") spit(path, testing_data::gzip(some_lines(generation)));
   return slurp(path);
 }
 

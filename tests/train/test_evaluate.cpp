@@ -166,38 +166,41 @@ TEST(Evaluate, ProgressIsToldAndMayStop) {
 
 TEST(Evaluate, TextGivesTheNumbersOfItsShardsForEveryFraming) {
   const Model m = tiny_model(tiny_model_config());
-  const std::vector<SourceText> documents = {{tiny_text(50, 900), "a"},
-                                             {"é水🦉 plain, and \xE2\x80\xA2 never seen: Ж\n\ttab", "b"},
-                                             {"x", ""},
-                                             {"", "a"},
-                                             {"  two spaces", "b"}};
+  const std::vector<Document> documents = {{tiny_text(50, 900), "a"},
+                                           {"é水🦉 plain, and \xE2\x80\xA2 never seen: Ж\n\ttab", "b"},
+                                           {"x", ""},
+                                           {"", "a"},
+                                           {PromptedText{"A question?", " Its answer."}, "a"},
+                                           {"  two spaces", "b"}};
   for (const Framing framing : kAllFramings) {
     SCOPED_TRACE(name_of(framing));
     const DocumentEncoder encoder(*m.tokenizer, framing);
     const TempDir dir;
     ShardWriter writer(dir / "train-0.h5", shard_info(*m.tokenizer, "train", framing), "test");
-    int64_t bytes = 0, tokens = 0;
-    for (const SourceText& d : documents) {
-      if (d.text.empty() && framing == Framing::none) continue;
-      writer.add(encoder.document(d.text), {}, d.set);
-      // What comes first is not scored.
-      bytes += int64_t(d.text.size());
-      if (tokens == 0 && !has_bos(framing))
-        bytes -= m.tokenizer->byte_length(encoder.document(d.text)[0]) - m.tokenizer->adds_dummy_prefix();
-      tokens += int64_t(encoder.document(d.text).size());
+    int64_t bytes = 0, scored = 0;
+    for (const Document& d : documents) {
+      const FramedDocument framed = encoder.document(d);
+      if (framed.tokens.empty()) continue;
+      writer.add(framed.tokens, framed.mask, d.set);
+      const auto* prompted = std::get_if<PromptedText>(&d.content);
+      bytes += prompted ? int64_t(prompted->completion.size()) : d.bytes();
+      scored += prompted ? std::count(framed.mask.begin(), framed.mask.end(), 1) : int64_t(framed.tokens.size());
+      // The very first token is not scored.
+      if (&d == &documents[0] && !has_bos(framing))
+        bytes -= m.tokenizer->byte_length(framed.tokens[0]) - m.tokenizer->adds_dummy_prefix();
     }
     writer.commit();
     const TokenShards shards({dir / "train-0.h5"});
     size_t at = 0;
     const TokenSource texts = source_of_texts(
         encoder,
-        [&](SourceText* d) {
+        [&](Document* d) {
           if (at < documents.size()) *d = documents[at];
           return at++ < documents.size();
         },
         INT64_MAX);
     const Evaluation a = evaluate(*m.lm, TokenSource::shards(shards), {13}), b = evaluate(*m.lm, texts, {13});
-    EXPECT_EQ(a.tokens, tokens - 1);
+    EXPECT_EQ(a.tokens, scored - 1);
     EXPECT_EQ(a.text_bytes, bytes);
     EXPECT_EQ(a.sets.size(), 3u);
     const auto same = [](const LossSum& x, const LossSum& y) {

@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <iostream>
@@ -10,6 +11,7 @@
 #include "core/system/files.h"
 #include "data/paths.h"
 #include "data/prepare.h"
+#include "data/text/text_reader.h"
 #include "data/text/tokenizer.h"
 #include "train/commands/commands.h"
 #include "train/run/progress.h"
@@ -23,7 +25,8 @@ namespace {
 void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
   namespace fs = std::filesystem;
   std::error_code ignored;
-  for (const std::string& input : expand_paths(training.inputs, {".txt", ".jsonl", ".jsonl.zst"}))
+  const TextReader inputs(training.inputs, training.text);
+  for (const std::string& input : inputs.files())
     MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
                  ": is one of the inputs; choose another name for the tokenizer");
   const bool exists = fs::exists(training.output, ignored);
@@ -37,6 +40,19 @@ void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
 int64_t bytes_of(double megabytes) {
   MMFREE_CHECK(UsageError, megabytes >= 0 && megabytes <= 1e12, "--limit-mb: ", megabytes, ", expected 0 to 1e12");
   return int64_t(std::ceil(megabytes * 1e6));
+}
+
+/// "3/8"; the whole for "".
+PrepareOptions::Part part_of(const std::string& text) {
+  PrepareOptions::Part part;
+  if (text.empty()) return part;
+  const char *begin = text.data(), *end = begin + text.size();
+  const auto number = std::from_chars(begin, end, part.number);
+  const bool slash = number.ec == std::errc() && number.ptr != end && *number.ptr == '/';
+  const auto of = slash ? std::from_chars(number.ptr + 1, end, part.of) : number;
+  MMFREE_CHECK(UsageError, slash && of.ec == std::errc() && of.ptr == end && part.of <= 99999, "--part: ", quote(text),
+               ", expected k/n such as 1/8, with k from 1 to n");
+  return part;
 }
 
 Tokenizer train_tokenizer(TokenizerTraining training) {
@@ -82,9 +98,26 @@ void print_split(const char* name, const PrepareSummary::Split& s) {
 void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
   print_split("train", s.train);
   if (options.valid_fraction > 0) print_split("valid", s.valid);
+  if (s.duplicates) std::cout << "Dropped " << s.duplicates << " documents that were there already.\n";
   if (s.held_out_tails) std::cout << "Fewer than 20 documents: validation is the tail of each.\n";
-  if (s.skipped_lines) std::cout << "Skipped " << s.skipped_lines << " malformed lines.\n";
+  if (!s.skipped.empty()) std::cout << "Skipped " << skipped_text(s.skipped) << ".\n";
+  if (!s.passed_over.empty()) std::cout << passed_over_text(s.passed_over) << '\n';
   std::cout << "Written to " << options.output << '\n';
+}
+
+void add_inputs(CLI::App& command, std::vector<std::string>& inputs) {
+  command
+      .add_option("inputs", inputs,
+                  "text: .txt, .jsonl, .json, each also with .zst or .gz; directories, patterns, - for standard input")
+      ->required();
+}
+
+void add_text_options(CLI::App& command, TextOptions& text) {
+  command.add_option("--text-field", text.text_field, "the key that holds a row's text; a.b: key b in object a")
+      ->capture_default_str();
+  CLI::Option* skip = command.add_flag("--skip-malformed", text.skip_malformed, "pass over malformed rows");
+  command.add_flag("--strict", text.strict, "refuse other files in directories, blank lines and empty documents")
+      ->excludes(skip);
 }
 
 }  // namespace
@@ -97,7 +130,7 @@ void add_tokenizer_command(CLI::App& app) {
   auto limit_mb = std::make_shared<double>(0);
   auto overwrite = std::make_shared<bool>(false);
   CLI::App* train = tokenizer->add_subcommand("train", "Train a tokenizer on text");
-  train->add_option("inputs", training->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")->required();
+  add_inputs(*train, training->inputs);
   train->add_option("-o,--output", training->output, "the .model file to write")->required();
   train->add_option("--vocab-size", training->vocab_size, "number of pieces")->capture_default_str();
   train->add_option("--type", training->type, "bpe or unigram")->capture_default_str();
@@ -105,10 +138,11 @@ void add_tokenizer_command(CLI::App& app) {
       ->capture_default_str();
   train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)");
   train->add_flag("--overwrite", *overwrite, "replace a file that is there already");
-  train->add_flag("--skip-malformed", training->skip_malformed, "skip malformed .jsonl lines");
+  add_text_options(*train, training->text);
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
   train->callback([training, limit_mb, overwrite] {
     training->limit_bytes = bytes_of(*limit_mb);
+    training->on_note = [](const std::string& note) { std::cerr << note << '\n'; };
     check_tokenizer_output(*training, *overwrite);
     print_tokenizer(train_tokenizer(*training));
     std::cout << "Written to " << training->output << '\n';
@@ -130,9 +164,9 @@ void add_tokenizer_command(CLI::App& app) {
 void add_prepare_command(CLI::App& app) {
   auto options = std::make_shared<PrepareOptions>();
   auto limit_mb = std::make_shared<double>(0);
+  auto part = std::make_shared<std::string>();
   CLI::App* prepare_app = app.add_subcommand("prepare", "Turn text into token shards for training");
-  prepare_app->add_option("inputs", options->inputs, "text: .txt, .jsonl, .jsonl.zst, directories or patterns")
-      ->required();
+  add_inputs(*prepare_app, options->inputs);
   prepare_app->add_option("-t,--tokenizer", options->tokenizer, "the .model file")->required();
   prepare_app->add_option("-o,--output", options->output, "directory for the shards")->required();
   prepare_app->add_option("--valid-fraction", options->valid_fraction, "share held out for validation (0: none)")
@@ -141,7 +175,11 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_option("--limit-mb", *limit_mb, "stop after this many MB of text (0: never)");
   prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
   prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
-  prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
+  add_text_options(*prepare_app, options->text);
+  prepare_app->add_option("--set-field", options->text.set_field, "the key that holds a row's source set")
+      ->capture_default_str();
+  prepare_app->add_flag("--drop-duplicates", options->drop_duplicates, "of documents that are equal keep the first");
+  prepare_app->add_option("--part", *part, "k/n: make part k of n, in a folder of its own; for job arrays");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
   prepare_app->footer(
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "
@@ -150,9 +188,13 @@ void add_prepare_command(CLI::App& app) {
       "command goes on after the shards that are whole. Until all are, the directory's older shards stay.\n"
       "Examples:\n"
       "  mmfree prepare corpus/*.jsonl.zst -t tok.model -o data\n"
+      "  mmfree prepare SlimPajama-627B/train -t tok.model -o data --part 3/16    then train on "
+      "data/part-*/train-*.h5\n"
+      "  zcat chat.jsonl.gz | mmfree prepare - -t tok.model -o data --text-field content\n"
       "  mmfree prepare book.txt -t tok.model -o book --valid-fraction 0.1");
-  prepare_app->callback([options, limit_mb] {
+  prepare_app->callback([options, limit_mb, part] {
     options->limit_bytes = bytes_of(*limit_mb);
+    options->part = part_of(*part);
     PrepareSummary summary;
     {
       const StopSignals signals;

@@ -21,14 +21,17 @@ using Json = nlohmann::ordered_json;
 struct Options {
   ModelOptions model;
   std::vector<std::string> data;
+  TextOptions text;
   int64_t seq_len = 0, limit = 0, batch = 0;
   bool json = false;
 };
 
 /// Token shards if the names say so, else text for the model's own tokenizer.
 TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<TokenShards>& shards) {
-  const std::vector<std::string> files = expand_paths(o.data, {".h5", ".txt", ".jsonl", ".jsonl.zst"});
-  if (files.front().ends_with(".h5")) {
+  std::vector<std::string> suffixes = TextReader::suffixes();
+  suffixes.push_back(".h5");
+  const std::vector<std::string> files = FoundFiles(o.data, suffixes).files;
+  if (has_suffix(files.front(), ".h5")) {
     shards = std::make_unique<TokenShards>(files);
     MMFREE_CHECK(DataError, shards->vocab_size() <= model.config.vocab_size, files.front(), ": has ",
                  shards->vocab_size(), " token ids, the model only ", model.config.vocab_size);
@@ -36,8 +39,9 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
                  ": was prepared with another tokenizer than the model's");
     return TokenSource::shards(*shards);
   }
-  TextReader reader(files);
-  const auto next = [&](SourceText* document) { return reader.next(&document->text); };
+  TextReader reader(o.data, o.text);
+  if (!reader.passed_over().empty()) std::fprintf(stderr, "%s\n", passed_over_text(reader.passed_over()).c_str());
+  const auto next = [&](Document* document) { return reader.next(document); };
   return source_of_texts(model.encoder(), next, o.limit > 0 ? o.limit + 1 : std::numeric_limits<int64_t>::max());
 }
 
@@ -121,8 +125,12 @@ void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
   add_model_options(*c, o->model);
-  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")
+  c->add_option(
+       "data", o->data,
+       "token shards (.h5), or text (.txt, .jsonl, .json, also with .zst or .gz): files, folders, globs, - for "
+       "standard input")
       ->required();
+  c->add_option("--text-field", o->text.text_field, "the key that holds a row's text")->capture_default_str();
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score exactly so many tokens, or all if there are fewer")

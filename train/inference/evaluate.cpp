@@ -17,10 +17,23 @@ int64_t forward_tokens(Device device) { return device == Device::cpu ? 4096 : 32
 /// The stream of tokens of some documents, in memory.
 struct Stream {
   std::vector<int32_t> ids;
-  std::vector<int64_t> starts;  // of the documents that have tokens
-  std::vector<int32_t> sets;    // of the same
+  std::vector<uint8_t> unscored;  // of the first ids; the others are all scored
+  std::vector<int64_t> starts;    // of the documents that have tokens
+  std::vector<int32_t> sets;      // of the same
   SetNames names;
 
+  void add(const FramedDocument& document, const std::string& set) {
+    starts.push_back(int64_t(ids.size()));
+    sets.push_back(names.number(set));
+    unscored.resize(document.mask.empty() ? unscored.size() : ids.size());
+    for (const uint8_t scored : document.mask) unscored.push_back(!scored);
+    ids.insert(ids.end(), document.tokens.begin(), document.tokens.end());
+  }
+  void ignore_unscored(int64_t offset, int64_t count, int32_t* targets) const {
+    const int64_t end = std::min(offset + count, int64_t(unscored.size()));
+    for (int64_t i = offset; i < end; ++i)
+      if (unscored[size_t(i)]) targets[i - offset] = kIgnoreTarget;
+  }
   std::vector<DocumentPart> documents(int64_t offset, int64_t count) const {
     std::vector<DocumentPart> parts;
     auto d = size_t(std::upper_bound(starts.begin(), starts.end(), offset) - starts.begin()) - 1;
@@ -144,22 +157,17 @@ TokenSource TokenSource::shards(const TokenShards& shards) {
           has_bos(info.framing)};
 }
 
-TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(SourceText*)>& next,
-                            int64_t most) {
+TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(Document*)>& next, int64_t most) {
   const auto stream = std::make_shared<Stream>();
   stream->names.number("");
-  for (SourceText document; int64_t(stream->ids.size()) < most && next(&document);) {
-    const std::vector<int32_t> ids = encoder.document(document.text);
-    if (ids.empty()) continue;
-    stream->starts.push_back(int64_t(stream->ids.size()));
-    stream->sets.push_back(stream->names.number(document.set));
-    stream->ids.insert(stream->ids.end(), ids.begin(), ids.end());
-  }
+  for (Document document; int64_t(stream->ids.size()) < most && next(&document);)
+    if (const FramedDocument framed = encoder.document(document); !framed.tokens.empty())
+      stream->add(framed, document.set);
   const Tokenizer& tokenizer = encoder.tokenizer();
   TokenSource source{
       int64_t(stream->ids.size()),
       [stream](int64_t offset, int64_t count, int32_t* out) { std::copy_n(stream->ids.begin() + offset, count, out); },
-      nullptr,
+      [stream](int64_t offset, int64_t count, int32_t* targets) { stream->ignore_unscored(offset, count, targets); },
       [stream](int64_t offset, int64_t count) { return stream->documents(offset, count); },
       stream->names.all(),
       {},

@@ -25,13 +25,9 @@ struct TokenSource {
   static TokenSource shards(const TokenShards& shards);
 };
 
-/// A document of text and its source set ("" for none).
-struct SourceText {
-  std::string text, set;
-};
 /// Documents as the stream of tokens that the model was trained on: the same numbers as shards of them give. Holds the
 /// tokens in memory. `next` stores the next document and returns false at the end; reading stops after `most` tokens.
-TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(SourceText*)>& next, int64_t most);
+TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(Document*)>& next, int64_t most);
 
 /// Sums over scored tokens; the figures people compare are derived from them.
 struct LossSum {
