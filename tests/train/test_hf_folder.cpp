@@ -114,9 +114,14 @@ TEST(HfConfig, reads_what_it_writes_with_all_keys_of_the_published_models) {
                           "use_short_conv",
                           "vocab_size"})
     EXPECT_TRUE(json.contains(key)) << key;
-  EXPECT_EQ(json["architectures"], Json({"HGRNBitForCausalLM"}));
-  EXPECT_EQ(json["model_type"], "hgrn_bit");
+  EXPECT_EQ(json["architectures"], Json({"MMFreeForCausalLM"})) << "the published classes compute something else";
+  EXPECT_EQ(json["model_type"], "mmfree");
   EXPECT_EQ(json["torch_dtype"], "bfloat16");
+  EXPECT_EQ(read_hf_framing(dir.path()), Framing::both);
+  for (const Framing framing : kAllFramings) {
+    write_hf_config(dir.path(), c, "float32", framing);
+    EXPECT_EQ(read_hf_framing(dir.path()), framing);
+  }
   EXPECT_THROW(write_hf_config(dir.path(), c, "int8"), UsageError);
 }
 
@@ -135,7 +140,9 @@ TEST(HfConfig, a_model_that_hgrn_bit_cannot_say_has_a_type_of_its_own_and_keeps_
       zip_layer_keys(a, b, [](const auto& x, const auto& y) { EXPECT_EQ(x, y); });
       EXPECT_EQ(a.precision_of("o_proj"), b.precision_of("o_proj"));
     }
-    const bool own = c.channel != ChannelKind::glu || c.activation != Activation::silu || !c.inner_norm || !c.uniform();
+    const bool own = c.channel != ChannelKind::glu || c.activation != Activation::silu || !c.inner_norm ||
+                     !c.uniform() || c.gate_order != GateOrder::reference || c.precision != Precision::ternary ||
+                     !c.precision_rules.empty();
     const Json json = Json::parse(slurp(dir / "config.json"));
     EXPECT_EQ(json["model_type"], own ? "mmfree" : "hgrn_bit");
     EXPECT_EQ(json["architectures"], Json({own ? "MMFreeForCausalLM" : "HGRNBitForCausalLM"}));
@@ -428,7 +435,7 @@ TEST(HfFolder, its_card_tells_of_settings_that_others_do_not_know) {
   e.config.precision = Precision::bf16;
   e.write({});
   EXPECT_NE(slurp(e.dir / "out/README.md").find("precision `bf16`"), std::string::npos);
-  EXPECT_NE(slurp(e.dir / "out/README.md").find("\n- hgrn_bit\n"), std::string::npos);
+  EXPECT_NE(slurp(e.dir / "out/README.md").find("\n- mmfree\n"), std::string::npos);
 }
 
 TEST(HfFolder, refuses_an_index_that_lies) {

@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 struct Options {
   std::string model, out, tokenizer, format = "ternary", embedding = "f32", dtype = "float32";
   int64_t max_shard_mb = 5000;
-  bool overwrite = false;
+  bool overwrite = false, force = false;
 };
 
 void refuse_existing(const Options& o) {
@@ -75,6 +75,12 @@ void export_to_hf(const Options& o, const Model& model) {
     tensors.emplace_back(spec.name, spec.shape);
   }
   const Architecture& architecture = architecture_of(model.config);
+  if (&architecture != &hgrn_bit_architecture() && !o.force)
+    std::fprintf(
+        stderr,
+        "warning: Hugging Face's classes do not compute this model (see the object `mmfree` in config.json): it "
+        "is written as model_type '%s', which only mmfree loads; --force leaves this warning out\n",
+        architecture.model_type.c_str());
   const auto ours = [&](const std::string& name) { return (*model.params)[name].value(); };
   const auto theirs = [&](const std::string& name) {
     throw_if_stopped();
@@ -146,6 +152,7 @@ void add_export_command(CLI::App& app) {
       ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
       ->capture_default_str();
   c->add_flag("--overwrite", o->overwrite, "replace an export that is there already");
+  c->add_flag("--force", o->force, "hf: without a warning for a model that only mmfree can load");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
       "A ternary export is loaded again and must give the model's logits to the bit, an hf one its tensors, before an "

@@ -184,9 +184,8 @@ nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordere
 
 const Architecture& architecture_of(const ModelConfig& c) {
   ModelConfig d;  // the defaults are the published architecture
-  // These change what is computed from the same tensors; the object mmfree in config.json says so.
-  d.intermediate_size = c.intermediate_size, d.precision = c.precision, d.gate_order = c.gate_order;
-  bool published = c.uniform();
+  d.intermediate_size = c.intermediate_size;
+  bool published = c.uniform() && c.precision_rules.empty();
   zip_layer_keys(c, d, [&](const auto& has, const auto& expected) { published &= has == expected; });
   return published ? hgrn_bit_architecture() : own_architecture();
 }

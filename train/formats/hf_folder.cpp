@@ -104,8 +104,7 @@ std::string model_card(const std::string& name, const ModelConfig& c, const std:
       ", vocabulary ", c.vocab_size, ".\n\nThe tensors are latent weights in ", torch_dtype,
       "; projections quantise them to ternary values when they run. Do not store the quantised\nweights in their "
       "place: quantising twice shrinks their scale.\n");
-  if (&architecture_of(c) != &hgrn_bit_architecture() || c.gate_order != GateOrder::reference ||
-      c.precision != Precision::ternary || !c.precision_rules.empty())
+  if (&architecture_of(c) != &hgrn_bit_architecture())
     card +=
         concat("\nThis model has settings that only mmfree knows (the `mmfree` object in `config.json`: gate order `",
                name_of(c.gate_order), "`, precision `", name_of(c.precision), "`, activation `", name_of(c.activation),

@@ -27,8 +27,8 @@ ModelConfig read_hf_config(const std::string& dir);
 /// @throws MissingError, DataError
 Framing read_hf_framing(const std::string& dir);
 
-/// The architecture that a model is written as: hgrn_bit if that can describe its structure, else our own, so that no
-/// other program loads it by mistake.
+/// The architecture that a model is written as: hgrn_bit if that can describe what it computes, else our own, so that
+/// no other program loads it by mistake.
 const Architecture& architecture_of(const ModelConfig& config);
 
 /// Writes `dir`/config.json with all keys of the published models and the object "mmfree".
