@@ -48,17 +48,14 @@ std::vector<Stored> stored(const std::string& shard_pattern) {
   shards.read(0, n, tokens.data());
   Ids targets = tokens;
   shards.ignore_unscored(0, n, targets.data());
-  std::vector<Stored> documents;
-  for (const DocumentPart& part : shards.documents(0, n)) {
-    const DocumentPart* next = &part + 1;
-    const bool last = int64_t(documents.size()) + 1 == shards.documents();
-    Stored d;
-    d.set = shards.sets()[size_t(part.set)];
-    for (int64_t i = part.begin; i < (last ? n : next->begin); ++i) {
-      d.tokens.push_back(tokens[size_t(i)]);
-      d.scored.push_back(targets[size_t(i)] != kIgnoreTarget);
+  const std::vector<DocumentPart> parts = shards.documents(0, n);
+  std::vector<Stored> documents(parts.size());
+  for (size_t d = 0; d < parts.size(); ++d) {
+    documents[d].set = shards.sets()[size_t(parts[d].set)];
+    for (int64_t i = parts[d].begin; i < (d + 1 < parts.size() ? parts[d + 1].begin : n); ++i) {
+      documents[d].tokens.push_back(tokens[size_t(i)]);
+      documents[d].scored.push_back(targets[size_t(i)] != kIgnoreTarget);
     }
-    documents.push_back(d);
   }
   return documents;
 }
