@@ -116,7 +116,8 @@ TEST(TokenShards, AnotherFileInTheSamePlaceIsAnError) {
     shards.read(209, 1, &token);
     ADD_FAILURE() << "read";
   } catch (const DataError& e) {
-    EXPECT_NE(std::string(e.what()).find("train-1069.h5: was replaced after it was first opened"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("train-1069.h5: was replaced after it was first opened"), std::string::npos)
+        << e.what();
   }
 }
 

@@ -172,9 +172,17 @@ TEST(JsonScanner, AgreesWithAnotherParser) {
         text.insert(at, 1, c);
     }
     if (find_invalid_utf8(text) != std::string::npos) continue;
-    const auto oracle = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    ASSERT_EQ(is_json(text), !oracle.is_discarded()) << text;
-    ++(oracle.is_discarded() ? bad : good);
+    nlohmann::json oracle;
+    bool is_good = true;
+    try {
+      oracle = nlohmann::json::parse(text);
+    } catch (const nlohmann::json::parse_error&) {
+      is_good = false;
+    } catch (const nlohmann::json::out_of_range&) {
+      continue;  // a number too large for it
+    }
+    ASSERT_EQ(is_json(text), is_good) << text;
+    ++(is_good ? good : bad);
     if (!oracle.is_object() || !oracle.contains("text") || !oracle["text"].is_string()) continue;
     if (text.find("\"text\"") != text.rfind("\"text\"")) continue;
     ASSERT_EQ(std::get<std::string>(parsed(text).content), oracle["text"].get<std::string>()) << text;
