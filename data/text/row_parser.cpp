@@ -138,7 +138,8 @@ RowParser::Field& RowParser::need(Name name) {
   if (field.found) return field;
   std::string keys;
   for (const std::string& key : keys_) keys += (keys.empty() ? " (it has " : ", ") + quote(key);
-  throw Malformed{"no " + named(field.path), keys.empty() ? "" : keys + ")", 0};
+  if (!keys.empty()) keys += name == kText ? "; --text-field names the key of the text)" : ")";
+  throw Malformed{"no " + named(field.path), keys, 0};
 }
 
 TokenIds RowParser::token_ids() {

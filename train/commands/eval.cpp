@@ -7,6 +7,7 @@
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
 #include "train/commands/model_options.h"
+#include "train/commands/text_options.h"
 #include "train/inference/evaluate.h"
 #include "train/run/progress.h"
 #include "train/run/signals.h"
@@ -17,7 +18,7 @@ namespace {
 struct Options {
   ModelOptions model;
   std::vector<std::string> data;
-  std::string text_field = "text";
+  TextOptions text{.text_only = true};
   int64_t seq_len = 0, limit = 0;
   bool json = false;
 };
@@ -35,13 +36,14 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
                  ": was prepared with another tokenizer than the model's");
     return TokenSource::shards(*shards);
   }
-  TextOptions options;
-  options.text_field = o.text_field;
-  options.text_only = true;
-  TextReader reader(o.data, options);
-  if (!reader.passed_over().empty()) std::fprintf(stderr, "%s\n", passed_over_text(reader.passed_over()).c_str());
+  const auto tell = [](const char* what, const std::string& text) {
+    if (!text.empty()) std::fprintf(stderr, "%s%s\n", what, text.c_str());
+  };
+  TextReader reader(o.data, o.text);
+  tell("", passed_over_text(reader.passed_over()));
   std::vector<std::string> documents;
   for (Document d; reader.next(&d);) documents.push_back(std::move(std::get<std::string>(d.content)));
+  tell("skipped ", skipped_text(reader.skipped()));
   return TokenSource::texts(model.need_tokenizer(), documents);
 }
 
@@ -90,7 +92,7 @@ void add_eval_command(CLI::App& app) {
        "token shards (.h5), or text (.txt, .jsonl, .json, also with .zst or .gz): files, folders, globs, - for "
        "standard input")
       ->required();
-  c->add_option("--text-field", o->text_field, "the key that holds a row's text")->capture_default_str();
+  add_text_options(*c, o->text);
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
