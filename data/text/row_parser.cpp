@@ -36,13 +36,6 @@ std::string named(const std::string& path) { return "\"" + path + "\""; }
 
 }  // namespace
 
-int64_t Document::bytes() const {
-  if (const auto* text = std::get_if<std::string>(&content)) return int64_t(text->size());
-  if (const auto* pair = std::get_if<PromptedText>(&content))
-    return int64_t(pair->prompt.size() + pair->completion.size());
-  return int64_t(std::get<TokenIds>(content).ids.size() * sizeof(int32_t));
-}
-
 RowParser::RowParser(const TextOptions& options) : text_only_(options.text_only) {
   const std::string paths[kFields] = {options.text_field, "ids", "mask", "prompt", "completion", options.set_field};
   for (size_t i = 0; i < kFields; ++i) fields_[i].path = paths[i];
