@@ -38,11 +38,11 @@ bool ends_with_one_of(const std::string& name, const Paths& suffixes) {
   return std::any_of(suffixes.begin(), suffixes.end(), [&](const auto& s) { return has_suffix(name, s); });
 }
 
-/// Goes through a directory and what is below it, without hidden names. Links may lead to a directory twice, or in a
-/// circle: the first way counts.
+/// Goes through a directory and all below it, without hidden names. A directory to which links lead several times, or
+/// in a circle, is visited once.
 class Walk {
  public:
-  /// Calls visit(path, is_directory) for `directory` and for all below it, in the order of the names.
+  /// Calls visit(path, is_folder) for `directory` and for all below it, in the order of the names.
   template <class Visit>
   void operator()(const fs::path& directory, const Visit& visit) {
     struct stat info;
@@ -139,7 +139,9 @@ FoundFiles::FoundFiles(const Paths& entries, const Paths& suffixes) {
     Walk walk;
     for (const std::string& path : type == fs::file_type::directory ? Paths{entry} : matched(entry))
       if (is_folder(path))
-        walk(path, [&](const fs::path& p, bool directory) { directory ? void() : take(p); });
+        walk(path, [&](const fs::path& below, bool directory) {
+          if (!directory) take(below);
+        });
       else
         take(path);
     MMFREE_CHECK(MissingError, !found.empty(), entry, ": holds none of:", listed(suffixes),

@@ -36,13 +36,6 @@ std::string named(const std::string& path) { return "\"" + path + "\""; }
 
 }  // namespace
 
-int64_t Document::bytes() const {
-  if (const auto* text = std::get_if<std::string>(&content)) return int64_t(text->size());
-  if (const auto* pair = std::get_if<PromptedText>(&content))
-    return int64_t(pair->prompt.size() + pair->completion.size());
-  return int64_t(std::get<TokenIds>(content).ids.size() * sizeof(int32_t));
-}
-
 RowParser::RowParser(const TextOptions& options) : text_only_(options.text_only) {
   const std::string paths[kFields] = {options.text_field, "ids", "mask", "prompt", "completion", options.set_field};
   for (size_t i = 0; i < kFields; ++i) fields_[i].path = paths[i];
@@ -138,7 +131,8 @@ RowParser::Field& RowParser::need(Name name) {
   if (field.found) return field;
   std::string keys;
   for (const std::string& key : keys_) keys += (keys.empty() ? " (it has " : ", ") + quote(key);
-  throw Malformed{"no " + named(field.path), keys.empty() ? "" : keys + ")", 0};
+  if (!keys.empty()) keys += name == kText ? "; --text-field names the key of the text)" : ")";
+  throw Malformed{"no " + named(field.path), keys, 0};
 }
 
 TokenIds RowParser::token_ids() {

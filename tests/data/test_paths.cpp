@@ -52,6 +52,7 @@ TEST(Paths, PatternsMatchWhatTheShellWouldMatch) {
     const int n = 1 + int(random.uniform(uint64_t(drawn++)) * 4);
     for (int k = 0; k < n; ++k) pattern += parts[size_t(random.uniform(uint64_t(drawn++)) * double(std::size(parts)))];
     // A slash at the end asks for a folder, and a folder stands for its shards: neither is a pattern's business.
+    if ((pattern + "/").find("/**/") != std::string::npos) continue;  // libc does not know it
     if (pattern.ends_with('/') || pattern.find("//") != std::string::npos || std::filesystem::is_directory(pattern))
       continue;
     const Paths expected = globbed(pattern);
@@ -104,6 +105,64 @@ TEST(Paths, AFolderThatCannotBeListedIsNotAnEmptyOne) {
     SCOPED_TRACE(entry);
     EXPECT_THROW(expand_paths({dir / entry}, {".h5"}), IoError);
   }
+}
+
+TEST(Paths, TwoStarsStandForAnyNumberOfFolders) {
+  TempDir dir;
+  plant(dir);
+  EXPECT_EQ(expanded(dir / "**/1.h5"),
+            (Paths{dir / "1.h5", dir / "a-c/1.h5", dir / "a/1.h5", dir / "a/b/1.h5", dir / "b/1.h5"}));
+  EXPECT_EQ(expanded(dir / "**/b/*"), (Paths{dir / "a/b/1.h5", dir / "b/1.h5"}));
+  EXPECT_EQ(expanded(dir / "a/**/**/2.h5"), Paths{dir / "a/2.h5"});
+  EXPECT_EQ(expanded(dir / "**.h5"), Paths{dir / "1.h5"}) << "a part of a name";
+}
+
+TEST(Paths, ADirectoryOfTextStandsForAllBelowIt) {
+  TempDir dir;
+  plant(dir);
+  spit(dir / "a/b/X.H5", "x"), spit(dir / "b/other", "x");
+  const Paths all = {dir / "1.h5",     dir / "a-c/1.h5", dir / "a/1.h5", dir / "a/2.h5",
+                     dir / "a/b/1.h5", dir / "a/b/X.H5", dir / "b/1.h5"};
+  const FoundFiles found({dir.path()}, {".h5"});
+  EXPECT_EQ(found.files, all);
+  EXPECT_EQ(found.passed_over, (Paths{dir / "[a]", dir / "a*", dir / "ab", dir / "b/other"}));
+  EXPECT_EQ(FoundFiles({dir / "?", dir / "ab", dir / "1.h5"}, {".h5"}).files,
+            (Paths{dir / "a/1.h5", dir / "a/2.h5", dir / "a/b/1.h5", dir / "a/b/X.H5", dir / "b/1.h5", dir / "ab",
+                   dir / "1.h5"}))
+      << "a pattern that matches directories, and a file that is named";
+  EXPECT_EQ(FoundFiles({dir / "b/**"}, {".h5"}).files, Paths{dir / "b/1.h5"});
+  EXPECT_EQ(FoundFiles({dir / "b/*"}, {".h5"}).passed_over, Paths{dir / "b/other"});
+  EXPECT_EQ(FoundFiles({"-"}, {".h5"}).files, Paths{"-"});
+  EXPECT_EQ(expand_paths({dir / "a/b"}, {".h5"}), (Paths{dir / "a/b/1.h5", dir / "a/b/X.H5"}));
+}
+
+TEST(Paths, LinksAreFollowedAndNoFolderIsReadTwice) {
+  TempDir dir;
+  plant(dir);
+  std::filesystem::create_symlink("..", dir / "a/b/up");
+  std::filesystem::create_symlink("b", dir / "z");
+  std::filesystem::create_symlink("../a-c/1.h5", dir / "b/link.h5");
+  EXPECT_EQ(FoundFiles({dir.path()}, {".h5"}).files,
+            (Paths{dir / "1.h5", dir / "a-c/1.h5", dir / "a/1.h5", dir / "a/2.h5", dir / "a/b/1.h5", dir / "b/1.h5",
+                   dir / "b/link.h5"}));
+  EXPECT_EQ(FoundFiles({dir / "z"}, {".h5"}).files, (Paths{dir / "z/1.h5", dir / "z/link.h5"}));
+  EXPECT_EQ(expanded(dir / "**/2.h5"), Paths{dir / "a/2.h5"});
+}
+
+TEST(Paths, WhatIsPassedOverIsNamed) {
+  TempDir dir;
+  plant(dir);
+  try {
+    FoundFiles({dir / "a-c"}, {".txt", ".json"});
+    ADD_FAILURE();
+  } catch (const MissingError& e) {
+    EXPECT_EQ(std::string(e.what()),
+              dir / "a-c" + ": holds none of: *.txt *.json; passed over 1 file of another type: " + dir / "a-c/1.h5");
+  }
+  EXPECT_EQ(passed_over_text({}), "");
+  EXPECT_EQ(passed_over_text({"a", "b"}), "passed over 2 files of other types: a, b");
+  EXPECT_EQ(passed_over_text({"a", "b", "c", "d", "e", "f", "g"}),
+            "passed over 7 files of other types: a, b, c, d, e, ... (+2)");
 }
 
 }  // namespace

@@ -68,7 +68,8 @@ TEST(RowParser, TextField) {
   const TextOptions nested = with_text_field("a.b");
   EXPECT_EQ(std::get<std::string>(parsed(R"({"b":"no","a":{"a":{"b":"no"},"b":"yes"}})", nested).content), "yes");
   EXPECT_EQ(std::get<std::string>(parsed(R"({"a.b":"yes"})", nested).content), "yes");
-  EXPECT_EQ(fault(R"({"a":[{"b":"x"}]})", nested), "0: no \"a.b\" (it has 'a')");
+  EXPECT_EQ(fault(R"({"a":[{"b":"x"}]})", nested),
+            "0: no \"a.b\" (it has 'a'; --text-field names the key of the text)");
   EXPECT_EQ(fault(R"({"a":{"b":"x"},"a.b":"y"})", nested), "21: \"a.b\" is given twice");
 }
 
@@ -99,10 +100,11 @@ TEST(RowParser, EveryFaultHasItsCauseAndByte) {
       {R"({"text":{}})", "8: \"text\" is an object"},
       {R"({"text":[]})", "8: \"text\" is a list"},
       {R"({"text":true})", "8: \"text\" is true or false"},
-      {R"({"content":"a","b\n":{}})", "0: no \"text\" (it has 'content', 'b\\x0a')"},
+      {R"({"content":"a","b\n":{}})",
+       "0: no \"text\" (it has 'content', 'b\\x0a'; --text-field names the key of the text)"},
       {"{}", "0: no \"text\""},
       {R"({"1":1,"2":1,"3":1,"4":1,"5":1,"6":1,"7":1,"8":1,"9":1})",
-       "0: no \"text\" (it has '1', '2', '3', '4', '5', '6', '7', '8')"},
+       "0: no \"text\" (it has '1', '2', '3', '4', '5', '6', '7', '8'; --text-field names the key of the text)"},
       {" [1]", "1: not an object"},
       {"\"text\"", "0: not an object"},
       {R"({"a":)" + deep + "}", "36: nested more than 32 deep"},
@@ -139,8 +141,10 @@ TEST(RowParser, EveryFaultHasItsCauseAndByte) {
   for (const auto& [row, expected] : cases) EXPECT_EQ(fault(row), expected) << row;
   TextOptions text_only;
   text_only.text_only = true;
-  EXPECT_EQ(fault(R"({"prompt":"a","completion":"b"})", text_only), "0: no \"text\" (it has 'prompt', 'completion')");
-  EXPECT_EQ(fault(R"({"ids":[1]})", text_only), "0: no \"text\" (it has 'ids')");
+  EXPECT_EQ(fault(R"({"prompt":"a","completion":"b"})", text_only),
+            "0: no \"text\" (it has 'prompt', 'completion'; --text-field names the key of the text)");
+  EXPECT_EQ(fault(R"({"ids":[1]})", text_only),
+            "0: no \"text\" (it has 'ids'; --text-field names the key of the text)");
 }
 
 TEST(RowParser, StringsLoseTheirEscapes) {
@@ -172,9 +176,17 @@ TEST(JsonScanner, AgreesWithAnotherParser) {
         text.insert(at, 1, c);
     }
     if (find_invalid_utf8(text) != std::string::npos) continue;
-    const auto oracle = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    ASSERT_EQ(is_json(text), !oracle.is_discarded()) << text;
-    ++(oracle.is_discarded() ? bad : good);
+    nlohmann::json oracle;
+    bool is_good = true;
+    try {
+      oracle = nlohmann::json::parse(text);
+    } catch (const nlohmann::json::parse_error&) {
+      is_good = false;
+    } catch (const nlohmann::json::out_of_range&) {
+      continue;  // a number too large for it
+    }
+    ASSERT_EQ(is_json(text), is_good) << text;
+    ++(is_good ? good : bad);
     if (!oracle.is_object() || !oracle.contains("text") || !oracle["text"].is_string()) continue;
     if (text.find("\"text\"") != text.rfind("\"text\"")) continue;
     ASSERT_EQ(std::get<std::string>(parsed(text).content), oracle["text"].get<std::string>()) << text;

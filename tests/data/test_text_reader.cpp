@@ -274,18 +274,20 @@ TEST(TextReader, StandardInputInPieces) {
   for (const std::string& stored : {compress(jsonl({"one"})), gzip(jsonl({"one"}))}) {
     int ends[2];
     ASSERT_EQ(::pipe(ends), 0);
-    std::thread writer([&, to = ends[1]] {
+    const Fd from(ends[0]);
+    const std::jthread writer([&, to = ends[1]](const std::stop_token& given_up) {
       for (const char c : stored) {
         EXPECT_EQ(::write(to, &c, 1), 1);
-        for (int left = 1; left > 0 && ::ioctl(ends[0], FIONREAD, &left) == 0;) std::this_thread::yield();
+        for (int left = 1; left > 0 && !given_up.stop_requested();) {
+          ASSERT_EQ(::ioctl(from.get(), FIONREAD, &left), 0);
+          std::this_thread::yield();
+        }
       }
       ::close(to);
     });
-    const StandardInput in("/dev/fd/" + std::to_string(ends[0]));
+    const StandardInput in("/dev/fd/" + std::to_string(from.get()));
     TextReader reader({"-"});
     EXPECT_EQ(read_all(reader), std::vector<std::string>{"one"});
-    writer.join();
-    ::close(ends[0]);
   }
 }
 

@@ -8,11 +8,11 @@ cd "$(dirname "$0")/../.."
 build=$PWD/build-coverage
 files=(core/system/{files.h,files.cpp,utf8.cpp}
        data/h5/{structure,reader,file,writer}.cpp data/{token_shards,paths,prepare,staging}.cpp
-       data/text/{tokenizer_model,tokenizer,line_reader,text_reader}.cpp
+       data/text/{tokenizer_model,tokenizer,decoder,byte_source,line_reader,element_reader,json_scanner,row_parser,text_reader}.cpp
        train/run/{checkpoint,background_save,metrics}.cpp
        train/formats/{safetensors,hf_config,hf_folder,ternary_file,strict_json}.cpp
        train/config/{config,tree,fields}.cpp train/config/fields.h)
-tests='/test_(h5|batches|prepare|text_reader|paths|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder)[.]cpp$'
+tests='/test_(h5|batches|prepare|text_reader|row_parser|paths|tokenizer|files|config|checkpoint|checkpoint_folder|safetensors|hf_folder)[.]cpp$'
 tests+='|/test_(ternary_file|model|background_save|metrics)[.]cpp$'
 programs=(mmfree_tests mutate fuzz fail_calls kill_save crash_images)
 tool() { command -v "$1-14" || command -v "$1"; }

@@ -94,7 +94,7 @@ inline std::string some_elements(int generation) {
   for (uint64_t d = 0; d < 3; ++d) {
     const std::string text = tiny_text(8, d + 10 * uint64_t(generation));
     rows.push_back({{"text", text}, {"meta", {{"redpajama_set_name", "RedPajamaC4"}}}});
-    rows.push_back({{"prompt", text}, {"completion", text.substr(0, 9)}});
+    rows.push_back({{"prompt", text}, {"completion", text}});
     rows.push_back({{"ids", {1, d, 7}}, {"mask", {0, 1, generation % 2}}});
   }
   return rows.dump(1);

@@ -14,6 +14,7 @@
 #include "data/text/text_reader.h"
 #include "data/text/tokenizer.h"
 #include "train/commands/commands.h"
+#include "train/commands/text_options.h"
 #include "train/run/progress.h"
 #include "train/run/signals.h"
 
@@ -105,21 +106,6 @@ void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
   std::cout << "Written to " << options.output << '\n';
 }
 
-void add_inputs(CLI::App& command, std::vector<std::string>& inputs) {
-  command
-      .add_option("inputs", inputs,
-                  "text: .txt, .jsonl, .json, each also with .zst or .gz; directories, patterns, - for standard input")
-      ->required();
-}
-
-void add_text_options(CLI::App& command, TextOptions& text) {
-  command.add_option("--text-field", text.text_field, "the key that holds a row's text; a.b: key b in object a")
-      ->capture_default_str();
-  CLI::Option* skip = command.add_flag("--skip-malformed", text.skip_malformed, "pass over malformed rows");
-  command.add_flag("--strict", text.strict, "refuse other files in directories, blank lines and empty documents")
-      ->excludes(skip);
-}
-
 }  // namespace
 
 void add_tokenizer_command(CLI::App& app) {
@@ -130,7 +116,7 @@ void add_tokenizer_command(CLI::App& app) {
   auto limit_mb = std::make_shared<double>(0);
   auto overwrite = std::make_shared<bool>(false);
   CLI::App* train = tokenizer->add_subcommand("train", "Train a tokenizer on text");
-  add_inputs(*train, training->inputs);
+  add_text_inputs(*train, training->inputs);
   train->add_option("-o,--output", training->output, "the .model file to write")->required();
   train->add_option("--vocab-size", training->vocab_size, "number of pieces")->capture_default_str();
   train->add_option("--type", training->type, "bpe or unigram")->capture_default_str();
@@ -166,7 +152,7 @@ void add_prepare_command(CLI::App& app) {
   auto limit_mb = std::make_shared<double>(0);
   auto part = std::make_shared<std::string>();
   CLI::App* prepare_app = app.add_subcommand("prepare", "Turn text into token shards for training");
-  add_inputs(*prepare_app, options->inputs);
+  add_text_inputs(*prepare_app, options->inputs);
   prepare_app->add_option("-t,--tokenizer", options->tokenizer, "the .model file")->required();
   prepare_app->add_option("-o,--output", options->output, "directory for the shards")->required();
   prepare_app->add_option("--valid-fraction", options->valid_fraction, "share held out for validation (0: none)")

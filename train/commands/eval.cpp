@@ -9,6 +9,7 @@
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
 #include "train/commands/model_options.h"
+#include "train/commands/text_options.h"
 #include "train/inference/evaluate.h"
 #include "train/run/progress.h"
 #include "train/run/signals.h"
@@ -39,10 +40,16 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
                  ": was prepared with another tokenizer than the model's");
     return TokenSource::shards(*shards);
   }
+  const auto tell = [](const char* what, const std::string& text) {
+    if (!text.empty()) std::fprintf(stderr, "%s%s\n", what, text.c_str());
+  };
   TextReader reader(o.data, o.text);
-  if (!reader.passed_over().empty()) std::fprintf(stderr, "%s\n", passed_over_text(reader.passed_over()).c_str());
+  tell("", passed_over_text(reader.passed_over()));
   const auto next = [&](Document* document) { return reader.next(document); };
-  return source_of_texts(model.encoder(), next, o.limit > 0 ? o.limit + 1 : std::numeric_limits<int64_t>::max());
+  const int64_t most = o.limit > 0 ? o.limit + 1 : std::numeric_limits<int64_t>::max();
+  TokenSource source = source_of_texts(model.encoder(), next, most);
+  tell("skipped ", skipped_text(reader.skipped()));
+  return source;
 }
 
 Json json_of(const LossSum& sum) {
@@ -130,7 +137,7 @@ void add_eval_command(CLI::App& app) {
        "token shards (.h5), or text (.txt, .jsonl, .json, also with .zst or .gz): files, folders, globs, - for "
        "standard input")
       ->required();
-  c->add_option("--text-field", o->text.text_field, "the key that holds a row's text")->capture_default_str();
+  add_text_options(*c, o->text);
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score exactly so many tokens, or all if there are fewer")
