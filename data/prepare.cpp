@@ -173,6 +173,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
   TextReader reader(options.inputs, options.skip_malformed);
   Staging staging(options.output, plan_of(options, tokenizer, reader.files()), options.overwrite);
+  if (options.on_warning && !staging.warning().empty()) options.on_warning(staging.warning());
   PrepareSummary summary;
   summary.held_out_tails = options.valid_fraction > 0 && has_few_documents(options);
   SplitWriter train(staging, shard_info(tokenizer, "train"), options);

@@ -25,6 +25,8 @@ struct PrepareOptions {
   std::function<void(const PrepareProgress&)> on_progress;
   /// Called at the start if an interrupted run of the same command left complete shards.
   std::function<void(int64_t shards, int64_t tokens)> on_resume;
+  /// Called at the start with what is not as it should be and does not end prepare.
+  std::function<void(const std::string&)> on_warning;
   /// Called between documents, from several threads at a time: what it throws ends prepare.
   std::function<void()> check_stop;
 };

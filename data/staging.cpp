@@ -57,7 +57,7 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
 
 Staging::Staging(const std::string& output, const std::string& plan, bool overwrite)
     : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
-  lock_ = lock_directory(output_.string());
+  lock_ = FolderLock(output_.string());
   if (!overwrite) refuse_to_replace();
   const std::string hash = hex16(hash64(plan));
   if (!has_plan(path_ / kPlan, hash)) {
@@ -134,6 +134,7 @@ void Staging::discard() {
 }
 
 void Staging::publish() {
+  lock_.check();
   std::set<std::string> names;
   std::string list;
   for (const fs::path& p : shards_in(path_)) {

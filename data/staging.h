@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/system/files.h"
+#include "core/system/folder_lock.h"
 #include "data/token_shards.h"
 
 namespace mmfree {
@@ -31,10 +32,12 @@ class Staging {
   Kept keep(const ShardInfo& info, const std::function<void()>& check_stop);
   /// The path for shard `number` of a split.
   std::string file(const std::string& split, int64_t number) const;
+  /// Why the directory is not locked well, for people; empty if it is.
+  std::string warning() const { return lock_.warning(); }
   /// Removes all new shards. @throws IoError
   void discard();
   /// Replaces the shards of the directory by the new ones, which must be complete and durable. Meanwhile a folder
-  /// kPublishing marks the directory. @throws IoError
+  /// kPublishing marks the directory. @throws IoError; CreateError if another process has taken the directory
   void publish();
 
  private:
@@ -44,7 +47,7 @@ class Staging {
 
   std::filesystem::path output_, path_, mark_;
   NeededDirectory made_;
-  Fd lock_;
+  FolderLock lock_;
 };
 
 /// The shards in a directory (not recursive), sorted; empty if the directory does not exist. @throws IoError

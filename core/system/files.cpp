@@ -10,10 +10,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <filesystem>
 #include <memory>
-#include <thread>
 
 #include "core/error.h"
 
@@ -150,19 +148,6 @@ std::vector<std::string> missing_directories(const std::string& path) {
 }
 
 }  // namespace
-
-Fd lock_directory(const std::string& path) {
-  Fd lock(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  const auto is_held = [&] {
-    return lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 &&
-           errno == EWOULDBLOCK;
-  };
-  // A process that was just killed may hold the lock for a moment.
-  for (int waits = 0; waits < 20 && is_held(); ++waits) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  MMFREE_CHECK(CreateError, !is_held(), path,
-               ": another process works in this folder; wait for its end, or choose another folder");
-  return lock;
-}
 
 NeededDirectory::NeededDirectory(const std::string& path) : NeededDirectory(missing_directories(path)) {
   for (auto p = made_.rbegin(); p != made_.rend(); ++p) {

@@ -62,10 +62,6 @@ void require_space(const std::string& path, int64_t bytes);
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
 
-/// Locks a directory for this process as long as the result lives. On a file system without locks it does nothing.
-/// @throws CreateError if another process holds the lock
-Fd lock_directory(const std::string& path);
-
 /// Creates a directory and its missing parents, and syncs their names to the disk. The destructor removes the
 /// directories that it created and that are still empty.
 class NeededDirectory {

@@ -7,9 +7,11 @@
 
 #include "core/error.h"
 #include "core/system/files.h"
+#include "core/system/folder_lock.h"
 #include "data/prepare.h"
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"
+#include "tests/support/no_locks.h"
 
 namespace mmfree {
 namespace {
@@ -394,10 +396,27 @@ TEST(Prepare, OnlyOneAtATimeInADirectory) {
   CutCorpus s;
   std::filesystem::create_directories(s.options.output);
   {
-    const Fd other = lock_directory(s.options.output);
+    const FolderLock other(s.options.output);
     EXPECT_THROW(prepare(s.options), CreateError);
   }
   prepare(s.options);
+}
+
+TEST(Prepare, WithoutLocksALeaseKeepsAnotherOutAndOneLineSaysSo) {
+  const NoLocks none;
+  CutCorpus s;
+  std::vector<std::string> warnings;
+  s.options.on_warning = into(warnings);
+  std::filesystem::create_directories(s.options.output);
+  {
+    const FolderLock other(s.options.output);
+    EXPECT_THROW(prepare(s.options), CreateError);
+  }
+  EXPECT_TRUE(warnings.empty());
+  prepare(s.options);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("has no locks"), std::string::npos) << warnings[0];
+  for (const std::string& name : names_in(s.options.output)) EXPECT_TRUE(name.ends_with(".h5")) << name;
 }
 
 TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {

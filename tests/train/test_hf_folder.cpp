@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/system/folder_lock.h"
 #include "tests/support/golden.h"
 #include "tests/support/model_variants.h"
 #include "tests/support/temp_dir.h"
@@ -323,7 +324,7 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
     spit(e.dir / left + "/rest of a killed export", "x");
   }
   {
-    const Fd under_way = lock_directory(e.dir / "out.mmfree-tmp-1-1");
+    const FolderLock under_way(e.dir / "out.mmfree-tmp-1-1");
     e.write({});
   }
   EXPECT_FALSE(fs::exists(e.dir / "out/rest of a killed export"));

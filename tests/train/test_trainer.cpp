@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "optim/adamw.h"
+#include "tests/support/no_locks.h"
 #include "tests/support/program.h"
 #include "tests/support/signal_storm.h"
 #include "tests/support/training.h"
@@ -375,6 +376,23 @@ TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
     EXPECT_TRUE(fs::exists(saving));
   }
   EXPECT_TRUE(train(c).finished);
+}
+
+TEST(Trainer, WithoutLocksALeaseKeepsAnotherOutAndAWarningSaysSo) {
+  const NoLocks none;
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = {ResumeFrom::newest_if_any};
+  const std::string said = text_of([&] {
+    Trainer first(c, true, false);
+    EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "works in this folder"));
+    EXPECT_TRUE(first.run().finished);
+  });
+  const size_t at = said.find("warning: " + dir.path() + "/run: this file system has no locks");
+  EXPECT_NE(at, said.npos) << said;
+  EXPECT_EQ(said.find("has no locks", at + 60 + dir.path().size()), said.npos) << "once";
+  for (const std::string& name : names_in(dir / "run")) EXPECT_FALSE(name.starts_with(".")) << name;
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
 }
 
 /// A shard with the tokens of others; with `bad`, each so-manieth of them is no token.

@@ -1,7 +1,6 @@
 #include "train/run/run_folder.h"
 
 #include <omp.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +10,8 @@
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+
+#include "core/system/files.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
@@ -112,15 +113,15 @@ void remove_unfinished_checkpoints(const std::string& run_dir) {
   }
 }
 
-RunFolder::RunFolder(std::string path) : path_(std::move(path)), lock_(lock_directory(path_)) {}
+RunFolder::RunFolder(std::string path) : path_(std::move(path)), lock_(path_) {}
 
 std::string RunFolder::file(const std::string& name) const { return (fs::path(path_) / name).string(); }
 
 std::vector<std::string> RunFolder::open(int64_t step) {
   const std::string checkpoints = file("checkpoints");
   NeededDirectory(checkpoints).keep();
-  if (!lock_.is_open()) {
-    lock_ = lock_directory(path_);
+  if (!lock_.is_held()) {
+    lock_ = FolderLock(path_);
     MMFREE_CHECK(CreateError, step >= 0 || checkpoint_steps(path_).empty(), path_,
                  ": another process has trained in this folder just now; choose another folder or give --resume");
   }
@@ -149,9 +150,8 @@ void RunFolder::describe(const RunConfig& config, const std::string& tokenizer, 
 
 void RunFolder::restore() {
   NeededDirectory(file("checkpoints")).keep();
-  struct stat mine = {}, there = {};
-  if (::fstat(lock_.get(), &mine) != 0 || ::stat(path_.c_str(), &there) != 0 || mine.st_ino == there.st_ino) return;
-  Fd lock = lock_directory(path_);
+  if (!lock_.is_other(path_)) return lock_.check();
+  FolderLock lock(path_);
   MMFREE_CHECK(CreateError, checkpoint_steps(path_).empty(), path_,
                ": is another folder than at the start, with the checkpoints of another run; nothing is written there");
   lock_ = std::move(lock);

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "core/system/files.h"
+#include "core/system/folder_lock.h"
 #include "train/run/checkpoint.h"
 #include "train/run/compute_target.h"
 
@@ -61,15 +61,17 @@ class RunFolder {
   /// Writes the copies of configuration and tokenizer (bytes of the model; empty: none), and run.json.
   /// @throws CreateError, IoError
   void describe(const RunConfig& config, const std::string& tokenizer, const RunFacts& facts) const;
+  /// Why the folder is not locked well, for people; empty if it is.
+  std::string warning() const { return lock_.warning(); }
   /// Makes the folder again if someone removed it.
-  /// @throws CreateError if another run has made it again and saved checkpoints there
+  /// @throws CreateError if another run has made it again and saved checkpoints there, or has taken it
   void restore();
   /// Removes the file `name`. Returns whether there was one.
   bool consume(const char* name) const;
 
  private:
   std::string path_;
-  Fd lock_;
+  FolderLock lock_;
 };
 
 }  // namespace mmfree

@@ -131,6 +131,7 @@ void Trainer::start_afresh(std::optional<Model> source) {
 void Trainer::open_run_folder() {
   for (const std::string& name : folder_.open(saved_step_))
     reporter_.message("warning: what could not be read is now called " + name);
+  if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
   folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, train_data_.total_tokens(), state_.data});
   try {
     require_space(checkpoint_path(folder_.path(), 0),
