@@ -18,9 +18,9 @@ std::string refusal(const std::string& text) {
 }
 
 std::string nested(const std::string& open, const std::string& inner, const std::string& close, int levels) {
-  std::string text = inner;
-  for (int i = 0; i < levels; ++i) text = open + text + close;
-  return text;
+  std::string before, after;
+  for (int i = 0; i < levels; ++i) before += open, after += close;
+  return before + inner + after;
 }
 
 TEST(StrictJson, gives_the_values) {
