@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/gpu.h"
+#include "core/system/console.h"
 
 namespace mmfree {
 
@@ -24,18 +25,18 @@ void Reporter::banner(const TokenShards& data) const {
   if (quiet_) return;
   const ModelConfig& m = config_.model;
   const auto integer = [](int64_t n) { return static_cast<long long>(n); };
-  std::fprintf(
-      stderr, "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s%s\n",
+  console::err.format(
+      "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s%s\n",
       format_count(double(m.parameter_count())).c_str(), format_count(double(m.matrix_parameter_count())).c_str(),
       integer(m.num_hidden_layers), integer(m.hidden_size), integer(m.intermediate()), integer(m.vocab_size),
       name_of(m.precision), m.uniform() && m.precision_rules.empty() ? "" : " where nothing else is given");
-  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld\n",
-               format_count(double(data.total_tokens())).c_str(), integer(data.documents()), integer(windows_),
-               integer(config_.data.seq_len));
-  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
-               integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
-               target_.name.c_str(), name_of(target_.compute),
-               target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
+  console::err.format("data    %s tokens in %lld documents, %lld windows of %lld\n",
+                      format_count(double(data.total_tokens())).c_str(), integer(data.documents()), integer(windows_),
+                      integer(config_.data.seq_len));
+  console::err.format("run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
+                      integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
+                      target_.name.c_str(), name_of(target_.compute),
+                      target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
 }
 
 void Reporter::open_metrics(const std::string& path, int64_t resume_step) {

@@ -13,7 +13,7 @@
 #include "train/run/compute_target.h"
 #include "train/run/reporter.h"
 #include "train/run/run_folder.h"
-#include "train/run/signals.h"
+#include "core/system/signals.h"
 #include "train/run/step.h"
 
 namespace mmfree {
