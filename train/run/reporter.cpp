@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <new>
 #include <utility>
 
 #include "core/gpu.h"
@@ -12,14 +13,16 @@
 
 namespace mmfree {
 
-Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, int64_t windows, bool quiet,
-                   std::function<void(const Error&)> write_failed)
-    : config_(config),
-      target_(target),
-      windows_(windows),
-      quiet_(quiet),
-      write_failed_(std::move(write_failed)),
-      progress_(quiet) {}
+Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, int64_t windows, bool quiet)
+    : config_(config), target_(target), windows_(windows), quiet_(quiet), progress_(quiet) {}
+
+Reporter::~Reporter() {
+  try {
+    finish();
+  } catch (const std::bad_alloc&) {
+    return;  // without memory for a line nothing can be said
+  }
+}
 
 void Reporter::banner(const TokenShards& data) const {
   if (quiet_) return;
@@ -102,11 +105,30 @@ void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {
   if (!quiet_) message(line);
 }
 
-void Reporter::write(const Metrics& metrics) try {
-  metrics_->write(metrics);
+void Reporter::write(const Metrics& metrics) {
+  attempt([&] { metrics_->write(metrics); });
+}
+
+void Reporter::sync() {
+  attempt([&] { metrics_->sync(); });
+}
+
+void Reporter::attempt(const std::function<void()>& write) try {
+  write();
   if (std::exchange(failing_, false)) message("metrics are written again");
 } catch (const Error& e) {
-  if (!std::exchange(failing_, true) || config_.train.on_save_error == OnSaveError::stop) write_failed_(e);
+  if (!std::exchange(failing_, true))
+    message(concat("warning: ", e.what(), "; metrics are kept in memory and written later; training goes on"));
+  if (metrics_->dropped() && !std::exchange(told_dropped_, true))
+    message("warning: too many metrics wait to be written: the oldest are dropped");
+}
+
+void Reporter::finish() {
+  progress_.finish();
+  if (!failing_ && !told_dropped_) return;
+  failing_ = told_dropped_ = false;
+  if (const auto lost = metrics_->missing())
+    message(concat("warning: metrics of the steps from ", lost->first, " to ", lost->second, " are lost"));
 }
 
 }  // namespace mmfree
