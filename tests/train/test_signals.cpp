@@ -7,11 +7,11 @@
 #include <thread>
 
 #include "core/error.h"
+#include "core/system/signals.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/ternary_file.h"
 #include "train/run/checkpoint.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {

@@ -288,22 +288,6 @@ TEST(Trainer, ASaveThatFailsBesideTrainingEndsItBeforeItsLastStep) {
   EXPECT_TRUE(contains(error_of<Error>([&] { trainer.run(); }), "step-00000001.h5: "));
 }
 
-TEST(Trainer, MetricsThatCannotBeWrittenGoOnOrStopAsConfigured) {
-  for (const OnSaveError policy : {OnSaveError::carry_on, OnSaveError::stop}) {
-    const TempDir dir;
-    RunConfig c = tiny_run(dir / "run");
-    c.train.steps = 30;
-    c.train.on_save_error = policy;
-    Trainer trainer(c, true, false);
-    const FullDisk full(3000);
-    testing::internal::CaptureStderr();
-    EXPECT_THROW(trainer.run(), Error);
-    const std::string said = testing::internal::GetCapturedStderr();
-    const std::string warning = "metrics.jsonl: cannot write metrics: File too large; there is no checkpoint; training";
-    EXPECT_EQ(contains(said, warning), policy == OnSaveError::carry_on) << said;
-  }
-}
-
 TEST(Trainer, ASaveThatFailedOnTheWayDoesNotSpoilTheLast) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");

@@ -2,18 +2,18 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <iostream>
 #include <memory>
 #include <utility>
 
 #include "core/error.h"
+#include "core/system/console.h"
 #include "core/system/files.h"
+#include "core/system/signals.h"
 #include "data/paths.h"
 #include "data/prepare.h"
 #include "data/text/tokenizer.h"
 #include "train/commands/commands.h"
 #include "train/run/progress.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 
@@ -55,10 +55,10 @@ Tokenizer train_tokenizer(TokenizerTraining training) {
 
 void print_tokenizer(const Tokenizer& t) {
   const auto special = [&](const char* name, int id) {
-    std::cout << "  " << name << ' ' << (id < 0 ? std::string("none") : concat(id, " ", t.piece(id))) << '\n';
+    console::out.print(concat("  ", name, ' ', id < 0 ? "none" : concat(id, " ", t.piece(id)), '\n'));
   };
-  std::cout << "vocabulary  " << t.vocab_size() << " pieces\nhash        " << t.hash() << "\nprefix      "
-            << (t.adds_dummy_prefix() ? "a space before each text" : "none") << "\nspecial ids\n";
+  console::out.format("vocabulary  %d pieces\nhash        %s\nprefix      %s\nspecial ids\n", t.vocab_size(),
+                      t.hash().c_str(), t.adds_dummy_prefix() ? "a space before each text" : "none");
   special("unk", t.unk_id());
   special("bos", t.bos_id());
   special("eos", t.eos_id());
@@ -67,24 +67,24 @@ void print_tokenizer(const Tokenizer& t) {
 
 void print_sample(const Tokenizer& t, const std::string& text) {
   const std::vector<int32_t> ids = t.encode(text);
-  std::cout << "sample      " << text.size() << " bytes, " << ids.size() << " tokens\n";
-  for (int32_t id : ids) std::cout << "  " << id << '\t' << t.piece(id) << '\n';
-  std::cout << "decoded     " << (t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids))
-            << '\n';
+  console::out.format("sample      %zu bytes, %zu tokens\n", text.size(), ids.size());
+  for (int32_t id : ids) console::out.print(concat("  ", id, '\t', t.piece(id), '\n'));
+  console::out.print(
+      concat("decoded     ", t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids), '\n'));
 }
 
 void print_split(const char* name, const PrepareSummary::Split& s) {
-  std::cout << name << "  " << s.documents << " documents, " << format_bytes(uint64_t(s.bytes)) << " of text, "
-            << format_count(double(s.tokens)) << " tokens in " << s.shards
-            << (s.shards == 1 ? " shard\n" : " shards\n");
+  console::out.print(concat(name, "  ", s.documents, " documents, ", format_bytes(uint64_t(s.bytes)), " of text, ",
+                            format_count(double(s.tokens)), " tokens in ", s.shards,
+                            s.shards == 1 ? " shard\n" : " shards\n"));
 }
 
 void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
   print_split("train", s.train);
   if (options.valid_fraction > 0) print_split("valid", s.valid);
-  if (s.held_out_tails) std::cout << "Fewer than 20 documents: validation is the tail of each.\n";
-  if (s.skipped_lines) std::cout << "Skipped " << s.skipped_lines << " malformed lines.\n";
-  std::cout << "Written to " << options.output << '\n';
+  if (s.held_out_tails) console::out.print("Fewer than 20 documents: validation is the tail of each.\n");
+  if (s.skipped_lines) console::out.print(concat("Skipped ", s.skipped_lines, " malformed lines.\n"));
+  console::out.print(concat("Written to ", options.output, '\n'));
 }
 
 }  // namespace
@@ -111,7 +111,7 @@ void add_tokenizer_command(CLI::App& app) {
     training->limit_bytes = bytes_of(*limit_mb);
     check_tokenizer_output(*training, *overwrite);
     print_tokenizer(train_tokenizer(*training));
-    std::cout << "Written to " << training->output << '\n';
+    console::out.print(concat("Written to ", training->output, '\n'));
   });
 
   auto path = std::make_shared<std::string>();
@@ -158,7 +158,8 @@ void add_prepare_command(CLI::App& app) {
       const StopSignals signals;
       options->check_stop = [] { throw_if_stopped("goes on after the shards that are whole"); };
       options->on_resume = [](int64_t shards, int64_t tokens) {
-        std::cerr << "going on after " << shards << " whole shards, " << format_count(double(tokens)) << " tokens\n";
+        console::err.print(
+            concat("going on after ", shards, " whole shards, ", format_count(double(tokens)), " tokens\n"));
       };
       options->on_warning = [](const std::string& warning) { std::cerr << "warning: " << warning << '\n'; };
       ShareProgress progress("preparing");

@@ -1,15 +1,15 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/system/console.h"
+#include "core/system/signals.h"
 #include "data/paths.h"
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
 #include "train/commands/model_options.h"
 #include "train/inference/evaluate.h"
 #include "train/run/progress.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -61,15 +61,16 @@ void run(const Options& o) {
                                 {"loss", e.loss()},
                                 {"ppl", e.perplexity()}};
     j["bpb"] = e.text_bytes ? nlohmann::ordered_json(e.bits_per_byte()) : nlohmann::ordered_json(nullptr);
-    std::printf("%s\n", j.dump().c_str());
+    console::out.print(j.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     return;
   }
-  std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
-  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
-              static_cast<long long>(seq_len));
-  std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
+  console::out.format("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+  console::out.format("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
+                      static_cast<long long>(seq_len));
+  console::out.format("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
   if (e.text_bytes)
-    std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+    console::out.format("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(),
+                        static_cast<long long>(e.text_bytes));
 }
 
 }  // namespace

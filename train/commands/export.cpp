@@ -1,9 +1,10 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <memory>
 
+#include "core/system/console.h"
+#include "core/system/signals.h"
 #include "layers/parameters.h"
 #include "train/commands/commands.h"
 #include "train/formats/hf_folder.h"
@@ -11,7 +12,6 @@
 #include "train/inference/model.h"
 #include "train/run/checkpoint.h"
 #include "train/run/progress.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -56,9 +56,10 @@ void export_to_ternary(const Options& o, const Model& model) {
       {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
   refuse_existing(o);
   export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
-  std::printf("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
-              format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
-  std::printf("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n", model.kind.c_str());
+  console::out.format("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
+                      format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
+  console::out.format("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n",
+                      model.kind.c_str());
 }
 
 void export_to_hf(const Options& o, const Model& model) {
@@ -80,7 +81,7 @@ void export_to_hf(const Options& o, const Model& model) {
     return to_foreign(architecture, model.config, name, ours);
   };
   write_hf_folder(o.out, model.config, foreign_tensors(architecture, tensors), theirs, options);
-  std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
+  console::out.format("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
 }
 
 /// Until something is written, a signal may end the process.
@@ -116,9 +117,9 @@ void run_import(const Options& o) {
   load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
-  std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
-              format_count(double(model.config.parameter_count())).c_str(),
-              model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
+  console::out.format("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
+                      format_count(double(model.config.parameter_count())).c_str(),
+                      model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       lm_(params_, config_.model, target_.compute),
       optimizer_(make_optimizer(params_, config_.optim)),
       folder_(config_.train.run_dir),
-      reporter_(config_, target_, batches_.windows(), quiet, [this](const Error& e) { write_failed(e); }) {
+      reporter_(config_, target_, batches_.windows(), quiet) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   open_data();
   if (!resume(force)) start_afresh(std::move(source));
@@ -301,10 +301,8 @@ void Trainer::finish() {
   result_.step = state_.step;
   result_.tokens_per_second = reporter_.tokens_per_second();
   save();
-  if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) {
-    result_.valid = evaluate_valid(0);
-    reporter_.sync();
-  }
+  if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) result_.valid = evaluate_valid(0);
+  reporter_.sync();
   settle_save(true);
   result_.finished = state_.step >= config_.train.steps && result_.reason.empty();
   reporter_.finish();
