@@ -24,12 +24,12 @@ struct Dataset {
   DType dtype = DType::f32;
   hsize_t chunk[Shape::kMaxRank] = {};  // extents; all 0 if it is not stored in chunks
   hsize_t chunk_bytes = 0;
-  bool is_series = false;
+  bool is_series = false;         // one that is not empty
   std::span<const int64_t> sums;  // of a series' chunks, if they are known
   int64_t held = -1;              // number of the chunk of a series that was read last
   std::string held_bytes;         // its values as they are stored, compared with their sum
 
-  int64_t chunks() const { return chunk_bytes ? (shape[0] - 1) / int64_t(chunk[0]) + 1 : 0; }
+  int64_t chunks() const { return is_series ? (shape[0] - 1) / int64_t(chunk[0]) + 1 : 0; }
 };
 
 bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
@@ -230,8 +230,8 @@ Dataset Reader::Impl::inspect(Id id, const std::string& name) {
   Dataset d;
   d.id = std::move(id), d.type = std::move(type), d.shape = Shape(std::span(extents, size_t(rank)));
   d.dtype = type_of(d.id, d.type, name);
-  d.is_series = rank == 1 && most[0] == H5S_UNLIMITED;
   check_storage(d, H5Tget_size(d.type), name);
+  d.is_series = rank == 1 && most[0] == H5S_UNLIMITED && d.chunk_bytes > 0;
   return d;
 }
 
@@ -357,11 +357,10 @@ void Reader::Impl::take_sums(const Reader& table) {
   MMFREE_CHECK(DamagedError, sum_of_sums(all) == table.attribute_int(kSums), table.path(),
                ": the checksums of its chunks are damaged; restore the file from a copy");
   int64_t chunks = 0;
-  for (const auto& [name, d] : datasets) chunks += d.is_series ? d.chunks() : 0;
+  for (const auto& [name, d] : datasets) chunks += d.chunks();
   require(chunks == shape[0], shape[0], " checksums for ", chunks, " chunks");
   const int64_t* next = all.data();
-  for (auto& [name, d] : datasets)
-    if (d.is_series) d.sums = {std::exchange(next, next + d.chunks()), next};
+  for (auto& [name, d] : datasets) d.sums = {std::exchange(next, next + d.chunks()), next};
 }
 
 bool Reader::has_sums() const { return impl_->sums.has_value(); }
@@ -370,7 +369,7 @@ std::vector<int64_t> Reader::compute_sums() const {
   const Session session;
   std::vector<int64_t> sums;
   for (auto& [name, d] : impl_->datasets)
-    for (int64_t chunk = 0; d.is_series && chunk < d.chunks(); ++chunk) {
+    for (int64_t chunk = 0; chunk < d.chunks(); ++chunk) {
       impl_->hold(d, chunk, name);
       sums.push_back(int64_t(hash64(d.held_bytes)));
     }
