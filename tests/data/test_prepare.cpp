@@ -11,6 +11,7 @@
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"
 #include "tests/support/failing.h"
+#include "tests/support/h5_repair.h"
 
 namespace mmfree {
 namespace {
@@ -361,6 +362,12 @@ TEST(Prepare, GoesOnOnlyFromWholeShardsOfTheSamePlan) {
     EXPECT_EQ(content(waiting), content(backup));
   }
   EXPECT_EQ(finish(), all);
+
+  as_cut();  // of a newer version
+  spit(waiting + "/train-00001.h5", of_the_next_version(slurp(waiting + "/train-00001.h5")));
+  s.options.check_stop = {};
+  EXPECT_THROW(prepare(s.options), VersionError);
+  EXPECT_EQ(content(waiting).size(), content(backup).size());
 
   as_cut();  // more than the inputs can have made
   std::filesystem::copy(waiting + "/train-00000.h5", waiting + "/train-00002.h5",

@@ -128,14 +128,6 @@ TEST(Damage, AnErrorThatStaysIsNoDamage) {
   EXPECT_TRUE(s.warnings.empty());
 }
 
-/// The bytes of an h5 file as a program of the next format version would write them.
-std::string of_the_next_version(std::string bytes) {
-  bytes[8] = 2;
-  const uint64_t hash = hash64({bytes.data(), 4088});
-  std::memcpy(&bytes[4088], &hash, 8);
-  return bytes;
-}
-
 TEST(Damage, ResumeRenamesNothingThatIsNotDamaged) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
