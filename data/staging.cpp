@@ -121,7 +121,7 @@ Staging::Kept Staging::keep(const ShardInfo& info, const std::function<void()>& 
       kept.documents += shard.documents();
       kept.tokens += shard.total_tokens();
       names.insert(fs::path(path).filename());
-    } catch (const DataError&) {
+    } catch (const DamagedError&) {
       break;
     }
   for (const std::string& name : names_in(path_.string()))

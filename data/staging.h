@@ -27,8 +27,9 @@ class Staging {
   ~Staging();
   Staging(const Staging&) = delete;
 
-  /// Verifies the shards that an earlier run left of the split `info.split`, and removes the first bad one and all
-  /// after it. Calls `check_stop` before each. @throws IoError, and what `check_stop` throws
+  /// Verifies the shards that an earlier run left of the split `info.split`, and removes the first damaged one
+  /// and all after it. Calls `check_stop` before each. @throws what TokenShards does but DamagedError, and what
+  /// `check_stop` throws
   Kept keep(const ShardInfo& info, const std::function<void()>& check_stop);
   /// The path for shard `number` of a split.
   std::string file(const std::string& split, int64_t number) const;

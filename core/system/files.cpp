@@ -41,6 +41,15 @@ bool Fd::close() {
   return fd < 0 || ::close(fd) == 0 || errno == EINTR;  // an interrupted close has closed it
 }
 
+bool wait_to_retry(int error, int attempt) {
+  constexpr int kPassing[] = {EIO, ESTALE, ENOMEM, EACCES, EAGAIN, ETIMEDOUT, ENFILE, EMFILE};
+  constexpr int kMilliseconds[] = {10, 100, 400};
+  if (attempt >= std::ssize(kMilliseconds) || std::ranges::find(kPassing, error) == std::end(kPassing)) return false;
+  std::this_thread::sleep_for(std::chrono::milliseconds(kMilliseconds[attempt]));
+  errno = error;
+  return true;
+}
+
 bool leads_nowhere(const std::error_code& error) {
   for (const std::errc e :
        {std::errc::no_such_file_or_directory, std::errc::not_a_directory, std::errc::permission_denied,
@@ -50,7 +59,7 @@ bool leads_nowhere(const std::error_code& error) {
 }
 
 Fd open_input(const std::string& path) {
-  Fd file(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+  Fd file(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
   if (!file.is_open()) {
     const std::error_code error(errno, std::generic_category());
     MMFREE_CHECK(MissingError, !leads_nowhere(error), path, ": cannot open: ", error.message());
@@ -72,7 +81,7 @@ void read_exactly(const Fd& file, const std::string& path, int64_t offset, void*
   char* out = static_cast<char*>(to);
   while (size > 0) {
     const ssize_t n =
-        restarted([&] { return ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset); });
+        retried([&] { return ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset); });
     MMFREE_CHECK(IoError, n >= 0, path, ": read at byte ", offset, " failed: ", error_text(errno));
     MMFREE_CHECK(DataError, n > 0, path, ": ends at byte ", offset, ", ", size, " bytes too early");
     out += n, offset += n, size -= n;
@@ -91,7 +100,11 @@ std::string read_file(const std::string& path, int64_t most) {
 // Does not use std::filesystem: some implementations crash when they run out of memory.
 std::vector<std::string> names_in(const std::string& directory) {
   const std::string place = directory.empty() ? "." : directory;
-  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(place.c_str()), ::closedir);
+  std::unique_ptr<DIR, int (*)(DIR*)> entries(nullptr, ::closedir);
+  (void)retried([&] {
+    entries.reset(::opendir(place.c_str()));
+    return entries ? 0 : -1;
+  });
   const auto require = [&](bool ok) { MMFREE_CHECK(IoError, ok, place, ": cannot be listed: ", error_text(errno)); };
   std::vector<std::string> names;
   if (!entries) {

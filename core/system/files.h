@@ -20,6 +20,20 @@ auto restarted(Call&& call) {
   }
 }
 
+/// Waits before a call that failed with `error` is made again: 10, 100, then 400 ms. Returns false, at once, if
+/// `attempt` (from 0) is past these or if the error is none that may pass by itself. Keeps errno.
+bool wait_to_retry(int error, int attempt);
+
+/// Makes a system call that opens or reads, as `restarted`, and again after an error that may pass. Not for writes and
+/// syncs: the kernel may have dropped what they failed to store.
+template <class Call>
+auto retried(Call&& call) {
+  for (int attempt = 0;; ++attempt) {
+    const auto result = restarted(call);
+    if (result >= 0 || !wait_to_retry(errno, attempt)) return result;
+  }
+}
+
 /// Owns one POSIX file descriptor.
 class Fd {
  public:

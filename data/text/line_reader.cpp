@@ -22,7 +22,7 @@ constexpr size_t kBlock = 1 << 17;
 
 Fd open(const std::string& path) {
   if (path == "-") return Fd(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0));
-  return Fd(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  return Fd(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
 }
 }  // namespace
 
@@ -80,7 +80,7 @@ class LineReader::Blocks {
   /// Reads what is available, without waiting for a whole block: a client on standard input may send line by line.
   size_t read(std::string* block) {
     block->resize(kBlock);
-    const ssize_t n = restarted([&] { return ::read(file_.get(), block->data(), kBlock); });
+    const ssize_t n = retried([&] { return ::read(file_.get(), block->data(), kBlock); });
     MMFREE_CHECK(IoError, n >= 0, path_, ": read failed: ", error_text(errno));
     block->resize(size_t(n));
     bytes_in_ += n;

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -11,6 +13,7 @@
 #include "core/error.h"
 #include "core/system/files.h"
 #include "tests/support/child.h"
+#include "tests/support/failing.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -107,6 +110,24 @@ TEST(Files, what_cannot_be_opened_is_missing_only_if_it_is_out_of_reach) {
   setrlimit(RLIMIT_NOFILE, &none);
   EXPECT_THROW(open_input(dir / "x"), IoError) << "too many open files";
   setrlimit(RLIMIT_NOFILE, &before);
+}
+
+TEST(Files, what_may_pass_is_tried_three_times_more) {
+  const TempDir dir;
+  spit(dir / "x", "some bytes");
+  using interpose::Op;
+  for (const int error : {EIO, ESTALE, ENOMEM, EACCES, EAGAIN, ETIMEDOUT, ENFILE, EMFILE}) {
+    const Failing failing(Op::open, dir / "x", error, 1);
+    EXPECT_NO_THROW(open_input(dir / "x")) << error_text(error);
+  }
+  for (const auto& [error, times, calls] : {std::array{EIO, 3, 3}, {EIO, 4, 4}, {EIO, -1, 4}, {EISDIR, -1, 1}}) {
+    const Failing failing(Op::pread, dir / "x", error, times);
+    if (times == 3)
+      EXPECT_EQ(read_file(dir / "x", 100), "some bytes");
+    else
+      EXPECT_THROW(read_file(dir / "x", 100), IoError);
+    EXPECT_EQ(failing.failed(), calls);
+  }
 }
 
 TEST(Files, names_are_sorted_and_what_is_not_there_holds_none) {

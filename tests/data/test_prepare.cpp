@@ -11,6 +11,8 @@
 #include "data/prepare.h"
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"
+#include "tests/support/failing.h"
+#include "tests/support/h5_repair.h"
 #include "tests/support/no_locks.h"
 
 namespace mmfree {
@@ -353,6 +355,21 @@ TEST(Prepare, GoesOnOnlyFromWholeShardsOfTheSamePlan) {
   const int64_t intact = finish();
   EXPECT_GE(intact, 1);
   EXPECT_LT(intact, all);
+
+  as_cut();  // intact, but it cannot be read just now
+  {
+    const Failing failing(interpose::Op::pread, "train-00001.h5", EIO, -1);
+    s.options.check_stop = {};
+    EXPECT_THROW(prepare(s.options), IoError);
+    EXPECT_EQ(content(waiting), content(backup));
+  }
+  EXPECT_EQ(finish(), all);
+
+  as_cut();  // of a newer version
+  spit(waiting + "/train-00001.h5", of_the_next_version(slurp(waiting + "/train-00001.h5")));
+  s.options.check_stop = {};
+  EXPECT_THROW(prepare(s.options), VersionError);
+  EXPECT_EQ(content(waiting).size(), content(backup).size());
 
   as_cut();  // more than the inputs can have made
   std::filesystem::copy(waiting + "/train-00000.h5", waiting + "/train-00002.h5",

@@ -11,6 +11,7 @@
 #include "core/gpu.h"
 #include "tests/support/model_variants.h"
 #include "tests/support/program.h"
+#include "tests/support/shard_damage.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/safetensors.h"
@@ -581,6 +582,12 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
   fs::copy(shard, dir / "data/train-00000.h5");
   for (const std::string& one : {f.checkpoint, shard, dir / "data"})
     EXPECT_TRUE(contains(output({"info", one, "--verify"}), one + ": verified, 1 file matches its hash")) << one;
+  fs::create_directory(dir / "old");
+  fs::copy(shard, dir / "old/train-00000.h5");
+  take_sums_away(dir / "old/train-00000.h5");
+  EXPECT_TRUE(contains(output({"info", dir / "old", "--verify"}), "compares as it reads, added for 1 of them\n"));
+  EXPECT_TRUE(fs::exists(dir / "old/train-00000.h5.sums"));
+  EXPECT_FALSE(contains(output({"info", dir / "old", "--verify"}), "added")) << "they are there";
   EXPECT_TRUE(contains(output({"info", dir / "run", "--verify"}), "verified, 2 files match their hashes"));
   output({"export", f.checkpoint, dir / "m.mmfree"});
   EXPECT_TRUE(contains(output({"info", dir / "m.mmfree", "--verify"}), "verified, the export matches its hash"));

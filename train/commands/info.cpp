@@ -63,6 +63,21 @@ void print_tokenizer(const std::string& path) {
                       t.hash().c_str());
 }
 
+/// Reads every byte of a file. Returns whether it was a shard without sums that has got them.
+bool verify_file(const std::string& file) {
+  const std::string kind = h5::kind_of(file);
+  const bool is_bare = kind == "tokens" && !h5::Reader(file, kind, h5::Verify::header).has_sums();
+  if (!is_bare) {
+    // Of a file of no kind the reader says what is wrong with it.
+    const h5::Reader verified(file, kind.empty() ? "tokens" : kind, h5::Verify::everything);
+    return false;
+  }
+  const std::string error = h5::add_sums(file);
+  if (!error.empty())
+    console::out.format("%s: is intact, but has got no checksums of its chunks: %s\n", file.c_str(), error.c_str());
+  return error.empty();
+}
+
 /// Reads every byte of a shard or checkpoint, or of all in a folder of them or in a run folder.
 void verify(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
@@ -76,15 +91,17 @@ void verify(const std::string& path) {
   const std::vector<std::string> files =
       expand_paths({fs::is_directory(checkpoints) ? checkpoints.string() : path}, {".h5"});
   uint64_t bytes = 0;
+  int64_t added = 0;
   for (const std::string& file : files) {
-    // Of a file of no kind the reader says what is wrong with it.
-    const std::string kind = h5::kind_of(file);
-    const h5::Reader verified(file, kind.empty() ? "tokens" : kind, h5::Verify::everything);
+    added += verify_file(file);
     bytes += fs::file_size(file);
   }
   const bool one = files.size() == 1;
   console::out.format("%s: verified, %zu %s (%s)\n", path.c_str(), files.size(),
                       one ? "file matches its hash" : "files match their hashes", format_bytes(bytes).c_str());
+  if (added)
+    console::out.format("checksums of chunks, which training compares as it reads, added for %lld of them\n",
+                        static_cast<long long>(added));
 }
 
 void run(const std::string& path) {

@@ -179,8 +179,8 @@ RunConfig verified_config(const SafetensorsReader& file, const std::string& path
   };
   MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format ",
                quote(meta("format")), ", expected mmfree-ternary");
-  MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", quote(meta("version")),
-               " of the ternary format; this program reads version 1");
+  MMFREE_CHECK(VersionError, meta("version") == "1", path, ": has version ", quote(meta("version")),
+               " of the ternary format; this program reads version 1; use a newer mmfree");
   ContentHash hash(meta("config"));
   for (const std::string& name : file.names()) {
     const std::string& dtype = file.dtype_name(name);
@@ -188,7 +188,7 @@ RunConfig verified_config(const SafetensorsReader& file, const std::string& path
                  quote(name), " has dtype ", dtype, ", expected U8, I8, BF16 or F32");
     hash.add(name, dtype, file.read(name, stored_dtype(dtype)));
   }
-  MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
+  MMFREE_CHECK(DamagedError, hash.value() == meta("content_hash"), path,
                ": content does not match its hash: the file is damaged");
   return load_stored_config(meta("config"), path);
 }

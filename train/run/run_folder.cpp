@@ -24,12 +24,12 @@ std::string now_utc() {
   return text;
 }
 
-/// What keeps a checkpoint from being read, whatever its content; nothing if it is intact.
+/// What is damaged in a checkpoint; nothing if it is intact. @throws what h5::Reader does for other reasons
 std::optional<std::string> damage_of(const std::string& path) try {
   const h5::Reader verified(path, "checkpoint", h5::Verify::everything);
   return std::nullopt;
-} catch (const Error& e) {
-  return concat(e.status() == Exit::bad_data ? "a damaged" : "an unreadable", " checkpoint: ", e.what());
+} catch (const DamagedError& e) {
+  return e.what();
 }
 
 }  // namespace
@@ -67,8 +67,8 @@ std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
       return file;
     } catch (const Error&) {
       const std::optional<std::string> damage = damage_of(path);
-      if (!damage) throw;  // what is wrong in an intact file is no reason to go back to an older one
-      warn("passing over " + *damage);
+      if (!damage) throw;  // what else is wrong is no reason to go back to an older one
+      warn("passing over a damaged checkpoint: " + *damage);
     }
   }
   return std::nullopt;

@@ -19,7 +19,8 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 
 /// The newest intact checkpoint of a run folder, after `use`, which loads or verifies it, has returned. A damaged one
 /// may reach `use` too: then `use` fails, one line goes to `warn`, and the next older one is tried. Nothing if none is
-/// intact. @throws IoError as checkpoint_steps; what Checkpoint or `use` throws for an intact file
+/// intact. @throws IoError as checkpoint_steps; what Checkpoint or `use` throws for a file that is not damaged, as one
+/// that cannot be read just now or is of a newer version
 std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
                                             const std::function<void(const std::string&)>& warn,
                                             const std::function<void(const Checkpoint&)>& use = &Checkpoint::verify);
@@ -29,7 +30,7 @@ std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
-/// Renames the checkpoints of steps after `step`, which could not be read, to NAME.damaged or NAME.damaged-N, so that
+/// Renames the checkpoints of steps after `step`, which are damaged, to NAME.damaged or NAME.damaged-N, so that
 /// retention does not count them and no later start resumes one, whose metrics have been dropped. One that cannot be
 /// renamed stays. Returns the new names. @throws IoError
 std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);

@@ -51,6 +51,12 @@ void Trainer::open_data() {
     MMFREE_CHECK(DataError, tokenizer_->hash() == train_data_.info().tokenizer_hash, config_.data.tokenizer,
                  ": is not the tokenizer that data.train was prepared with");
   }
+  std::vector<std::string> bare = train_data_.without_sums();
+  if (valid_data_) bare.insert(bare.end(), valid_data_->without_sums().begin(), valid_data_->without_sums().end());
+  if (!bare.empty())
+    reporter_.message(
+        concat("warning: ", bare.size(), " token shards have no checksums of their chunks, so damage may ",
+               "pass for tokens; add them with: mmfree info --verify ", fs::path(bare[0]).parent_path().string()));
   state_.data = train_data_.fingerprint();
 }
 
@@ -130,7 +136,7 @@ void Trainer::start_afresh(std::optional<Model> source) {
 
 void Trainer::open_run_folder() {
   for (const std::string& name : folder_.open(saved_step_))
-    reporter_.message("warning: what could not be read is now called " + name);
+    reporter_.message("warning: the damaged checkpoint is now called " + name);
   if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
   folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, train_data_.total_tokens(), state_.data});
   try {
