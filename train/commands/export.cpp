@@ -99,9 +99,9 @@ void run_import(const Options& o) {
   MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
                ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
-  require_replaceable(o.out, o.overwrite, [&] { h5::Reader(o.out, "checkpoint"); });
   MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
                ": is part of the model to be imported; choose another name");
+  require_replaceable(o.out, o.overwrite, [&] { h5::Reader(o.out, "checkpoint"); });
   const StopSignals signals;  // a signal does not interrupt the writing
   const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
