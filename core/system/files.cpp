@@ -182,15 +182,37 @@ bool is_number(std::string_view text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
+}  // namespace
+
+std::string_view path_of_temporary(std::string_view name) {
+  const size_t mark = name.rfind(kTemporaryMark);
+  if (mark == name.npos) return {};
+  const std::string_view numbers = name.substr(mark + kTemporaryMark.size());
+  const size_t dash = numbers.find('-');
+  if (dash == numbers.npos || !is_number(numbers.substr(0, dash)) || !is_number(numbers.substr(dash + 1))) return {};
+  return name.substr(0, mark);
+}
+
+void take_attributes(const std::string& path, const std::string& old) {
+  struct stat from = {}, to = {};
+  if (::lstat(old.c_str(), &from) != 0 || ::lstat(path.c_str(), &to) != 0) return;
+  if ((from.st_mode & S_IFMT) != (to.st_mode & S_IFMT) || S_ISLNK(to.st_mode)) return;
+  const bool keeps_group = (from.st_uid == to.st_uid && from.st_gid == to.st_gid) ||
+                           ::lchown(path.c_str(), from.st_uid, from.st_gid) == 0 ||
+                           ::lchown(path.c_str(), uid_t(-1), from.st_gid) == 0;
+  mode_t mode = from.st_mode & (S_ISDIR(to.st_mode) ? 07777 : 01777);
+  if (!keeps_group) mode &= ~mode_t(070) | (mode & 07) << 3;
+  ::chmod(path.c_str(), mode);
+}
+
+namespace {
+
 /// Removes the temporary files and folders of `path` that nobody locks: their processes were killed.
 void remove_left_over(const std::string& path) try {
   const fs::path folder = fs::path(path).parent_path();
-  const std::string mark = concat(fs::path(path).filename().string(), kTemporaryMark);
+  const std::string of = fs::path(path).filename().string();
   for (const std::string& name : names_in(folder.string())) {
-    if (!name.starts_with(mark)) continue;
-    const std::string_view numbers = std::string_view(name).substr(mark.size());
-    const size_t dash = numbers.find('-');
-    if (dash == numbers.npos || !is_number(numbers.substr(0, dash)) || !is_number(numbers.substr(dash + 1))) continue;
+    if (of.empty() || path_of_temporary(name) != of) continue;
     const fs::path left = folder / name;
     const Fd lock(::open(left.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
     std::error_code ignored;
@@ -242,6 +264,7 @@ DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
     } while (!file_.is_open() && errno == EEXIST);
     MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", error_text(errno));
   } while (!lock_new(file_, temporary_));
+  take_attributes(temporary_, path_);  // from the start on: nobody else may read what is written
 }
 
 DurableFile::~DurableFile() {
@@ -255,6 +278,7 @@ void DurableFile::write(const void* data, size_t size) {
 
 void DurableFile::commit() {
   // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
+  take_attributes(temporary_, path_);  // they may have changed since
   MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", error_text(errno));
   const Fd lock(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // keeps the lock until the rename is done
   MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", error_text(errno));

@@ -94,6 +94,13 @@ class NeededDirectory {
 
 /// Temporary files and folders are called `path` + kTemporaryMark + "<process id>-<number>".
 inline constexpr std::string_view kTemporaryMark = ".mmfree-tmp-";
+/// The `path` of such a name; empty for any other name.
+std::string_view path_of_temporary(std::string_view name);
+
+/// Gives a file or folder the mode, owner and group of the one at `old`, which it will replace. Where the system allows
+/// no other owner it stays the writer's; another group than the old one may do what all may do. A file's set-user-id
+/// and set-group-id are not kept. Does nothing unless `old` is a file or folder too.
+void take_attributes(const std::string& path, const std::string& old);
 
 /// A new folder beside `path`, to be renamed to `path` when it is complete. It is locked as long as `lock` lives.
 /// Removes such folders of killed processes first. @throws CreateError
@@ -104,8 +111,8 @@ struct TemporaryFolder {
 };
 
 /// A file that gets its name only when it is complete: it is written under a temporary name beside `path`, synced and
-/// renamed; then the directory is synced. The temporary file of a killed process is removed by the next DurableFile of
-/// the same path.
+/// renamed; then the directory is synced. It keeps mode, owner and group of an older file (take_attributes). The
+/// temporary file of a killed process is removed by the next DurableFile of the same path.
 class DurableFile {
  public:
   /// @throws CreateError, also if `path` is a device, a pipe or a directory

@@ -31,9 +31,9 @@ enum class SeriesType : uint8_t { u8, u16, u32, i64 };
 
 /// Writes one file atomically, as a DurableFile: it gets its name at commit(). Memory use does not grow with the size
 /// of the data. The bytes written depend on the calls alone (no times).
-/// @throws CreateError if the temporary file cannot be created; IoError, naming the file and the failed call, if
-/// anything cannot be written. The destructor then removes the temporary file, and an older file at `path` is
-/// untouched.
+/// @throws CreateError if the temporary file cannot be created, or a file of another kind has the name; IoError, naming
+/// the file and the failed call, if anything cannot be written. The destructor then removes the temporary file, and an
+/// older file at `path` is untouched.
 class Writer {
  public:
   Writer(const std::string& path, const std::string& kind);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <optional>
@@ -91,6 +92,10 @@ struct Writer::Impl {
 };
 
 Writer::Impl::Impl(const std::string& path, const std::string& kind) : path(path), kind(kind), output(path) {
+  std::error_code ignored;
+  MMFREE_CHECK(CreateError, !std::filesystem::exists(path, ignored) || kind_of(path) == kind, path,
+               ": exists and is not an intact file of kind '", kind,
+               "', so it is not replaced: move it away, or choose another name");
   const Session session;
   file.path = path;
   file.fd = output.fd().get();

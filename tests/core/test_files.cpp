@@ -73,6 +73,41 @@ TEST(Files, a_durable_file_appears_when_complete) {
   EXPECT_THROW(late.commit(), IoError) << "a folder is not replaced";
 }
 
+mode_t mode_of(const std::string& path) {
+  struct stat info = {};
+  EXPECT_EQ(::stat(path.c_str(), &info), 0) << path;
+  return info.st_mode & 07777;
+}
+
+TEST(Files, a_durable_file_keeps_mode_and_owner_of_the_older_one) {
+  const TempDir dir;
+  spit(dir / "x", "old");
+  ASSERT_EQ(::chmod((dir / "x").c_str(), 06600), 0);
+  const bool may_give = ::geteuid() == 0;
+  if (may_give) {
+    ASSERT_EQ(::chown((dir / "x").c_str(), 12, 34), 0);
+    ASSERT_EQ(::chmod((dir / "x").c_str(), 06600), 0);
+  }
+  DurableFile file(dir / "x");
+  EXPECT_EQ(mode_of(file.temporary_path()), mode_t(0600)) << "nobody else reads what is written";
+  file.commit();
+  EXPECT_EQ(mode_of(dir / "x"), mode_t(0600)) << "without set-user-id and set-group-id";
+  struct stat info = {};
+  ASSERT_EQ(::stat((dir / "x").c_str(), &info), 0);
+  if (may_give) {
+    EXPECT_EQ(info.st_uid, 12u);
+    EXPECT_EQ(info.st_gid, 34u);
+  }
+  std::filesystem::create_directory(dir / "folder");
+  ASSERT_EQ(::chmod((dir / "folder").c_str(), 02750), 0);
+  std::filesystem::create_directory(dir / "new");
+  take_attributes(dir / "new", dir / "folder");
+  EXPECT_EQ(mode_of(dir / "new"), mode_t(02750));
+  take_attributes(dir / "x", dir / "folder");
+  take_attributes(dir / "x", dir / "absent");
+  EXPECT_EQ(mode_of(dir / "x"), mode_t(0600)) << "nothing of another kind of file";
+}
+
 TEST(Files, what_a_killed_process_left_of_the_same_file_is_removed) {
   const TempDir dir;
   const auto temporary = [&](const char* name, int number) {

@@ -246,10 +246,14 @@ TEST(Commands, ATokenizerReplacesNoInputAndNoOtherFileUnasked) {
     EXPECT_EQ(slurp(dir / "text.txt"), text);
   }
   spit(dir / "other", "mine");
-  EXPECT_EQ(train(dir / "other", false).first, 73);
-  EXPECT_EQ(slurp(dir / "other"), "mine");
-  EXPECT_EQ(train(dir / "other", true).first, 0);
-  EXPECT_EQ(Tokenizer::load(dir / "other").vocab_size(), 300);
+  for (const bool overwrite : {false, true}) {
+    EXPECT_EQ(train(dir / "other", overwrite).first, 73);
+    EXPECT_EQ(slurp(dir / "other"), "mine");
+  }
+  EXPECT_EQ(train(dir / "tok.model", false).first, 0);
+  EXPECT_EQ(train(dir / "tok.model", false).first, 73);
+  EXPECT_EQ(train(dir / "tok.model", true).first, 0);
+  EXPECT_EQ(Tokenizer::load(dir / "tok.model").vocab_size(), 300);
   EXPECT_EQ(train("/dev/null", true).first, 73);
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
 }
@@ -450,7 +454,8 @@ TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
 TEST(Commands, ALimitOfFileSizeEndsInOneLineAndLeavesWhatWasThere) {
   const Files& f = Files::get();
   const TempDir dir;
-  spit(dir / "m.mmfree", "older");
+  output({"export", f.checkpoint, dir / "m.mmfree"});
+  const std::string older = slurp(dir / "m.mmfree");
   rlimit before{};
   getrlimit(RLIMIT_FSIZE, &before);
   const rlimit small{5000, before.rlim_max};
@@ -460,7 +465,7 @@ TEST(Commands, ALimitOfFileSizeEndsInOneLineAndLeavesWhatWasThere) {
   setrlimit(RLIMIT_FSIZE, &before);
   EXPECT_EQ(status, 74);
   EXPECT_EQ(p.err(), "mmfree: " + (dir / "m.mmfree") + ": write failed: File too large\n");
-  EXPECT_EQ(slurp(dir / "m.mmfree"), "older");
+  EXPECT_EQ(slurp(dir / "m.mmfree"), older);
   EXPECT_EQ(dir.files(), 1u);
 }
 

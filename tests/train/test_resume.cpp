@@ -4,6 +4,7 @@
 #include <csignal>
 #include <fstream>
 
+#include "core/system/folder_mark.h"
 #include "tests/support/training.h"
 
 namespace mmfree {
@@ -203,6 +204,7 @@ TEST(Resume, AnotherRunsMetricsDoNotBecomeItsOwn) {
   train(c);
   // A run that died before its first checkpoint left its metrics.
   fs::create_directory(dir / "run");
+  write_mark(dir / "run", "run", {{"metrics.jsonl", kAnyContent}});
   spit(dir / "run/metrics.jsonl", "{\"step\": 1, \"foreign\": 1}\n");
   c.train.run_dir = dir / "run";
   c.train.resume = parse_resume(checkpoint_path(dir / "other", 4));

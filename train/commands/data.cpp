@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/system/console.h"
 #include "core/system/files.h"
+#include "core/system/folder_mark.h"
 #include "core/system/signals.h"
 #include "data/paths.h"
 #include "data/prepare.h"
@@ -19,18 +20,14 @@ namespace mmfree {
 
 namespace {
 
-/// Never one of the inputs, and another file only if asked to: a vocabulary cannot be made again from what it replaced.
+/// Never one of the inputs, and only if asked to another tokenizer of ours.
 void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
   namespace fs = std::filesystem;
   std::error_code ignored;
   for (const std::string& input : expand_paths(training.inputs, {".txt", ".jsonl", ".jsonl.zst"}))
     MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
                  ": is one of the inputs; choose another name for the tokenizer");
-  const bool exists = fs::exists(training.output, ignored);
-  MMFREE_CHECK(CreateError, !exists || fs::is_regular_file(training.output, ignored), training.output,
-               ": exists and is not a regular file; choose another name");
-  MMFREE_CHECK(CreateError, overwrite || !exists, training.output,
-               ": exists already; choose another name or give --overwrite");
+  require_replaceable(training.output, overwrite, [&] { Tokenizer::require_trained(training.output); });
 }
 
 /// Bytes from a number of megabytes; 0 stays 0, which means all.
@@ -104,7 +101,7 @@ void add_tokenizer_command(CLI::App& app) {
   train->add_option("--character-coverage", training->character_coverage, "share of characters that get pieces")
       ->capture_default_str();
   train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)");
-  train->add_flag("--overwrite", *overwrite, "replace a file that is there already");
+  train->add_flag("--overwrite", *overwrite, "replace a tokenizer that mmfree trained");
   train->add_flag("--skip-malformed", training->skip_malformed, "skip malformed .jsonl lines");
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
   train->callback([training, limit_mb, overwrite] {
@@ -142,7 +139,7 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
   prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
   prepare_app->add_flag("--skip-malformed", options->skip_malformed, "skip malformed .jsonl lines");
-  prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
+  prepare_app->add_flag("--overwrite", options->overwrite, "replace the shards that mmfree prepared in the directory");
   prepare_app->footer(
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "
       "the "

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/system/console.h"
+#include "core/system/folder_mark.h"
 #include "core/system/signals.h"
 #include "layers/parameters.h"
 #include "train/commands/commands.h"
@@ -23,11 +24,6 @@ struct Options {
   int64_t max_shard_mb = 5000;
   bool overwrite = false;
 };
-
-void refuse_existing(const Options& o) {
-  MMFREE_CHECK(CreateError, o.overwrite || !fs::exists(o.out), o.out,
-               ": exists already; choose another name or give --overwrite");
-}
 
 bool lies_in(const std::string& source, const std::string& folder) {
   std::error_code ignored;
@@ -54,7 +50,7 @@ std::string size_text(const std::string& path) { return format_bytes(fs::file_si
 void export_to_ternary(const Options& o, const Model& model) {
   static const std::map<std::string, EmbeddingStore> stores = {
       {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
-  refuse_existing(o);
+  require_replaceable(o.out, o.overwrite, [&] { verify_ternary_file(o.out); });
   export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
   console::out.format("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
                       format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
@@ -104,9 +100,9 @@ void run_import(const Options& o) {
   MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
                ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
-  refuse_existing(o);
   MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
                ": is part of the model to be imported; choose another name");
+  require_replaceable(o.out, o.overwrite, [&] { h5::Reader(o.out, "checkpoint"); });
   const StopSignals signals;  // a signal does not interrupt the writing
   const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
@@ -141,7 +137,7 @@ void add_export_command(CLI::App& app) {
   c->add_option("--max-shard-mb", o->max_shard_mb, "hf: megabytes per safetensors file")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
       ->capture_default_str();
-  c->add_flag("--overwrite", o->overwrite, "replace an export that is there already");
+  c->add_flag("--overwrite", o->overwrite, "replace an export that mmfree wrote and nobody changed since");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
       "A ternary export is loaded again and must give the model's logits to the bit, an hf one its tensors, before an "
@@ -159,7 +155,7 @@ void add_import_command(CLI::App& app) {
   c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
       ->required();
   c->add_option("out", o->out, "checkpoint to write")->required();
-  c->add_flag("--overwrite", o->overwrite, "replace a checkpoint that is there already");
+  c->add_flag("--overwrite", o->overwrite, "replace a checkpoint that mmfree wrote");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the folder holds no tokenizer.model");
   c->footer("Example:\n  mmfree import MMfreeLM-370M imported.h5");
   c->callback([o] { run_import(*o); });

@@ -135,10 +135,10 @@ void Trainer::start_afresh(std::optional<Model> source) {
 }
 
 void Trainer::open_run_folder() {
-  for (const std::string& name : folder_.open(saved_step_))
+  const RunFacts facts{first_step_, target_, train_data_.total_tokens(), state_.data};
+  for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts)))
     reporter_.message("warning: the damaged checkpoint is now called " + name);
   if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
-  folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, train_data_.total_tokens(), state_.data});
   try {
     require_space(checkpoint_path(folder_.path(), 0),
                   checkpoint_bytes(params_, optimizer_->states().size(), tokenizer_bytes()));
