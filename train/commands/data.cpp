@@ -158,7 +158,7 @@ void add_prepare_command(CLI::App& app) {
         console::err.print(
             concat("going on after ", shards, " whole shards, ", format_count(double(tokens)), " tokens\n"));
       };
-      options->on_warning = [](const std::string& warning) { std::cerr << "warning: " << warning << '\n'; };
+      options->on_warning = [](const std::string& warning) { console::err.print("warning: " + warning + "\n"); };
       ShareProgress progress("preparing");
       options->on_progress = [&progress](const PrepareProgress& p) {
         const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));
