@@ -50,6 +50,14 @@ struct OutOfMemory : Error {
 struct DataError : Error {
   explicit DataError(const std::string& m) : Error(m, Exit::bad_data) {}
 };
+/// A file is damaged: its hash or its structure says so. No error of the system and no other kind of file is one.
+struct DamagedError : DataError {
+  using DataError::DataError;
+};
+/// A file of a version that this program does not know: a newer mmfree wrote it.
+struct VersionError : DataError {
+  using DataError::DataError;
+};
 struct MissingError : Error {
   explicit MissingError(const std::string& m) : Error(m, Exit::missing_input) {}
 };

@@ -228,6 +228,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
     if (by_rows || int64_t(i) % options.part.of == options.part.number - 1) files.push_back(found.files[i]);
   GroupReader reader(options, files, by_rows, splitting);
   Staging staging(folder_of_part(options), plan_of(options, encoder.tokenizer(), files), options.overwrite);
+  if (options.on_warning && !staging.warning().empty()) options.on_warning(staging.warning());
   SplitWriter train(staging, shard_info(encoder.tokenizer(), "train", encoder.framing()), options);
   SplitWriter valid(staging, shard_info(encoder.tokenizer(), "valid", encoder.framing()), options);
   const auto writer_of = [&](const SplitDocument& d) -> SplitWriter& { return d.valid ? valid : train; };

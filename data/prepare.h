@@ -27,10 +27,12 @@ struct PrepareOptions {
   bool bos = true, eos = true;               ///< add these tokens to each document, if the tokenizer has them
   int64_t limit_bytes = 0;                   ///< stop after this many bytes of text; 0: never
   bool drop_duplicates = false;              ///< of equal documents keep the first; about 64 bytes of memory for each
-  bool overwrite = false;                    ///< replace shards that `output` already holds
+  bool overwrite = false;                    ///< replace the shards that prepare made in `output`
   std::function<void(const PrepareProgress&)> on_progress;
   /// Called at the start if an interrupted run of the same command left complete shards.
   std::function<void(int64_t shards, int64_t tokens)> on_resume;
+  /// Called at the start with what is not as it should be and does not end prepare.
+  std::function<void(const std::string&)> on_warning;
   /// Called between documents, from several threads at a time: what it throws ends prepare.
   std::function<void()> check_stop;
 };
@@ -66,7 +68,8 @@ struct PrepareSummary {
 /// (data/token_shards.h): then TokenShards refuses the directory, and the next prepare needs no `overwrite`.
 ///
 /// @throws UsageError for bad options, MissingError, DataError (malformed text, an empty input or split), CreateError
-/// (the directory cannot be made, or holds shards and `overwrite` is not set), IoError, and what `check_stop` throws
+/// (the directory cannot be made, holds shards and `overwrite` is not set, or holds shards of others), IoError, and
+/// what `check_stop` throws
 PrepareSummary prepare(const PrepareOptions& options);
 
 }  // namespace mmfree

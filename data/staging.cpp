@@ -16,17 +16,21 @@ namespace {
 constexpr const char* kPlan = "plan";
 /// File in a folder kPublishing with the names of all new shards.
 constexpr const char* kNames = "names";
+constexpr const char* kTokens = "tokens";
+/// The kind of the output directory's mark.
+constexpr const char* kShards = "shards";
 constexpr int64_t kMaxNames = int64_t(64) << 20;
 
-/// Removes a file or an empty folder; with `all` a folder and its content.
-void remove_name(const fs::path& path, bool all = false) {
+void remove_name(const fs::path& path) {
   std::error_code error;
-  all ? fs::remove_all(path, error) : fs::remove(path, error);
+  fs::remove(path, error);
   MMFREE_CHECK(IoError, !error, path.string(), ": cannot remove: ", error.message());
 }
 
+/// A file that has the new name already gives its attributes.
 void move_name(const fs::path& from, const fs::path& to) {
   std::error_code error;
+  take_attributes(from, to);
   fs::rename(from, to, error);
   MMFREE_CHECK(IoError, !error, from.string(), ": cannot move to ", to.string(), ": ", error.message());
 }
@@ -41,9 +45,47 @@ bool has_plan(const fs::path& file, const std::string& hash) {
   }
 }
 
-bool is_shard(const std::string& name) {
+bool is_shard(std::string_view name) {
   return (name.starts_with("train-") || name.starts_with("valid-")) && name.ends_with(".h5") &&
-         name.find('/') == std::string::npos;
+         name.find('/') == name.npos;
+}
+
+/// Of the files in prepare's hidden folders.
+bool is_own_name(std::string_view name) { return name == kPlan || name == kNames || is_shard(name); }
+
+std::string hash_of_shard(const std::string& path) { return h5::Reader(path, kTokens, h5::Verify::header).hash(); }
+
+/// Whether prepare made a file that lies in one of its hidden folders.
+bool is_own(const fs::path& path) {
+  const std::string name = path.filename().string();
+  std::error_code ignored;
+  if (!fs::is_regular_file(fs::symlink_status(path, ignored))) return false;
+  const std::string_view of = path_of_temporary(name);
+  if (!of.empty()) return is_own_name(of);
+  return is_own_name(name) && (!is_shard(name) || h5::kind_of(path.string()) == kTokens);
+}
+
+/// That a hidden folder, if it is there, holds nothing but what prepare made.
+void require_own(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::file_status status = fs::symlink_status(folder, ignored);
+  if (!fs::exists(status)) return;
+  MMFREE_CHECK(CreateError, fs::is_directory(status), folder.string(),
+               ": is not a folder that prepare made; move it away, or name another directory");
+  for (const std::string& name : names_in(folder.string()))
+    MMFREE_CHECK(CreateError, is_own(folder / name), (folder / name).string(),
+                 ": is not a file that prepare made, or is damaged; nothing is removed: move it away, or name another "
+                 "directory");
+}
+
+/// Removes what prepare made in a hidden folder. The lists go first: without them a later run takes nothing from it.
+void clear_own(const fs::path& folder) {
+  std::error_code ignored;
+  if (!fs::exists(folder, ignored)) return;
+  for (const char* name : {kPlan, kNames}) remove_name(folder / name);
+  sync_directory(folder.string());
+  for (const std::string& name : names_in(folder.string()))
+    if (is_own(folder / name)) remove_name(folder / name);
 }
 
 }  // namespace
@@ -57,18 +99,19 @@ std::vector<fs::path> shards_in(const fs::path& directory) {
 
 Staging::Staging(const std::string& output, const std::string& plan, bool overwrite)
     : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
-  lock_ = lock_directory(output_.string());
+  lock_ = FolderLock(output_.string());
   if (!overwrite) refuse_to_replace();
+  older();
   const std::string hash = hex16(hash64(plan));
   if (!has_plan(path_ / kPlan, hash)) {
+    clear_own(path_);
     std::error_code error;
-    fs::remove_all(path_, error);
     fs::create_directory(path_, error);
     MMFREE_CHECK(CreateError, !error, path_.string(), ": cannot create: ", error.message());
     try {
       write_file((path_ / kPlan).string(), hash);
     } catch (...) {
-      fs::remove_all(path_, error);
+      fs::remove(path_, error);
       throw;
     }
   }
@@ -84,6 +127,14 @@ void Staging::refuse_to_replace() const {
                "; name another directory, or ask to overwrite");
 }
 
+/// The shards that are in place. Everything that is to be replaced or removed must be ours.
+MarkedFiles Staging::older() const {
+  for (const fs::path& folder : {path_, mark_}) require_own(folder);
+  std::vector<std::string> names;
+  for (const fs::path& p : shards_in(output_)) names.push_back(p.filename().string());
+  return require_marked(output_.string(), kShards, names, hash_of_shard);
+}
+
 /// An earlier run was killed in `publish`: moves its shards back, also those that were already in place. The mark
 /// stays.
 void Staging::take_back() {
@@ -97,7 +148,9 @@ void Staging::take_back() {
 
 Staging::~Staging() {
   try {
-    if (shards_in(path_).empty()) fs::remove_all(path_);
+    if (!shards_in(path_).empty()) return;
+    clear_own(path_);
+    fs::remove(path_);
   } catch (...) {
     return;  // the folder stays for the next run
   }
@@ -121,7 +174,7 @@ Staging::Kept Staging::keep(const ShardInfo& info, const std::function<void()>& 
       kept.documents += shard.documents();
       kept.tokens += shard.total_tokens();
       names.insert(fs::path(path).filename());
-    } catch (const DataError&) {
+    } catch (const DamagedError&) {
       break;
     }
   for (const std::string& name : names_in(path_.string()))
@@ -134,31 +187,30 @@ void Staging::discard() {
 }
 
 void Staging::publish() {
+  lock_.check();
+  const MarkedFiles old = older();
+  MarkedFiles made;
   std::set<std::string> names;
   std::string list;
   for (const fs::path& p : shards_in(path_)) {
+    made.emplace(p.filename(), hash_of_shard(p));
     names.insert(p.filename());
     list += p.filename().string() + '\n';
   }
   write_file((path_ / kNames).string(), list);
-  clear_mark();
+  MarkedFiles both = made;
+  both.insert(old.begin(), old.end());
+  write_mark(output_.string(), kShards, both);  // wherever this is cut, the mark proves what is in place
+  clear_own(mark_);
   move_name(path_, mark_);
   sync_directory(output_.string());
   for (const std::string& name : names) move_name(mark_ / name, output_ / name);
-  for (const fs::path& p : shards_in(output_))
-    if (!names.count(p.filename())) remove_name(p);
+  for (const auto& [name, hash] : old)
+    if (!names.count(name)) remove_name(output_ / name);
   sync_directory(output_.string());
+  write_mark(output_.string(), kShards, made);
   move_name(mark_, path_);  // all shards are in place; the destructor removes the remaining lists
   sync_directory(output_.string());
-}
-
-/// Removes the plan first: the next run takes the shards of a mark with a plan back.
-void Staging::clear_mark() {
-  std::error_code ignored;
-  if (!fs::exists(mark_, ignored)) return;
-  for (const char* name : {kPlan, kNames}) remove_name(mark_ / name);
-  sync_directory(mark_.string());
-  for (const std::string& name : names_in(mark_.string())) remove_name(mark_ / name, true);
 }
 
 }  // namespace mmfree

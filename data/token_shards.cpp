@@ -198,6 +198,7 @@ void TokenShards::add(const std::string& path, h5::Verify verify) {
                ']');
   starts_.push_back(total_tokens() + tokens);
   documents_ += length_of(shard, "document_starts");
+  if (!shard.has_sums()) without_sums_.push_back(path);
   shards_.push_back({path, shard.hash(), masked, read_sets(shard)});
   if (open_.size() < kMaxOpen) open_.emplace_back(shards_.size() - 1, std::move(shard));
 }

@@ -90,6 +90,8 @@ class TokenShards {
 
   int64_t total_tokens() const { return starts_.back(); }
   int64_t documents() const { return documents_; }
+  /// The paths of the shards whose chunks have no sums: zeros in place of a chunk pass for tokens.
+  const std::vector<std::string>& without_sums() const { return without_sums_; }
   const ShardInfo& info() const { return info_; }
   int vocab_size() const { return info_.vocab_size; }
   /// Copies tokens [offset, offset + count). @throws ShapeError if they are outside the corpus; DataError naming the
@@ -119,6 +121,7 @@ class TokenShards {
   void for_each_part(int64_t offset, int64_t count, const Read& read) const;
 
   std::vector<Shard> shards_;
+  std::vector<std::string> without_sums_;
   mutable std::list<std::pair<size_t, h5::Reader>> open_;  // shard number and reader, the one used last in front
   std::vector<int64_t> starts_{0};                         // first token of each shard, then the number of all tokens
   ShardInfo info_;

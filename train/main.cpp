@@ -3,13 +3,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
 #include <csignal>
-#include <cstdio>
+#include <sstream>
 #include <string>
 #include <utility>
 
 #include "core/error.h"
+#include "core/system/console.h"
 #include "core/system/report.h"
 #include "train/commands/commands.h"
 
@@ -29,13 +29,6 @@ void allow_many_files() {
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-/// What was printed must have arrived.
-void finish_output() {
-  errno = 0;
-  const bool arrived = std::fflush(stdout) == 0 && !std::ferror(stdout);
-  MMFREE_CHECK(IoError, arrived, "standard output: cannot be written: ", errno ? error_text(errno) : "a write failed");
 }
 
 /// The parser would only say that a command is missing.
@@ -73,7 +66,7 @@ int main(int argc, char** argv) {
       "Help on one command: mmfree COMMAND --help");
   std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit of a file's size fails instead, and is reported
   if (argc < 2) {
-    std::fputs(app.help().c_str(), stderr);
+    mmfree::console::err.print(app.help());
     return int(mmfree::Exit::usage);
   }
   return mmfree::run_reporting([&] {
@@ -83,9 +76,9 @@ int main(int argc, char** argv) {
     } catch (const CLI::ParseError& e) {
       const bool help = e.get_exit_code() == int(CLI::ExitCodes::Success);
       if (!help) throw mmfree::UsageError(mmfree::concat(e.what(), "; --help tells more"));
-      app.exit(e);
+      std::ostringstream text;
+      app.exit(e, text, text);
+      mmfree::console::out.print(text.str());
     }
-    // A run's results are in its folder: that nobody takes its last words does not make it fail.
-    if (!app.got_subcommand("train")) mmfree::finish_output();
   });
 }

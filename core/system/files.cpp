@@ -10,10 +10,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <filesystem>
 #include <memory>
-#include <thread>
 
 #include "core/error.h"
 
@@ -43,6 +41,15 @@ bool Fd::close() {
   return fd < 0 || ::close(fd) == 0 || errno == EINTR;  // an interrupted close has closed it
 }
 
+bool wait_to_retry(int error, int attempt) {
+  constexpr int kPassing[] = {EIO, ESTALE, ENOMEM, EACCES, EAGAIN, ETIMEDOUT, ENFILE, EMFILE};
+  constexpr int kMilliseconds[] = {10, 100, 400};
+  if (attempt >= std::ssize(kMilliseconds) || std::ranges::find(kPassing, error) == std::end(kPassing)) return false;
+  std::this_thread::sleep_for(std::chrono::milliseconds(kMilliseconds[attempt]));
+  errno = error;
+  return true;
+}
+
 bool leads_nowhere(const std::error_code& error) {
   for (const std::errc e :
        {std::errc::no_such_file_or_directory, std::errc::not_a_directory, std::errc::permission_denied,
@@ -52,7 +59,7 @@ bool leads_nowhere(const std::error_code& error) {
 }
 
 Fd open_input(const std::string& path) {
-  Fd file(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+  Fd file(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
   if (!file.is_open()) {
     const std::error_code error(errno, std::generic_category());
     MMFREE_CHECK(MissingError, !leads_nowhere(error), path, ": cannot open: ", error.message());
@@ -74,7 +81,7 @@ void read_exactly(const Fd& file, const std::string& path, int64_t offset, void*
   char* out = static_cast<char*>(to);
   while (size > 0) {
     const ssize_t n =
-        restarted([&] { return ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset); });
+        retried([&] { return ::pread(file.get(), out, size_t(std::min<int64_t>(size, 1 << 30)), offset); });
     MMFREE_CHECK(IoError, n >= 0, path, ": read at byte ", offset, " failed: ", error_text(errno));
     MMFREE_CHECK(DataError, n > 0, path, ": ends at byte ", offset, ", ", size, " bytes too early");
     out += n, offset += n, size -= n;
@@ -93,7 +100,11 @@ std::string read_file(const std::string& path, int64_t most) {
 // Does not use std::filesystem: some implementations crash when they run out of memory.
 std::vector<std::string> names_in(const std::string& directory) {
   const std::string place = directory.empty() ? "." : directory;
-  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(place.c_str()), ::closedir);
+  std::unique_ptr<DIR, int (*)(DIR*)> entries(nullptr, ::closedir);
+  (void)retried([&] {
+    entries.reset(::opendir(place.c_str()));
+    return entries ? 0 : -1;
+  });
   const auto require = [&](bool ok) { MMFREE_CHECK(IoError, ok, place, ": cannot be listed: ", error_text(errno)); };
   std::vector<std::string> names;
   if (!entries) {
@@ -151,19 +162,6 @@ std::vector<std::string> missing_directories(const std::string& path) {
 
 }  // namespace
 
-Fd lock_directory(const std::string& path) {
-  Fd lock(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  const auto is_held = [&] {
-    return lock.is_open() && restarted([&] { return ::flock(lock.get(), LOCK_EX | LOCK_NB); }) != 0 &&
-           errno == EWOULDBLOCK;
-  };
-  // A process that was just killed may hold the lock for a moment.
-  for (int waits = 0; waits < 20 && is_held(); ++waits) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  MMFREE_CHECK(CreateError, !is_held(), path,
-               ": another process works in this folder; wait for its end, or choose another folder");
-  return lock;
-}
-
 NeededDirectory::NeededDirectory(const std::string& path) : NeededDirectory(missing_directories(path)) {
   for (auto p = made_.rbegin(); p != made_.rend(); ++p) {
     MMFREE_CHECK(CreateError, ::mkdir(p->c_str(), 0777) == 0 || errno == EEXIST, path,
@@ -184,15 +182,37 @@ bool is_number(std::string_view text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
+}  // namespace
+
+std::string_view path_of_temporary(std::string_view name) {
+  const size_t mark = name.rfind(kTemporaryMark);
+  if (mark == name.npos) return {};
+  const std::string_view numbers = name.substr(mark + kTemporaryMark.size());
+  const size_t dash = numbers.find('-');
+  if (dash == numbers.npos || !is_number(numbers.substr(0, dash)) || !is_number(numbers.substr(dash + 1))) return {};
+  return name.substr(0, mark);
+}
+
+void take_attributes(const std::string& path, const std::string& old) {
+  struct stat from = {}, to = {};
+  if (::lstat(old.c_str(), &from) != 0 || ::lstat(path.c_str(), &to) != 0) return;
+  if ((from.st_mode & S_IFMT) != (to.st_mode & S_IFMT) || S_ISLNK(to.st_mode)) return;
+  const bool keeps_group = (from.st_uid == to.st_uid && from.st_gid == to.st_gid) ||
+                           ::lchown(path.c_str(), from.st_uid, from.st_gid) == 0 ||
+                           ::lchown(path.c_str(), uid_t(-1), from.st_gid) == 0;
+  mode_t mode = from.st_mode & (S_ISDIR(to.st_mode) ? 07777 : 01777);
+  if (!keeps_group) mode &= ~mode_t(070) | (mode & 07) << 3;
+  ::chmod(path.c_str(), mode);
+}
+
+namespace {
+
 /// Removes the temporary files and folders of `path` that nobody locks: their processes were killed.
 void remove_left_over(const std::string& path) try {
   const fs::path folder = fs::path(path).parent_path();
-  const std::string mark = concat(fs::path(path).filename().string(), kTemporaryMark);
+  const std::string of = fs::path(path).filename().string();
   for (const std::string& name : names_in(folder.string())) {
-    if (!name.starts_with(mark)) continue;
-    const std::string_view numbers = std::string_view(name).substr(mark.size());
-    const size_t dash = numbers.find('-');
-    if (dash == numbers.npos || !is_number(numbers.substr(0, dash)) || !is_number(numbers.substr(dash + 1))) continue;
+    if (of.empty() || path_of_temporary(name) != of) continue;
     const fs::path left = folder / name;
     const Fd lock(::open(left.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
     std::error_code ignored;
@@ -244,6 +264,7 @@ DurableFile::DurableFile(std::string path) : path_(std::move(path)) {
     } while (!file_.is_open() && errno == EEXIST);
     MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create: ", error_text(errno));
   } while (!lock_new(file_, temporary_));
+  take_attributes(temporary_, path_);  // from the start on: nobody else may read what is written
 }
 
 DurableFile::~DurableFile() {
@@ -257,6 +278,7 @@ void DurableFile::write(const void* data, size_t size) {
 
 void DurableFile::commit() {
   // A failed fsync may have dropped the dirty pages, so a second one that succeeds proves nothing: never retry.
+  take_attributes(temporary_, path_);  // they may have changed since
   MMFREE_CHECK(IoError, sync(file_), path_, ": fsync failed: ", error_text(errno));
   const Fd lock(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // keeps the lock until the rename is done
   MMFREE_CHECK(IoError, file_.close(), path_, ": close failed: ", error_text(errno));

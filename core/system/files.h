@@ -20,6 +20,20 @@ auto restarted(Call&& call) {
   }
 }
 
+/// Waits before a call that failed with `error` is made again: 10, 100, then 400 ms. Returns false, at once, if
+/// `attempt` (from 0) is past these or if the error is none that may pass by itself. Keeps errno.
+bool wait_to_retry(int error, int attempt);
+
+/// Makes a system call that opens or reads, as `restarted`, and again after an error that may pass. Not for writes and
+/// syncs: the kernel may have dropped what they failed to store.
+template <class Call>
+auto retried(Call&& call) {
+  for (int attempt = 0;; ++attempt) {
+    const auto result = restarted(call);
+    if (result >= 0 || !wait_to_retry(errno, attempt)) return result;
+  }
+}
+
 /// Owns one POSIX file descriptor.
 class Fd {
  public:
@@ -62,10 +76,6 @@ void require_space(const std::string& path, int64_t bytes);
 /// Makes the names in a directory durable (fsync); "" is the working directory. @throws IoError
 void sync_directory(const std::string& path);
 
-/// Locks a directory for this process as long as the result lives. On a file system without locks it does nothing.
-/// @throws CreateError if another process holds the lock
-Fd lock_directory(const std::string& path);
-
 /// Creates a directory and its missing parents, and syncs their names to the disk. The destructor removes the
 /// directories that it created and that are still empty.
 class NeededDirectory {
@@ -84,6 +94,13 @@ class NeededDirectory {
 
 /// Temporary files and folders are called `path` + kTemporaryMark + "<process id>-<number>".
 inline constexpr std::string_view kTemporaryMark = ".mmfree-tmp-";
+/// The `path` of such a name; empty for any other name.
+std::string_view path_of_temporary(std::string_view name);
+
+/// Gives a file or folder the mode, owner and group of the one at `old`, which it will replace. Where the system allows
+/// no other owner it stays the writer's; another group than the old one may do what all may do. A file's set-user-id
+/// and set-group-id are not kept. Does nothing unless `old` is a file or folder too.
+void take_attributes(const std::string& path, const std::string& old);
 
 /// A new folder beside `path`, to be renamed to `path` when it is complete. It is locked as long as `lock` lives.
 /// Removes such folders of killed processes first. @throws CreateError
@@ -94,8 +111,8 @@ struct TemporaryFolder {
 };
 
 /// A file that gets its name only when it is complete: it is written under a temporary name beside `path`, synced and
-/// renamed; then the directory is synced. The temporary file of a killed process is removed by the next DurableFile of
-/// the same path.
+/// renamed; then the directory is synced. It keeps mode, owner and group of an older file (take_attributes). The
+/// temporary file of a killed process is removed by the next DurableFile of the same path.
 class DurableFile {
  public:
   /// @throws CreateError, also if `path` is a device, a pipe or a directory

@@ -9,20 +9,22 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/system/console.h"
 #include "core/system/files.h"
 
 namespace mmfree {
 namespace {
 
-/// Prints a line without allocating memory. Control characters are printed as \\xNN, because a name in the message may
-/// hold any byte. `several`: line breaks are kept, for the list of a configuration's problems.
+/// Prints a line without allocating memory. Control characters are spelled out whatever takes the line, because a name
+/// in the message may hold any byte. `several`: line breaks are kept, for the list of a configuration's problems.
 void say(const char* message, const char* rest = "", bool several = false) {
   char out[4096];
   size_t n = 0;
   const auto put = [&](const char* text) {
     for (; *text; ++text) {
-      if (n + 4 >= sizeof out) std::fwrite(out, 1, std::exchange(n, 0), stderr);
       const auto c = static_cast<unsigned char>(*text);
+      const bool inside_character = (c & 0xC0) == 0x80;
+      if (n + (inside_character ? 4 : 8) >= sizeof out) console::err.print({out, std::exchange(n, 0)});
       if ((c < 0x20 || c == 0x7F) && !(several && c == '\n'))
         n += size_t(std::snprintf(out + n, 5, "\\x%02x", c));
       else
@@ -33,7 +35,7 @@ void say(const char* message, const char* rest = "", bool several = false) {
   put(message);
   put(rest);
   out[n++] = '\n';
-  std::fwrite(out, 1, n, stderr);
+  console::err.print({out, n});
 }
 
 /// Prints the exception that is being handled and returns the exit status.

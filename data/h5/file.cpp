@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <limits>
@@ -12,6 +13,11 @@
 #include "core/system/files.h"
 
 namespace mmfree::h5 {
+
+int64_t sum_of_sums(std::span<const int64_t> sums) {
+  static_assert(std::endian::native == std::endian::little, "sums are hashed in host order");
+  return int64_t(hash64({reinterpret_cast<const char*>(sums.data()), sums.size_bytes()}));
+}
 
 void File::fail(const char* what) {
   error = errno ? errno : EIO;
@@ -36,7 +42,7 @@ void File::write_at(int64_t offset, const void* bytes, int64_t n) {
 void File::read_at(int64_t offset, void* bytes, int64_t n) {
   char* p = static_cast<char*>(bytes);
   while (n > 0 && !error) {
-    const ssize_t done = restarted([&] { return ::pread(fd, p, size_t(n), offset); });
+    const ssize_t done = retried([&] { return ::pread(fd, p, size_t(n), offset); });
     if (done == 0 && offset < end) {
       errno = EIO;
       fail("read of a file that has become shorter");
@@ -219,16 +225,16 @@ UserBlock read_user_block(File& file) {
   std::array<char, kUserBlockBytes> bytes{};
   file.read_at(0, bytes.data(), kUserBlockBytes);
   file.check();
-  MMFREE_CHECK(DataError, std::memcmp(&bytes[0], kMagic, 8) == 0, file.path,
+  MMFREE_CHECK(DamagedError, std::memcmp(&bytes[0], kMagic, 8) == 0, file.path,
                ": not an mmfree file (its first bytes are not 'MMFREEH5')");
   uint64_t hash = 0;
   std::memcpy(&hash, &bytes[kBlockHashAt], 8);
-  MMFREE_CHECK(DataError, hash == hash64({bytes.data(), kBlockHashAt}), file.path,
+  MMFREE_CHECK(DamagedError, hash == hash64({bytes.data(), kBlockHashAt}), file.path,
                ": damaged header (hash mismatch in the first 4096 bytes); restore the file from a copy");
   uint32_t version = 0;
   std::memcpy(&version, &bytes[8], 4);
-  MMFREE_CHECK(DataError, version == kVersion, file.path, ": file format version ", version, ", this program reads ",
-               kVersion);
+  MMFREE_CHECK(VersionError, version == kVersion, file.path, ": file format version ", version, ", this program reads ",
+               kVersion, "; use a newer mmfree");
   UserBlock block;
   block.kind.assign(&bytes[16], strnlen(&bytes[16], kKindBytes));
   std::memcpy(&block.file_bytes, &bytes[32], 8);

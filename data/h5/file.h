@@ -3,6 +3,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +17,12 @@ namespace mmfree::h5 {
 
 constexpr int64_t kUserBlockBytes = 4096;
 constexpr int64_t kChunkBytes = 1 << 20;
+
+/// The dataset i64 [chunks] with the XXH3-64 of each chunk of each series, and the attribute with the XXH3-64 of these.
+/// Also the kind of the file beside a shard that has none.
+constexpr const char* kSums = "sums";
+constexpr const char* kSumsSuffix = ".sums";
+int64_t sum_of_sums(std::span<const int64_t> sums);
 
 struct File;
 
@@ -94,7 +101,7 @@ struct UserBlock {
   std::string hash_hex() const;
 };
 void write_user_block(File& file, const UserBlock& block);
-/// @throws DataError if the block is damaged or not ours, IoError
+/// @throws DamagedError if the block is damaged or not ours, VersionError, IoError
 UserBlock read_user_block(File& file);
 
 }  // namespace mmfree::h5

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <span>
@@ -17,15 +18,18 @@ constexpr size_t kMaxObjects = 1 << 20;
 constexpr size_t kMaxAttributeBytes = size_t(32) << 20;
 constexpr hsize_t kChecksumBytes = 4;
 
-/// Windows of tokens lie in one chunk or two; a checkpoint's chunks are read once. A file that is open costs memory.
-constexpr size_t kCacheBytes = size_t(128) << 10;
-
 struct Dataset {
-  Id id;
+  Id id, type;
   Shape shape;
   DType dtype = DType::f32;
   hsize_t chunk[Shape::kMaxRank] = {};  // extents; all 0 if it is not stored in chunks
   hsize_t chunk_bytes = 0;
+  bool is_series = false;         // one that is not empty
+  std::span<const int64_t> sums;  // of a series' chunks, if they are known
+  int64_t held = -1;              // number of the chunk of a series that was read last
+  std::string held_bytes;         // its values as they are stored, compared with their sum
+
+  int64_t chunks() const { return is_series ? (shape[0] - 1) / int64_t(chunk[0]) + 1 : 0; }
 };
 
 bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
@@ -40,13 +44,17 @@ struct Reader::Impl {
   Id hdf5;
   std::map<std::string, Dataset> datasets;  // closed before the file
   std::set<std::pair<unsigned long, haddr_t>> seen;
-  hsize_t stored_bytes = 0;  // of all datasets so far
+  hsize_t stored_bytes = 0;                  // of all datasets so far
+  bool is_intact = false;                    // the content matches its hash
+  std::optional<std::vector<int64_t>> sums;  // of the chunks of all series, which stand in the order of their names
 
-  /// A failed read explains whatever HDF5 then made of it, so it is reported first.
+  /// A failed read explains whatever HDF5 then made of it, so it is reported first. In an intact file HDF5 fails for
+  /// other reasons than damage, as for lack of memory.
   template <class... Parts>
   void require(bool ok, const Parts&... parts) const {
     file.check();
-    MMFREE_CHECK(DataError, ok, path, ": ", parts...);
+    MMFREE_CHECK(DataError, ok || !is_intact, path, ": ", parts...);
+    MMFREE_CHECK(DamagedError, ok, path, ": ", parts...);
   }
   void open(const std::string& kind, Verify verify);
   void verify_content();
@@ -57,7 +65,12 @@ struct Reader::Impl {
   void check_chunks(const Dataset& d, int64_t begin_row, int64_t rows, const std::string& name) const;
   DType type_of(hid_t dataset, hid_t type, const std::string& name) const;
   Id attribute(const std::string& name, H5T_class_t type, size_t* bytes) const;
-  const Dataset& find(const std::string& name) const;
+  Dataset& find(const std::string& name);
+  void read_rows(const Dataset& d, int64_t begin_row, int64_t rows, hid_t type, void* out,
+                 const std::string& name) const;
+  void read_series(Dataset& d, int64_t begin_row, int64_t rows, DType type, void* out, const std::string& name);
+  void hold(Dataset& d, int64_t chunk, const std::string& name) const;
+  void take_sums(const Reader& table);
 };
 
 void Reader::Impl::open(const std::string& kind, Verify verify) {
@@ -67,7 +80,8 @@ void Reader::Impl::open(const std::string& kind, Verify verify) {
   file.end = size_of_file(input, path);
   require(file.end > kUserBlockBytes, "not an mmfree file: only ", file.end, " bytes long");
   block = read_user_block(file);
-  require(block.kind == kind, "a ", quote(block.kind), " file where a '", kind, "' file is expected");
+  MMFREE_CHECK(DataError, block.kind == kind, path, ": a ", quote(block.kind), " file where a '", kind,
+               "' file is expected");
   require(block.file_bytes == file.end, file.end, " bytes long, but ", block.file_bytes,
           " were written: truncated or changed; restore the file from a copy");
   if (verify != Verify::header) file.content.emplace();
@@ -77,7 +91,7 @@ void Reader::Impl::open(const std::string& kind, Verify verify) {
   structure.check_root();
   const Session session;
   const Id access = access_list(&file);
-  H5Pset_cache(access, 0, 521, kCacheBytes, 0.75);
+  H5Pset_cache(access, 0, 0, 0, 0);  // a series holds a chunk itself, and a checkpoint's chunks are read once
   hdf5 = Id(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
   require(hdf5 >= 0, "hdf5 cannot open it");
   const Id root(H5Gopen2(hdf5, "/", H5P_DEFAULT), H5Gclose);
@@ -91,6 +105,7 @@ void Reader::Impl::verify_content() {
   require(file.content->digest() == block.hash,
           "damaged: the content does not match its hash; restore the file from a copy");
   file.content.reset();
+  is_intact = true;
 }
 
 void Reader::Impl::walk(Structure& structure, hid_t group, const std::string& prefix, int depth) {
@@ -199,25 +214,28 @@ void Reader::Impl::check_chunks(const Dataset& d, int64_t begin_row, int64_t row
 }
 
 Dataset Reader::Impl::inspect(Id id, const std::string& name) {
-  const Id space(H5Dget_space(id), H5Sclose), type(H5Dget_type(id), H5Tclose);
+  const Id space(H5Dget_space(id), H5Sclose);
+  Id type(H5Dget_type(id), H5Tclose);
   const H5S_class_t space_class = H5Sget_simple_extent_type(space);
   require(space_class == H5S_SIMPLE || space_class == H5S_SCALAR, "dataset ", quote(name), " has no extent");
   const int rank = H5Sget_simple_extent_ndims(space);
   require(rank >= 0 && rank <= Shape::kMaxRank, "dataset ", quote(name), " has rank ", rank, ", at most 4 is allowed");
-  hsize_t dims[Shape::kMaxRank] = {};
-  H5Sget_simple_extent_dims(space, dims, nullptr);
+  hsize_t dims[Shape::kMaxRank] = {}, most[Shape::kMaxRank] = {};
+  H5Sget_simple_extent_dims(space, dims, most);
   int64_t extents[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) {
     require(dims[i] <= hsize_t(INT64_MAX) / 8, "dataset ", quote(name), " has a huge extent");
     extents[i] = int64_t(dims[i]);
   }
-  Dataset d{std::move(id), Shape(std::span(extents, size_t(rank)))};
-  d.dtype = type_of(d.id, type, name);
-  check_storage(d, H5Tget_size(type), name);
+  Dataset d;
+  d.id = std::move(id), d.type = std::move(type), d.shape = Shape(std::span(extents, size_t(rank)));
+  d.dtype = type_of(d.id, d.type, name);
+  check_storage(d, H5Tget_size(d.type), name);
+  d.is_series = rank == 1 && most[0] == H5S_UNLIMITED && d.chunk_bytes > 0;
   return d;
 }
 
-const Dataset& Reader::Impl::find(const std::string& name) const {
+Dataset& Reader::Impl::find(const std::string& name) {
   const auto found = datasets.find(name);
   MMFREE_CHECK(DataError, found != datasets.end(), path, ": has no dataset ", quote(name));
   return found->second;
@@ -231,7 +249,7 @@ std::string kind_of(const std::string& path) {
   file.end = size_of_file(input, path);
   try {
     return read_user_block(file).kind;
-  } catch (const DataError&) {
+  } catch (const DamagedError&) {
     return {};
   }
 }
@@ -240,6 +258,15 @@ Reader::Reader(const std::string& path, const std::string& expected_kind, Verify
     : impl_(std::make_unique<Impl>()) {
   impl_->path = path;
   impl_->open(expected_kind, verify);
+  if (has(kSums) && expected_kind != kSums) impl_->take_sums(*this);
+  if (has(kSums) || expected_kind != "tokens") return;
+  const std::string beside = path + kSumsSuffix;
+  std::error_code error;
+  if (!std::filesystem::exists(beside, error) && (!error || leads_nowhere(error))) return;
+  const Reader table(beside, kSums);
+  MMFREE_CHECK(DataError, table.attribute_string("shard") == hash(), beside,
+               ": holds the checksums of another shard than ", path, "; remove it");
+  impl_->take_sums(table);
 }
 Reader::~Reader() = default;
 Reader::Reader(Reader&&) noexcept = default;
@@ -262,7 +289,7 @@ std::vector<std::string> Reader::names(const std::string& prefix) const {
 
 void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DType type, void* out) const {
   const Session session;
-  const Dataset& d = impl_->find(name);
+  Dataset& d = impl_->find(name);
   const bool convertible = is_float(type) == is_float(d.dtype) && (type == DType::bf16) == (d.dtype == DType::bf16);
   MMFREE_CHECK(DataError, convertible, impl_->path, ": dataset ", quote(name), " holds ", name_of(d.dtype),
                ", cannot be read as ", name_of(type));
@@ -271,14 +298,82 @@ void Reader::read(const std::string& name, int64_t begin_row, int64_t rows, DTyp
   MMFREE_CHECK(ShapeError, begin_row >= 0 && rows >= 0 && begin_row <= all && rows <= all - begin_row, impl_->path,
                ": rows [", begin_row, ", +", rows, ") of dataset ", quote(name), ", which has ", all);
   if (rows == 0 || d.shape.size() == 0) return;
-  impl_->check_chunks(d, begin_row, rows, name);
+  if (d.is_series) return impl_->read_series(d, begin_row, rows, type, out, name);
+  impl_->read_rows(d, begin_row, rows, memory_type(type), out, name);
+}
+
+void Reader::Impl::read_rows(const Dataset& d, int64_t begin_row, int64_t rows, hid_t type, void* out,
+                             const std::string& name) const {
+  check_chunks(d, begin_row, rows, name);
+  const int rank = d.shape.rank();
   hsize_t begin[Shape::kMaxRank] = {hsize_t(begin_row)}, count[Shape::kMaxRank] = {};
   for (int i = 0; i < rank; ++i) count[i] = hsize_t(i ? d.shape[i] : rows);
   const Id space(H5Dget_space(d.id), H5Sclose);
   const Id memory(rank ? H5Screate_simple(rank, count, nullptr) : H5Screate(H5S_SCALAR), H5Sclose);
   if (rank) H5Sselect_hyperslab(space, H5S_SELECT_SET, begin, nullptr, count, nullptr);
-  const herr_t done = H5Dread(d.id, memory_type(type), memory, space, H5P_DEFAULT, out);
-  impl_->require(done >= 0, "dataset ", quote(name), " cannot be read: its checksum or layout is damaged");
+  const herr_t done = H5Dread(d.id, type, memory, space, H5P_DEFAULT, out);
+  require(done >= 0, "dataset ", quote(name), " cannot be read: its checksum or layout is damaged");
+}
+
+/// By whole chunks, of which one is held: those who read in order read each once.
+void Reader::Impl::read_series(Dataset& d, int64_t begin_row, int64_t rows, DType type, void* out,
+                               const std::string& name) {
+  const auto extent = int64_t(d.chunk[0]);
+  const size_t from_bytes = H5Tget_size(d.type), to_bytes = size_of(type);
+  auto* to = static_cast<char*>(out);
+  std::string part;
+  while (rows > 0) {
+    const int64_t skip = begin_row % extent, n = std::min(rows, extent - skip);
+    hold(d, begin_row / extent, name);
+    part.assign(d.held_bytes, size_t(skip) * from_bytes, size_t(n) * from_bytes);
+    part.resize(size_t(n) * std::max(from_bytes, to_bytes));
+    const herr_t done = H5Tconvert(d.type, memory_type(type), size_t(n), part.data(), nullptr, H5P_DEFAULT);
+    require(done >= 0, "dataset ", quote(name), " cannot be converted to ", name_of(type));
+    to = std::copy_n(part.data(), size_t(n) * to_bytes, to);
+    begin_row += n, rows -= n;
+  }
+}
+
+/// Reads a chunk of a series, unless it is held, and compares it with its sum, if that is known.
+void Reader::Impl::hold(Dataset& d, int64_t chunk, const std::string& name) const {
+  if (d.held == chunk) return;
+  d.held = -1;
+  const auto extent = int64_t(d.chunk[0]);
+  const int64_t begin = chunk * extent, n = std::min(extent, d.shape[0] - begin);
+  d.held_bytes.resize(size_t(n) * H5Tget_size(d.type));
+  read_rows(d, begin, n, d.type, d.held_bytes.data(), name);
+  require(d.sums.empty() || hash64(d.held_bytes) == uint64_t(d.sums[size_t(chunk)]), "dataset ", quote(name),
+          " is damaged at ", begin, ": chunk ", chunk, " does not match its checksum; restore the file from a copy");
+  d.held = chunk;
+}
+
+/// Gives each series its part of the table in this file or in the one beside it.
+void Reader::Impl::take_sums(const Reader& table) {
+  const Shape shape = table.shape(kSums);
+  require(shape.rank() == 1 && table.dtype(kSums) == DType::i64, "its checksums are ", name_of(table.dtype(kSums)), ' ',
+          shape, ", expected i64 in one dimension");
+  std::vector<int64_t>& all = sums.emplace(size_t(shape[0]));
+  table.read(kSums, 0, shape[0], DType::i64, all.data());
+  MMFREE_CHECK(DamagedError, sum_of_sums(all) == table.attribute_int(kSums), table.path(),
+               ": the checksums of its chunks are damaged; restore the file from a copy");
+  int64_t chunks = 0;
+  for (const auto& [name, d] : datasets) chunks += d.chunks();
+  require(chunks == shape[0], shape[0], " checksums for ", chunks, " chunks");
+  const int64_t* next = all.data();
+  for (auto& [name, d] : datasets) d.sums = {std::exchange(next, next + d.chunks()), next};
+}
+
+bool Reader::has_sums() const { return impl_->sums.has_value(); }
+
+std::vector<int64_t> Reader::compute_sums() const {
+  const Session session;
+  std::vector<int64_t> sums;
+  for (auto& [name, d] : impl_->datasets)
+    for (int64_t chunk = 0; chunk < d.chunks(); ++chunk) {
+      impl_->hold(d, chunk, name);
+      sums.push_back(int64_t(hash64(d.held_bytes)));
+    }
+  return sums;
 }
 
 Tensor Reader::read_tensor(const std::string& name, DType type) const {

@@ -59,7 +59,7 @@ class Structure::Bytes {
 
 void Structure::require(bool ok, const char* what) const {
   file_.check();
-  MMFREE_CHECK(DataError, ok, file_.path, ": ", object_, " is not of a form that mmfree writes: ", what);
+  MMFREE_CHECK(DamagedError, ok, file_.path, ": ", object_, " is not of a form that mmfree writes: ", what);
 }
 
 /// The n bytes behind `signature` at an address, which counts from the end of the user block.

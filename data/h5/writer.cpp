@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cstring>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <optional>
@@ -31,6 +33,13 @@ hid_t file_type(SeriesType type) {
   return type == SeriesType::u32 ? H5T_STD_U32LE : H5T_STD_I64LE;
 }
 
+/// Values as the file holds them: little-endian, each in the lowest bytes of its number.
+std::string stored_form(const std::vector<int64_t>& values, size_t width) {
+  std::string bytes(values.size() * width, '\0');
+  for (size_t i = 0; i < values.size(); ++i) std::memcpy(&bytes[i * width], &values[i], width);
+  return bytes;
+}
+
 /// Chunk extents of at most kChunkBytes in all, whole inner rows first, the rows spread evenly over the chunks.
 void chunk_of(const Shape& shape, int64_t item_bytes, hsize_t* chunk) {
   int64_t budget = kChunkBytes / item_bytes;
@@ -57,6 +66,7 @@ struct Writer::Impl {
     SeriesType type;
     int64_t written = 0;
     std::vector<int64_t> pending;  // less than one chunk, so that HDF5 never has to read a chunk back
+    std::vector<int64_t> sums;     // of the chunks that are written
   };
 
   std::string path, kind, hash;
@@ -82,6 +92,10 @@ struct Writer::Impl {
 };
 
 Writer::Impl::Impl(const std::string& path, const std::string& kind) : path(path), kind(kind), output(path) {
+  std::error_code ignored;
+  MMFREE_CHECK(CreateError, !std::filesystem::exists(path, ignored) || kind_of(path) == kind, path,
+               ": exists and is not an intact file of kind '", kind,
+               "', so it is not replaced: move it away, or choose another name");
   const Session session;
   file.path = path;
   file.fd = output.fd().get();
@@ -189,7 +203,7 @@ void Writer::create_series(const std::string& name, SeriesType type) {
   const Id list = dataset_list();
   H5Pset_chunk(list, 1, &chunk);
   H5Pset_fletcher32(list);
-  impl_->series[name] = {impl_->create(name, file_type(type), space, list), type, 0, {}};
+  impl_->series[name] = {impl_->create(name, file_type(type), space, list), type, 0, {}, {}};
 }
 
 void Writer::Impl::flush(const std::string& name, Series& s) {
@@ -198,7 +212,10 @@ void Writer::Impl::flush(const std::string& name, Series& s) {
   require(H5Dset_extent(s.dataset, &total) >= 0, name);
   const Id space(H5Dget_space(s.dataset), H5Sclose), memory(H5Screate_simple(1, &n, nullptr), H5Sclose);
   H5Sselect_hyperslab(space, H5S_SELECT_SET, &begin, nullptr, &n, nullptr);
-  require(H5Dwrite(s.dataset, H5T_NATIVE_INT64, memory, space, H5P_DEFAULT, s.pending.data()) >= 0, name);
+  const hid_t type = file_type(s.type);
+  const std::string stored = stored_form(s.pending, H5Tget_size(type));
+  require(H5Dwrite(s.dataset, type, memory, space, H5P_DEFAULT, stored.data()) >= 0, name);
+  s.sums.push_back(int64_t(hash64(stored)));
   s.written = int64_t(total);
   s.pending.clear();
 }
@@ -240,11 +257,23 @@ void Writer::attribute(const std::string& name, int64_t value) {
   impl_->attribute(name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
 }
 
+void Writer::write_sums(const std::vector<int64_t>& sums) {
+  write(kSums, DType::i64, {int64_t(sums.size())}, sums.data());
+  attribute(kSums, sum_of_sums(sums));
+}
+
 void Writer::commit() {
   Impl& w = *impl_;
   {
     const Session session;
-    for (auto& [name, s] : w.series) w.flush(name, s);
+    if (!w.series.empty()) {
+      std::vector<int64_t> sums;
+      for (auto& [name, s] : w.series) {
+        w.flush(name, s);
+        sums.insert(sums.end(), s.sums.begin(), s.sums.end());
+      }
+      write_sums(sums);
+    }
     w.series.clear();
     w.require(w.hdf5.reset() >= 0, "the file's end");
   }
@@ -261,5 +290,22 @@ void Writer::commit() {
 }
 
 const std::string& Writer::hash() const { return impl_->hash; }
+
+std::string add_sums(const std::string& path) {
+  const Reader shard(path, "tokens", Verify::header);
+  const std::vector<int64_t> sums = shard.compute_sums();
+  // Last: whatever was harmed before its sum was taken fails here.
+  const Reader verified(path, "tokens", Verify::everything);
+  MMFREE_CHECK(DataError, verified.hash() == shard.hash(), path, ": was replaced while it was read; start again");
+  try {
+    Writer table(path + kSumsSuffix, kSums);
+    table.attribute("shard", shard.hash());
+    table.write_sums(sums);
+    table.commit();
+    return {};
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
 
 }  // namespace mmfree::h5

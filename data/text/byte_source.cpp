@@ -24,7 +24,7 @@ constexpr std::pair<std::string_view, Compression> kMarks[] = {{"\x28\xB5\x2F\xF
 
 Fd open(const std::string& path) {
   if (path == "-") return Fd(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 0));
-  return Fd(restarted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
+  return Fd(retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }));
 }
 }  // namespace
 
@@ -49,7 +49,7 @@ ByteSource::ByteSource(const std::string& path)
 }
 
 size_t ByteSource::read(char* to, size_t room) {
-  const ssize_t n = restarted([&] { return ::read(file_.get(), to, room); });
+  const ssize_t n = retried([&] { return ::read(file_.get(), to, room); });
   MMFREE_CHECK(IoError, n >= 0, name_, ": read failed: ", error_text(errno));
   bytes_in_ += n;
   return size_t(n);

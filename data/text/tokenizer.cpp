@@ -40,6 +40,11 @@ struct Tokenizer::Model {
 
 Tokenizer Tokenizer::load(const std::string& path) { return from_bytes(read_file(path, kMaxModelBytes), path); }
 
+void Tokenizer::require_trained(const std::string& path) {
+  MMFREE_CHECK(DataError, has_mark(read_file(path, kMaxModelBytes)), path,
+               ": is not a tokenizer that mmfree trained, or has changed since");
+}
+
 Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
   auto model = std::make_shared<Model>();
   model->name = name;
@@ -290,7 +295,7 @@ Tokenizer Tokenizer::train(const TokenizerTraining& t) {
   const std::string why = status.message();
   MMFREE_CHECK(UsageError, status.ok(), "tokenizer: no vocabulary of ", t.vocab_size,
                " pieces can be made of this text: ", why.substr(why.find("] ") == why.npos ? 0 : why.find("] ") + 2));
-  Tokenizer made = from_bytes(std::move(bytes), t.output);
+  Tokenizer made = from_bytes(with_mark(std::move(bytes)), t.output);
   if (!t.output.empty()) write_file(t.output, made.serialized());
   return made;
 }

@@ -37,8 +37,11 @@ class Tokenizer {
   /// `name` stands for the model in errors.
   static Tokenizer from_bytes(std::string model, const std::string& name = "tokenizer");
   /// Trains a model and writes it: byte fallback, digits split, unk 0, bos 1, eos 2, no pad, newline and tab are pieces
-  /// of their own. The same inputs give the same bytes. @throws ConfigError if the text is too small for vocab_size
+  /// of their own. The same inputs give the same bytes; a mark at their end proves where they come from
+  /// (data/text/tokenizer_model.h). @throws UsageError if the text is too small for vocab_size
   static Tokenizer train(const TokenizerTraining& training);
+  /// Checks that `train` made this file, whose mark proves it. @throws MissingError, IoError, DataError if it did not
+  static void require_trained(const std::string& path);
 
   /// The model file's bytes.
   const std::string& serialized() const;

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "core/error.h"
+#include "core/system/hash.h"
 #include "core/system/utf8.h"
 #include "data/text/tokenizer.h"
 
@@ -170,6 +171,24 @@ TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& 
   MMFREE_CHECK(DataError, !model.pieces.empty(), name, ": not a SentencePiece model (it has no pieces)");
   parse_normalizer(normalizer, name, &model);
   return model;
+}
+
+namespace {
+
+/// Field 1000, bytes: "mmfree " and a hash of 16 digits.
+constexpr std::string_view kMarkStart = "\xC2\x3E\x17mmfree ";
+constexpr size_t kMarkBytes = kMarkStart.size() + 16;
+
+std::string mark_of(std::string_view model) { return concat(kMarkStart, hex16(hash64(model))); }
+
+}  // namespace
+
+std::string with_mark(std::string model) { return model + mark_of(model); }
+
+bool has_mark(std::string_view model) {
+  if (model.size() < kMarkBytes) return false;
+  const size_t at = model.size() - kMarkBytes;
+  return model.substr(at) == mark_of(model.substr(0, at));
 }
 
 }  // namespace mmfree

@@ -25,4 +25,10 @@ struct TokenizerModel {
 /// text
 TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& name);
 
+/// The model with a last field that names mmfree and the XXH3-64 of the bytes before it. Its number is in the range
+/// that SentencePiece leaves to extensions, so every reader passes over it.
+std::string with_mark(std::string model);
+/// Whether with_mark made these bytes.
+bool has_mark(std::string_view model);
+
 }  // namespace mmfree

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -11,6 +13,7 @@
 #include "core/error.h"
 #include "core/system/files.h"
 #include "tests/support/child.h"
+#include "tests/support/failing.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -70,6 +73,41 @@ TEST(Files, a_durable_file_appears_when_complete) {
   EXPECT_THROW(late.commit(), IoError) << "a folder is not replaced";
 }
 
+mode_t mode_of(const std::string& path) {
+  struct stat info = {};
+  EXPECT_EQ(::stat(path.c_str(), &info), 0) << path;
+  return info.st_mode & 07777;
+}
+
+TEST(Files, a_durable_file_keeps_mode_and_owner_of_the_older_one) {
+  const TempDir dir;
+  spit(dir / "x", "old");
+  ASSERT_EQ(::chmod((dir / "x").c_str(), 06600), 0);
+  const bool may_give = ::geteuid() == 0;
+  if (may_give) {
+    ASSERT_EQ(::chown((dir / "x").c_str(), 12, 34), 0);
+    ASSERT_EQ(::chmod((dir / "x").c_str(), 06600), 0);
+  }
+  DurableFile file(dir / "x");
+  EXPECT_EQ(mode_of(file.temporary_path()), mode_t(0600)) << "nobody else reads what is written";
+  file.commit();
+  EXPECT_EQ(mode_of(dir / "x"), mode_t(0600)) << "without set-user-id and set-group-id";
+  struct stat info = {};
+  ASSERT_EQ(::stat((dir / "x").c_str(), &info), 0);
+  if (may_give) {
+    EXPECT_EQ(info.st_uid, 12u);
+    EXPECT_EQ(info.st_gid, 34u);
+  }
+  std::filesystem::create_directory(dir / "folder");
+  ASSERT_EQ(::chmod((dir / "folder").c_str(), 02750), 0);
+  std::filesystem::create_directory(dir / "new");
+  take_attributes(dir / "new", dir / "folder");
+  EXPECT_EQ(mode_of(dir / "new"), mode_t(02750));
+  take_attributes(dir / "x", dir / "folder");
+  take_attributes(dir / "x", dir / "absent");
+  EXPECT_EQ(mode_of(dir / "x"), mode_t(0600)) << "nothing of another kind of file";
+}
+
 TEST(Files, what_a_killed_process_left_of_the_same_file_is_removed) {
   const TempDir dir;
   const auto temporary = [&](const char* name, int number) {
@@ -107,6 +145,24 @@ TEST(Files, what_cannot_be_opened_is_missing_only_if_it_is_out_of_reach) {
   setrlimit(RLIMIT_NOFILE, &none);
   EXPECT_THROW(open_input(dir / "x"), IoError) << "too many open files";
   setrlimit(RLIMIT_NOFILE, &before);
+}
+
+TEST(Files, what_may_pass_is_tried_three_times_more) {
+  const TempDir dir;
+  spit(dir / "x", "some bytes");
+  using interpose::Op;
+  for (const int error : {EIO, ESTALE, ENOMEM, EACCES, EAGAIN, ETIMEDOUT, ENFILE, EMFILE}) {
+    const Failing failing(Op::open, dir / "x", error, 1);
+    EXPECT_NO_THROW(open_input(dir / "x")) << error_text(error);
+  }
+  for (const auto& [error, times, calls] : {std::array{EIO, 3, 3}, {EIO, 4, 4}, {EIO, -1, 4}, {EISDIR, -1, 1}}) {
+    const Failing failing(Op::pread, dir / "x", error, times);
+    if (times == 3)
+      EXPECT_EQ(read_file(dir / "x", 100), "some bytes");
+    else
+      EXPECT_THROW(read_file(dir / "x", 100), IoError);
+    EXPECT_EQ(failing.failed(), calls);
+  }
 }
 
 TEST(Files, names_are_sorted_and_what_is_not_there_holds_none) {

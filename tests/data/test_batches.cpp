@@ -7,6 +7,8 @@
 #include "data/batches.h"
 #include "data/h5/h5.h"
 #include "data/text/tokenizer.h"
+#include "tests/support/failing.h"
+#include "tests/support/shard_damage.h"
 #include "tests/support/temp_dir.h"
 
 namespace mmfree {
@@ -83,6 +85,95 @@ TEST(TokenShards, DisagreementAndDamageAreErrors) {
   header[50] ^= 1;
   spit(first, header);
   EXPECT_THROW(TokenShards({first}), DataError);
+}
+
+/// A shard of two chunks with a mask; its tokens, mask, starts and pieces all differ from zeros.
+std::string shard_of_all_series(const TempDir& dir) {
+  const std::string path = dir / "train-0.h5";
+  ShardWriter writer(path, info_of(1000), "test", true);
+  for (int i = 0; i < 4; ++i) {
+    std::vector<int32_t> tokens(10000);
+    for (size_t t = 0; t < tokens.size(); ++t) tokens[t] = int32_t(t % 997 + 1);
+    writer.add(tokens);
+  }
+  writer.commit();
+  return path;
+}
+
+TEST(TokenShards, ZerosInPlaceOfAChunkAreFoundInEverySeries) {
+  const auto read_all = [](const std::string& path) {
+    const TokenShards shards({path});
+    std::vector<int32_t> out(40000), targets(40000);
+    shards.read(0, 40000, out.data());
+    shards.ignore_unscored(0, 40000, targets.data());
+    h5::Reader(path, "tokens", h5::Verify::header).read_tensor("document_starts", DType::i64);
+  };
+  for (const bool is_old : {false, true}) {
+    SCOPED_TRACE(is_old ? "sums beside the shard" : "sums in the shard");
+    const TempDir dir;
+    const std::string path = shard_of_all_series(dir), beside = path + ".sums";
+    if (is_old) {
+      take_sums_away(path);
+      EXPECT_EQ(TokenShards({path}).without_sums(), std::vector{path});
+      EXPECT_EQ(h5::add_sums(path), "");
+    }
+    EXPECT_TRUE(TokenShards({dir.path()}).without_sums().empty());
+    EXPECT_NO_THROW(read_all(path));
+    const std::string good = slurp(path), good_sums = is_old ? slurp(beside) : "";
+    const std::vector<int64_t> sums = h5::Reader(path, "tokens").compute_sums();
+    ASSERT_EQ(sums.size(), 6u);
+    const auto expect_found = [&](const std::string& what) {
+      try {
+        read_all(path);
+        ADD_FAILURE() << "read with zeros in " << what;
+      } catch (const DamagedError& e) {
+        EXPECT_NE(std::string(e.what()).find(path), std::string::npos) << e.what();
+      }
+      spit(path, good);
+    };
+    std::vector<uint16_t> first(100);
+    std::iota(first.begin(), first.end(), uint16_t(1));
+    zero_out(path, first, kChunkBytes<uint16_t>);
+    expect_found("tokens");
+    zero_out(path, std::vector<uint16_t>(first.begin(), first.begin() + 99), 2);  // the second piece's, in front
+    expect_found("the first piece_bytes");
+    zero_out(path, std::vector<uint8_t>(100, 1), kChunkBytes<uint8_t>);
+    expect_found("mask");
+    zero_out(path, std::vector<int64_t>{0, 10000, 20000, 30000}, kChunkBytes<int64_t>);
+    expect_found("document_starts");
+    zero_out(is_old ? beside : path, sums, sums.size() * 8 + 4);
+    expect_found("the table of sums");
+  }
+}
+
+TEST(TokenShards, SumsBesideAShardAreThoseOfItsIntactContent) {
+  const TempDir dir;
+  const std::string path = shard_of_all_series(dir), beside = path + ".sums";
+  take_sums_away(path);
+  const std::string good = slurp(path);
+  std::string bad = good;
+  bad[bad.size() / 2] ^= 1;
+  spit(path, bad);
+  EXPECT_THROW(h5::add_sums(path), DamagedError);
+  EXPECT_FALSE(std::filesystem::exists(beside));
+  spit(path, good);
+  {
+    const Failing failing(interpose::Op::open, ".sums.mmfree-tmp-", EROFS, -1);
+    EXPECT_EQ(h5::add_sums(path), beside + ": cannot create: Read-only file system");
+  }
+  EXPECT_EQ(h5::add_sums(path), "");
+  const std::string first = slurp(beside);
+  EXPECT_EQ(h5::add_sums(path), "");
+  EXPECT_EQ(slurp(beside), first);
+  write_shard(path, info_of(1000), 0, {5});
+  EXPECT_NO_THROW(TokenShards({path})) << "it has sums of its own";
+  take_sums_away(path);
+  try {
+    TokenShards({path});
+    ADD_FAILURE() << "opened";
+  } catch (const DataError& e) {
+    EXPECT_EQ(e.what(), beside + ": holds the checksums of another shard than " + path + "; remove it");
+  }
 }
 
 TEST(TokenShards, OpenFilesDoNotGrowWithTheCorpus) {

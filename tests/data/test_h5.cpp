@@ -349,7 +349,7 @@ TEST(H5, AWriterLetsReadersInWhileItWaitsForItsRows) {
   writer.write("large", random_tensor({3000, 257}, DType::f32, 3), [&](const Tensor&) {
     auto other = std::async(std::launch::async, [&] { return h5::Reader(path, "checkpoint").names().size(); });
     ASSERT_TRUE(is_done(other, 60000));
-    EXPECT_EQ(other.get(), 2u);
+    EXPECT_EQ(other.get(), 3u);
     ++parts;
   });
   EXPECT_EQ(parts, 3);
@@ -463,15 +463,11 @@ TEST(H5, WhatDoesNotFitIsRefused) {
 
 TEST(H5, AnotherVersionIsNamed) {
   TempDir dir;
-  std::string bytes = slurp(small_file(dir, "a.h5", 1));
-  bytes[8] = 2;
-  const uint64_t hash = hash64({bytes.data(), 4088});
-  std::memcpy(&bytes[4088], &hash, 8);
-  spit(dir / "a.h5", bytes);
+  spit(dir / "a.h5", of_the_next_version(slurp(small_file(dir, "a.h5", 1))));
   try {
     h5::Reader(dir / "a.h5", "checkpoint");
     ADD_FAILURE() << "read";
-  } catch (const DataError& e) {
+  } catch (const VersionError& e) {
     EXPECT_NE(std::string(e.what()).find("format version 2"), std::string::npos) << e.what();
   }
 }

@@ -7,9 +7,14 @@
 
 #include "core/error.h"
 #include "core/system/files.h"
+#include "core/system/folder_lock.h"
 #include "data/prepare.h"
 #include "data/token_shards.h"
 #include "tests/support/corpus.h"
+#include "tests/support/failing.h"
+#include "tests/support/h5_repair.h"
+#include "tests/support/no_locks.h"
+#include "tests/support/failing_rename.h"
 
 namespace mmfree {
 namespace {
@@ -158,7 +163,7 @@ TEST(Prepare, WhatAKilledRunLeftBehindIsNotPublished) {
   prepare(s.options);
   std::vector<std::string> names;
   for (const auto& [name, bytes] : content(out)) names.push_back(name);
-  EXPECT_EQ(names, (std::vector<std::string>{"train-00000.h5", "valid-00000.h5"}));
+  EXPECT_EQ(names, (std::vector<std::string>{".mmfree-shards", "train-00000.h5", "valid-00000.h5"}));
 }
 
 TEST(Prepare, OptionsThatMakeNoSenseAreRefused) {
@@ -352,6 +357,21 @@ TEST(Prepare, GoesOnOnlyFromWholeShardsOfTheSamePlan) {
   EXPECT_GE(intact, 1);
   EXPECT_LT(intact, all);
 
+  as_cut();  // intact, but it cannot be read just now
+  {
+    const Failing failing(interpose::Op::pread, "train-00001.h5", EIO, -1);
+    s.options.check_stop = {};
+    EXPECT_THROW(prepare(s.options), IoError);
+    EXPECT_EQ(content(waiting), content(backup));
+  }
+  EXPECT_EQ(finish(), all);
+
+  as_cut();  // of a newer version
+  spit(waiting + "/train-00001.h5", of_the_next_version(slurp(waiting + "/train-00001.h5")));
+  s.options.check_stop = {};
+  EXPECT_THROW(prepare(s.options), VersionError);
+  EXPECT_EQ(content(waiting).size(), content(backup).size());
+
   as_cut();  // more than the inputs can have made
   std::filesystem::copy(waiting + "/train-00000.h5", waiting + "/train-00002.h5",
                         std::filesystem::copy_options::overwrite_existing);
@@ -394,10 +414,27 @@ TEST(Prepare, OnlyOneAtATimeInADirectory) {
   CutCorpus s;
   std::filesystem::create_directories(s.options.output);
   {
-    const Fd other = lock_directory(s.options.output);
+    const FolderLock other(s.options.output);
     EXPECT_THROW(prepare(s.options), CreateError);
   }
   prepare(s.options);
+}
+
+TEST(Prepare, WithoutLocksALeaseKeepsAnotherOutAndOneLineSaysSo) {
+  const NoLocks none;
+  CutCorpus s;
+  std::vector<std::string> warnings;
+  s.options.on_warning = into(warnings);
+  std::filesystem::create_directories(s.options.output);
+  {
+    const FolderLock other(s.options.output);
+    EXPECT_THROW(prepare(s.options), CreateError);
+  }
+  EXPECT_TRUE(warnings.empty());
+  prepare(s.options);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("has no locks"), std::string::npos) << warnings[0];
+  for (const std::string& name : names_in(s.options.output)) EXPECT_TRUE(name.ends_with(".h5")) << name;
 }
 
 TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
@@ -408,11 +445,9 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
   prepare(s.options);
   spit(s.dir / "a.txt", babble(1000, 2));
   s.options.overwrite = true;
-  // A shard that cannot be replaced, and that comes after one that can.
-  const std::string obstacle = s.options.output + "/valid-00000.h5";
-  std::filesystem::remove(obstacle);
-  std::filesystem::create_directories(obstacle + "/full");
+  failing_target = "/deep/valid-00000.h5";  // it comes after a shard that can be replaced
   EXPECT_THROW(prepare(s.options), IoError);
+  failing_target.clear();
   const auto refused = [&] {
     try {
       TokenShards({s.options.output + "/valid-*.h5"});
@@ -433,7 +468,6 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
   EXPECT_TRUE(refused());
   EXPECT_EQ(content(kept), whole);
 
-  std::filesystem::remove_all(obstacle);
   // Only shards are taken back, and only with their list.
   const std::string names = slurp(kept + "/names"), plan = slurp(kept + "/plan");
   spit(s.dir / "stranger.h5", "x");
@@ -458,15 +492,11 @@ TEST(Prepare, AHalfReplacedCorpusIsMarkedUntilPrepareRunsAgain) {
   EXPECT_EQ(found, 0) << "without a list it starts over";
   EXPECT_EQ(whole_corpus(), babble(1000, 2));
 
-  // What is left of the old corpus cannot be removed.
+  // A folder with the name of a shard stands in the way from the start on.
   s.options.overwrite = true;
   std::filesystem::create_directories(s.options.output + "/train-00009.h5/full");
-  EXPECT_THROW(prepare(s.options), IoError);
-  EXPECT_TRUE(refused());
-  std::filesystem::remove_all(s.options.output + "/train-00009.h5");
-  prepare(s.options);
-  EXPECT_EQ(found, 2);
-  EXPECT_EQ(whole_corpus(), babble(1000, 2));
+  EXPECT_THROW(prepare(s.options), CreateError);
+  EXPECT_FALSE(refused());
 }
 
 TEST(Prepare, AnotherPlanTakesNothingOfACutPublication) {
@@ -479,12 +509,11 @@ TEST(Prepare, AnotherPlanTakesNothingOfACutPublication) {
   };
   with_text(1);
   prepare(s.options);
-  const std::string obstacle = s.options.output + "/valid-00000.h5", mark = s.options.output + "/" + kPublishing;
+  const std::string mark = s.options.output + "/" + kPublishing;
   with_text(2);
-  std::filesystem::remove(obstacle);
-  std::filesystem::create_directories(obstacle + "/full");
+  failing_target = "/deep/valid-00000.h5";
   EXPECT_THROW(prepare(s.options), IoError);
-  std::filesystem::remove_all(obstacle);
+  failing_target.clear();
   int64_t found = 0;
   s.options.on_resume = [&](int64_t shards, int64_t) { found = shards; };
   s.options.overwrite = false;

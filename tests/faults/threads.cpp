@@ -4,6 +4,8 @@
 // A feed reads batches ahead, checkpoints are saved in the background, and the main thread takes the batches, which
 // must be those of their steps, and writes metrics and progress. Each round ends at a random step, with the feed's
 // thread in any state. Every second round goes as with an HDF5 that is not thread-safe.
+#include <fcntl.h>
+
 #include <cstdio>
 
 #include "data/batches.h"
@@ -53,8 +55,9 @@ class Round {
     const int64_t first = int64_t(random_.uniform(0) * 100), steps = 1 + int64_t(random_.uniform(1) * kMostSteps);
     BatchFeed feed(batches_, first * kRows, kMostSteps, kRows, kLength, false);
     MetricsWriter metrics(dir_ + "/metrics.jsonl");
-    std::unique_ptr<std::FILE, int (*)(std::FILE*)> sink(std::fopen("/dev/null", "w"), std::fclose);
-    Progress progress(false, sink.get());
+    const Fd nowhere(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    console::Stream sink(nowhere.get(), console::Stream::Stuck::waits);
+    Progress progress(false, sink);
     int64_t wrong = 0;
     for (int64_t step = first; step < first + steps; ++step) {
       BatchFeed::Slot* slot = feed.next();

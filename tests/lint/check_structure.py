@@ -42,7 +42,15 @@ OWNERS = {
 # The backends' own headers serve nobody else: ops reach a backend by MMFREE_DISPATCH, everyone else by core/gpu.h.
 BACKENDS = ["core/cpu", "core/cuda"]
 # Headers of the system and the compiler that are not the C++ library's (those have neither a dot nor a slash).
-SYSTEM = ["sys/*", "dirent.h", "fcntl.h", "fnmatch.h", "pthread.h", "unistd.h", "dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
+SYSTEM = ["sys/*", "dirent.h", "fcntl.h", "fnmatch.h", "poll.h", "pthread.h", "pty.h", "termios.h", "unistd.h"]
+SYSTEM += ["dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
+
+# What writes to a standard stream, and the only product files that may: all other text reaches a terminal escaped, and
+# no stuck reader holds the program.
+PRINTS = re.compile(
+    r"\b(v?f?printf|f?puts|f?putc|putchar|fwrite|perror)\s*\(|\bstd::(cout|cerr|clog)\b|\bwrite\((1|2|STD\w+_FILENO)\b"
+)
+PRINTERS = ["core/system/console.cpp", "core/system/signals.cpp", "tests/*"]
 
 # Headers in core/ops that need not have each part that an operation has.
 NO_SOURCE = {"check"}
@@ -138,6 +146,9 @@ def violations(files):
             for number, kind, name in includes(text):
                 if problem := check_include(path, kind, name):
                     yield f"{path}:{number}: {problem}"
+            for number, line in enumerate(lines, 1):
+                if (found := PRINTS.search(line.partition("//")[0])) and not matches(path, PRINTERS):
+                    yield f"{path}:{number}: {found[0]}; write by core/system/console.h"
     yield from check_operations(files)
 
 
@@ -169,6 +180,9 @@ CLEAN = {
     "core/ops/add.cpp": '#include "core/ops/add.h"\n#include <sys/stat.h>\n',
     "core/cpu/add.cpp": '#include "core/ops/add.h"\n',
     "core/ops/check.h": "",
+    "core/system/console.cpp": "  ::write(1, x, 1);\n",
+    "core/system/hash.cpp": "  std::snprintf(x, 1, y);  // std::printf( would show it\n  ::write(fd, x, 1);\n",
+    "tests/core/x.cpp": '  std::printf("x");\n',
     "core/cuda/add.cu": '#include <cuda_bf16.h>\n#include <cub/cub.cuh>\n#include "core/cuda/common.cuh"\n',
     "core/cuda/common.cuh": "#include <cublasLt.h>\n",
     "data/h5/file.h": "#include <hdf5.h>\n",
@@ -199,6 +213,10 @@ PLANTED = [
     ({"tests/x.bin": "x" * (MAX_BYTES + 1)}, "tests/x.bin: has 2097153 bytes"),
     ({"core/x.cpp": "int x;  // TO" "DO: y\n"}, "core/x.cpp:1: TO" "DO; finish"),
     ({"core/x.cpp": "\udcff"}, "core/x.cpp: not UTF-8 at byte 0"),
+    ({"core/x.cpp": '  std::printf("x");\n'}, "core/x.cpp:1: printf("),
+    ({"data/x.cpp": "\n  std::cerr << x;\n"}, "data/x.cpp:2: std::cerr"),
+    ({"train/x.cpp": "  fputs(x, stderr);\n"}, "train/x.cpp:1: fputs("),
+    ({"train/x.cpp": "  ::write(STDERR_FILENO, x, 1);\n"}, "train/x.cpp:1: write(STDERR_FILENO"),
     ({"core/ops/add.cpp": None}, "core/ops/add.h: core/ops/add.cpp is missing"),
     ({"core/cpu/add.cpp": None}, "core/ops/add.h: its kernel core/cpu/add.cpp is missing"),
     ({"tests/ops/test_add.cpp": None}, "core/ops/add.h: no tests/ops/test_*.cpp includes it"),

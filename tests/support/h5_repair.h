@@ -94,4 +94,12 @@ inline std::string h5_file_of(const std::string& content, const std::string& kin
   return file + content;
 }
 
+/// The bytes of an h5 file as a program of the next format version would write them.
+inline std::string of_the_next_version(std::string file) {
+  file[8] = 2;
+  const uint64_t block = hash64({file.data(), 4088});
+  std::memcpy(&file[4088], &block, 8);
+  return file;
+}
+
 }  // namespace mmfree

@@ -16,7 +16,13 @@ namespace mmfree {
 /// The built program in a process of its own, with files in place of its terminal.
 class Program {
  public:
-  explicit Program(const std::vector<std::string>& arguments, const std::string& input = "") {
+  /// What takes the program's output instead of a file; -1: a file.
+  struct Output {
+    int out = -1, err = -1;
+  };
+  explicit Program(const std::vector<std::string>& arguments, const std::string& input = "")
+      : Program(arguments, input, {-1, -1}) {}
+  Program(const std::vector<std::string>& arguments, const std::string& input, Output output) {
     spit(dir_ / "in", input);
     std::vector<std::string> words = {program_path()};
     words.insert(words.end(), arguments.begin(), arguments.end());
@@ -28,8 +34,8 @@ class Program {
     if (process_ == 0) {
       setenv("OMP_WAIT_POLICY", "passive", 0);
       dup2(open(in.c_str(), O_RDONLY), 0);
-      dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
-      dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
+      dup2(output.out >= 0 ? output.out : open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
+      dup2(output.err >= 0 ? output.err : open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
       execv(argv[0], argv.data());
       _exit(127);
     }

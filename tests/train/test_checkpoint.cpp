@@ -292,8 +292,14 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
   EXPECT_THROW(retain_checkpoints(run, 100, 1), DataError) << "it is damaged";
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
-  s.path = checkpoint_path(run, 100), s.save();
+  s.path = checkpoint_path(run, 100);
+  EXPECT_THROW(s.save(), CreateError) << "what is no checkpoint is not replaced";
+  fs::remove(s.path);
+  s.save();
+  const std::string shard = checkpoint_path(run, 10);
+  h5::Writer(shard, "tokens").commit();
   retain_checkpoints(run, 100, 1);
+  EXPECT_TRUE(fs::remove(shard)) << "only checkpoints are removed";
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{100}));
   EXPECT_TRUE(fs::exists(run + "/checkpoints/best.h5"));
 }

@@ -11,6 +11,7 @@
 #include "core/gpu.h"
 #include "tests/support/model_variants.h"
 #include "tests/support/program.h"
+#include "tests/support/shard_damage.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/safetensors.h"
@@ -245,10 +246,14 @@ TEST(Commands, ATokenizerReplacesNoInputAndNoOtherFileUnasked) {
     EXPECT_EQ(slurp(dir / "text.txt"), text);
   }
   spit(dir / "other", "mine");
-  EXPECT_EQ(train(dir / "other", false).first, 73);
-  EXPECT_EQ(slurp(dir / "other"), "mine");
-  EXPECT_EQ(train(dir / "other", true).first, 0);
-  EXPECT_EQ(Tokenizer::load(dir / "other").vocab_size(), 300);
+  for (const bool overwrite : {false, true}) {
+    EXPECT_EQ(train(dir / "other", overwrite).first, 73);
+    EXPECT_EQ(slurp(dir / "other"), "mine");
+  }
+  EXPECT_EQ(train(dir / "tok.model", false).first, 0);
+  EXPECT_EQ(train(dir / "tok.model", false).first, 73);
+  EXPECT_EQ(train(dir / "tok.model", true).first, 0);
+  EXPECT_EQ(Tokenizer::load(dir / "tok.model").vocab_size(), 300);
   EXPECT_EQ(train("/dev/null", true).first, 73);
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
 }
@@ -449,7 +454,8 @@ TEST(Commands, ExportsAndImportsKeepTheModelAndItsFile) {
 TEST(Commands, ALimitOfFileSizeEndsInOneLineAndLeavesWhatWasThere) {
   const Files& f = Files::get();
   const TempDir dir;
-  spit(dir / "m.mmfree", "older");
+  output({"export", f.checkpoint, dir / "m.mmfree"});
+  const std::string older = slurp(dir / "m.mmfree");
   rlimit before{};
   getrlimit(RLIMIT_FSIZE, &before);
   const rlimit small{5000, before.rlim_max};
@@ -459,7 +465,7 @@ TEST(Commands, ALimitOfFileSizeEndsInOneLineAndLeavesWhatWasThere) {
   setrlimit(RLIMIT_FSIZE, &before);
   EXPECT_EQ(status, 74);
   EXPECT_EQ(p.err(), "mmfree: " + (dir / "m.mmfree") + ": write failed: File too large\n");
-  EXPECT_EQ(slurp(dir / "m.mmfree"), "older");
+  EXPECT_EQ(slurp(dir / "m.mmfree"), older);
   EXPECT_EQ(dir.files(), 1u);
 }
 
@@ -581,6 +587,12 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
   fs::copy(shard, dir / "data/train-00000.h5");
   for (const std::string& one : {f.checkpoint, shard, dir / "data"})
     EXPECT_TRUE(contains(output({"info", one, "--verify"}), one + ": verified, 1 file matches its hash")) << one;
+  fs::create_directory(dir / "old");
+  fs::copy(shard, dir / "old/train-00000.h5");
+  take_sums_away(dir / "old/train-00000.h5");
+  EXPECT_TRUE(contains(output({"info", dir / "old", "--verify"}), "compares as it reads, added for 1 of them\n"));
+  EXPECT_TRUE(fs::exists(dir / "old/train-00000.h5.sums"));
+  EXPECT_FALSE(contains(output({"info", dir / "old", "--verify"}), "added")) << "they are there";
   EXPECT_TRUE(contains(output({"info", dir / "run", "--verify"}), "verified, 2 files match their hashes"));
   output({"export", f.checkpoint, dir / "m.mmfree"});
   EXPECT_TRUE(contains(output({"info", dir / "m.mmfree", "--verify"}), "verified, the export matches its hash"));

@@ -1,7 +1,5 @@
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <cmath>
@@ -11,25 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "core/system/folder_lock.h"
+#include "tests/support/failing_rename.h"
 #include "tests/support/golden.h"
 #include "tests/support/model_variants.h"
 #include "tests/support/temp_dir.h"
 #include "train/formats/hf_folder.h"
-
-namespace {
-int exchange_error = 0;
-int renames_until_failure = -1;
-}  // namespace
-
-// In place of libc's, for a file system on which two names cannot be exchanged and on which a rename may fail.
-extern "C" int renameat2(int from_dir, const char* from, int to_dir, const char* to, unsigned flags) noexcept {
-  if ((flags & RENAME_EXCHANGE) && exchange_error != 0) return errno = exchange_error, -1;
-  return int(syscall(SYS_renameat2, from_dir, from, to_dir, to, flags));
-}
-extern "C" int rename(const char* from, const char* to) noexcept {
-  if (renames_until_failure >= 0 && renames_until_failure-- == 0) return errno = EIO, -1;
-  return int(syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));
-}
 
 namespace mmfree {
 namespace {
@@ -330,7 +315,7 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
     spit(e.dir / left + "/rest of a killed export", "x");
   }
   {
-    const Fd under_way = lock_directory(e.dir / "out.mmfree-tmp-1-1");
+    const FolderLock under_way(e.dir / "out.mmfree-tmp-1-1");
     e.write({});
   }
   EXPECT_FALSE(fs::exists(e.dir / "out/rest of a killed export"));
@@ -341,18 +326,17 @@ TEST(HfFolder, a_failed_export_leaves_the_old_folder_or_none) {
     fs::remove_all(e.dir / other);
   }
   EXPECT_THROW(e.write({}), CreateError);
-  spit(e.dir / "out/extra", "x");
+  const std::string old = slurp(e.dir / "out/model.safetensors");
   e.shapes[1].second = {4};
   EXPECT_THROW(e.write({.overwrite = true}), ShapeError);
-  EXPECT_TRUE(fs::exists(e.dir / "out/extra"));
+  EXPECT_EQ(slurp(e.dir / "out/model.safetensors"), old);
   e.shapes[1].second = {3};
+  e.tensors.at("a").mut<float>()[0] += 1;
   e.write({.overwrite = true});
-  EXPECT_FALSE(fs::exists(e.dir / "out/extra"));
+  EXPECT_NE(slurp(e.dir / "out/model.safetensors"), old);
   EXPECT_EQ(e.dir.files(), 1u) << "the old folder is gone";
   EXPECT_EQ(HfFolder(e.dir / "out").names().size(), 5u);
 
-  fs::remove(e.dir / "out/config.json");
-  EXPECT_THROW(e.write({.overwrite = true}), CreateError) << "not a model folder";
   e.shapes.push_back(e.shapes[0]);
   fs::remove_all(e.dir / "out");
   EXPECT_THROW(e.write({}), DataError) << "a name twice";

@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -157,6 +158,52 @@ TEST_F(MetricsFile, KeepsWhatAFullDiskRefusedAndWritesItLater) {
   EXPECT_EQ(got, content());
 }
 
+TEST_F(MetricsFile, KeepsABoundedNumberOfLinesForLater) {
+  const size_t line = metrics_line(row(1)).size() + 1;
+  MetricsWriter full("/dev/full", -1, 10 * line);
+  for (int64_t step = 1; step <= 8; ++step) EXPECT_THROW(full.write(row(step)), IoError);
+  EXPECT_FALSE(full.dropped());
+  EXPECT_EQ(full.missing(), MetricsWriter::Steps(1, 8));
+  for (int64_t step = 9; step <= 100; ++step) EXPECT_THROW(full.write(row(step)), IoError);
+  EXPECT_TRUE(full.dropped());
+  EXPECT_EQ(full.missing(), MetricsWriter::Steps(1, 100));
+
+  // Where the disk takes them again, the first lines and the last are there, each whole.
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);
+  MetricsWriter writer(path, -1, 10 * line);
+  rlimit limit{};
+  getrlimit(RLIMIT_FSIZE, &limit);
+  const rlimit small{line + 7, limit.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  writer.write(row(1));
+  for (int64_t step = 2; step <= 30; ++step) EXPECT_THROW(writer.write(row(step)), IoError);
+  setrlimit(RLIMIT_FSIZE, &limit);
+  std::signal(SIGXFSZ, before);
+  writer.sync();
+  ASSERT_TRUE(writer.missing());
+  EXPECT_EQ(writer.missing()->first, 2);
+  EXPECT_GE(writer.missing()->second, 20);
+  const std::string got = content();
+  EXPECT_TRUE(got.starts_with(metrics_line(row(1)) + "\n" + metrics_line(row(2)) + "\n")) << got;
+  EXPECT_TRUE(got.ends_with(metrics_line(row(29)) + "\n" + metrics_line(row(30)) + "\n")) << got;
+  EXPECT_EQ(MetricsWriter(path, 30).damaged_lines(), 0);
+}
+
+TEST_F(MetricsFile, LinesThatAreNeverSyncedTakeNoMemoryEither) {
+  const size_t line = metrics_line(row(1)).size() + 1;
+  std::string all;
+  {
+    MetricsWriter writer(path, -1, 10 * line);
+    for (int64_t step = 1; step <= 100; ++step) {
+      writer.write(row(step));
+      all += metrics_line(row(step)) + "\n";
+    }
+    EXPECT_FALSE(writer.missing());
+    EXPECT_GT(durable_bytes, off_t(80 * line));
+  }
+  EXPECT_EQ(content(), all);
+}
+
 TEST_F(MetricsFile, DevicesNeedNoSync) {
   MetricsWriter writer("/dev/null");
   writer.write(row(1));
@@ -196,9 +243,11 @@ TEST_F(MetricsFile, AfterAFailedSyncTheFileIsWrittenAnew) {
   EXPECT_THROW(writer.sync(), IoError);
   EXPECT_EQ(number(), first);
   EXPECT_NE(content(), lines(2)) << "what was not durable is lost";
+  EXPECT_EQ(writer.missing(), MetricsWriter::Steps(2, 2));
   writer.write(row(3));
   writer.sync();
   EXPECT_NE(number(), first) << "what the disk holds of the old file is not known";
+  EXPECT_FALSE(writer.missing());
   EXPECT_EQ(content(), lines(3));
   // Where the new file cannot be opened, it is tried again.
   std::filesystem::rename(path, path + ".away");
@@ -219,6 +268,10 @@ TEST_F(MetricsFile, AFileThatIsRemovedComesBack) {
   std::filesystem::remove(path);
   writer.write(row(9));
   EXPECT_FALSE(std::filesystem::exists(path));
+  std::filesystem::create_directory(path);
+  EXPECT_THROW(writer.sync(), CreateError);
+  EXPECT_EQ(writer.missing(), MetricsWriter::Steps(9, 9));
+  std::filesystem::remove(path);
   writer.sync();
   writer.write(row(10));
   EXPECT_EQ(content(), metrics_line(row(8)) + "\n" + metrics_line(row(9)) + "\n" + metrics_line(row(10)) + "\n");
@@ -282,18 +335,17 @@ TEST(Progress, PrintsOneLinePerCallWhereThereIsNoTerminal) {
   const std::string line = "step 120/600  20%  loss 3.4568  lr 4.00e-03  norm 0.81  12.3k tok/s  1m02s  eta 4m08s";
   EXPECT_EQ(progress_line(state), line);
   for (const bool quiet : {false, true}) {
-    std::FILE* out = std::tmpfile();
-    ASSERT_NE(out, nullptr);
+    console::Stream out(memfd_create("out", MFD_CLOEXEC), console::Stream::Stuck::waits);
+    ASSERT_GE(out.fd(), 0);
     {
       Progress progress(quiet, out);
       progress.update(state);
       progress.message("saved");
       progress.update(state);
     }
-    std::rewind(out);
     std::string got(1000, '\0');
-    got.resize(std::fread(got.data(), 1, got.size(), out));
-    std::fclose(out);
+    got.resize(size_t(pread(out.fd(), got.data(), got.size(), 0)));
+    close(out.fd());
     EXPECT_EQ(got, quiet ? "saved\n" : line + "\nsaved\n" + line + "\n");
   }
 }

@@ -7,11 +7,11 @@
 #include <thread>
 
 #include "core/error.h"
+#include "core/system/signals.h"
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/ternary_file.h"
 #include "train/run/checkpoint.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -164,7 +164,7 @@ TEST(Signals, PrepareKeepsWholeShardsBesideTheOldOnes) {
   ASSERT_EQ(whole.wait(), 0) << whole.err();
   const std::string train = slurp(out + "/train-00000.h5"), valid = slurp(out + "/valid-00000.h5");
   stop(kAll[0]);
-  EXPECT_EQ(std::distance(fs::directory_iterator(out), {}), 3);
+  EXPECT_EQ(std::distance(fs::directory_iterator(out), {}), 4) << "two shards, their mark, what waits";
   EXPECT_EQ(slurp(out + "/train-00000.h5"), train);
   EXPECT_EQ(slurp(out + "/valid-00000.h5"), valid);
 }

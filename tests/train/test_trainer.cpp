@@ -5,9 +5,11 @@
 #include <chrono>
 #include <csignal>
 #include <limits>
+#include <optional>
 #include <thread>
 
 #include "optim/adamw.h"
+#include "tests/support/no_locks.h"
 #include "tests/support/program.h"
 #include "tests/support/signal_storm.h"
 #include "tests/support/training.h"
@@ -286,22 +288,6 @@ TEST(Trainer, ASaveThatFailsBesideTrainingEndsItBeforeItsLastStep) {
   EXPECT_TRUE(contains(error_of<Error>([&] { trainer.run(); }), "step-00000001.h5: "));
 }
 
-TEST(Trainer, MetricsThatCannotBeWrittenGoOnOrStopAsConfigured) {
-  for (const OnSaveError policy : {OnSaveError::carry_on, OnSaveError::stop}) {
-    const TempDir dir;
-    RunConfig c = tiny_run(dir / "run");
-    c.train.steps = 30;
-    c.train.on_save_error = policy;
-    Trainer trainer(c, true, false);
-    const FullDisk full(3000);
-    testing::internal::CaptureStderr();
-    EXPECT_THROW(trainer.run(), Error);
-    const std::string said = testing::internal::GetCapturedStderr();
-    const std::string warning = "metrics.jsonl: cannot write metrics: File too large; there is no checkpoint; training";
-    EXPECT_EQ(contains(said, warning), policy == OnSaveError::carry_on) << said;
-  }
-}
-
 TEST(Trainer, ASaveThatFailedOnTheWayDoesNotSpoilTheLast) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
@@ -375,6 +361,23 @@ TEST(Trainer, TwoCannotTrainInOneFolderAtOnce) {
     EXPECT_TRUE(fs::exists(saving));
   }
   EXPECT_TRUE(train(c).finished);
+}
+
+TEST(Trainer, WithoutLocksALeaseKeepsAnotherOutAndAWarningSaysSo) {
+  const NoLocks none;
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.resume = {ResumeFrom::newest_if_any};
+  std::optional<Trainer> first;
+  const std::string said = text_of([&] { first.emplace(c, true, false); });
+  EXPECT_TRUE(contains(error_of<CreateError>([&] { train(c); }), "works in this folder"));
+  text_of([&] { EXPECT_TRUE(first->run().finished); });
+  first.reset();
+  const size_t at = said.find("warning: " + dir.path() + "/run: this file system has no locks");
+  EXPECT_NE(at, said.npos) << said;
+  EXPECT_EQ(said.find("has no locks", at + 60 + dir.path().size()), said.npos) << "once";
+  for (const std::string& name : names_in(dir / "run")) EXPECT_FALSE(name.starts_with(".")) << name;
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
 }
 
 /// A shard with the tokens of others; with `bad`, each so-manieth of them is no token.

@@ -3,12 +3,14 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <iostream>
 #include <memory>
 #include <utility>
 
 #include "core/error.h"
+#include "core/system/console.h"
 #include "core/system/files.h"
+#include "core/system/folder_mark.h"
+#include "core/system/signals.h"
 #include "data/paths.h"
 #include "data/prepare.h"
 #include "data/text/text_reader.h"
@@ -16,13 +18,12 @@
 #include "train/commands/commands.h"
 #include "train/commands/text_options.h"
 #include "train/run/progress.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 
 namespace {
 
-/// Never one of the inputs, and another file only if asked to: a vocabulary cannot be made again from what it replaced.
+/// Never one of the inputs, and only if asked to another tokenizer of ours.
 void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
   namespace fs = std::filesystem;
   std::error_code ignored;
@@ -30,11 +31,7 @@ void check_tokenizer_output(const TokenizerTraining& training, bool overwrite) {
   for (const std::string& input : inputs.files())
     MMFREE_CHECK(UsageError, !fs::equivalent(input, training.output, ignored), training.output,
                  ": is one of the inputs; choose another name for the tokenizer");
-  const bool exists = fs::exists(training.output, ignored);
-  MMFREE_CHECK(CreateError, !exists || fs::is_regular_file(training.output, ignored), training.output,
-               ": exists and is not a regular file; choose another name");
-  MMFREE_CHECK(CreateError, overwrite || !exists, training.output,
-               ": exists already; choose another name or give --overwrite");
+  require_replaceable(training.output, overwrite, [&] { Tokenizer::require_trained(training.output); });
 }
 
 /// Bytes from a number of megabytes; 0 stays 0, which means all.
@@ -72,10 +69,10 @@ Tokenizer train_tokenizer(TokenizerTraining training) {
 
 void print_tokenizer(const Tokenizer& t) {
   const auto special = [&](const char* name, int id) {
-    std::cout << "  " << name << ' ' << (id < 0 ? std::string("none") : concat(id, " ", t.piece(id))) << '\n';
+    console::out.print(concat("  ", name, ' ', id < 0 ? "none" : concat(id, " ", t.piece(id)), '\n'));
   };
-  std::cout << "vocabulary  " << t.vocab_size() << " pieces\nhash        " << t.hash() << "\nprefix      "
-            << (t.adds_dummy_prefix() ? "a space before each text" : "none") << "\nspecial ids\n";
+  console::out.format("vocabulary  %d pieces\nhash        %s\nprefix      %s\nspecial ids\n", t.vocab_size(),
+                      t.hash().c_str(), t.adds_dummy_prefix() ? "a space before each text" : "none");
   special("unk", t.unk_id());
   special("bos", t.bos_id());
   special("eos", t.eos_id());
@@ -84,26 +81,26 @@ void print_tokenizer(const Tokenizer& t) {
 
 void print_sample(const Tokenizer& t, const std::string& text) {
   const std::vector<int32_t> ids = t.encode(text);
-  std::cout << "sample      " << text.size() << " bytes, " << ids.size() << " tokens\n";
-  for (int32_t id : ids) std::cout << "  " << id << '\t' << t.piece(id) << '\n';
-  std::cout << "decoded     " << (t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids))
-            << '\n';
+  console::out.format("sample      %zu bytes, %zu tokens\n", text.size(), ids.size());
+  for (int32_t id : ids) console::out.print(concat("  ", id, '\t', t.piece(id), '\n'));
+  console::out.print(
+      concat("decoded     ", t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids), '\n'));
 }
 
 void print_split(const char* name, const PrepareSummary::Split& s) {
-  std::cout << name << "  " << s.documents << " documents, " << format_bytes(uint64_t(s.bytes)) << " of text, "
-            << format_count(double(s.tokens)) << " tokens in " << s.shards
-            << (s.shards == 1 ? " shard\n" : " shards\n");
+  console::out.print(concat(name, "  ", s.documents, " documents, ", format_bytes(uint64_t(s.bytes)), " of text, ",
+                            format_count(double(s.tokens)), " tokens in ", s.shards,
+                            s.shards == 1 ? " shard\n" : " shards\n"));
 }
 
 void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
   print_split("train", s.train);
   if (options.valid_fraction > 0) print_split("valid", s.valid);
-  if (s.duplicates) std::cout << "Dropped " << s.duplicates << " documents that were there already.\n";
-  if (s.held_out_tails) std::cout << "Fewer than 20 documents: validation is the tail of each.\n";
-  if (!s.skipped.empty()) std::cout << "Skipped " << skipped_text(s.skipped) << ".\n";
-  if (!s.passed_over.empty()) std::cout << passed_over_text(s.passed_over) << '\n';
-  std::cout << "Written to " << options.output << '\n';
+  if (s.duplicates) console::out.print(concat("Dropped ", s.duplicates, " documents that were there already.\n"));
+  if (s.held_out_tails) console::out.print("Fewer than 20 documents: validation is the tail of each.\n");
+  if (!s.skipped.empty()) console::out.print("Skipped " + skipped_text(s.skipped) + ".\n");
+  if (!s.passed_over.empty()) console::out.print(passed_over_text(s.passed_over) + "\n");
+  console::out.print(concat("Written to ", options.output, '\n'));
 }
 
 }  // namespace
@@ -123,15 +120,15 @@ void add_tokenizer_command(CLI::App& app) {
   train->add_option("--character-coverage", training->character_coverage, "share of characters that get pieces")
       ->capture_default_str();
   train->add_option("--limit-mb", *limit_mb, "use this many MB of text, evenly from all files (0: all)");
-  train->add_flag("--overwrite", *overwrite, "replace a file that is there already");
+  train->add_flag("--overwrite", *overwrite, "replace a tokenizer that mmfree trained");
   add_text_options(*train, training->text);
   train->footer("Example:\n  mmfree tokenizer train corpus/*.jsonl.zst -o tok.model --vocab-size 8000 --limit-mb 100");
   train->callback([training, limit_mb, overwrite] {
     training->limit_bytes = bytes_of(*limit_mb);
-    training->on_note = [](const std::string& note) { std::cerr << note << '\n'; };
+    training->on_note = [](const std::string& note) { console::err.print(note + "\n"); };
     check_tokenizer_output(*training, *overwrite);
     print_tokenizer(train_tokenizer(*training));
-    std::cout << "Written to " << training->output << '\n';
+    console::out.print(concat("Written to ", training->output, '\n'));
   });
 
   auto path = std::make_shared<std::string>();
@@ -166,7 +163,7 @@ void add_prepare_command(CLI::App& app) {
       ->capture_default_str();
   prepare_app->add_flag("--drop-duplicates", options->drop_duplicates, "of documents that are equal keep the first");
   prepare_app->add_option("--part", *part, "k/n: make part k of n, in a folder of its own; for job arrays");
-  prepare_app->add_flag("--overwrite", options->overwrite, "replace shards that the directory holds");
+  prepare_app->add_flag("--overwrite", options->overwrite, "replace the shards that mmfree prepared in the directory");
   prepare_app->footer(
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "
       "the "
@@ -186,8 +183,10 @@ void add_prepare_command(CLI::App& app) {
       const StopSignals signals;
       options->check_stop = [] { throw_if_stopped("goes on after the shards that are whole"); };
       options->on_resume = [](int64_t shards, int64_t tokens) {
-        std::cerr << "going on after " << shards << " whole shards, " << format_count(double(tokens)) << " tokens\n";
+        console::err.print(
+            concat("going on after ", shards, " whole shards, ", format_count(double(tokens)), " tokens\n"));
       };
+      options->on_warning = [](const std::string& warning) { console::err.print("warning: " + warning + "\n"); };
       ShareProgress progress("preparing");
       options->on_progress = [&progress](const PrepareProgress& p) {
         const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));

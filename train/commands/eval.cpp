@@ -1,10 +1,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/system/console.h"
+#include "core/system/signals.h"
 #include "data/paths.h"
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
@@ -12,7 +13,6 @@
 #include "train/commands/text_options.h"
 #include "train/inference/evaluate.h"
 #include "train/run/progress.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -41,7 +41,7 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
     return TokenSource::shards(*shards);
   }
   const auto tell = [](const char* what, const std::string& text) {
-    if (!text.empty()) std::fprintf(stderr, "%s%s\n", what, text.c_str());
+    if (!text.empty()) console::err.format("%s%s\n", what, text.c_str());
   };
   TextReader reader(o.data, o.text);
   tell("", passed_over_text(reader.passed_over()));
@@ -75,16 +75,16 @@ Json json_of(const Options& o, const Evaluation& e, int64_t seq_len) {
 }
 
 void print_row(const std::string& name, const LossSum& sum) {
-  std::printf("%-24s %12lld %10.4f %10.2f", name.c_str(), static_cast<long long>(sum.tokens), sum.loss(),
-              sum.perplexity());
-  if (sum.text_bytes) std::printf(" %10.4f", sum.bits_per_byte());
-  std::printf("\n");
+  console::out.format("%-24s %12lld %10.4f %10.2f", name.c_str(), static_cast<long long>(sum.tokens), sum.loss(),
+                      sum.perplexity());
+  if (sum.text_bytes) console::out.format(" %10.4f", sum.bits_per_byte());
+  console::out.format("\n");
 }
 
 /// The tables: per source set, and by position in the window.
 void print_tables(const Evaluation& e, int64_t seq_len) {
   const auto header = [](const char* what) {
-    std::printf("\n%-24s %12s %10s %10s %10s\n", what, "tokens", "loss", "ppl", "bits/byte");
+    console::out.format("\n%-24s %12s %10s %10s %10s\n", what, "tokens", "loss", "ppl", "bits/byte");
   };
   if (!e.sets.empty()) header("source set");
   for (const auto& [name, sum] : e.sets) print_row(name.empty() ? "(none)" : name, sum);
@@ -114,15 +114,16 @@ void run(const Options& o) {
     e = evaluate(*model.lm, source, {seq_len, o.limit, show, o.batch});
   }
   if (o.json) {
-    std::printf("%s\n", json_of(o, e, seq_len).dump().c_str());
+    console::out.print(json_of(o, e, seq_len).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
     return;
   }
-  std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
-  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
-              static_cast<long long>(seq_len));
-  std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
+  console::out.format("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+  console::out.format("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
+                      static_cast<long long>(seq_len));
+  console::out.format("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
   if (e.text_bytes)
-    std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+    console::out.format("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(),
+                        static_cast<long long>(e.text_bytes));
   print_tables(e, seq_len);
 }
 

@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <memory>
 
+#include "core/system/console.h"
+#include "core/system/folder_mark.h"
+#include "core/system/signals.h"
 #include "layers/parameters.h"
 #include "train/commands/commands.h"
 #include "train/formats/hf_folder.h"
@@ -11,7 +13,6 @@
 #include "train/inference/model.h"
 #include "train/run/checkpoint.h"
 #include "train/run/progress.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -23,11 +24,6 @@ struct Options {
   int64_t max_shard_mb = 5000;
   bool overwrite = false, force = false;
 };
-
-void refuse_existing(const Options& o) {
-  MMFREE_CHECK(CreateError, o.overwrite || !fs::exists(o.out), o.out,
-               ": exists already; choose another name or give --overwrite");
-}
 
 bool lies_in(const std::string& source, const std::string& folder) {
   std::error_code ignored;
@@ -54,11 +50,12 @@ std::string size_text(const std::string& path) { return format_bytes(fs::file_si
 void export_to_ternary(const Options& o, const Model& model) {
   static const std::map<std::string, EmbeddingStore> stores = {
       {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
-  refuse_existing(o);
+  require_replaceable(o.out, o.overwrite, [&] { verify_ternary_file(o.out); });
   export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
-  std::printf("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
-              format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
-  std::printf("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n", model.kind.c_str());
+  console::out.format("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
+                      format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
+  console::out.format("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n",
+                      model.kind.c_str());
 }
 
 void export_to_hf(const Options& o, const Model& model) {
@@ -90,7 +87,7 @@ void export_to_hf(const Options& o, const Model& model) {
   config.max_position_embeddings = model.seq_len;
   if (model.tokenizer) config.bos_token_id = model.tokenizer->bos_id(), config.eos_token_id = model.tokenizer->eos_id();
   write_hf_folder(o.out, config, foreign_tensors(architecture, tensors), theirs, options);
-  std::printf("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
+  console::out.format("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
 }
 
 /// Until something is written, a signal may end the process.
@@ -113,9 +110,9 @@ void run_import(const Options& o) {
   MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
                ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
-  refuse_existing(o);
   MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
                ": is part of the model to be imported; choose another name");
+  require_replaceable(o.out, o.overwrite, [&] { h5::Reader(o.out, "checkpoint"); });
   const StopSignals signals;  // a signal does not interrupt the writing
   const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,
@@ -127,9 +124,9 @@ void run_import(const Options& o) {
   load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
-  std::printf("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
-              format_count(double(model.config.parameter_count())).c_str(),
-              model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
+  console::out.format("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
+                      format_count(double(model.config.parameter_count())).c_str(),
+                      model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
 }
 
 }  // namespace
@@ -151,7 +148,7 @@ void add_export_command(CLI::App& app) {
   c->add_option("--max-shard-mb", o->max_shard_mb, "hf: megabytes per safetensors file")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
       ->capture_default_str();
-  c->add_flag("--overwrite", o->overwrite, "replace an export that is there already");
+  c->add_flag("--overwrite", o->overwrite, "replace an export that mmfree wrote and nobody changed since");
   c->add_flag("--force", o->force, "hf: without a warning for a model that only mmfree can load");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
@@ -170,7 +167,7 @@ void add_import_command(CLI::App& app) {
   c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
       ->required();
   c->add_option("out", o->out, "checkpoint to write")->required();
-  c->add_flag("--overwrite", o->overwrite, "replace a checkpoint that is there already");
+  c->add_flag("--overwrite", o->overwrite, "replace a checkpoint that mmfree wrote");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the folder holds no tokenizer.model");
   c->footer("Example:\n  mmfree import MMfreeLM-370M imported.h5");
   c->callback([o] { run_import(*o); });

@@ -3,13 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <iostream>
 #include <memory>
 
+#include "core/system/console.h"
+#include "core/system/signals.h"
 #include "train/commands/commands.h"
 #include "train/commands/model_options.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -36,19 +35,18 @@ void run(Options o) {
                "generate: the model's documents begin with no mark of their own; give a --prompt");
   if (!o.ignore_eos && tokenizer.eos_id() >= 0) o.generate.stop.push_back(tokenizer.eos_id());
   StreamDecoder decoder(tokenizer);
-  for (int32_t id : prompt) std::cout << decoder.push(id);
-  std::cout << std::flush;
+  for (int32_t id : prompt) console::out.print(decoder.push(id));
   const auto start = std::chrono::steady_clock::now();
   const auto text = generate(*model.lm, prompt, o.generate, [&](int32_t id) {
-    if (id < tokenizer.vocab_size()) std::cout << decoder.push(id) << std::flush;
-    return bool(std::cout) && !StopSignals::pending();
+    if (id < tokenizer.vocab_size()) console::out.print(decoder.push(id));
+    return !StopSignals::pending();
   });
-  std::cout << decoder.flush() << std::endl;
+  console::out.print(decoder.flush() + "\n");
   throw_if_stopped();
   if (!o.stats) return;
   const double t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::fprintf(stderr, "%zu prompt tokens, %zu new tokens in %.2f s: %.1f tokens/s\n", prompt.size(), text.size(), t,
-               double(text.size()) / t);
+  console::err.format("%zu prompt tokens, %zu new tokens in %.2f s: %.1f tokens/s\n", prompt.size(), text.size(), t,
+                      double(text.size()) / t);
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <filesystem>
 #include <memory>
 
+#include "core/system/console.h"
 #include "data/h5/h5.h"
 #include "data/paths.h"
 #include "data/token_shards.h"
@@ -19,45 +19,63 @@ namespace fs = std::filesystem;
 void print_shards(const std::string& path) {
   const TokenShards shards({path});
   const ShardInfo& info = shards.info();
-  std::printf("%s: token shard (%s)\n", path.c_str(), info.split.c_str());
-  std::printf("tokens      %s (%lld) in %lld documents\n", format_count(double(shards.total_tokens())).c_str(),
-              static_cast<long long>(shards.total_tokens()), static_cast<long long>(shards.documents()));
-  std::printf("vocabulary  %d, tokenizer %s, bos %d, eos %d\n", info.vocab_size, info.tokenizer_hash.c_str(),
-              info.bos_id, info.eos_id);
+  console::out.format("%s: token shard (%s)\n", path.c_str(), info.split.c_str());
+  console::out.format("tokens      %s (%lld) in %lld documents\n", format_count(double(shards.total_tokens())).c_str(),
+                      static_cast<long long>(shards.total_tokens()), static_cast<long long>(shards.documents()));
+  console::out.format("vocabulary  %d, tokenizer %s, bos %d, eos %d\n", info.vocab_size, info.tokenizer_hash.c_str(),
+                      info.bos_id, info.eos_id);
 }
 
 void print_model(const std::string& path) {
   const Model model = load_model(path);
   const ModelConfig& c = model.config;
-  std::printf("%s: %s%s\n", model.source.c_str(), model.kind.c_str(),
-              model.kind == "checkpoint" ? ", hash verified" : "");
+  console::out.format("%s: %s%s\n", model.source.c_str(), model.kind.c_str(),
+                      model.kind == "checkpoint" ? ", hash verified" : "");
   if (!fs::is_directory(model.source))
-    std::printf("size        %s\n", format_bytes(fs::file_size(model.source)).c_str());
-  std::printf("parameters  %lld, of these %lld in projection matrices\n", static_cast<long long>(c.parameter_count()),
-              static_cast<long long>(c.matrix_parameter_count()));
-  std::printf("shape       %lld layers x %lld wide, %lld inner, vocabulary %lld\n",
-              static_cast<long long>(c.num_hidden_layers), static_cast<long long>(c.hidden_size),
-              static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
-  std::printf("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order),
-              c.use_lower_bound ? "on" : "off");
-  std::printf("mixers      %s, %s (%s), inner norms %s, head %s\n", name_of(c.token), name_of(c.channel),
-              name_of(c.activation), c.inner_norm ? "on" : "off", c.tie_word_embeddings ? "tied" : "of its own");
+    console::out.format("size        %s\n", format_bytes(fs::file_size(model.source)).c_str());
+  console::out.format("parameters  %lld, of these %lld in projection matrices\n",
+                      static_cast<long long>(c.parameter_count()), static_cast<long long>(c.matrix_parameter_count()));
+  console::out.format("shape       %lld layers x %lld wide, %lld inner, vocabulary %lld\n",
+                      static_cast<long long>(c.num_hidden_layers), static_cast<long long>(c.hidden_size),
+                      static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
+  console::out.format("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order),
+                      c.use_lower_bound ? "on" : "off");
+  console::out.format("mixers      %s, %s (%s), inner norms %s, head %s\n", name_of(c.token), name_of(c.channel),
+                      name_of(c.activation), c.inner_norm ? "on" : "off",
+                      c.tie_word_embeddings ? "tied" : "of its own");
   if (!c.uniform() || !c.precision_rules.empty())
-    std::printf("exceptions  %zu in layers, %zu precision rules\n", c.layers.size(), c.precision_rules.size());
+    console::out.format("exceptions  %zu in layers, %zu precision rules\n", c.layers.size(), c.precision_rules.size());
   if (model.tokenizer)
-    std::printf("tokenizer   %d pieces, hash %s\n", model.tokenizer->vocab_size(), model.tokenizer->hash().c_str());
+    console::out.format("tokenizer   %d pieces, hash %s\n", model.tokenizer->vocab_size(),
+                        model.tokenizer->hash().c_str());
   else
-    std::printf("tokenizer   none\n");
+    console::out.format("tokenizer   none\n");
   if (!model.training) return;
   const Training& t = *model.training;
-  std::printf("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(t.step),
-              static_cast<long long>(t.steps), format_count(double(t.tokens)).c_str(),
-              t.resumable ? "optimizer state included" : "no optimizer state");
+  console::out.format("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(t.step),
+                      static_cast<long long>(t.steps), format_count(double(t.tokens)).c_str(),
+                      t.resumable ? "optimizer state included" : "no optimizer state");
 }
 
 void print_tokenizer(const std::string& path) {
   const Tokenizer t = Tokenizer::load(path);
-  std::printf("%s: SentencePiece tokenizer, %d pieces, hash %s\n", path.c_str(), t.vocab_size(), t.hash().c_str());
+  console::out.format("%s: SentencePiece tokenizer, %d pieces, hash %s\n", path.c_str(), t.vocab_size(),
+                      t.hash().c_str());
+}
+
+/// Reads every byte of a file. Returns whether it was a shard without sums that has got them.
+bool verify_file(const std::string& file) {
+  const std::string kind = h5::kind_of(file);
+  const bool is_bare = kind == "tokens" && !h5::Reader(file, kind, h5::Verify::header).has_sums();
+  if (!is_bare) {
+    // Of a file of no kind the reader says what is wrong with it.
+    const h5::Reader verified(file, kind.empty() ? "tokens" : kind, h5::Verify::everything);
+    return false;
+  }
+  const std::string error = h5::add_sums(file);
+  if (!error.empty())
+    console::out.format("%s: is intact, but has got no checksums of its chunks: %s\n", file.c_str(), error.c_str());
+  return error.empty();
 }
 
 /// Reads every byte of a shard or checkpoint, or of all in a folder of them or in a run folder.
@@ -65,23 +83,25 @@ void verify(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
   if (fs::is_regular_file(path) && h5::kind_of(path).empty() && !path.ends_with(".h5")) {
     read_ternary_file(path);
-    std::printf("%s: verified, the export matches its hash (%s)\n", path.c_str(),
-                format_bytes(fs::file_size(path)).c_str());
+    console::out.format("%s: verified, the export matches its hash (%s)\n", path.c_str(),
+                        format_bytes(fs::file_size(path)).c_str());
     return;
   }
   const fs::path checkpoints = fs::path(path) / "checkpoints";
   const std::vector<std::string> files =
       expand_paths({fs::is_directory(checkpoints) ? checkpoints.string() : path}, {".h5"});
   uint64_t bytes = 0;
+  int64_t added = 0;
   for (const std::string& file : files) {
-    // Of a file of no kind the reader says what is wrong with it.
-    const std::string kind = h5::kind_of(file);
-    const h5::Reader verified(file, kind.empty() ? "tokens" : kind, h5::Verify::everything);
+    added += verify_file(file);
     bytes += fs::file_size(file);
   }
   const bool one = files.size() == 1;
-  std::printf("%s: verified, %zu %s (%s)\n", path.c_str(), files.size(),
-              one ? "file matches its hash" : "files match their hashes", format_bytes(bytes).c_str());
+  console::out.format("%s: verified, %zu %s (%s)\n", path.c_str(), files.size(),
+                      one ? "file matches its hash" : "files match their hashes", format_bytes(bytes).c_str());
+  if (added)
+    console::out.format("checksums of chunks, which training compares as it reads, added for %lld of them\n",
+                        static_cast<long long>(added));
 }
 
 void run(const std::string& path) {

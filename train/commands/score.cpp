@@ -1,16 +1,15 @@
 #include "train/inference/score.h"
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
-#include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/system/console.h"
+#include "core/system/signals.h"
 #include "data/text/line_reader.h"
 #include "train/commands/commands.h"
 #include "train/commands/model_options.h"
 #include "train/formats/strict_json.h"
-#include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
@@ -89,8 +88,7 @@ void run(const Options& o) {
   const Model model = at_once([&] { return load_model(o.model); });
   // Signals end the process between lines only, so that each line is whole.
   const auto print = [](const std::string& line) {
-    std::cout << line << std::flush;
-    MMFREE_CHECK(IoError, std::cout, "standard output: cannot be written: ", error_text(errno));
+    console::out.print(line);
     throw_if_stopped();
   };
   for (size_t i = 0; i < o.texts.size(); ++i)

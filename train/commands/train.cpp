@@ -1,16 +1,16 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
-#include <cstdio>
 #include <memory>
 #include <new>
 #include <optional>
 #include <utility>
 
 #include "core/gpu.h"
+#include "core/system/console.h"
+#include "core/system/signals.h"
 #include "train/commands/commands.h"
 #include "train/run/init_from.h"
 #include "train/run/memory_estimate.h"
-#include "train/run/signals.h"
 #include "train/run/trainer.h"
 
 namespace mmfree {
@@ -23,16 +23,17 @@ struct Options {
 };
 
 void print_result(const RunConfig& config, const RunResult& r) {
-  std::printf("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped", static_cast<long long>(r.step),
-              static_cast<long long>(config.train.steps), r.reason.empty() || r.finished ? "" : ": ",
-              r.finished ? "" : r.reason.c_str());
-  if (r.tokens_per_second > 0) std::printf("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
+  console::out.format("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped",
+                      static_cast<long long>(r.step), static_cast<long long>(config.train.steps),
+                      r.reason.empty() || r.finished ? "" : ": ", r.finished ? "" : r.reason.c_str());
+  if (r.tokens_per_second > 0) console::out.format("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
   if (r.valid)
-    std::printf("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),
-                r.valid->perplexity(), r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
-  if (r.tokens_per_second > 0) std::printf("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
-  std::printf("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
-  if (!r.finished) std::printf("continue with  the same command and --resume\n");
+    console::out.format("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),
+                        r.valid->perplexity(), r.valid->bits_per_byte(), static_cast<long long>(r.valid->tokens));
+  if (r.tokens_per_second > 0)
+    console::out.format("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
+  console::out.format("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
+  if (!r.finished) console::out.format("continue with  the same command and --resume\n");
 }
 
 /// Prints the memory that training would take, for each train.recompute.
@@ -42,23 +43,21 @@ void print_memory(const RunConfig& config) {
   const Device device = gpu ? Device::cuda : Device::cpu;
   const bool f32 = t.compute == ComputeChoice::f32 || (t.compute == ComputeChoice::automatic && !gpu);
   const DType compute = f32 ? DType::f32 : DType::bf16;
-  std::printf("%s parameters, %lld x %lld tokens at a time, activations in %s on %s\n",
-              format_count(double(config.model.parameter_count())).c_str(), static_cast<long long>(t.micro_batch()),
-              static_cast<long long>(config.data.seq_len), name_of(compute), gpu ? "a GPU" : "the CPU");
+  console::out.format("%s parameters, %lld x %lld tokens at a time, activations in %s on %s\n",
+                      format_count(double(config.model.parameter_count())).c_str(),
+                      static_cast<long long>(t.micro_batch()), static_cast<long long>(config.data.seq_len),
+                      name_of(compute), gpu ? "a GPU" : "the CPU");
   for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
     const MemoryEstimate m = estimate_memory(config, compute, r);
-    std::printf("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
-                double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
+    console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
+                        double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
   }
-  if (gpu) std::puts("the driver's context and scratch memory of kernels take about 0.6 GB more");
-  if (gpu && gpu::problem().empty()) std::printf("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
+  if (gpu) console::out.print("the driver's context and scratch memory of kernels take about 0.6 GB more\n");
+  if (gpu && gpu::problem().empty()) console::out.format("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 
 void run(const Options& o) {
-  if (o.help_config) {
-    std::fputs(config_reference().c_str(), stdout);
-    return;
-  }
+  if (o.help_config) return console::out.print(config_reference());
   // Never destroyed: a signal may arrive while the process ends.
   alignas(StopSignals) static char forever[sizeof(StopSignals)];
   new (forever) StopSignals;
@@ -78,6 +77,8 @@ void run(const Options& o) {
   if (o.dry_run) return print_memory(config);
   MMFREE_CHECK(ConfigError, !config.data.train.empty() || !config.data.sources.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
+  // A run's results are in its folder: that nobody takes its last words does not make it fail.
+  console::out.set_stuck(console::Stream::Stuck::given_up);
   Trainer trainer(config, o.quiet, o.force, std::move(source));
   const RunResult result = trainer.run();
   print_result(config, result);

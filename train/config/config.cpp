@@ -163,7 +163,8 @@ RunConfig load_stored_config(const std::string& text, const std::string& path) {
     return load_config_text(text, path);
   } catch (const ConfigError& e) {
     const std::string all = e.what();
-    throw DataError(concat(path, ": the configuration inside is not readable: ", all.substr(0, all.find('\n'))));
+    throw DataError(concat(path, ": the configuration inside is not readable: ", all.substr(0, all.find('\n')),
+                           "; if a newer mmfree wrote it, use that one"));
   }
 }
 

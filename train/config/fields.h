@@ -343,7 +343,7 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("run_dir", c.run_dir, Text{}, "where everything is written; empty: runs/<config file's stem>");
   visit("max_time", c.max_time, Seconds{}, "save and stop after this long; 0: no limit");
   visit("on_save_error", c.on_save_error, Choice<OnSaveError>{{OnSaveError::carry_on, OnSaveError::stop}},
-        "when a checkpoint or metrics cannot be written, for example on a full disk; older checkpoints stay");
+        "when a checkpoint cannot be written, for example on a full disk; older checkpoints stay");
   visit("skip_limit", c.skip_limit, Integer{1}, "consecutive non-finite steps before giving up");
 }
 

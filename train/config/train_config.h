@@ -16,7 +16,7 @@ struct ResumeFrom {
   bool operator==(const ResumeFrom&) const = default;
 };
 
-/// What a run does if a checkpoint or metrics cannot be written.
+/// What a run does if a checkpoint cannot be written.
 enum class OnSaveError { carry_on, stop };
 
 /// "false", "true", "auto" or the path.

@@ -10,6 +10,7 @@
 
 #include "core/ops/elementwise.h"
 #include "core/system/files.h"
+#include "core/system/folder_mark.h"
 #include "train/formats/strict_json.h"
 
 namespace mmfree {
@@ -18,6 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr int64_t kMaxIndexBytes = 64 << 20;
+constexpr const char* kKind = "hf";
 constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
 
@@ -118,6 +120,19 @@ fs::path normal(const std::string& dir) {
   return path.has_filename() ? path : path.parent_path();
 }
 
+/// That an older export wrote every file of a folder. @throws CreateError naming the first other one
+void require_ours(const fs::path& folder) {
+  std::vector<std::string> names = names_in(folder.string());
+  std::erase(names, mark_name(kKind));
+  require_marked(folder.string(), kKind, names);
+}
+
+void mark_files(const std::string& folder) {
+  MarkedFiles files;
+  for (const std::string& name : names_in(folder)) files.emplace(name, hash_of_file(folder + "/" + name));
+  write_mark(folder, kKind, files);
+}
+
 void check_target(const fs::path& target, bool overwrite) {
   std::error_code error;
   const fs::file_status status = fs::symlink_status(target, error);
@@ -126,8 +141,7 @@ void check_target(const fs::path& target, bool overwrite) {
   if (fs::is_empty(target, error)) return;
   MMFREE_CHECK(CreateError, !error, target.string(), ": ", error.message());
   MMFREE_CHECK(CreateError, overwrite, target.string(), ": is not empty; choose another folder or ask to overwrite it");
-  MMFREE_CHECK(CreateError, fs::exists(target / "config.json", error), target.string(),
-               ": is not empty and not a model folder (no config.json); not overwritten");
+  require_ours(target);
 }
 
 /// A tensor rounded to `type`, in f32.
@@ -154,15 +168,18 @@ void check_folder(const std::string& dir, const NamedShapes& tensors,
 
 /// Renames the folder `from` to `to`. An old folder `to` is exchanged in one step and then removed. If the file system
 /// cannot exchange, the old folder is first renamed to `to`.old, or `to`.old-1, … if that exists. Clears `from` once
-/// the new folder has its name.
+/// the new folder has its name. Folder and files keep the attributes of those of the same name.
 void replace_directory(fs::path& from, const fs::path& to) {
   const fs::path parent = to.parent_path();
   std::error_code ignored;
+  take_attributes(from, to);
   if (!fs::exists(to) || fs::is_empty(to)) {
     fs::rename(from, to);
     from.clear();
     return sync_directory(parent.string());
   }
+  require_ours(to);  // once more: writing the new folder took a while
+  for (const std::string& name : names_in(from.string())) take_attributes(from / name, to / name);
   fs::path old = from;
   if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) != 0) {
     const std::error_code reason(errno, std::generic_category());
@@ -249,6 +266,7 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
     write_file(work + "/README.md", model_card(target.filename().string(), config, options.torch_dtype));
     if (!options.tokenizer_model.empty()) write_file(work + "/tokenizer.model", options.tokenizer_model);
     write_hf_config(work, config, options.torch_dtype, options.framing);
+    mark_files(work);
     check_folder(work, tensors, get, store_type(options.torch_dtype));
     replace_directory(temporary, target);
   } catch (const fs::filesystem_error& e) {

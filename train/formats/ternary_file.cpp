@@ -132,7 +132,33 @@ void check_codes(const std::string& where, const Tensor& codes) {
   MMFREE_CHECK(DataError, !bad, where, " holds a code that is not 0, 1 or 2: the file is damaged; export it again");
 }
 
+/// Checks format, version and hash. Returns the stored configuration.
+RunConfig verified_config(const SafetensorsReader& file, const std::string& path) {
+  const auto meta = [&](const std::string& key) {
+    const auto it = file.metadata().find(key);
+    MMFREE_CHECK(DataError, it != file.metadata().end(), path, ": is not an mmfree ternary export (no '", key,
+                 "' in its metadata)");
+    return it->second;
+  };
+  MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format ",
+               quote(meta("format")), ", expected mmfree-ternary");
+  MMFREE_CHECK(VersionError, meta("version") == "1", path, ": has version ", quote(meta("version")),
+               " of the ternary format; this program reads version 1; use a newer mmfree");
+  ContentHash hash(meta("config"));
+  for (const std::string& name : file.names()) {
+    const std::string& dtype = file.dtype_name(name);
+    MMFREE_CHECK(DataError, dtype == "U8" || dtype == "I8" || dtype == "BF16" || dtype == "F32", path, ": tensor ",
+                 quote(name), " has dtype ", dtype, ", expected U8, I8, BF16 or F32");
+    hash.add(name, dtype, file.read(name, stored_dtype(dtype)));
+  }
+  MMFREE_CHECK(DamagedError, hash.value() == meta("content_hash"), path,
+               ": content does not match its hash: the file is damaged");
+  return load_stored_config(meta("config"), path);
+}
+
 }  // namespace
+
+void verify_ternary_file(const std::string& path) { verified_config(SafetensorsReader(path), path); }
 
 Tensor rounded_embedding(const Tensor& table, EmbeddingStore embedding) {
   if (embedding == EmbeddingStore::f32) return table;
@@ -168,30 +194,6 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
   }
   if (check) check(writer.temporary_path());
   writer.commit();
-}
-
-/// Checks format, version and hash. Returns the stored configuration.
-RunConfig verified_config(const SafetensorsReader& file, const std::string& path) {
-  const auto meta = [&](const std::string& key) {
-    const auto it = file.metadata().find(key);
-    MMFREE_CHECK(DataError, it != file.metadata().end(), path, ": is not an mmfree ternary export (no '", key,
-                 "' in its metadata)");
-    return it->second;
-  };
-  MMFREE_CHECK(DataError, meta("format") == "mmfree-ternary", path, ": is a safetensors file of format ",
-               quote(meta("format")), ", expected mmfree-ternary");
-  MMFREE_CHECK(DataError, meta("version") == "1", path, ": has version ", quote(meta("version")),
-               " of the ternary format; this program reads version 1");
-  ContentHash hash(meta("config"));
-  for (const std::string& name : file.names()) {
-    const std::string& dtype = file.dtype_name(name);
-    MMFREE_CHECK(DataError, dtype == "U8" || dtype == "I8" || dtype == "BF16" || dtype == "F32", path, ": tensor ",
-                 quote(name), " has dtype ", dtype, ", expected U8, I8, BF16 or F32");
-    hash.add(name, dtype, file.read(name, stored_dtype(dtype)));
-  }
-  MMFREE_CHECK(DataError, hash.value() == meta("content_hash"), path,
-               ": content does not match its hash: the file is damaged");
-  return load_stored_config(meta("config"), path);
 }
 
 Model read_ternary_file(const std::string& path) {

@@ -30,6 +30,9 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
 /// value that is not finite, a missing tensor)
 Model read_ternary_file(const std::string& path);
 
+/// Checks format, version and hash of such a file. @throws MissingError, IoError, DataError
+void verify_ternary_file(const std::string& path);
+
 /// An embedding table [V, D] f32 after an export with this store: rounded, in f32.
 Tensor rounded_embedding(const Tensor& table, EmbeddingStore embedding);
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "core/ops/elementwise.h"
+#include "core/system/console.h"
 #include "core/system/files.h"
 #include "layers/parameters.h"
 #include "train/formats/hf_folder.h"
@@ -70,7 +71,7 @@ Model from_directory(const std::string& dir) {
   if (fs::exists(fs::path(dir) / "config.json")) return from_hf_folder(dir);
   std::optional<Model> m;
   newest_checkpoint(
-      dir, [](const std::string& w) { std::fprintf(stderr, "warning: %s\n", w.c_str()); },
+      dir, [](const std::string& w) { console::err.format("warning: %s\n", w.c_str()); },
       [&](const Checkpoint& file) { m = from_checkpoint(file); });
   MMFREE_CHECK(MissingError, m, dir, ": holds neither config.json nor an intact checkpoint (checkpoints/step-*.h5)");
   return std::move(*m);

@@ -65,7 +65,8 @@ std::string metrics_line(const Metrics& metrics) {
   return line + "}";
 }
 
-MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std::move(path)) {
+MetricsWriter::MetricsWriter(std::string path, int64_t resume_step, size_t most_kept)
+    : path_(std::move(path)), most_kept_(most_kept) {
   namespace fs = std::filesystem;
   std::error_code ignored;
   const fs::file_type type = fs::status(path_, ignored).type();
@@ -81,9 +82,17 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step) : path_(std:
 }
 
 void MetricsWriter::open() {
-  const int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC;
+  // O_NONBLOCK: a pipe would wait for its reader, here and in each write.
+  const int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
   file_ = Fd(restarted([&] { return ::open(path_.c_str(), flags, 0666); }));
-  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", error_text(errno));
+  const int error = errno;
+  struct stat info = {};
+  const bool device = file_.is_open() && ::fstat(file_.get(), &info) == 0 && S_ISCHR(info.st_mode);
+  const bool other = file_.is_open() ? !S_ISREG(info.st_mode) && !device : error == ENXIO;
+  if (other) file_.close();
+  MMFREE_CHECK(CreateError, !other, path_,
+               ": metrics go into a regular file, and this is none; remove it, or choose another train.run_dir");
+  MMFREE_CHECK(CreateError, file_.is_open(), path_, ": cannot create the metrics file: ", error_text(error));
 }
 
 void MetricsWriter::write(const Metrics& metrics) {
@@ -92,9 +101,30 @@ void MetricsWriter::write(const Metrics& metrics) {
   };
   const auto step = find("step");
   MMFREE_CHECK(Error, step != metrics.end(), path_, ": a line of metrics without its step");
-  if (find(kEvaluated) != metrics.end()) evaluated_ = std::max(evaluated_, std::get<int64_t>(step->second));
+  const auto number = std::get<int64_t>(step->second);
+  if (find(kEvaluated) != metrics.end()) evaluated_ = std::max(evaluated_, number);
+  bound(unsynced_, first_unsynced_);  // it is too long only if a sync failed
+  if (unwritten_.empty()) first_unwritten_ = number;
+  if (unwritten_.empty() && unsynced_.empty()) first_unsynced_ = number;
+  last_ = number;
   unwritten_ += metrics_line(metrics) + "\n";
+  bound(unwritten_, first_unwritten_);
   flush();
+  if (unsynced_.size() > most_kept_) sync();
+}
+
+/// Drops the older half of `lines` if they are too many, but for the first, which may be half written.
+void MetricsWriter::bound(std::string& lines, int64_t first_step) {
+  if (lines.size() <= most_kept_) return;
+  const size_t from = lines.find('\n') + 1, to = lines.find('\n', lines.size() / 2) + 1;
+  if (from >= to) return;
+  lines.erase(from, to - from);
+  dropped_ = {dropped_ ? dropped_->first : first_step, last_};
+}
+
+std::optional<MetricsWriter::Steps> MetricsWriter::missing() const {
+  if (unwritten_.empty() && !sync_failed_) return dropped_;
+  return Steps{dropped_ ? dropped_->first : sync_failed_ ? first_unsynced_ : first_unwritten_, last_};
 }
 
 void MetricsWriter::flush() {
@@ -112,6 +142,7 @@ void MetricsWriter::sync() {
   struct stat info = {};
   const bool removed = ::fstat(file_.get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 0;
   if (removed || sync_failed_) {
+    sync_failed_ = true;  // until the new file is there
     // A removed file can be read while it is open. After a failed sync the system may have dropped pages that it could
     // not write: only the part that was durable before is trusted.
     const std::string from = removed ? concat("/proc/self/fd/", file_.get()) : path_;

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -19,14 +20,19 @@ std::string metrics_line(const Metrics& metrics);
 
 /// Appends one flat JSON object per line to a file; every line reaches the operating system before write returns. Lines
 /// that could not be written are kept, and the next write or sync writes them first; lines not yet on the device are
-/// kept too.
+/// kept too. Beyond a limit the oldest of them are dropped.
 class MetricsWriter {
  public:
+  static constexpr size_t kMostKept = size_t(64) << 20;
+  /// The first and the last step of some lines.
+  using Steps = std::pair<int64_t, int64_t>;
+
   /// Keeps the lines of an existing file whose "step" is <= resume_step (-1: none, a fresh run) and drops the others
   /// together with torn or damaged lines, so that a resumed run's file equals an uninterrupted one's. The kept lines
-  /// replace the file in one rename. Rows of step S must be written before the checkpoint of step S.
-  /// Throws CreateError if the file cannot be created, MissingError or IoError if reading or writing fails.
-  explicit MetricsWriter(std::string path, int64_t resume_step = -1);
+  /// replace the file in one rename. Rows of step S must be written before the checkpoint of step S. At most
+  /// `most_kept` bytes of lines are kept. Throws CreateError if the file cannot be created or is a pipe, a socket or a
+  /// directory, MissingError or IoError if reading or writing fails.
+  explicit MetricsWriter(std::string path, int64_t resume_step = -1, size_t most_kept = kMostKept);
 
   /// Appends one line; `metrics` must contain "step". Throws IoError, for example when the disk is full, or
   /// CreateError.
@@ -36,15 +42,24 @@ class MetricsWriter {
   void sync();
   /// The largest step of a line with "val/loss", -1 without one.
   int64_t evaluated() const { return evaluated_; }
+  /// The first and last step of the lines that were dropped, could not be written, or are in doubt after a failed sync;
+  /// nothing without any.
+  std::optional<Steps> missing() const;
+  /// Whether lines were dropped because too many waited.
+  bool dropped() const { return dropped_.has_value(); }
   /// Damaged lines the constructor dropped, the torn last one included.
   int64_t damaged_lines() const { return damaged_lines_; }
 
  private:
   void open();
   void flush();
+  void bound(std::string& lines, int64_t first_step);
   std::string path_;
   Fd file_;
   std::string unwritten_, unsynced_;
+  size_t most_kept_;
+  int64_t first_unwritten_ = -1, first_unsynced_ = -1, last_ = -1;  ///< steps
+  std::optional<Steps> dropped_;
   size_t synced_ = 0;  ///< the file's first bytes, which are on the device
   bool sync_failed_ = false;
   int64_t evaluated_ = -1;

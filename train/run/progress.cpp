@@ -1,7 +1,6 @@
 #include "train/run/progress.h"
 
 #include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +9,8 @@
 
 namespace mmfree {
 namespace {
+
+constexpr const char* kClearLine = "\r\x1b[K";
 
 template <class... Args>
 std::string printed(const char* format, Args... args) {
@@ -28,14 +29,14 @@ bool set(const char* variable) {
   return value && *value;
 }
 
-bool updates_in_place(std::FILE* out) {
+bool updates_in_place(const console::Stream& out) {
   const char* term = std::getenv("TERM");
-  return isatty(fileno(out)) && !(term && std::string_view(term) == "dumb");
+  return out.is_terminal() && !(term && std::string_view(term) == "dumb");
 }
 
-size_t columns(std::FILE* out) {
+size_t columns(const console::Stream& out) {
   winsize size{};
-  return ioctl(fileno(out), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  return ioctl(out.fd(), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 }  // namespace
@@ -84,7 +85,7 @@ std::string progress_line(const ProgressState& s) {
          format_duration(s.elapsed) + "  eta " + format_duration(s.eta);
 }
 
-Progress::Progress(bool quiet, std::FILE* out)
+Progress::Progress(bool quiet, console::Stream& out)
     : out_(out), quiet_(quiet), terminal_(updates_in_place(out)), color_(terminal_ && !set("NO_COLOR")) {}
 
 void Progress::update(const ProgressState& state) {
@@ -94,43 +95,39 @@ void Progress::update(const ProgressState& state) {
     // A wrapped line cannot be overwritten. The last column stays free because some terminals wrap there.
     line.resize(std::min(line.size(), columns(out_) - 1));
     if (color_) line = "\x1b[1m" + line.insert(std::min(line.find("  "), line.size()), "\x1b[0m");
-    std::fprintf(out_, "\r\x1b[K%s", line.c_str());
+    out_.control(kClearLine + line);
     shown_ = line;
   } else {
-    std::fprintf(out_, "%s\n", line.c_str());
+    out_.print(line + "\n");
   }
-  std::fflush(out_);
 }
 
 void Progress::message(const std::string& text) {
-  if (shown_.empty()) {
-    std::fprintf(out_, "%s\n", text.c_str());
-  } else {
-    std::fprintf(out_, "\r\x1b[K%s\n%s", text.c_str(), shown_.c_str());
-  }
-  std::fflush(out_);
+  if (shown_.empty()) return out_.print(text + "\n");
+  out_.control(kClearLine + console::escaped(text) + "\n" + shown_);
 }
 
 void Progress::finish() {
   if (shown_.empty()) return;
-  std::fprintf(out_, "\n");
-  std::fflush(out_);
+  out_.print("\n");
   shown_.clear();
 }
 
 void ShareProgress::update(double share, const std::string& note) {
-  const bool terminal = updates_in_place(stderr);
+  const bool terminal = updates_in_place(console::err);
   const double now = std::chrono::duration<double>(Clock::now() - start_).count();
   if (share <= 0 || now < 2 || (last_ >= 0 && now < last_ + (terminal ? 0.5 : 30))) return;
   last_ = now;
   const std::string line = what_ + printed(": %3.0f%%  ", std::floor(100 * share)) + note + (note.empty() ? "" : "  ") +
                            "eta " + format_duration(now / share - now);
-  std::fprintf(stderr, terminal ? "\r\x1b[K%s" : "%s\n", line.c_str());
-  std::fflush(stderr);
+  if (terminal)
+    console::err.control(kClearLine + console::escaped(line));
+  else
+    console::err.print(line + "\n");
 }
 
 ShareProgress::~ShareProgress() {
-  if (last_ >= 0 && updates_in_place(stderr)) std::fputc('\n', stderr);
+  if (last_ >= 0 && updates_in_place(console::err)) console::err.print("\n");
 }
 
 }  // namespace mmfree

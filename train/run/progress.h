@@ -1,9 +1,10 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <optional>
 #include <string>
+
+#include "core/system/console.h"
 
 namespace mmfree {
 
@@ -36,7 +37,7 @@ std::string progress_line(const ProgressState& state);
 /// The environment's NO_COLOR turns emphasis off.
 class Progress {
  public:
-  explicit Progress(bool quiet = false, std::FILE* out = stderr);
+  explicit Progress(bool quiet = false, console::Stream& out = console::err);
   ~Progress() { finish(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -48,7 +49,7 @@ class Progress {
   void finish();
 
  private:
-  std::FILE* out_;
+  console::Stream& out_;
   bool quiet_, terminal_, color_;
   std::string shown_;  ///< what stands on the terminal's updating line
 };

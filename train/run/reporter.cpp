@@ -5,38 +5,43 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <new>
 #include <utility>
 
 #include "core/gpu.h"
+#include "core/system/console.h"
 
 namespace mmfree {
 
-Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet,
-                   std::function<void(const Error&)> write_failed)
-    : config_(config),
-      target_(target),
-      batches_(batches),
-      quiet_(quiet),
-      write_failed_(std::move(write_failed)),
-      progress_(quiet) {}
+Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet)
+    : config_(config), target_(target), batches_(batches), quiet_(quiet), progress_(quiet) {}
+
+Reporter::~Reporter() {
+  try {
+    finish();
+  } catch (const std::bad_alloc&) {
+    return;  // without memory for a line nothing can be said
+  }
+}
 
 void Reporter::banner(const Corpus& corpus) const {
   if (quiet_) return;
   const ModelConfig& m = config_.model;
   const auto integer = [](int64_t n) { return static_cast<long long>(n); };
-  std::fprintf(
-      stderr, "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s%s\n",
+  console::err.format(
+      "model   %s parameters (%s in matrices): %lld layers x %lld wide, %lld inner, vocabulary %lld, %s%s\n",
       format_count(double(m.parameter_count())).c_str(), format_count(double(m.matrix_parameter_count())).c_str(),
       integer(m.num_hidden_layers), integer(m.hidden_size), integer(m.intermediate()), integer(m.vocab_size),
       name_of(m.precision), m.uniform() && m.precision_rules.empty() ? "" : " where nothing else is given");
-  std::fprintf(stderr, "data    %s tokens in %lld documents, %lld windows of %lld%s\n",
-               format_count(double(corpus.total_tokens())).c_str(), integer(corpus.documents()),
-               integer(batches_.windows()), integer(config_.data.seq_len),
-               corpus.sources().size() > 1 ? concat(", from ", corpus.sources().size(), " sources").c_str() : "");
-  std::fprintf(stderr, "run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
-               integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
-               target_.name.c_str(), name_of(target_.compute),
-               target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
+  console::err.format(
+      "data    %s tokens in %lld documents, %lld windows of %lld%s\n",
+      format_count(double(corpus.total_tokens())).c_str(), integer(corpus.documents()), integer(batches_.windows()),
+      integer(config_.data.seq_len),
+      corpus.sources().size() > 1 ? concat(", from ", corpus.sources().size(), " sources").c_str() : "");
+  console::err.format("run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
+                      integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
+                      target_.name.c_str(), name_of(target_.compute),
+                      target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
 }
 
 void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
@@ -103,11 +108,30 @@ void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {
   if (!quiet_) message(line);
 }
 
-void Reporter::write(const Metrics& metrics) try {
-  metrics_->write(metrics);
+void Reporter::write(const Metrics& metrics) {
+  attempt([&] { metrics_->write(metrics); });
+}
+
+void Reporter::sync() {
+  attempt([&] { metrics_->sync(); });
+}
+
+void Reporter::attempt(const std::function<void()>& write) try {
+  write();
   if (std::exchange(failing_, false)) message("metrics are written again");
 } catch (const Error& e) {
-  if (!std::exchange(failing_, true) || config_.train.on_save_error == OnSaveError::stop) write_failed_(e);
+  if (!std::exchange(failing_, true))
+    message(concat("warning: ", e.what(), "; metrics are kept in memory and written later; training goes on"));
+  if (metrics_->dropped() && !std::exchange(told_dropped_, true))
+    message("warning: too many metrics wait to be written: the oldest are dropped");
+}
+
+void Reporter::finish() {
+  progress_.finish();
+  if (!failing_ && !told_dropped_) return;
+  failing_ = told_dropped_ = false;
+  if (const auto lost = metrics_->missing())
+    message(concat("warning: metrics of the steps from ", lost->first, " to ", lost->second, " are lost"));
 }
 
 }  // namespace mmfree

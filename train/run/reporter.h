@@ -16,11 +16,10 @@ namespace mmfree {
 /// Tells how training goes: progress for people on stderr, metrics.jsonl for programs. Measures time and rates.
 class Reporter {
  public:
-  /// `config`, `target` and `batches` must outlive it. `write_failed` is told of metrics that
-  /// cannot be written: of the first in a row, and with train.on_save_error=stop of each. They are kept and written
-  /// later.
-  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet,
-           std::function<void(const Error&)> write_failed);
+  /// `config`, `target` and `batches` must outlive it.
+  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet);
+  /// Says which metrics are lost.
+  ~Reporter();
 
   /// A line for people, also if quiet.
   void message(const std::string& text) { progress_.message(text); }
@@ -57,25 +56,27 @@ class Reporter {
   /// Over this process, pauses excluded; 0 without any step.
   double tokens_per_second() const { return double(run_tokens_) / (seconds() - idle_); }
 
-  /// Brings the metrics to the device. @throws IoError
-  void sync() { metrics_->sync(); }
-  /// Ends the updating line.
-  void finish() { progress_.finish(); }
+  /// Brings the metrics to the device. Those that cannot be written, here or in a step, do not end the run: a warning
+  /// says so, and they are written later.
+  void sync();
+  /// Ends the updating line, and says which metrics are lost.
+  void finish();
 
  private:
   using Clock = std::chrono::steady_clock;
   void log(const StepResult& result, double waited);
   void write(const Metrics& metrics);
+  void attempt(const std::function<void()>& write);
   int64_t step_tokens() const { return config_.train.batch_size * config_.data.seq_len; }
 
   const RunConfig& config_;
   const ComputeTarget& target_;
   const Batches& batches_;
   bool quiet_;
-  std::function<void(const Error&)> write_failed_;
   Progress progress_;
   std::unique_ptr<MetricsWriter> metrics_;
-  bool failing_ = false;  ///< some metrics could not be written yet
+  bool failing_ = false;       ///< some metrics could not be written yet
+  bool told_dropped_ = false;  ///< it was said that metrics are dropped
   Clock::time_point start_ = Clock::now();
   double idle_ = 0;                              ///< seconds of pauses
   double window_start_ = 0, window_waited_ = 0;  ///< at the line before: training seconds, seconds waited for data

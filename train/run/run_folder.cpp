@@ -1,7 +1,6 @@
 #include "train/run/run_folder.h"
 
 #include <omp.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,7 +9,11 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
+
+#include "core/system/files.h"
+#include "core/system/folder_mark.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
@@ -23,14 +26,23 @@ std::string now_utc() {
   return text;
 }
 
-/// What keeps a checkpoint from being read, whatever its content; nothing if it is intact.
+/// What is damaged in a checkpoint; nothing if it is intact. @throws what h5::Reader does for other reasons
 std::optional<std::string> damage_of(const std::string& path) try {
   const h5::Reader verified(path, "checkpoint", h5::Verify::everything);
   return std::nullopt;
-} catch (const Error& e) {
-  return concat(e.status() == Exit::bad_data ? "a damaged" : "an unreadable", " checkpoint: ", e.what());
+} catch (const DamagedError& e) {
+  return e.what();
 }
 
+/// Empty also if the file cannot be read.
+std::string kind_of(const std::string& path) try { return h5::kind_of(path); } catch (const Error&) {
+  return {};
+}
+
+constexpr const char* kCheckpoint = "checkpoint";
+/// The kind of the folder's mark.
+constexpr const char* kRun = "run";
+constexpr const char* kMetrics = "metrics.jsonl";
 }  // namespace
 
 std::string checkpoint_path(const std::string& run_dir, int64_t step) {
@@ -66,8 +78,8 @@ std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
       return file;
     } catch (const Error&) {
       const std::optional<std::string> damage = damage_of(path);
-      if (!damage) throw;  // what is wrong in an intact file is no reason to go back to an older one
-      warn("passing over " + *damage);
+      if (!damage) throw;  // what else is wrong is no reason to go back to an older one
+      warn("passing over a damaged checkpoint: " + *damage);
     }
   }
   return std::nullopt;
@@ -81,7 +93,8 @@ void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep
   } catch (const IoError&) {
     return;  // the next save removes what stays
   }
-  steps.erase(std::upper_bound(steps.begin(), steps.end(), newest), steps.end());
+  std::erase_if(steps,
+                [&](int64_t step) { return step > newest || kind_of(checkpoint_path(run_dir, step)) != kCheckpoint; });
   for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
     std::error_code ignored;
     fs::remove(checkpoint_path(run_dir, steps[i]), ignored);
@@ -92,7 +105,8 @@ std::vector<std::string> set_aside(const std::string& run_dir, int64_t step) {
   std::vector<std::string> renamed;
   for (const int64_t later : checkpoint_steps(run_dir)) {
     if (later <= step) continue;
-    const std::string path = checkpoint_path(run_dir, later);
+    const std::string path = checkpoint_path(run_dir, later), kind = kind_of(path);
+    if (!kind.empty() && kind != kCheckpoint) continue;
     std::error_code error;
     std::string name = path + ".damaged";
     for (int i = 1; fs::exists(fs::symlink_status(name, error)); ++i) name = concat(path, ".damaged-", i);
@@ -107,33 +121,19 @@ void remove_unfinished_checkpoints(const std::string& run_dir) {
   const fs::path folder = fs::path(run_dir) / "checkpoints";
   for (const std::string& name : names_in(folder.string())) {
     std::error_code ignored;
-    if (name.starts_with("step-") && name.find(concat(".h5", kTemporaryMark)) != std::string::npos)
+    const std::string_view of = path_of_temporary(name);
+    if (of.starts_with("step-") && of.ends_with(".h5") &&
+        fs::is_regular_file(fs::symlink_status(folder / name, ignored)))
       fs::remove(folder / name, ignored);
   }
 }
 
-RunFolder::RunFolder(std::string path) : path_(std::move(path)), lock_(lock_directory(path_)) {}
+RunFolder::RunFolder(std::string path) : path_(std::move(path)), lock_(path_) {}
 
 std::string RunFolder::file(const std::string& name) const { return (fs::path(path_) / name).string(); }
 
-std::vector<std::string> RunFolder::open(int64_t step) {
-  const std::string checkpoints = file("checkpoints");
-  NeededDirectory(checkpoints).keep();
-  if (!lock_.is_open()) {
-    lock_ = lock_directory(path_);
-    MMFREE_CHECK(CreateError, step >= 0 || checkpoint_steps(path_).empty(), path_,
-                 ": another process has trained in this folder just now; choose another folder or give --resume");
-  }
-  MMFREE_CHECK(CreateError, ::access(checkpoints.c_str(), W_OK | X_OK) == 0, checkpoints,
-               ": no checkpoints can be written here: ", error_text(errno));
-  remove_unfinished_checkpoints(path_);
-  return step >= 0 ? set_aside(path_, step) : std::vector<std::string>();
-}
-
-void RunFolder::describe(const RunConfig& config, const std::string& tokenizer, const RunFacts& facts) const {
-  if (fs::is_regular_file(config.source)) write_file(file("config.yaml"), read_file(config.source, 1 << 20));
-  write_file(file("config.resolved.yaml"), to_yaml(config));
-  if (!tokenizer.empty()) write_file(file("tokenizer.model"), tokenizer);
+std::map<std::string, std::string> describe_run(const RunConfig& config, const std::string& tokenizer,
+                                                const RunFacts& facts) {
   nlohmann::ordered_json run = {{"mmfree", MMFREE_VERSION},
                                 {"started", now_utc()},
                                 {"from_step", facts.from_step},
@@ -144,14 +144,54 @@ void RunFolder::describe(const RunConfig& config, const std::string& tokenizer, 
                                 {"train_tokens", facts.train_tokens},
                                 {"train_data", facts.data}};
   if (!config.train.init_from.empty()) run["init_from"] = config.train.init_from;
-  write_file(file("run.json"), run.dump(1) + "\n");
+  std::map<std::string, std::string> files = {{"config.resolved.yaml", to_yaml(config)},
+                                              {"run.json", run.dump(1) + "\n"}};
+  if (fs::is_regular_file(config.source)) files["config.yaml"] = read_file(config.source, 1 << 20);
+  if (!tokenizer.empty()) files["tokenizer.model"] = tokenizer;
+  return files;
+}
+
+std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std::string> files) {
+  const auto hash_of = [&](const std::string& name) {
+    std::error_code ignored;
+    return fs::is_regular_file(file(name), ignored) ? hash_of_file(file(name)) : std::string();
+  };
+  // A configuration or tokenizer that the user keeps in this folder is its own copy.
+  std::erase_if(files, [&](const auto& f) { return hash_of(f.first) == content_hash(f.second); });
+  std::vector<std::string> replaced;
+  for (const auto& [name, bytes] : files) replaced.push_back(name);
+  std::error_code ignored;
+  if (fs::is_regular_file(file(kMetrics), ignored)) replaced.push_back(kMetrics);
+  if (step < 0) require_marked(path_, kRun, replaced);
+  MarkedFiles marked = read_mark(path_, kRun);
+
+  const std::string checkpoints = file("checkpoints");
+  NeededDirectory(checkpoints).keep();
+  if (!lock_.is_held()) {
+    lock_ = FolderLock(path_);
+    MMFREE_CHECK(CreateError, step >= 0 || checkpoint_steps(path_).empty(), path_,
+                 ": another process has trained in this folder just now; choose another folder or give --resume");
+  }
+  MMFREE_CHECK(CreateError, ::access(checkpoints.c_str(), W_OK | X_OK) == 0, checkpoints,
+               ": no checkpoints can be written here: ", error_text(errno));
+  remove_unfinished_checkpoints(path_);
+  const std::vector<std::string> renamed = step >= 0 ? set_aside(path_, step) : std::vector<std::string>();
+  // The mark proves the older files too: the process may be killed before it has replaced them.
+  std::erase_if(marked, [&](const auto& m) { return files.count(m.first) > 0; });
+  marked.emplace(kMetrics, kAnyContent);
+  for (const auto& [name, bytes] : files) {
+    if (const std::string older = hash_of(name); !older.empty()) marked.emplace(name, older);
+    marked.emplace(name, content_hash(bytes));
+  }
+  write_mark(path_, kRun, marked);
+  for (const auto& [name, bytes] : files) write_file(file(name), bytes);
+  return renamed;
 }
 
 void RunFolder::restore() {
   NeededDirectory(file("checkpoints")).keep();
-  struct stat mine = {}, there = {};
-  if (::fstat(lock_.get(), &mine) != 0 || ::stat(path_.c_str(), &there) != 0 || mine.st_ino == there.st_ino) return;
-  Fd lock = lock_directory(path_);
+  if (!lock_.is_other(path_)) return lock_.check();
+  FolderLock lock(path_);
   MMFREE_CHECK(CreateError, checkpoint_steps(path_).empty(), path_,
                ": is another folder than at the start, with the checkpoints of another run; nothing is written there");
   lock_ = std::move(lock);

@@ -1,10 +1,11 @@
 #pragma once
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "core/system/files.h"
+#include "core/system/folder_lock.h"
 #include "train/run/checkpoint.h"
 #include "train/run/compute_target.h"
 
@@ -19,19 +20,21 @@ std::vector<int64_t> checkpoint_steps(const std::string& run_dir);
 
 /// The newest intact checkpoint of a run folder, after `use`, which loads or verifies it, has returned. A damaged one
 /// may reach `use` too: then `use` fails, one line goes to `warn`, and the next older one is tried. Nothing if none is
-/// intact. @throws IoError as checkpoint_steps; what Checkpoint or `use` throws for an intact file
+/// intact. @throws IoError as checkpoint_steps; what Checkpoint or `use` throws for a file that is not damaged, as one
+/// that cannot be read just now or is of a newer version
 std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
                                             const std::function<void(const std::string&)>& warn,
                                             const std::function<void(const Checkpoint&)>& use = &Checkpoint::verify);
 
 /// Retention: once the checkpoint of step `newest`, which was just written, reads back intact, removes all checkpoints
-/// up to it but the last `keep`. Later checkpoints stay and do not count; so do those that cannot be removed.
+/// up to it but the last `keep`. Later checkpoints and files of another kind stay and do not count; so do those that
+/// cannot be removed.
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
 void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
 
-/// Renames the checkpoints of steps after `step`, which could not be read, to NAME.damaged or NAME.damaged-N, so that
+/// Renames the checkpoints of steps after `step`, which are damaged, to NAME.damaged or NAME.damaged-N, so that
 /// retention does not count them and no later start resumes one, whose metrics have been dropped. One that cannot be
-/// renamed stays. Returns the new names. @throws IoError
+/// renamed stays, and so does an mmfree file of another kind. Returns the new names. @throws IoError
 std::vector<std::string> set_aside(const std::string& run_dir, int64_t step);
 
 /// Removes the temporary files of killed saves. No save may be running in this folder.
@@ -45,8 +48,14 @@ struct RunFacts {
   std::string data;          ///< their fingerprint
 };
 
+/// What a run writes into its folder at its start, by file name: the configuration as given and in full, the
+/// tokenizer's model (`tokenizer`; empty: none), and run.json.
+std::map<std::string, std::string> describe_run(const RunConfig& config, const std::string& tokenizer,
+                                                const RunFacts& facts);
+
 /// The folder of one run: config.yaml, config.resolved.yaml, run.json, tokenizer.model, metrics.jsonl and checkpoints/.
-/// It is locked: two runs in one folder would remove each other's files.
+/// It is locked: two runs in one folder would remove each other's files. A new run replaces only files that the
+/// folder's mark of kind "run" proves (core/system/folder_mark.h).
 class RunFolder {
  public:
   /// Locks the folder if it exists; makes nothing. @throws CreateError if another process has it
@@ -54,22 +63,23 @@ class RunFolder {
   const std::string& path() const { return path_; }
   /// The path of a file in it.
   std::string file(const std::string& name) const;
-  /// Makes and locks what is missing, and removes what killed saves left. `step` is that of the checkpoint in this
-  /// folder from which the run continues, -1 without one: later checkpoints are set aside. Returns their new names.
-  /// @throws CreateError also if no checkpoints can be written here, IoError
-  std::vector<std::string> open(int64_t step);
-  /// Writes the copies of configuration and tokenizer (bytes of the model; empty: none), and run.json.
-  /// @throws CreateError, IoError
-  void describe(const RunConfig& config, const std::string& tokenizer, const RunFacts& facts) const;
+  /// Makes and locks what is missing, removes what killed saves left, and writes the mark and `files` (name and
+  /// content) but those that are there already. `step` is that of the checkpoint in this folder from which the run
+  /// continues, -1 without one: later checkpoints are set aside. Returns their new names.
+  /// @throws CreateError also if no checkpoints can be written here, or a new run would replace a file that no run
+  /// wrote, and then nothing is changed; IoError
+  std::vector<std::string> open(int64_t step, std::map<std::string, std::string> files);
+  /// Why the folder is not locked well, for people; empty if it is.
+  std::string warning() const { return lock_.warning(); }
   /// Makes the folder again if someone removed it.
-  /// @throws CreateError if another run has made it again and saved checkpoints there
+  /// @throws CreateError if another run has made it again and saved checkpoints there, or has taken it
   void restore();
   /// Removes the file `name`. Returns whether there was one.
   bool consume(const char* name) const;
 
  private:
   std::string path_;
-  Fd lock_;
+  FolderLock lock_;
 };
 
 }  // namespace mmfree

@@ -43,7 +43,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       lm_(params_, config_.model, target_.compute),
       optimizer_(make_optimizer(params_, config_.optim)),
       folder_(config_.train.run_dir),
-      reporter_(config_, target_, batches_, quiet, [this](const Error& e) { write_failed(e); }) {
+      reporter_(config_, target_, batches_, quiet) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   open_data();
   if (!resume(force)) start_afresh(std::move(source));
@@ -66,7 +66,21 @@ void Trainer::open_data() {
                  ": is not the tokenizer that the training shards were prepared with");
   }
   state_.data = corpus_.fingerprint();
+  warn_of_bare_shards();
   adopt_framing();
+}
+
+void Trainer::warn_of_bare_shards() {
+  std::vector<std::string> bare;
+  const auto add = [&](const TokenShards& shards) {
+    bare.insert(bare.end(), shards.without_sums().begin(), shards.without_sums().end());
+  };
+  for (const TokenShards& source : corpus_.sources()) add(source);
+  if (valid_data_) add(*valid_data_);
+  if (!bare.empty())
+    reporter_.message(
+        concat("warning: ", bare.size(), " token shards have no checksums of their chunks, so damage may ",
+               "pass for tokens; add them with: mmfree info --verify ", fs::path(bare[0]).parent_path().string()));
 }
 
 /// What the shards say of their documents belongs to the model, whatever the configuration says.
@@ -178,9 +192,10 @@ void Trainer::start_afresh(std::optional<Model> source) {
 }
 
 void Trainer::open_run_folder() {
-  for (const std::string& name : folder_.open(saved_step_))
-    reporter_.message("warning: what could not be read is now called " + name);
-  folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, corpus_.total_tokens(), state_.data});
+  const RunFacts facts{first_step_, target_, corpus_.total_tokens(), state_.data};
+  for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts)))
+    reporter_.message("warning: the damaged checkpoint is now called " + name);
+  if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
   try {
     require_space(checkpoint_path(folder_.path(), 0),
                   checkpoint_bytes(params_, optimizer_->states().size(), tokenizer_bytes()));
@@ -349,10 +364,8 @@ void Trainer::finish() {
   result_.step = state_.step;
   result_.tokens_per_second = reporter_.tokens_per_second();
   save();
-  if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) {
-    result_.valid = evaluate_valid(0);
-    reporter_.sync();
-  }
+  if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) result_.valid = evaluate_valid(0);
+  reporter_.sync();
   settle_save(true);
   result_.finished = state_.step >= config_.train.steps && result_.reason.empty();
   reporter_.finish();

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "core/system/signals.h"
 #include "data/batches.h"
 #include "data/text/tokenizer.h"
 #include "layers/lm.h"
@@ -13,7 +14,6 @@
 #include "train/run/compute_target.h"
 #include "train/run/reporter.h"
 #include "train/run/run_folder.h"
-#include "train/run/signals.h"
 #include "train/run/step.h"
 
 namespace mmfree {
@@ -37,8 +37,8 @@ class Trainer {
   Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source = {});
   /// Trains to the last step and evaluates, or until a signal, max_time, or a file named `stop` in the run folder ends
   /// it (a file named `save` asks for a checkpoint only). Signals are heeded from the constructor on, also during an
-  /// evaluation, which a resumed run then makes again; the others once a step was made. A checkpoint or metrics that
-  /// cannot be written end the run only if train.on_save_error says so, or at its end.
+  /// evaluation, which a resumed run then makes again; the others once a step was made. A checkpoint that cannot be
+  /// written ends the run only if train.on_save_error says so, or at its end; metrics that cannot never do.
   /// @throws DivergedError, IoError, CreateError
   RunResult run();
 
@@ -47,6 +47,7 @@ class Trainer {
   bool resume(bool force);
   void resume_from(const Checkpoint& file, bool force);
   void adopt_framing();
+  void warn_of_bare_shards();
   void check_changes(const Checkpoint& file, bool force);
   void tell_jump(const Checkpoint& file);
   void start_afresh(std::optional<Model> source);

@@ -1,5 +1,6 @@
-#include "train/run/signals.h"
+#include "core/system/signals.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -19,12 +20,12 @@ constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGHUP};
 struct sigaction previous[std::size(kSignals)];
 int alive = 0;
 
-/// Calls only what POSIX allows in a signal handler.
+/// Calls only what POSIX allows in a signal handler. Says nothing to a reader who is stuck.
 [[noreturn]] void leave(int signal) {
   const char* const parts[] = {on_terminal ? "\n" : "", "mmfree: stopped by ", signal_name(signal),
                                "; the same command starts over", "\n"};
   for (const char* part : parts)
-    if (write(2, part, std::strlen(part)) < 0) break;
+    if (pollfd room = {2, POLLOUT, 0}; poll(&room, 1, 0) <= 0 || write(2, part, std::strlen(part)) < 0) break;
   _exit(int(Exit::stopped));
 }
 
