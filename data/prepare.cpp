@@ -48,7 +48,9 @@ class SplitWriter {
   }
 
   void add(const FramedDocument& document, const std::string& set) {
-    if (!shard_) shard_ = std::make_unique<ShardWriter>(staging_.file(info_.split, total_.shards++), info_, source_);
+    if (!shard_)
+      shard_ =
+          std::make_unique<ShardWriter>(staging_.file(info_.split, total_.shards++), info_, source_, options_.compress);
     shard_->add(document.tokens, document.mask, set);
     total_.tokens += int64_t(document.tokens.size());
     if (shard_->tokens() >= options_.shard_tokens) close();
@@ -167,7 +169,7 @@ std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const s
        << o.limit_bytes << '\n'
        << o.text.text_field << '\n'
        << o.text.set_field << '\n'
-       << o.part.number << ' ' << o.part.of << ' ' << o.drop_duplicates << '\n';
+       << o.part.number << ' ' << o.part.of << ' ' << o.drop_duplicates << ' ' << o.compress << '\n';
   for (const std::string& input : o.inputs) plan << input << '\n';
   // What stands on standard input is never known to be the same again.
   if (reads_standard_input(o)) plan << ::getpid() << ' ' << std::chrono::system_clock::now().time_since_epoch().count();

@@ -26,6 +26,7 @@ struct PrepareOptions {
   double valid_fraction = 0.01;              ///< share of the documents held out; 0: no validation split
   bool bos = true, eos = true;               ///< add these tokens to each document, if the tokenizer has them
   int64_t limit_bytes = 0;                   ///< stop after this many bytes of text; 0: never
+  bool compress = false;                     ///< compress the shards with deflate
   bool drop_duplicates = false;              ///< of equal documents keep the first; about 64 bytes of memory for each
   bool overwrite = false;                    ///< replace the shards that prepare made in `output`
   std::function<void(const PrepareProgress&)> on_progress;

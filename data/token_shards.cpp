@@ -38,8 +38,8 @@ ShardInfo shard_info(const Tokenizer& tokenizer, const std::string& split, Frami
   return info;
 }
 
-ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source)
-    : writer_(path, "tokens") {
+ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source, bool compressed)
+    : writer_(path, "tokens"), compressed_(compressed) {
   writer_.attribute("vocab_size", int64_t(info.vocab_size));
   writer_.attribute("tokenizer_hash", info.tokenizer_hash);
   writer_.attribute("bos_id", int64_t(info.bos_id));
@@ -48,8 +48,8 @@ ShardWriter::ShardWriter(const std::string& path, const ShardInfo& info, const s
   writer_.attribute(kFraming, name_of(info.framing));
   writer_.attribute("split", info.split);
   writer_.attribute("source", source);
-  writer_.create_series("tokens", info.vocab_size <= 65536 ? h5::SeriesType::u16 : h5::SeriesType::u32);
-  writer_.create_series("document_starts", h5::SeriesType::i64);
+  writer_.create_series("tokens", info.vocab_size <= 65536 ? h5::SeriesType::u16 : h5::SeriesType::u32, compressed_);
+  writer_.create_series("document_starts", h5::SeriesType::i64, compressed_);
   writer_.create_series("piece_bytes", h5::SeriesType::u16);
   writer_.append("piece_bytes", info.piece_bytes.data(), int64_t(info.piece_bytes.size()));
 }
@@ -68,7 +68,7 @@ void append_fill(h5::Writer& writer, const char* name, uint8_t value, int64_t co
 void ShardWriter::add_set(const std::string& set) {
   if (set.empty() && sets_.all().empty()) return;
   if (sets_.all().empty()) {
-    writer_.create_series("document_sets", h5::SeriesType::u16);
+    writer_.create_series("document_sets", h5::SeriesType::u16, compressed_);
     if (documents_) sets_.number("");
     append_fill(writer_, "document_sets", 0, documents_);
   }
@@ -81,7 +81,7 @@ void ShardWriter::add(const std::vector<int32_t>& document, const std::vector<ui
   MMFREE_CHECK(ShapeError, mask.empty() || mask.size() == document.size(), "shard: a mask of ", mask.size(),
                " for a document of ", document.size(), " tokens");
   if (!mask.empty() && !masked_) {
-    writer_.create_series("mask", h5::SeriesType::u8);
+    writer_.create_series("mask", h5::SeriesType::u8, compressed_);
     append_fill(writer_, "mask", 1, tokens_);
     masked_ = true;
   }

@@ -55,8 +55,8 @@ class ShardWriter {
  public:
   static constexpr size_t kMaxSets = 1 << 16;
 
-  /// `source`: where the text comes from, for people.
-  ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source);
+  /// `source`: where the text comes from, for people. `compressed`: tokens, starts and masks by deflate.
+  ShardWriter(const std::string& path, const ShardInfo& info, const std::string& source, bool compressed = false);
   /// Appends the tokens of one document, their mask, 0 or 1 each (empty: all are scored), and the name of its source
   /// set (empty: none). @throws ShapeError if the mask has another length, DataError for more than kMaxSets sets
   void add(const std::vector<int32_t>& document, const std::vector<uint8_t>& mask = {}, const std::string& set = {});
@@ -66,7 +66,7 @@ class ShardWriter {
  private:
   void add_set(const std::string& set);
   h5::Writer writer_;
-  bool masked_ = false;
+  bool compressed_, masked_ = false;
   SetNames sets_;  // none: no document names one
   int64_t tokens_ = 0, documents_ = 0;
 };

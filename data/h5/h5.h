@@ -48,8 +48,8 @@ class Writer {
   /// is written.
   void write(const std::string& name, const Tensor& values, const std::function<void(const Tensor&)>& check = nullptr);
 
-  /// Declares an empty 1-D dataset that append() grows.
-  void create_series(const std::string& name, SeriesType type);
+  /// Declares an empty 1-D dataset that append() grows. `compressed`: by HDF5's own filters, shuffle and deflate.
+  void create_series(const std::string& name, SeriesType type, bool compressed = false);
   /// Appends n values. @throws Error if a value does not fit the series' type.
   void append(const std::string& name, const uint8_t* values, int64_t n);
   void append(const std::string& name, const int32_t* values, int64_t n);
@@ -91,9 +91,10 @@ enum class Verify : uint8_t {
 
 /// Reads a file written by Writer. The constructor checks size, user block and, with Verify::everything, the hash
 /// before HDF5 opens the file, and each object's header before HDF5 follows it. It refuses what Writer never makes:
-/// links other than hard ones, external or virtual storage, filters other than fletcher32, types other than Writer's,
-/// and rank above 4. A read refuses chunks that are absent, stored at another size, or do not match their checksum, and
-/// chunks of a series that do not match their sum. Memory is bounded by the size of the file.
+/// links other than hard ones, external or virtual storage, filters other than fletcher32 and a series' shuffle and
+/// deflate, types other than Writer's, and rank above 4. A read refuses chunks that are absent, stored at another size,
+/// or do not match their checksum, and chunks of a series that do not match their sum. Memory is bounded by the size of
+/// the file.
 /// @throws MissingError if the file cannot be opened, DamagedError, DataError if it is of another kind, VersionError,
 /// IoError if reading fails. Not for concurrent use.
 class Reader {

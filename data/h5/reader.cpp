@@ -24,6 +24,7 @@ struct Dataset {
   DType dtype = DType::f32;
   hsize_t chunk[Shape::kMaxRank] = {};  // extents; all 0 if it is not stored in chunks
   hsize_t chunk_bytes = 0;
+  bool is_compressed = false;
   bool is_series = false;         // one that is not empty
   std::span<const int64_t> sums;  // of a series' chunks, if they are known
   int64_t held = -1;              // number of the chunk of a series that was read last
@@ -31,6 +32,20 @@ struct Dataset {
 
   int64_t chunks() const { return is_series ? (shape[0] - 1) / int64_t(chunk[0]) + 1 : 0; }
 };
+
+/// fletcher32, after shuffle and deflate or alone.
+bool has_our_filters(hid_t list) {
+  constexpr H5Z_filter_t kFilters[] = {H5Z_FILTER_SHUFFLE, H5Z_FILTER_DEFLATE, H5Z_FILTER_FLETCHER32};
+  const int count = H5Pget_nfilters(list);
+  if (count != 1 && count != 3) return false;
+  for (int i = 0; i < count; ++i) {
+    unsigned flags = 0;
+    size_t values = 0;
+    if (H5Pget_filter2(list, unsigned(i), &flags, &values, nullptr, 0, nullptr, nullptr) != kFilters[3 - count + i])
+      return false;
+  }
+  return true;
+}
 
 bool is_float(DType t) { return t == DType::f32 || t == DType::f64; }
 
@@ -170,11 +185,8 @@ void Reader::Impl::check_storage(Dataset& d, hsize_t item_bytes, const std::stri
           " has a virtual or unknown layout");
   hsize_t part[Shape::kMaxRank] = {}, part_bytes = item_bytes, parts = 1;  // of a chunk or of all
   if (layout == H5D_CHUNKED) {
-    unsigned flags = 0;
-    size_t values = 0;
-    require(H5Pget_nfilters(list) == 1 &&
-                H5Pget_filter2(list, 0, &flags, &values, nullptr, 0, nullptr, nullptr) == H5Z_FILTER_FLETCHER32,
-            "dataset ", quote(name), " has other filters than fletcher32");
+    require(has_our_filters(list), "dataset ", quote(name), " has other filters than mmfree writes");
+    d.is_compressed = H5Pget_nfilters(list) > 1;
     require(H5Pget_chunk(list, Shape::kMaxRank, part) == rank, "dataset ", quote(name), " has chunks of another rank");
   } else {
     require(H5Pget_nfilters(list) == 0, "dataset ", quote(name), " has filters");
@@ -182,15 +194,19 @@ void Reader::Impl::check_storage(Dataset& d, hsize_t item_bytes, const std::stri
   }
   for (int i = 0; i < rank; ++i)
     if (d.shape[i] == 0) return;  // nothing is stored
+  // Compressed chunks are small, and each takes some bytes of the file.
+  require(!d.is_compressed || rank == 1, "dataset ", quote(name), " is compressed and no series");
+  if (d.is_compressed) require(part[0] <= hsize_t(kChunkBytes), "dataset ", quote(name), " has large chunks");
+  constexpr hsize_t kMostBytes = hsize_t(1) << 40;
   const auto file_bytes = hsize_t(file.end);
+  const hsize_t room = d.is_compressed ? std::min(file_bytes, kMostBytes) * hsize_t(kChunkBytes) : file_bytes;
   for (int i = 0; i < rank; ++i) {
     const hsize_t extent = hsize_t(d.shape[i]), along = extent / part[i] + (extent % part[i] != 0);
-    require(part[i] <= file_bytes / part_bytes && along <= file_bytes / parts, "dataset ", quote(name),
-            " is larger than the file");
+    require(part[i] <= room / part_bytes && along <= room / parts, "dataset ", quote(name), " is larger than the file");
     part_bytes *= part[i], parts *= along;
   }
-  require(parts <= file_bytes / part_bytes, "dataset ", quote(name), " is larger than the file");
-  stored_bytes += parts * part_bytes;
+  require(parts <= room / part_bytes, "dataset ", quote(name), " is larger than the file");
+  stored_bytes += d.is_compressed ? parts : parts * part_bytes;
   require(stored_bytes <= file_bytes, "dataset ", quote(name), " shares its place with another");
   if (layout == H5D_CONTIGUOUS)
     return require(H5Dget_storage_size(d.id) == part_bytes, "dataset ", quote(name), " is not stored in full");
@@ -206,7 +222,9 @@ void Reader::Impl::check_chunks(const Dataset& d, int64_t begin_row, int64_t row
   while (at[0] < hsize_t(begin_row + rows)) {
     hsize_t stored = 0;
     const herr_t found = H5Dget_chunk_storage_size(d.id, at, &stored);
-    require(found >= 0 && stored == d.chunk_bytes + kChecksumBytes, "dataset ", quote(name), " is not stored in full");
+    const hsize_t full = d.chunk_bytes + kChecksumBytes;
+    require(found >= 0 && (stored == full || (d.is_compressed && stored > kChecksumBytes && stored < full)), "dataset ",
+            quote(name), " is not stored in full");
     int i = d.shape.rank() - 1;
     for (; i > 0 && (at[i] += d.chunk[i]) >= hsize_t(d.shape[i]); --i) at[i] = 0;
     if (i == 0) at[0] += d.chunk[0];

@@ -1,6 +1,7 @@
 #include "data/h5/structure.h"
 
 #include <cstring>
+#include <span>
 
 #include "core/error.h"
 #include "core/shape.h"
@@ -238,10 +239,17 @@ void Structure::check_chunk_index(int type, uint64_t address, uint64_t filtered)
   if (first != kNowhere) at(first, 4, type == 3 ? "FADB" : "EAIB");
 }
 
+/// fletcher32, with shuffle and deflate before it or not.
 void Structure::check_filters(Bytes& m) {
-  m.expect({2, 1}, "filters other than one");
-  require(m.number(2) == 3, "a filter other than fletcher32");
-  require((m.number(2) & ~uint64_t(1)) == 0 && m.number(2) == 0, "a filter with parameters");
+  m.expect({2}, "filters of another version");
+  const uint64_t count = m.number(1);
+  require(is_one_of(count, 1, 3), "filters other than fletcher32, shuffle and deflate");
+  constexpr struct { uint64_t id, parameters; } kFilters[] = {{2, 1}, {1, 1}, {3, 0}};
+  for (const auto& filter : std::span(kFilters).last(count)) {
+    require(m.number(2) == filter.id, "filters other than shuffle, deflate, fletcher32");
+    require((m.number(2) & ~uint64_t(1)) == 0 && m.number(2) == filter.parameters, "a filter with other parameters");
+    m.part(4 * filter.parameters);
+  }
 }
 
 /// Links or attributes that do not fit the object header: a heap that holds them and a tree of their names.

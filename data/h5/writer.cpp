@@ -196,12 +196,17 @@ void Writer::Impl::write(const std::string& name, DType dtype, const Shape& shap
   }
 }
 
-void Writer::create_series(const std::string& name, SeriesType type) {
+void Writer::create_series(const std::string& name, SeriesType type, bool compressed) {
   const Session session;
   const hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk = kSeriesChunk;
   const Id space(H5Screate_simple(1, &none, &unlimited), H5Sclose);
   const Id list = dataset_list();
   H5Pset_chunk(list, 1, &chunk);
+  if (compressed) {
+    constexpr unsigned kFast = 1;
+    H5Pset_shuffle(list);
+    H5Pset_deflate(list, kFast);
+  }
   H5Pset_fletcher32(list);
   impl_->series[name] = {impl_->create(name, file_type(type), space, list), type, 0, {}, {}};
 }

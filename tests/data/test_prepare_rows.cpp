@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "core/ops/head_loss.h"
 #include "data/prepare.h"
@@ -112,6 +113,23 @@ TEST(PrepareRows, OfEqualDocumentsTheFirstStaysIfAsked) {
   EXPECT_EQ(summary.duplicates, 3);
   const auto documents = stored(rows.dir / "out/train-*.h5");
   EXPECT_EQ(rows.tokenizer.decode(documents[2].tokens), "mi tre");
+}
+
+TEST(PrepareRows, CompressedShardsAreSmallerAndHoldTheSame) {
+  Rows rows;
+  std::vector<std::string> texts;
+  for (unsigned i = 0; i < 400; ++i) texts.push_back(babble(400, i % 7));
+  const std::string pattern = rows.dir / "out/train-*.h5", path = rows.dir / "out/train-00000.h5";
+  rows.prepared(jsonl(texts));
+  const auto plain = stored(pattern);
+  const auto bytes = std::filesystem::file_size(path);
+  rows.options.compress = true;
+  rows.prepared(jsonl(texts));
+  EXPECT_LT(std::filesystem::file_size(path), bytes / 2);
+  const auto compressed = stored(pattern);
+  ASSERT_EQ(compressed.size(), plain.size());
+  for (size_t i = 0; i < plain.size(); ++i) EXPECT_EQ(compressed[i].tokens, plain[i].tokens);
+  EXPECT_NO_THROW(TokenShards({path}, h5::Verify::everything));
 }
 
 TEST(PrepareRows, PartsTogetherHoldEveryDocumentOnce) {

@@ -162,6 +162,7 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_option("--set-field", options->text.set_field, "the key that holds a row's source set")
       ->capture_default_str();
   prepare_app->add_flag("--drop-duplicates", options->drop_duplicates, "of documents that are equal keep the first");
+  prepare_app->add_flag("--compress", options->compress, "compress the shards (deflate): smaller, slower to read");
   prepare_app->add_option("--part", *part, "k/n: make part k of n, in a folder of its own; for job arrays");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace the shards that mmfree prepared in the directory");
   prepare_app->footer(
