@@ -62,7 +62,7 @@ TEST(Resume, OtherTokensUnderTheSameNameNeedForce) {
   random_shard(dir, 9, 17);
   c.train.steps = 4;
   c.train.resume = {ResumeFrom::newest_if_any};
-  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "the content of data.train changed"));
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "the content of the training shards changed"));
   text_of([&] { EXPECT_TRUE(train(c, true).finished); });
   c.train.steps = 5;
   text_of([&] { EXPECT_TRUE(train(c).finished) << "it was insisted on once"; });
