@@ -20,7 +20,7 @@ TEST_P(GoldenTest, Float64AgreesToRounding) {
   const Example e(g.expected);
 
   LM::Trace trace;
-  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  lm.hidden(e.ids, e.batch, &trace);
   for (size_t i = 0; i < trace.size(); ++i)
     EXPECT_LT(relative_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)), 1e-9)
         << "hidden " << i;
@@ -73,7 +73,7 @@ TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
   const Example e(g.expected);
 
   LM::Trace trace;
-  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  lm.hidden(e.ids, e.batch, &trace);
   bool flipped = false;
   for (size_t i = 0; i < trace.size(); ++i)
     flipped |= norm_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)) > 2e-6;

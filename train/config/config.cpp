@@ -81,8 +81,8 @@ TrainConfig train_section(const ConfigNode& root, const std::string& source) {
 }
 
 bool dangerous_on_resume(const std::string& key) {
-  return key.starts_with("model.") || key == "data.seq_len" || key == "data.shuffle" || key == "train.batch_size" ||
-         key == "train.seed";
+  return key.starts_with("model.") || key == "data.seq_len" || key == "data.shuffle" || key == "data.reset_state" ||
+         key == "data.carry_state" || key == "train.batch_size" || key == "train.seed";
 }
 
 }  // namespace

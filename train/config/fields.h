@@ -258,6 +258,9 @@ void fields(DataConfig& c, Visit&& visit) {
   visit("tokenizer", c.tokenizer, Text{}, "SentencePiece model for bits per byte and samples; empty: none");
   visit("seq_len", c.seq_len, Integer{1, kMaxSeqLen}, "tokens predicted per sequence");
   visit("shuffle", c.shuffle, Flag{}, "visit sequences in a seeded random order");
+  visit("reset_state", c.reset_state, Flag{}, "forget the recurrent state where a document starts");
+  visit("carry_state", c.carry_state, Flag{},
+        "each row goes on where it ended in the step before, with its state; windows are then in order");
 }
 
 template <class Visit>

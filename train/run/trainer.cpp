@@ -34,6 +34,8 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       reporter_(config_, target_, batches_.windows(), quiet, [this](const Error& e) { write_failed(e); }) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   open_data();
+  runner_ =
+      std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(config_.train, target_.device));
   if (!resume(force)) start_afresh(std::move(source));
   first_step_ = state_.step;
   lm_.requantise();
@@ -113,7 +115,7 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
                ": holds checkpoints of another run, or later checkpoints than ", path,
                ", which a later --resume would continue; remove them or choose another train.run_dir");
   const std::string data = state_.data;
-  file.load(params_, optimizer_.get());
+  file.load(params_, optimizer_.get(), runner_->carried());
   state_ = file.state();
   state_.data = data;
   if (of_this_run) saved_step_ = step;
@@ -133,8 +135,7 @@ void Trainer::open_run_folder() {
     reporter_.message("warning: what could not be read is now called " + name);
   folder_.describe(config_, tokenizer_bytes(), {first_step_, target_, train_data_.total_tokens(), state_.data});
   try {
-    require_space(checkpoint_path(folder_.path(), 0),
-                  checkpoint_bytes(params_, optimizer_->states().size(), tokenizer_bytes()));
+    require_space(checkpoint_path(folder_.path(), 0), checkpoint_bytes(params_, flat(), tokenizer_bytes()));
   } catch (const IoError& e) {
     reporter_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
@@ -224,7 +225,7 @@ std::string Trainer::newest() const {
 /// Starts to save the state, unless the newest checkpoint holds it.
 void Trainer::save() {
   const Reporter::Pause not_training(reporter_);
-  take(runner_ ? runner_->collect() : std::nullopt);
+  take(runner_->collect());
   settle_save(true);
   if (saved_step_ == state_.step && !newest().empty()) return;
   saving_step_ = state_.step;
@@ -236,7 +237,7 @@ void Trainer::save() {
   try {
     folder_.restore();
     reporter_.sync();
-    saving_.start({params_.values(), optimizer_->states()}, write);
+    saving_.start(flat(), write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     write_failed(e);
@@ -272,7 +273,6 @@ RunResult Trainer::run() {
   reporter_.banner(train_data_);
   reporter_.start();
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
-  runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(t, target_.device));
   feed_ = std::make_unique<BatchFeed>(batches_, state_.step, t.steps, t.batch_size, config_.data.seq_len,
                                       target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
