@@ -10,6 +10,7 @@
 #include "tests/support/composed.h"
 #include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
+#include "tests/support/starts.h"
 
 using namespace mmfree;
 

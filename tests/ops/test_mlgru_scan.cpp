@@ -2,6 +2,7 @@
 
 #include "core/ops/mlgru_scan.h"
 #include "tests/support/composed.h"
+#include "tests/support/starts.h"
 
 using namespace mmfree;
 
