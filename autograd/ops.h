@@ -73,8 +73,10 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
 std::vector<Var> lower_bounds(const Var& lambda);
 
 /// Recurrence over z, a [N, D] = [B·T, D]; gamma [D] or undefined → h [N, D]. `state` [B, D], if given, is the state
-/// before the first step (undefined: zeros) and receives the state after the last step.
-Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state = nullptr);
+/// before the first step (undefined: zeros) and receives the state after the last step, in a tensor of its own.
+/// `starts` [N] u8: 1 where a document starts, with a state of zeros before it; undefined: nowhere.
+Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state = nullptr,
+               const Tensor& starts = {});
 
 /// a, b [N, D], weight [D] or undefined → [N, D].
 Var gate_norm(const Var& a, const Var& b, const Var& weight, double eps);

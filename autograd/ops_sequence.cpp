@@ -20,23 +20,26 @@ std::vector<Var> lower_bounds(const Var& lambda) {
   });
 }
 
-Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state) {
+Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state, const Tensor& starts) {
   const Shape full{batch, z.dim(0) / batch, z.dim(1)};
-  Tensor h(full, z.value().dtype(), z.device()), h0, last;
+  Tensor h(full, z.value().dtype(), z.device()), h0, last, cuts;
+  if (starts.defined()) cuts = starts.reshape({batch, full[1]});
   if (state) {
     h0 = *state;
     last = Tensor({batch, z.dim(1)}, z.value().dtype() == DType::f64 ? DType::f64 : DType::f32, z.device());
   }
-  mlgru_scan(z.value().reshape(full), a.value().reshape(full), gamma.value(), h0, h, last);
+  mlgru_scan(z.value().reshape(full), a.value().reshape(full), gamma.value(), h0, cuts, h, last);
   if (state) *state = last;
-  return record("mlgru_scan", {z, a, gamma}, {h.reshape(z.shape())}, {z, a, gamma, h0, h}, [](const BackwardCtx& c) {
-    const Tensor h = c.saved(4), z = c.saved(0).reshape(h.shape()), a = c.saved(1).reshape(h.shape());
-    Tensor dz(z.shape(), z.dtype(), z.device()), da(z.shape(), z.dtype(), z.device());
-    auto [dgamma, beta] = c.grad_if_needed(2);
-    mlgru_scan_backward(z, a, c.saved(2), c.saved(3), h, c.out_grad().reshape(z.shape()), dz, da, dgamma, beta);
-    c.pass(0, dz);
-    c.pass(1, da);
-  })[0];
+  return record("mlgru_scan", {z, a, gamma}, {h.reshape(z.shape())}, {z, a, gamma, h0, cuts, h},
+                [](const BackwardCtx& c) {
+                  const Tensor h = c.saved(5), z = c.saved(0).reshape(h.shape()), a = c.saved(1).reshape(h.shape());
+                  Tensor dz(z.shape(), z.dtype(), z.device()), da(z.shape(), z.dtype(), z.device());
+                  auto [dgamma, beta] = c.grad_if_needed(2);
+                  mlgru_scan_backward(z, a, c.saved(2), c.saved(3), c.saved(4), h, c.out_grad().reshape(z.shape()), dz,
+                                      da, dgamma, beta);
+                  c.pass(0, dz);
+                  c.pass(1, da);
+                })[0];
 }
 
 }  // namespace mmfree

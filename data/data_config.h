@@ -36,6 +36,8 @@ struct DataConfig {
   int64_t seq_len = 256;            ///< tokens predicted per sequence
   bool shuffle = true;              ///< visit sequences in a seeded random order, another one in each epoch
   std::optional<Framing> framing;   ///< nullopt: as the shards say; a given one must be theirs
+  bool reset_state = false;         ///< forget the recurrent state where a document starts
+  bool carry_state = false;         ///< each row goes on where it ended in the step before, with its state; in order
 };
 
 }  // namespace mmfree

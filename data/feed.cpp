@@ -12,13 +12,16 @@ namespace mmfree {
 
 BatchFeed::BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps, int64_t rows, int64_t seq_len,
                      bool pinned)
-    : batches_(batches), rows_(rows), seq_len_(seq_len), slots_(3) {
-  const size_t count = size_t(2 * rows * seq_len);
+    : batches_(batches), rows_(rows), slots_(3) {
+  const int64_t size = rows * seq_len;
+  const size_t count = size_t(2 * size + (size + 3) / 4);
   for (Slot& s : slots_) {
+    s.size = size;
     if (pinned)
       s.pinned = std::make_unique<gpu::PinnedBuffer>(count * sizeof(int32_t));
     else
       s.plain.resize(count);
+    std::fill_n(s.starts(), size, uint8_t(0));
     empty_.push_back(&s);
   }
   try {
@@ -50,11 +53,9 @@ void BatchFeed::read_ahead(int64_t first_sample, int64_t steps) {
         slot = empty_.front();
         empty_.pop_front();
       }
-      const int64_t count = rows_ * seq_len_;
-      int32_t* targets = slot->data() + count;
-      batches_.read(sample, rows_, {slot->data(), targets});
+      batches_.read(sample, rows_, {slot->data(), slot->targets(), batches_.has_starts() ? slot->starts() : nullptr});
       if (__builtin_add_overflow(sample, rows_, &sample)) sample = std::numeric_limits<int64_t>::max();
-      slot->scored = count - std::count(targets, targets + count, kIgnoreTarget);
+      slot->scored = slot->size - std::count(slot->targets(), slot->targets() + slot->size, kIgnoreTarget);
       std::lock_guard lock(mutex_);
       full_.push_back(slot);
       changed_.notify_all();

@@ -20,12 +20,16 @@ class BatchFeed {
   ~BatchFeed();
   BatchFeed(const BatchFeed&) = delete;
 
-  /// One batch: tokens [rows · seq_len], then as many targets.
+  /// One batch: `size` = rows · seq_len tokens, then as many targets, both i32, and starts of documents, u8.
   struct Slot {
     std::unique_ptr<gpu::PinnedBuffer> pinned;
     std::vector<int32_t> plain;
+    int64_t size = 0;
     int64_t scored = 0;  ///< targets that are not kIgnoreTarget
     int32_t* data() { return pinned ? static_cast<int32_t*>(pinned->data()) : plain.data(); }
+    int32_t* targets() { return data() + size; }
+    /// 1 at a token that starts a document, else 0.
+    uint8_t* starts() { return reinterpret_cast<uint8_t*>(data() + 2 * size); }
   };
   /// The batch of the next step; waits until it is read. The caller owns it until `release`. @throws as Batches::read
   Slot* next();
@@ -36,7 +40,7 @@ class BatchFeed {
  private:
   void read_ahead(int64_t first_sample, int64_t steps);
   const Batches& batches_;
-  int64_t rows_, seq_len_;
+  int64_t rows_;
   double waited_ = 0;
   std::vector<Slot> slots_;
   std::deque<Slot*> empty_, full_;

@@ -53,18 +53,34 @@ struct Block {
   }
 
  private:
-  /// The same, with train.recompute=full: only the block's input is saved for the backward pass.
-  Residual recomputed(const Residual& in, const StepContext& step) const {
-    MMFREE_CHECK(Error, !step.starts.defined() && !step.losses,
-                 "block: starts of documents and auxiliary losses do not go with train.recompute=full");
+  /// The same, with train.recompute=full: only the block's input is saved for the backward pass. The decode state is an
+  /// input and an output too: computing again must neither see the new one nor change it.
+  Residual recomputed(const Residual& in, StepContext& step) const {
+    MMFREE_CHECK(Error, !step.losses, "block: auxiliary losses do not go with train.recompute=full");
+    std::vector<Var> all{in.sum(), step.bound, Var(step.starts)};
+    const bool carries = step.state;
+    const int64_t position = carries ? step.state->position : 0;
+    if (carries)
+      for (const Tensor& t : step.state->tensors) all.emplace_back(t);
     const auto out =
-        recompute("block", {in.sum(), step.bound}, [block = this, batch = step.batch](const std::vector<Var>& inputs) {
+        recompute("block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
+          LayerState state{{}, position};
+          for (size_t i = 3; i < inputs.size(); ++i) state.tensors.push_back(inputs[i].value());
           StepContext inner;
           inner.batch = batch;
           inner.bound = inputs[1];
+          inner.starts = inputs[2].value();
+          if (carries) inner.state = &state;
           const Residual y = (*block)({inputs[0], Var()}, inner);
-          return std::vector<Var>{y.h, y.pending};
+          std::vector<Var> outputs{y.h, y.pending};
+          for (const Tensor& t : state.tensors) outputs.emplace_back(t);
+          return outputs;
         });
+    if (carries) {
+      step.state->tensors.clear();
+      for (size_t i = 2; i < out.size(); ++i) step.state->tensors.push_back(out[i].value());
+      step.state->position += in.h.dim(0) / step.batch;
+    }
     return {out[0], out[1]};
   }
 };

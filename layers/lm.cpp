@@ -60,9 +60,11 @@ void LM::requantise(const Tensor& abs_sums) const {
   for (const BitLinear* p : projections_) p->round();
 }
 
-Var LM::hidden(const Tensor& ids, int64_t batch, DecodeState* state, Trace* trace, Recompute recompute) const {
+Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute) const {
+  const auto& [batch, starts, state] = sequences;
   MMFREE_CHECK(ShapeError, batch > 0 && ids.size() % batch == 0, "lm: ", ids.size(), " tokens do not make ", batch,
                " sequences of one length");
+  check_optional("lm", "starts", starts, ids.shape(), DType::u8);
   std::vector<Var> bounds;
   if (parts_.lower_bounds.defined()) bounds = lower_bounds(parts_.lower_bounds);
   Residual r{embedding(parts_.embedding, ids, compute_), Var()};
@@ -70,6 +72,7 @@ Var LM::hidden(const Tensor& ids, int64_t batch, DecodeState* state, Trace* trac
     if (trace) trace->push_back(r.sum().value());
     StepContext step;
     step.batch = batch;
+    step.starts = starts;
     step.recompute = recompute;
     step.state = state ? &state->layer(int64_t(l)) : nullptr;
     if (l && !bounds.empty()) step.bound = bounds[l];
@@ -79,10 +82,9 @@ Var LM::hidden(const Tensor& ids, int64_t batch, DecodeState* state, Trace* trac
   return norm_quant(r.source(), parts_.norm, config_.rms_norm_eps, BitLinear::kEps, {parts_.head.branch()})[0];
 }
 
-Var LM::loss(const Tensor& ids, const Tensor& targets, int64_t batch, const LossScale& scale,
+Var LM::loss(const Tensor& ids, const Tensor& targets, const Sequences& sequences, const LossScale& scale,
              Recompute recompute) const {
-  return head_loss(hidden(ids, batch, nullptr, nullptr, recompute), parts_.head.weight, *parts_.head.matrix, targets,
-                   scale);
+  return head_loss(hidden(ids, sequences, nullptr, recompute), parts_.head.weight, *parts_.head.matrix, targets, scale);
 }
 
 Tensor LM::head(const QuantTensor& q) const {
@@ -91,12 +93,10 @@ Tensor LM::head(const QuantTensor& q) const {
   return y;
 }
 
-Tensor LM::logits(const Tensor& ids, int64_t batch, DecodeState* state) const {
-  return head(hidden(ids, batch, state).quant());
-}
+Tensor LM::logits(const Tensor& ids, const Sequences& sequences) const { return head(hidden(ids, sequences).quant()); }
 
 Tensor LM::next_logits(const Tensor& ids, int64_t batch, DecodeState& state) const {
-  const QuantTensor q = hidden(ids, batch, &state).quant();
+  const QuantTensor q = hidden(ids, {batch, &state}).quant();
   const int64_t steps = ids.size() / batch;
   if (steps == 1) return head(q);
   Tensor values({batch, q.values.dim(1)}, q.values.dtype(), device()), scale;
@@ -109,8 +109,22 @@ Tensor LM::next_logits(const Tensor& ids, int64_t batch, DecodeState& state) con
   return head(q.quantised() ? QuantTensor(values, scale, q.compute) : QuantTensor(values, q.compute));
 }
 
-Tensor LM::nll(const Tensor& ids, const Tensor& targets, int64_t batch, DecodeState* state) const {
-  const QuantTensor q = hidden(ids, batch, state).quant();
+DecodeState LM::zero_state(int64_t batch) const {
+  DecodeState state(config_.num_hidden_layers);
+  for (size_t l = 0; l < parts_.blocks.size(); ++l) {
+    const LayerConfig c = config_.layer(int(l));
+    std::visit(
+        [&](const auto& mixer) {
+          for (const Shape& shape : mixer.state_shapes(c, batch))
+            state.layer(int64_t(l)).tensors.push_back(Tensor::zeros(shape, params_.dtype(), device()));
+        },
+        parts_.blocks[l].token);
+  }
+  return state;
+}
+
+Tensor LM::nll(const Tensor& ids, const Tensor& targets, const Sequences& sequences) const {
+  const QuantTensor q = hidden(ids, sequences).quant();
   Tensor nll({ids.size()}, param_dtype(q.compute), q.values.device());
   head_loss(q, *parts_.head.matrix, targets, nll, nullptr);
   return nll;

@@ -10,6 +10,16 @@ namespace mmfree {
 /// A copy of a floating-point tensor as f32 on the host.
 Tensor host_f32(const Tensor& t);
 
+/// How the tokens of a call, [B·T], divide into sequences, and what comes before them.
+struct Sequences {
+  int64_t batch;       ///< B sequences of one length T, one behind the other
+  Tensor starts;       ///< [B·T] u8: 1 where a document starts, which forgets what came before; undefined: nowhere
+  DecodeState* state;  ///< what came before the first tokens, read and updated; null: nothing
+  Sequences(int64_t batch, Tensor starts = {}, DecodeState* state = nullptr)  // NOLINT: a number of sequences
+      : batch(batch), starts(std::move(starts)), state(state) {}
+  Sequences(int64_t batch, DecodeState* state) : batch(batch), state(state) {}
+};
+
 /// A language model with the parts of layers/block.h: embedding, blocks, final norm, head. With the default
 /// configuration it is the MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
 ///
@@ -36,19 +46,21 @@ class LM {
   /// The input of each block, then the output of the final norm; for comparisons with other programs.
   using Trace = std::vector<Tensor>;
 
-  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. `state`: decode state, read and updated; null: the
-  /// sequences start here.
-  Var hidden(const Tensor& ids, int64_t batch, DecodeState* state = nullptr, Trace* trace = nullptr,
+  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head.
+  Var hidden(const Tensor& ids, const Sequences& sequences, Trace* trace = nullptr,
              Recompute recompute = Recompute::none) const;
   /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32. A target kIgnoreTarget is not scored.
-  Var loss(const Tensor& ids, const Tensor& targets, int64_t batch, const LossScale& scale,
+  /// No gradient flows into a decode state; its old tensors must stay as they are until the backward pass is over.
+  Var loss(const Tensor& ids, const Tensor& targets, const Sequences& sequences, const LossScale& scale,
            Recompute recompute = Recompute::none) const;
   /// Logits [B·T, V].
-  Tensor logits(const Tensor& ids, int64_t batch, DecodeState* state = nullptr) const;
+  Tensor logits(const Tensor& ids, const Sequences& sequences) const;
   /// Logits [B, V] of each sequence's last position only.
   Tensor next_logits(const Tensor& ids, int64_t batch, DecodeState& state) const;
+  /// The state before the first token of `batch` sequences, as tensors of zeros.
+  DecodeState zero_state(int64_t batch) const;
   /// −log p of each target [B·T], nats; 0 where not scored.
-  Tensor nll(const Tensor& ids, const Tensor& targets, int64_t batch, DecodeState* state = nullptr) const;
+  Tensor nll(const Tensor& ids, const Tensor& targets, const Sequences& sequences) const;
 
  private:
   Tensor head(const QuantTensor& q) const;

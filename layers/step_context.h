@@ -25,9 +25,11 @@ struct AuxiliaryLoss {
 struct StepContext {
   int64_t batch = 1;  ///< number of sequences B; there are B · T rows
   Recompute recompute = Recompute::none;
-  LayerState* state = nullptr;  ///< decode state of this layer, read and updated; null: whole sequences
-  Var bound;                    ///< [D] lower bound of this layer's forget gate; undefined: 0
-  Tensor starts;  ///< [N] u8, 1 at the first token of a document; undefined: each sequence is one document
+  /// Decode state of this layer; null: whole sequences. A mixer puts new tensors in the place of those it read, which
+  /// the backward pass may need.
+  LayerState* state = nullptr;
+  Var bound;      ///< [D] lower bound of this layer's forget gate; undefined: 0
+  Tensor starts;  ///< [N] u8, 1 at the first token of a document; undefined: nowhere inside a sequence
   std::vector<AuxiliaryLoss>* losses = nullptr;  ///< mixers append additional losses; null: not wanted
 
   /// What a norm_linear saves for the backward pass.

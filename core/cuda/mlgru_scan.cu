@@ -10,6 +10,9 @@ namespace {
 //   2. The effects of all warps go through shared memory; every warp composes them in the order of time. This gives the
 //      state that enters its stretch, and the state at the end of the chunk.
 //   3. Each warp computes the states of its stretch from the entering state and stores them.
+// At a start of a document f is 0 for the state before, and stays what it is for the candidate. Starts are the same for
+// all lanes: each lane loads one step's, and a vote makes them bits of a number. Without starts (`kCut` false) nothing
+// of this is compiled.
 
 /// The effect of a stretch of time on the state: out = keep · in + end.
 template <int V>
@@ -67,6 +70,21 @@ __device__ void fetch(Raw<A, V> (&to)[S], const void* from, int64_t at, int stri
     to[s] = s < count ? *reinterpret_cast<const Raw<A, V>*>(source + s * stride) : Raw<A, V>(0);
 }
 
+/// The starts of a warp's stretch. Lane s has that of step `at` + s · direction, if s < count.
+template <bool kCut, int S>
+struct Starts {
+  uint8_t own = 0;
+  __device__ void fetch(const uint8_t* from, int64_t at, int direction, int count) {
+    const int lane = threadIdx.x % kWarp;
+    if constexpr (kCut) own = lane < min(S, count) ? from[at + direction * lane] : 0;
+  }
+  /// Bit s: lane s has a start. All lanes call it.
+  __device__ uint32_t bits() const {
+    if constexpr (kCut) return __ballot_sync(0xffffffffu, own);
+    return 0;
+  }
+};
+
 /// V numbers of an f32 array; zeros if it is null or the lane has no channels.
 template <int V>
 __device__ void load_optional(float (&to)[V], const void* from, int64_t at, bool live) {
@@ -87,7 +105,7 @@ struct Place {
   }
 };
 
-template <class A, int V, int W, int S>
+template <class A, int V, int W, int S, bool kCut>
 __global__ void __launch_bounds__(W* kWarp, 2) scan_forward(MlgruScanArgs g) {
   __shared__ Effect<V> effects[2][W][kWarp];
   const Place place(g.d, V);
@@ -98,9 +116,12 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_forward(MlgruScanArgs g) {
   int t = place.warp * S, turn = 0;
   int64_t at = (place.sequence * g.t + t) * g.d + place.channel;
   Raw<A, V> z[S], a[S];
+  Starts<kCut, S> starts;
   fetch<A, V, S>(z, g.z, at, d, steps - t);
   fetch<A, V, S>(a, g.a, at, d, steps - t);
+  starts.fetch(g.starts, place.sequence * g.t + t, 1, total - t);
   for (int begin = 0; begin < total; begin += W * S, turn ^= 1) {
+    const uint32_t cuts = starts.bits();
     float f[S][V], x[S][V], entering[V];
     Effect<V> own;
 #pragma unroll
@@ -113,12 +134,14 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_forward(MlgruScanArgs g) {
         const float keep = gamma[v] + (1 - gamma[v]) * sigmoid<A>(unpack<A>(z[s], v));
         f[s][v] = t + s < steps ? keep : 1;
         x[s][v] = silu(candidate, sigmoid<A>(candidate)) * (1 - f[s][v]);
+        if (cuts >> s & 1) f[s][v] = 0;
         own.keep[v] *= f[s][v];
         own.end[v] = fmaf(f[s][v], own.end[v], x[s][v]);
       }
     const int64_t next = at + W * S * g.d;
     fetch<A, V, S>(z, g.z, next, d, steps - t - W * S);
     fetch<A, V, S>(a, g.a, next, d, steps - t - W * S);
+    starts.fetch(g.starts, place.sequence * g.t + t + W * S, 1, total - t - W * S);
     compose<V, W>(effects[turn], own, state, entering);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
@@ -135,16 +158,18 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_forward(MlgruScanArgs g) {
 }
 
 /// Inputs of the backward pass for S steps, the latest first.
-template <class A, int V, int S>
+template <class A, int V, int S, bool kCut>
 struct Stretch {
   Raw<A, V> z[S], a[S], dh[S], before[S];
+  Starts<kCut, S> starts;
   /// Loads steps t, t-1, ... of the thread's channels; `at` is the index of step t.
-  __device__ void read(const MlgruScanBackwardArgs& g, int64_t at, int t, bool live) {
-    const int count = live ? t + 1 : 0, d = int(g.d);
+  __device__ void read(const MlgruScanBackwardArgs& g, int64_t at, int t, const Place& place) {
+    const int count = place.live ? t + 1 : 0, d = int(g.d);
     fetch<A, V, S>(z, g.z, at, -d, count);
     fetch<A, V, S>(dh, g.dh, at, -d, count);
     fetch<A, V, S>(a, g.a, at, -d, count);
     fetch<A, V, S>(before, g.h, at - g.d, -d, count - 1);
+    starts.fetch(g.starts, place.sequence * g.t + t, -1, t + 1);
   }
 };
 
@@ -165,7 +190,7 @@ __device__ void store_sums(const float (&sums)[V], float* to, const Place& place
   }
 }
 
-template <class A, int V, int W, int S>
+template <class A, int V, int W, int S, bool kCut>
 __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardArgs g, float* bound_sums) {
   __shared__ Effect<V> effects[2][W][kWarp];
   const Place place(g.d, V);
@@ -176,9 +201,10 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardAr
   load_optional(start, g.h0, state_at, place.live);
   int t = int(g.t) - 1 - place.warp * S, turn = 0;
   int64_t at = (place.sequence * g.t + t) * g.d + place.channel;
-  Stretch<A, V, S> now, next;
-  now.read(g, at, t, place.live);
+  Stretch<A, V, S, kCut> now, next;
+  now.read(g, at, t, place);
   for (int end = int(g.t); end > 0; end -= W * S, turn ^= 1) {
+    const uint32_t cuts = now.starts.bits();
     float gate[S][V], entering[V];
     Effect<V> own;
 #pragma unroll
@@ -188,11 +214,11 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardAr
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         gate[s][v] = sigmoid<A>(unpack<A>(now.z[s], v));
-        const float f = gamma[v] + (1 - gamma[v]) * gate[s][v];
+        const float f = cuts >> s & 1 ? 0 : gamma[v] + (1 - gamma[v]) * gate[s][v];
         own.keep[v] *= f;
         own.end[v] = f * (own.end[v] + unpack<A>(now.dh[s], v));
       }
-    next.read(g, at - W * S * g.d, t - W * S, place.live);
+    next.read(g, at - W * S * g.d, t - W * S, place);
     compose<V, W>(effects[turn], own, state, entering);
 #pragma unroll
     for (int s = 0; s < S; ++s) {
@@ -200,14 +226,15 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardAr
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const float a = unpack<A>(now.a[s], v), sa = sigmoid<A>(a), sz = gate[s][v];
-        const float before = s == t ? start[v] : unpack<A>(now.before[s], v);
+        const bool cut = cuts >> s & 1;
+        const float before = cut ? 0 : s == t ? start[v] : unpack<A>(now.before[s], v);
         const float f = gamma[v] + (1 - gamma[v]) * sz;
         const float grad = entering[v] + unpack<A>(now.dh[s], v);
         const float df = grad * (before - silu(a, sa));
         da[v] = grad * (1 - f) * silu_slope(a, sa);
         dz[v] = df * (1 - gamma[v]) * (sz * (1 - sz));
         sums[v] += s <= t ? df * (1 - sz) : 0;
-        entering[v] = f * grad;
+        entering[v] = cut ? 0 : f * grad;
       }
       if (place.live && s <= t) {
         store_raw<A, V>(g.da, at - s * d, da);
@@ -242,21 +269,22 @@ unsigned blocks(int64_t b, int64_t d) {
 // twice as many arrays and holds two chunks, the 128 that 8 warps leave. 16 steps forward, or 12 backward, spill.
 constexpr int kForwardWarps = 12, kForwardSteps = 8, kBackwardWarps = 8, kBackwardSteps = 8;
 
-template <class A, int V>
+template <class A, int V, bool kCut>
 void forward(const MlgruScanArgs& g) {
-  if (g.t <= kForwardSteps)  // short inputs, such as decoding: one warp has all steps
-    scan_forward<A, V, 1, kForwardSteps><<<blocks<V>(g.b, g.d), kWarp, 0, stream()>>>(g);
+  constexpr int W = kForwardWarps, S = kForwardSteps;
+  if (g.t <= S)  // short inputs, such as decoding: one warp has all steps
+    scan_forward<A, V, 1, S, kCut><<<blocks<V>(g.b, g.d), kWarp, 0, stream()>>>(g);
   else
-    scan_forward<A, V, kForwardWarps, kForwardSteps><<<blocks<V>(g.b, g.d), kForwardWarps * kWarp, 0, stream()>>>(g);
+    scan_forward<A, V, W, S, kCut><<<blocks<V>(g.b, g.d), W * kWarp, 0, stream()>>>(g);
   check_launch("mlgru_scan");
 }
 
-template <class A, int V>
+template <class A, int V, bool kCut>
 void backward(const MlgruScanBackwardArgs& g) {
   Tensor sums;
   if (g.dgamma) sums = Tensor({g.b, g.d}, DType::f32, Device::cuda);
   float* bound_sums = g.dgamma ? sums.mut<float>() : nullptr;
-  scan_backward<A, V, kBackwardWarps, kBackwardSteps>
+  scan_backward<A, V, kBackwardWarps, kBackwardSteps, kCut>
       <<<blocks<V>(g.b, g.d), kBackwardWarps * kWarp, 0, stream()>>>(g, bound_sums);
   check_launch("mlgru_scan_backward");
   if (!g.dgamma) return;
@@ -266,15 +294,18 @@ void backward(const MlgruScanBackwardArgs& g) {
   check_launch("mlgru_scan_backward");
 }
 
-/// Calls body<A, V>() with V channels of 4 bytes together, so that a warp accesses one line of 128 bytes. If the number
-/// of channels is odd, V = 1.
-template <class Body>
-void dispatch(DType dtype, int64_t d, const char* op, Body&& body) {
-  dispatch_activation(dtype, op, [&]<class A>() {
-    if (d % 2)
-      body.template operator()<A, 1>();
+/// Calls body<A, V, kCut>() with V channels of 4 bytes together, so that a warp accesses one line of 128 bytes. If the
+/// number of channels is odd, V = 1.
+template <class Args, class Body>
+void dispatch(const Args& g, const char* op, Body&& body) {
+  dispatch_activation(g.dtype, op, [&]<class A>() {
+    const auto with_channels = [&]<int V>() {
+      g.starts ? body.template operator()<A, V, true>() : body.template operator()<A, V, false>();
+    };
+    if (g.d % 2)
+      with_channels.template operator()<1>();
     else
-      body.template operator()<A, 4 / int(sizeof(A))>();
+      with_channels.template operator()<4 / int(sizeof(A))>();
   });
 }
 
@@ -282,12 +313,12 @@ void dispatch(DType dtype, int64_t d, const char* op, Body&& body) {
 
 void mlgru_scan(const MlgruScanArgs& g) {
   if (g.b * g.d == 0) return;
-  dispatch(g.dtype, g.d, "mlgru_scan", [&]<class A, int V>() { forward<A, V>(g); });
+  dispatch(g, "mlgru_scan", [&]<class A, int V, bool kCut>() { forward<A, V, kCut>(g); });
 }
 
 void mlgru_scan_backward(const MlgruScanBackwardArgs& g) {
   if (g.b * g.d == 0) return;
-  dispatch(g.dtype, g.d, "mlgru_scan_backward", [&]<class A, int V>() { backward<A, V>(g); });
+  dispatch(g, "mlgru_scan_backward", [&]<class A, int V, bool kCut>() { backward<A, V, kCut>(g); });
 }
 
 }  // namespace mmfree::cuda

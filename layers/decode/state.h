@@ -21,8 +21,16 @@ struct LayerState {
 /// Decode state of a model: one LayerState per layer.
 class DecodeState {
  public:
-  explicit DecodeState(int64_t layers) : layers_(size_t(layers)) {}
+  explicit DecodeState(int64_t layers = 0) : layers_(size_t(layers)) {}
   LayerState& layer(int64_t l) { return layers_[size_t(l)]; }
+  bool empty() const { return layers_.empty(); }
+  /// Calls visit(layer, index, tensor) for every tensor.
+  template <class Visit>
+  void for_each(Visit&& visit) const {
+    for (size_t l = 0; l < layers_.size(); ++l)
+      for (size_t i = 0; i < layers_[l].tensors.size(); ++i)
+        if (const Tensor& t = layers_[l].tensors[i]; t.defined()) visit(int64_t(l), i, t);
+  }
   void reset() {
     for (LayerState& s : layers_) s = {};
   }
@@ -36,8 +44,7 @@ class DecodeState {
   }
   int64_t bytes() const {
     int64_t sum = 0;
-    for (const LayerState& s : layers_)
-      for (const Tensor& t : s.tensors) sum += t.defined() ? t.bytes() : 0;
+    for_each([&](int64_t, size_t, const Tensor& t) { sum += t.bytes(); });
     return sum;
   }
 

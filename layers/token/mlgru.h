@@ -8,7 +8,7 @@ namespace mmfree {
 /// Token mixer of the MatMul-free LM: four projections D → D around an elementwise recurrence.
 ///   a, z, g = i_proj(u), f_proj(u), g_proj(u) with u = RMSNorm(h; block_norm)
 ///   out = o_proj(gate(g, scan(z, a)))
-/// State: the scan's [B, D]. Source: Zhu et al. 2024 (arXiv:2406.02528).
+/// State: the scan's [B, D], zeros at the start of a document. Source: Zhu et al. 2024 (arXiv:2406.02528).
 struct MlGru {
   static constexpr TokenKind kind = TokenKind::mlgru;
   static constexpr bool has_heads = false, has_bound = true;
@@ -28,6 +28,9 @@ struct MlGru {
     v.projection("o_proj", o_proj, square, c);
     if (order != GateOrder::paper) v.vector("g_norm.weight", gate_norm, {c.width}, 1);
   }
+
+  /// Shapes of the state of `batch` sequences: the same after any number of tokens.
+  static std::vector<Shape> state_shapes(const LayerConfig& c, int64_t batch) { return {{batch, c.width}}; }
 
   /// Returns the stream with this mixer's output as `pending`. `block_norm` [D] is the weight of the block's norm.
   Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const;

@@ -107,7 +107,7 @@ TEST(GradcheckRejects, ScanMistakes) {
       const Tensor z = in[0].value().reshape(full_shape), a = in[1].value().reshape(full_shape);
       const Tensor h0 = random_f64({2, in[0].dim(1)}, 8);
       Tensor h(full_shape, DType::f64), last;
-      mlgru_scan(z, a, in[2].value(), h0, h, last);
+      mlgru_scan(z, a, in[2].value(), h0, {}, h, last);
       return record(
           "mutant", in, {h.reshape(in[0].shape())}, {z, a, in[2].value(), h0, h}, [mistake](const BackwardCtx& c) {
             const Tensor &z = c.saved(0), &a = c.saved(1), &gamma = c.saved(2), &h0 = c.saved(3), &h = c.saved(4);

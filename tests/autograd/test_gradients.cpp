@@ -10,6 +10,7 @@
 #include "tests/support/composed.h"
 #include "tests/support/glu.h"
 #include "tests/support/gradcheck.h"
+#include "tests/support/starts.h"
 
 using namespace mmfree;
 
@@ -109,15 +110,16 @@ TEST(Gradients, MlgruScan) {
     for (auto [b, t] : {std::pair<int64_t, int64_t>{1, 1}, {2, 6}}) {
       const Tensor z = random_f64({b * t, d}, 1), a = random_f64({b * t, d}, 2, 2), h0 = random_f64({b, d}, 4);
       const Tensor gamma = random_f64({d}, 3, 0.05, 0.5);
-      for (const Tensor& start : {Tensor(), h0}) {
-        const auto scan = [&, b = b](const Var& z, const Var& a, const Var& gamma) {
-          Tensor state = start;
-          return std::vector{mlgru_scan(z, a, gamma, b, &state)};
-        };
-        EXPECT_TRUE(gradcheck([&](const auto& in) { return scan(in[0], in[1], in[2]); }, {z, a, gamma}))
-            << b << 'x' << t << 'x' << d;
-        EXPECT_TRUE(gradcheck([&](const auto& in) { return scan(in[0], in[1], Var()); }, {z, a}));
-      }
+      for (const Tensor& start : {Tensor(), h0})
+        for (const Tensor& starts : {Tensor(), some_starts(b, t).reshape({b * t})}) {
+          const auto scan = [&, b = b](const Var& z, const Var& a, const Var& gamma) {
+            Tensor state = start;
+            return std::vector{mlgru_scan(z, a, gamma, b, &state, starts)};
+          };
+          EXPECT_TRUE(gradcheck([&](const auto& in) { return scan(in[0], in[1], in[2]); }, {z, a, gamma}))
+              << b << 'x' << t << 'x' << d << " starts " << starts.defined();
+          EXPECT_TRUE(gradcheck([&](const auto& in) { return scan(in[0], in[1], Var()); }, {z, a}));
+        }
     }
 }
 

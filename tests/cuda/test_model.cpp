@@ -25,7 +25,7 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
   const Example e(g.expected, Device::cuda);
 
   LM::Trace trace;
-  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  lm.hidden(e.ids, e.sequences(), &trace);
   bool flipped = false;
   for (size_t i = 0; i < trace.size(); ++i) {
     const double error = norm_error(host_f32(trace[i]), g.expected.read("hidden/" + std::to_string(i), DType::f64));
@@ -65,12 +65,12 @@ TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {
   const LM lm(params, g.config, DType::bf16);
   const Example e(g.expected, Device::cuda);
   LM::Trace trace;
-  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  lm.hidden(e.ids, e.sequences(), &trace);
   for (size_t i = 0; i < trace.size(); ++i)
     EXPECT_LT(norm_error(host_f32(trace[i]), g.expected.read("hidden/" + std::to_string(i), DType::f64)), kBf16Hidden)
         << "hidden " << i;
   const Tensor logits = g.expected.read("logits", DType::f64);
-  EXPECT_LT(norm_error(host_f32(lm.logits(e.ids, e.batch)).reshape(logits.shape()), logits), kBf16Logits);
+  EXPECT_LT(norm_error(host_f32(lm.logits(e.ids, e.sequences())).reshape(logits.shape()), logits), kBf16Logits);
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
   for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
     SCOPED_TRACE(name_of(r));
@@ -106,7 +106,7 @@ struct SmallRun {
   std::unique_ptr<StepRunner> runner;
 
   explicit SmallRun(bool capture, DType compute = DType::bf16, Recompute recompute = Recompute::selective,
-                    int64_t micro = 0) {
+                    int64_t micro = 0, bool carry = false) {
     config.model.hidden_size = 128;
     config.model.num_hidden_layers = 3;
     config.model.intermediate_size = 320;
@@ -116,6 +116,7 @@ struct SmallRun {
     config.train.micro_batch_size = micro;
     config.train.steps = 100;
     config.train.capture = capture;
+    config.data.reset_state = config.data.carry_state = carry;
     params = std::make_unique<ParamStore>(parameter_specs(config.model), DType::f32, Device::cuda);
     params->initialise(3);
     lm = std::make_unique<LM>(*params, config.model, compute);
@@ -133,6 +134,11 @@ struct SmallRun {
         for (int64_t i = 0; i < tokens.size(); ++i)
           i % of ? void(tokens.mut<int32_t>()[i] = kIgnoreTarget) : void(++scored);
       t->copy_from(tokens);
+    }
+    if (runner->starts().defined()) {
+      Tensor starts(runner->starts().shape(), DType::u8);
+      for (int64_t i = 0; i < starts.size(); ++i) starts.mut<uint8_t>()[i] = random() % 40 == 0;
+      runner->starts().copy_from(starts);
     }
     runner->launch(s, scored);
     return *runner->collect();
@@ -155,6 +161,26 @@ TEST(CudaStep, ARecordedStepEqualsAnEagerOneToTheBit) {
     EXPECT_TRUE(same_bits(eager.params->values().to(Device::cpu), recorded.params->values().to(Device::cpu)));
     EXPECT_TRUE(same_bits(eager.optimizer->v().to(Device::cpu), recorded.optimizer->v().to(Device::cpu)));
   }
+}
+
+TEST(CudaStep, ARecordedStepCarriesTheStateToTheBit) {
+  MMFREE_NEEDS_GPU();
+  for (const Recompute recompute : {Recompute::selective, Recompute::full})
+    for (const int64_t micro : {0, 2, 1}) {
+      SCOPED_TRACE(concat("micro-batches of ", micro, ", recompute ", name_of(recompute)));
+      SmallRun eager(false, DType::bf16, recompute, micro, true), recorded(true, DType::bf16, recompute, micro, true);
+      for (int64_t s = 0; s < 12; ++s) {
+        const StepResult a = eager.step(s), b = recorded.step(s);
+        EXPECT_EQ(a.loss, b.loss) << "step " << s;
+        if (s == 6)  // a batch without scored targets
+          for (SmallRun* run : {&eager, &recorded}) run->runner->launch(s, 0), run->runner->collect();
+        DecodeState there = recorded.runner->carried();
+        eager.runner->carried().for_each([&](int64_t l, size_t i, const Tensor& t) {
+          EXPECT_TRUE(same_bits(t.to(Device::cpu), there.layer(l).at(i).to(Device::cpu))) << "step " << s;
+        });
+      }
+      EXPECT_TRUE(same_bits(eager.params->values().to(Device::cpu), recorded.params->values().to(Device::cpu)));
+    }
 }
 
 TEST(CudaStep, TheLossIsTheMeanOverTheScoredTargets) {

@@ -84,7 +84,7 @@ def random_model(rng, plain):
 def golden_model(folder):
     expected = oracle.load_safetensors(folder / "expected.safetensors")
     c, params = json.loads((folder / "config.json").read_text()), oracle.load_safetensors(folder / "model.safetensors")
-    return c, params, expected["input_ids"], expected.get("targets")
+    return c, params, expected["input_ids"], expected.get("targets"), expected.get("starts")
 
 
 def measure(rounded, c, params, *batch):

@@ -171,11 +171,12 @@ class LowerBounds:
 
 
 class MlGru:
-    """h_t = f_t ⊙ h_{t−1} + SiLU(a_t) ⊙ (1 − f_t), and the output gate of three orders."""
+    """h_t = f_t ⊙ h_{t−1} + SiLU(a_t) ⊙ (1 − f_t), h_{t−1} = 0 at a start, and the output gate of three orders."""
 
     def __init__(self, layer):
         self.i, self.f, self.g, self.o = (layer.projection(f"attn.{k}_proj") for k in "ifgo")
         self.gamma, self.order = layer.gamma, layer.setting["gate_order"]
+        self.cut = False if layer.starts is None else layer.starts[..., None] == 1
         assert self.order in ("reference", "fixed", "paper"), self.order
         self.norm = None if self.order == "paper" else layer.norm("attn.g_norm.weight")
 
@@ -184,9 +185,10 @@ class MlGru:
         self.s = sig(z)
         self.forget = self.s if self.gamma is None else self.gamma + (1 - self.gamma) * self.s
         x = silu(self.a) * (1 - self.forget)
+        self.keep = np.where(self.cut, 0, self.forget)
         self.h, st = np.empty_like(x), np.zeros_like(x[:, 0])
         for t in range(x.shape[1]):
-            st = self.forget[:, t] * st + x[:, t]
+            st = self.keep[:, t] * st + x[:, t]
             self.h[:, t] = st
         return self.o.forward(self.gate_forward())
 
@@ -215,9 +217,9 @@ class MlGru:
             acc = acc + dh[:, t]
             dx[:, t] = acc
             df[:, t] = acc * (self.h[:, t - 1] if t else 0)
-            acc = acc * self.forget[:, t]
+            acc = acc * self.keep[:, t]
         da = dx * (1 - self.forget) * dsilu(self.a)
-        df = df - silu(self.a, dx)
+        df = np.where(self.cut, 0, df) - silu(self.a, dx)
         self.dgamma = (df * (1 - self.s)).reshape(-1, df.shape[-1]).sum(0)
         ds = df if self.gamma is None else df * (1 - self.gamma)
         dz = ds * self.s * (1 - self.s)
@@ -263,9 +265,9 @@ TOKENS, CHANNELS = {"mlgru": MlGru}, {"glu": Glu, "mlp": Mlp}
 class Block:
     """h' = h + token(norm(h)), y = h' + channel(norm(h'))."""
 
-    def __init__(self, c, P, G, number, setting, gamma, projection):
+    def __init__(self, c, P, G, number, setting, gamma, projection, starts):
         self.c, self.P, self.G, self.number, self.setting, self.gamma = c, P, G, number, setting, gamma
-        self.make = projection
+        self.make, self.starts = projection, starts
         self.attn_norm, self.mlp_norm = self.norm("attn_norm.weight"), self.norm("mlp_norm.weight")
         self.token, self.channel = TOKENS[setting["token"]](self), CHANNELS[setting["channel"]](self)
 
@@ -304,13 +306,13 @@ def cross_entropy(logits, targets):
     return loss, dl
 
 
-def run(c, P, ids, targets=None, projection=Projection):
+def run(c, P, ids, targets=None, starts=None, projection=Projection):
     """(loss, logits, inputs of the layers and output of the final norm, gradients by name)."""
     G, hidden = {}, []
     model, layers = settings(c)
     E = "model.embeddings.weight"
     bounds = LowerBounds(P, G) if c.get("use_lower_bound", True) else None
-    blocks = [Block(c, P, G, l, setting, bounds.gamma[l] if bounds and l else None, projection)
+    blocks = [Block(c, P, G, l, setting, bounds.gamma[l] if bounds and l else None, projection, starts)
               for l, setting in enumerate(layers)]  # fmt: skip
     norm = Norm(P, G, "model.norm.weight", c["rms_norm_eps"])
     shared = E if c.get("tie_word_embeddings") else None

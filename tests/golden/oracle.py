@@ -120,13 +120,17 @@ def train(a, c, P, rng):
 
 
 def example(a, c, rng):
-    """(parameters in float32, batch): "input_ids" [B, T] and, where half of the positions are not scored, "targets"."""
+    """(parameters in float32, batch): "input_ids" [B, T], and if asked for "targets", of which half are not scored, and
+    "starts" of documents."""
     P = init(c, rng, not a.plain, a.widen)
     ids = rng.integers(0, a.vocab, (a.batch, a.seq)).astype(np.int32)
-    if not a.masked:
-        return P, {"input_ids": ids}
-    targets = np.where(rng.random(ids.shape) < 0.5, -100, rng.integers(0, a.vocab, ids.shape))
-    return P, {"input_ids": ids, "targets": targets.astype(np.int32)}
+    batch = {"input_ids": ids}
+    if a.masked:
+        targets = np.where(rng.random(ids.shape) < 0.5, -100, rng.integers(0, a.vocab, ids.shape))
+        batch["targets"] = targets.astype(np.int32)
+    if a.starts:
+        batch["starts"] = (rng.random(ids.shape) < 0.3).astype(np.int32)
+    return P, batch
 
 
 def as_f64(P):
@@ -140,7 +144,7 @@ def make(a):
     (a.out / "config.json").write_text(json.dumps(c, indent=1))
     save_safetensors(a.out / "model.safetensors", P32, {"format": "pt"})
     P = as_f64(P32)
-    loss, logits, hidden, G = run(c, P, E["input_ids"], E.get("targets"))
+    loss, logits, hidden, G = run(c, P, E["input_ids"], E.get("targets"), E.get("starts"))
     E |= {"loss": np.array([loss]), "logits": logits} | {f"hidden/{i}": h for i, h in enumerate(hidden)}
     E |= {"grad/" + k: g for k, g in G.items()}
     if a.steps:
@@ -154,7 +158,7 @@ def check(folder):
     c = json.loads((folder / "config.json").read_text())
     P = as_f64(load_safetensors(folder / "model.safetensors"))
     E = load_safetensors(folder / "expected.safetensors")
-    loss, logits, hidden, G = run(c, P, E["input_ids"], E.get("targets"))
+    loss, logits, hidden, G = run(c, P, E["input_ids"], E.get("targets"), E.get("starts"))
     assert {"grad/" + k for k in G} == {k for k in E if k.startswith("grad/")}, f"{folder}: other parameters"
     found = {"loss": np.array([loss]), "logits": logits} | {f"hidden/{i}": h for i, h in enumerate(hidden)}
     found |= {"grad/" + k: g for k, g in G.items()}
@@ -191,7 +195,8 @@ def frozen():
 def gradient_error(c, P, batch, rng, step=1e-4):
     """The largest error of a tensor's gradient along a random direction, against a central difference and relative to
     the gradient's norm; and that tensor."""
-    loss = functools.partial(run, c, ids=batch["input_ids"], targets=batch.get("targets"), projection=frozen())
+    given = {k: batch.get(k) for k in ("targets", "starts")}
+    loss = functools.partial(run, c, ids=batch["input_ids"], **given, projection=frozen())
     G, errors = loss(P)[3], {}
     assert G.keys() == P.keys(), f"without gradient or parameter: {P.keys() ^ G.keys()}"
     for k, g in G.items():
@@ -246,6 +251,7 @@ RECIPES = {
         {"layers": [1], "projections": ["g_proj", "down_proj"], "precision": "bf16"}]}'""",
     "tied": SMALL + " --seed 14 --d 29 --layers 1 --inter 17 --steps 5 --no-lower-bound --tied",
     "masked": SMALL + " --seed 16 --batch 3 --inter 20 --masked",
+    "starts": SMALL + " --seed 17 --d 21 --batch 3 --inter 16 --starts",
 }
 
 
@@ -265,6 +271,7 @@ def parser():
     one.add_argument("--no-lower-bound", action="store_true")
     one.add_argument("--tied", action="store_true", help="the head's matrix is that of the embeddings")
     one.add_argument("--masked", action="store_true", help="random targets, about half of them not scored")
+    one.add_argument("--starts", action="store_true", help="documents start here and there inside the sequences")
     commands.add_parser("sets", help="all committed sets").add_argument("out", type=Path)
     commands.add_parser("check", help="recompute sets and compare").add_argument("out", type=Path, nargs="+")
     commands.add_parser("selftest", help="gradients against finite differences")

@@ -20,11 +20,11 @@ TEST_P(GoldenTest, Float64AgreesToRounding) {
   const Example e(g.expected);
 
   LM::Trace trace;
-  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  lm.hidden(e.ids, e.sequences(), &trace);
   for (size_t i = 0; i < trace.size(); ++i)
     EXPECT_LT(relative_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)), 1e-9)
         << "hidden " << i;
-  EXPECT_LT(relative_error(lm.logits(e.ids, e.batch), g.expected.read("logits", DType::f64)), 1e-9);
+  EXPECT_LT(relative_error(lm.logits(e.ids, e.sequences()), g.expected.read("logits", DType::f64)), 1e-9);
 
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
   EXPECT_NEAR(run_backward(lm, params, e), expected_loss, 1e-9 * expected_loss);
@@ -73,7 +73,7 @@ TEST_P(GoldenTest, Float32StaysWithinRoundingAndCodeFlips) {
   const Example e(g.expected);
 
   LM::Trace trace;
-  lm.hidden(e.ids, e.batch, nullptr, &trace);
+  lm.hidden(e.ids, e.sequences(), &trace);
   bool flipped = false;
   for (size_t i = 0; i < trace.size(); ++i)
     flipped |= norm_error(trace[i], g.expected.read("hidden/" + std::to_string(i), DType::f64)) > 2e-6;

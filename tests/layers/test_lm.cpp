@@ -71,7 +71,7 @@ TEST_P(LmTest, PrefillAndDecodingGiveTheBitsOfTheWholeSequence) {
     DecodeState state(lm_.config().num_hidden_layers);
     DecodeState last = state.copy();
     const Tensor prefix = columns(ids_, kBatch, 0, split);
-    const Tensor logits = lm_.logits(prefix, kBatch, &state), next = lm_.next_logits(prefix, kBatch, last);
+    const Tensor logits = lm_.logits(prefix, {kBatch, &state}), next = lm_.next_logits(prefix, kBatch, last);
     for (int64_t b = 0; b < kBatch; ++b) {
       for (int64_t t = 0; t < split; ++t) ASSERT_TRUE(same_row(logits, b * split + t, whole, b * kSteps + t)) << split;
       ASSERT_TRUE(same_row(next, b, whole, b * kSteps + split - 1)) << split;

@@ -58,7 +58,8 @@ inline Tensor gate_norm(const Tensor& a_any, const Tensor& b_any, const Tensor& 
   return y;
 }
 
-inline Tensor mlgru_scan(const Tensor& z_any, const Tensor& a_any, const Tensor& gamma, const Tensor& h0) {
+inline Tensor mlgru_scan(const Tensor& z_any, const Tensor& a_any, const Tensor& gamma, const Tensor& h0,
+                         const Tensor& starts = {}) {
   const Tensor z = as_f64(z_any), a = as_f64(a_any);
   const int64_t steps = z.dim(1), d = z.dim(2);
   Tensor h(z.shape(), DType::f64);
@@ -68,6 +69,7 @@ inline Tensor mlgru_scan(const Tensor& z_any, const Tensor& a_any, const Tensor&
       const double bound = gamma.defined() ? at(gamma, k) : 0;
       for (int64_t t = 0; t < steps; ++t) {
         const int64_t i = (b * steps + t) * d + k;
+        if (starts.defined() && starts.data<uint8_t>()[b * steps + t]) state = 0;
         const double keep = bound + (1 - bound) * sigmoid(at(z, i));
         state = keep * state + (1 - keep) * silu(at(a, i));
         set(h, i, state);

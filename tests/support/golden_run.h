@@ -15,9 +15,9 @@ inline void load_parameters(const SafetensorsReader& file, ParamStore& params) {
   }
 }
 
-/// A batch on a device: inputs and targets [B·T], kIgnoreTarget where nothing is scored.
+/// A batch on a device: inputs and targets [B·T], kIgnoreTarget where nothing is scored, and starts if it has any.
 struct Example {
-  Tensor ids, targets;
+  Tensor ids, targets, starts;
   int64_t batch, scored;
 
   /// Ids [B, T], each scored against the next one; the last position of each sequence is not scored.
@@ -27,7 +27,14 @@ struct Example {
       : Example(expected.read("input_ids", DType::i32),
                 expected.has("targets") ? expected.read("targets", DType::i32)
                                         : next_ids(expected.read("input_ids", DType::i32)),
-                device) {}
+                device) {
+    if (!expected.has("starts")) return;
+    const Tensor table = expected.read("starts", DType::i32);
+    Tensor host({table.size()}, DType::u8);
+    for (int64_t i = 0; i < table.size(); ++i) host.mut<uint8_t>()[i] = uint8_t(table.data<int32_t>()[i]);
+    starts = host.to(device);
+  }
+  Sequences sequences() const { return {batch, starts}; }
 
  private:
   Example(const Tensor& table, const Tensor& next, Device device)
@@ -48,7 +55,7 @@ struct Example {
 inline double run_backward(const LM& lm, ParamStore& params, const Example& e, Recompute recompute = Recompute::none) {
   Tape tape;
   params.begin_gradients();
-  const Var loss = lm.loss(e.ids, e.targets, e.batch, 1.0 / double(e.scored), recompute);
+  const Var loss = lm.loss(e.ids, e.targets, e.sequences(), 1.0 / double(e.scored), recompute);
   tape.backward(loss);
   params.finish_gradients();
   return *loss.value().to(Device::cpu).data<double>();

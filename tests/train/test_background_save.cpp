@@ -14,13 +14,17 @@ namespace {
 TEST(BackgroundSave, WritesTheStateOfTheMomentWhileTrainingChangesIt) {
   BackgroundSave saving;
   FlatState state{full({3}, DType::f32, 1), {{"m", full({3}, DType::f32, 2)}, {"v", full({3}, DType::f32, 3)}}};
+  state.carried = DecodeState(2);
+  Tensor& carried = state.carried.layer(1).at(0) = full({2, 3}, DType::f32, 4);
   for (int time = 0; time < 3; ++time) {
     std::atomic<bool> changed = false;
-    float seen = 0;
+    float seen = 0, seen_carried = 0;
+    carried.mut<float>()[5] = 10 + float(time);
     state.values.mut<float>()[2] = float(time);
     saving.start(state, [&](const FlatState& s) {
       while (!changed) std::this_thread::yield();
       seen = s.values.data<float>()[2];
+      s.carried.for_each([&](int64_t, size_t, const Tensor& t) { seen_carried = t.data<float>()[5]; });
       EXPECT_EQ(s.states[0].name, "m");
       EXPECT_EQ(s.states[0].tensor.data<float>()[0], 2);
       EXPECT_EQ(s.states[1].tensor.data<float>()[0], 3);
@@ -28,6 +32,7 @@ TEST(BackgroundSave, WritesTheStateOfTheMomentWhileTrainingChangesIt) {
     EXPECT_TRUE(saving.pending());
     EXPECT_FALSE(saving.poll());
     state.values.mut<float>()[2] = -1;
+    carried.mut<float>()[5] = -1;
     changed = true;
     if (time == 0)
       saving.wait();
@@ -35,6 +40,7 @@ TEST(BackgroundSave, WritesTheStateOfTheMomentWhileTrainingChangesIt) {
       while (!saving.poll()) std::this_thread::yield();
     EXPECT_FALSE(saving.pending());
     EXPECT_EQ(seen, float(time));
+    EXPECT_EQ(seen_carried, 10 + float(time));
   }
   saving.wait();
   EXPECT_FALSE(saving.poll());

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "optim/adamw.h"
-#include "tests/support/compare.h"
+#include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
 #include "train/run/run_folder.h"
 
@@ -19,6 +19,7 @@ struct Saved {
   ParamStore params{parameter_specs(config.model), DType::f32};
   AdamW optimizer{params, config.optim};
   LoopState state{17, 15, 2, 12345, "fingerprint"};
+  DecodeState carried;
   std::string path = dir / "a.h5";
 
   Saved() {
@@ -32,7 +33,7 @@ struct Saved {
     optimizer.set_updates(15);
   }
   void save(bool with_moments = true) {
-    const FlatState flat{params.values(), with_moments ? optimizer.states() : std::vector<OptimizerState>()};
+    const FlatState flat{params.values(), with_moments ? optimizer.states() : std::vector<OptimizerState>(), carried};
     save_checkpoint(path, config, params, flat, state, "some tokenizer bytes");
   }
 };
@@ -87,7 +88,8 @@ TEST(Checkpoint, EverythingComesBack) {
   Saved s;
   s.save();
   const auto bytes = int64_t(fs::file_size(s.path));
-  const int64_t expected = checkpoint_bytes(s.params, 2, "some tokenizer bytes");
+  const int64_t expected =
+      checkpoint_bytes(s.params, {s.params.values(), s.optimizer.states()}, "some tokenizer bytes");
   EXPECT_GE(expected, bytes);
   EXPECT_LT(expected, bytes + (256 << 10));
   const Checkpoint file(s.path);
@@ -115,6 +117,55 @@ TEST(Checkpoint, WithoutMomentsIsAModelOnly) {
   EXPECT_FALSE(file.has_states());
   file.load(s.params, nullptr);
   EXPECT_THROW(file.load(s.params, &s.optimizer), DataError);
+}
+
+/// The state of two layers for `rows` rows of a batch.
+DecodeState some_state(int64_t rows, uint32_t seed) {
+  DecodeState state(2);
+  for (int64_t l : {0, 1}) state.layer(l).at(0) = random_tensor({rows, 37}, DType::f32, seed + uint32_t(l));
+  return state;
+}
+
+TEST(Checkpoint, ACarriedStateComesBack) {
+  Saved s;
+  const int64_t without = checkpoint_bytes(s.params, {s.params.values(), s.optimizer.states()}, "");
+  s.carried = some_state(1000, 5);
+  s.save();
+  const int64_t with = checkpoint_bytes(s.params, {s.params.values(), s.optimizer.states(), s.carried}, "");
+  EXPECT_GE(with, without + s.carried.bytes());
+  EXPECT_GE(with, int64_t(fs::file_size(s.path)));
+  const Checkpoint file(s.path, h5::Verify::while_reading);
+  const DecodeState loaded = some_state(1000, 9);
+  file.load(s.params, &s.optimizer, loaded);
+  loaded.for_each(
+      [&](int64_t l, size_t i, const Tensor& t) { EXPECT_TRUE(same_bits(t, s.carried.layer(l).at(i))) << l; });
+  EXPECT_NO_THROW(Checkpoint(s.path).load(s.params, nullptr)) << "a model without its state";
+
+  const auto refused = [&](const DecodeState& state, const char* name) {
+    expect_error<ConfigError>({s.path.c_str(), name, "data.carry_state", "train.batch_size"},
+                              [&] { Checkpoint(s.path).load(s.params, &s.optimizer, state); });
+  };
+  refused(some_state(999, 1), "'state/0/0' of shape [999, 37]");
+  s.carried.layer(1).tensors.clear();
+  s.save();
+  refused(some_state(1000, 1), "'state/1/0' of shape [1000, 37]");
+  s.carried = some_state(1000, 5);
+  s.carried.layer(1).at(0).mut<float>()[36999] = NAN;
+  try {
+    s.save();
+    ADD_FAILURE() << "a NaN was saved";
+  } catch (const DivergedError& e) {
+    EXPECT_NE(std::string(e.what()).find("'state/1/0'"), std::string::npos) << e.what();
+  }
+}
+
+TEST(Checkpoint, ACarriedStateIsNoStateOfAnOptimizer) {
+  Saved s;
+  s.carried = some_state(3, 5);
+  s.save(false);
+  EXPECT_FALSE(Checkpoint(s.path).has_states());
+  s.save();
+  EXPECT_TRUE(Checkpoint(s.path).has_states());
 }
 
 TEST(Checkpoint, EveryFlippedByteAndEveryTruncationIsFound) {

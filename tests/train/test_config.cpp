@@ -65,6 +65,8 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.data.tokenizer, b.data.tokenizer);
   EXPECT_EQ(a.data.seq_len, b.data.seq_len);
   EXPECT_EQ(a.data.shuffle, b.data.shuffle);
+  EXPECT_EQ(a.data.reset_state, b.data.reset_state);
+  EXPECT_EQ(a.data.carry_state, b.data.carry_state);
   EXPECT_EQ(a.optim.name, b.optim.name);
   EXPECT_EQ(a.optim.lr, b.optim.lr);
   EXPECT_EQ(a.optim.betas, b.optim.betas);
@@ -580,6 +582,8 @@ TEST(Config, ComparesAndMarksWhatEndangersAResumedRun) {
   b.model.hidden_size = 512;
   b.data.seq_len = 128;
   b.data.shuffle = false;
+  b.data.reset_state = true;
+  b.data.carry_state = true;
   b.data.valid = {"v"};
   b.train.batch_size = 8;
   b.train.seed = 2;
@@ -589,7 +593,8 @@ TEST(Config, ComparesAndMarksWhatEndangersAResumedRun) {
   EXPECT_EQ(safe, (std::vector<std::string>{"data.valid: [] -> [\"v\"]", "optim.lr: 0.004 -> 0.001",
                                             "train.steps: 1000 -> 2000"}));
   EXPECT_EQ(dangerous, (std::vector<std::string>{"model.hidden_size: 256 -> 512", "data.seq_len: 256 -> 128",
-                                                 "data.shuffle: true -> false", "train.batch_size: 16 -> 8",
+                                                 "data.shuffle: true -> false", "data.reset_state: false -> true",
+                                                 "data.carry_state: false -> true", "train.batch_size: 16 -> 8",
                                                  "train.seed: 1 -> 2"}));
 }
 
@@ -625,7 +630,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 5 + 14 + 20));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 7 + 14 + 20));
 }
 
 }  // namespace

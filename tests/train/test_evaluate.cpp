@@ -92,7 +92,7 @@ TEST(Evaluate, BitsDoNotDependOnTheBatch) {
     const std::vector<int32_t> ids = some_ids(2000);
     const Evaluation all = evaluate(*m.lm, memory(ids), {64});
     for (const int64_t batch : {1, 2, 3, 7, 100}) {
-      const Evaluation e = evaluate(*m.lm, memory(ids), {64, 0, {}, batch});
+      const Evaluation e = evaluate(*m.lm, memory(ids), {64, 0, {}, false, batch});
       EXPECT_EQ(e.nats, all.nats) << batch << ' ' << name_of(precision);
     }
   }
@@ -105,6 +105,30 @@ TEST(Evaluate, AWindowLongerThanAForwardPassKeepsItsState) {
   double sum = 0;
   for (int64_t i = 0; i < 9000; ++i) sum += double(whole.data<float>()[i]);
   EXPECT_EQ(evaluate(*m.lm, memory(ids), {9000}).nats, sum);
+}
+
+TEST(Evaluate, WithResetsADocumentDoesNotSeeTheOneBefore) {
+  const Model m = tiny_model(tiny_model_config(), false);
+  const std::vector<int32_t> ids = some_ids(201);
+  const std::vector<int64_t> starts = {0, 5, 20, 21, 90, 150, 201};
+  TokenSource source = memory(ids);
+  source.sets = {""};
+  source.piece_bytes.assign(61, 1);
+  source.documents = [&](int64_t offset, int64_t count) {
+    std::vector<DocumentPart> parts;
+    for (size_t d = 0; d + 1 < starts.size(); ++d)
+      if (starts[d + 1] > offset && starts[d] < offset + count) parts.push_back({starts[d] - offset, 0});
+    return parts;
+  };
+  double alone = 0;  // windows of 200 tokens hold all documents, each from the empty state
+  for (size_t d = 0; d + 1 < starts.size(); ++d) {
+    const int64_t n = std::min(starts[d + 1], int64_t(200)) - starts[d];
+    const Tensor nll =
+        m.lm->nll(Tensor::from({n}, ids.data() + starts[d]), Tensor::from({n}, ids.data() + starts[d] + 1), 1);
+    for (int64_t i = 0; i < n; ++i) alone += double(nll.data<float>()[i]);
+  }
+  EXPECT_NEAR(evaluate(*m.lm, source, {200, 0, {}, true}).nats, alone, 1e-9 * alone);
+  EXPECT_NE(evaluate(*m.lm, source, {200}).nats, evaluate(*m.lm, source, {200, 0, {}, true}).nats);
 }
 
 TEST(Evaluate, PositionsAndSetsAddUpToTheWhole) {

@@ -37,6 +37,8 @@ TEST(BatchFeed, GivesTheBatchesOfItsStepsInOrder) {
       EXPECT_EQ(corpus.expected(step), content(slot)) << step;
       EXPECT_NE(previous, content(slot));
       EXPECT_EQ(kRows * kLength, slot->scored);
+      EXPECT_EQ(slot->targets(), slot->data() + kRows * kLength);
+      EXPECT_EQ(std::count(slot->starts(), slot->starts() + kRows * kLength, 0), kRows * kLength);
       previous = content(slot);
       feed.release(slot);
     }

@@ -102,10 +102,11 @@ TEST(HfConfig, reads_what_it_writes_with_all_keys_of_the_published_models) {
   EXPECT_EQ(json["architectures"], Json({"MMFreeForCausalLM"})) << "the published classes compute something else";
   EXPECT_EQ(json["model_type"], "mmfree");
   EXPECT_EQ(json["torch_dtype"], "bfloat16");
-  EXPECT_EQ(read_hf_framing(dir.path()), Framing::both);
+  EXPECT_EQ(read_hf_data(dir.path()), HfData{});
   for (const Framing framing : kAllFramings) {
-    write_hf_config(dir.path(), c, "float32", framing);
-    EXPECT_EQ(read_hf_framing(dir.path()), framing);
+    const HfData data{framing, framing == Framing::bos};
+    write_hf_config(dir.path(), c, "float32", data);
+    EXPECT_EQ(read_hf_data(dir.path()), data);
   }
   EXPECT_THROW(write_hf_config(dir.path(), c, "int8"), UsageError);
 }

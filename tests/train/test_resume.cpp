@@ -37,6 +37,7 @@ TEST(Resume, ADangerousChangeNeedsForce) {
            {[](RunConfig& x) { x.model.hidden_size = 40; }, "model.hidden_size"},
            {[](RunConfig& x) { x.data.seq_len = 16; }, "data.seq_len"},
            {[](RunConfig& x) { x.data.shuffle = false; }, "data.shuffle"},
+           {[](RunConfig& x) { x.data.reset_state = true; }, "data.reset_state"},
            {[](RunConfig& x) { x.train.batch_size = 8; }, "train.batch_size"},
            {[](RunConfig& x) { x.train.seed = 2; }, "train.seed"},
            {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "data.train"}}) {
@@ -51,6 +52,46 @@ TEST(Resume, ADangerousChangeNeedsForce) {
     changed.train.steps = 9;
     text_of([&] { EXPECT_EQ(train(changed).step, 9) << key << " was insisted on once"; });
   }
+}
+
+TEST(Resume, ACarriedStateGoesOnToTheBit) {
+  const TempDir dir;
+  for (int64_t micro : {0, 2}) {
+    RunConfig c = tiny_run(dir / concat("run", micro));
+    c.data.carry_state = true;
+    c.train.micro_batch_size = micro;
+    c.train.save_every = 4;
+    train(c);
+    const auto whole = learned(checkpoint_path(c.train.run_dir, 12));
+    ASSERT_TRUE(whole.contains("state/0/0") && whole.contains("state/1/0"));
+    ASSERT_EQ(whole.at("state/1/0").size(), size_t(4 * 37 * 4));
+    RunConfig rest = c;
+    rest.train.resume = parse_resume(checkpoint_path(c.train.run_dir, 4));
+    rest.train.run_dir = dir / concat("rest", micro);
+    text_of([&] { EXPECT_TRUE(train(rest).finished); });
+    EXPECT_EQ(whole, learned(checkpoint_path(rest.train.run_dir, 12)));
+    // The state matters: without it the same steps teach something else.
+    RunConfig plain = c;
+    plain.data.carry_state = false;
+    plain.train.run_dir = dir / concat("plain", micro);
+    train(plain);
+    EXPECT_NE(whole.at("param/model.norm.weight"),
+              learned(checkpoint_path(plain.train.run_dir, 12)).at("param/model.norm.weight"));
+  }
+}
+
+TEST(Resume, AStateThatWasNotSavedCannotBeCarriedOn) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 4;
+  train(c);
+  c.data.carry_state = true;
+  c.train.steps = 5;
+  c.train.resume = {ResumeFrom::newest_if_any};
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c); }), "data.carry_state changed"));
+  const std::string said = error_of<ConfigError>([&] { train(c, true); });
+  EXPECT_TRUE(contains(said, "holds no state 'state/0/0'")) << said;
+  EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 4))) << "it is not damaged";
 }
 
 TEST(Resume, OtherTokensUnderTheSameNameNeedForce) {

@@ -210,6 +210,131 @@ TEST(StepRunner, ABatchWithoutScoredTargetsChangesNothing) {
   EXPECT_FALSE(runner.collect()->report.skipped);
 }
 
+/// A run that carries its state, by a step runner and by hand, on batches with starts of documents.
+struct CarriedRun {
+  SmallRun by_runner, by_hand;
+  StepRunner runner;
+  std::vector<DecodeState> states;  // of each micro-batch, by hand
+
+  CarriedRun(const RunConfig& c, Recompute recompute)
+      : by_runner(c), by_hand(c), runner(by_runner.lm, by_runner.params, by_runner.optimizer, c, recompute) {
+    for (int64_t row = 0; row < c.train.batch_size; row += c.train.micro_batch())
+      states.push_back(by_hand.lm.zero_state(c.train.micro_batch()));
+  }
+  void fill(int64_t step) {
+    const auto [ids, targets] = by_runner.batch(step);
+    runner.ids().copy_from(ids);
+    runner.targets().copy_from(targets);
+    for (int64_t i = 0; i < runner.starts().size(); ++i) runner.starts().mut<uint8_t>()[i] = (i + 5 * step) % 23 == 7;
+  }
+  StepResult step(int64_t step) {
+    fill(step);
+    runner.launch(step, by_runner.size());
+    return *runner.collect();
+  }
+  double step_by_hand(int64_t step) {
+    const RunConfig& c = by_hand.config;
+    const int64_t part = c.train.micro_batch() * c.data.seq_len;
+    double loss = 0;
+    by_hand.params.begin_gradients();
+    for (int64_t m = 0; m < int64_t(states.size()); ++m) {
+      const auto cut = [&](const Tensor& t) { return t.slice(m * part, (m + 1) * part); };
+      DecodeState state = states[size_t(m)].copy();
+      Tape tape;
+      const Var l = by_hand.lm.loss(cut(runner.ids()), cut(runner.targets()),
+                                    {c.train.micro_batch(), cut(runner.starts()), &state}, 1 / double(by_hand.size()));
+      tape.backward(l);
+      loss += *l.value().data<double>();
+      states[size_t(m)] = state;
+    }
+    by_hand.params.finish_gradients();
+    by_hand.optimizer.begin_step(step + 1, c.train.steps);
+    by_hand.optimizer.update();
+    by_hand.lm.requantise();
+    return loss;
+  }
+  bool same_states() {
+    bool same = true;
+    const int64_t micro = by_hand.config.train.micro_batch();
+    runner.carried().for_each([&](int64_t l, size_t i, const Tensor& t) {
+      for (int64_t m = 0; m < int64_t(states.size()); ++m)
+        same &= same_bits(t.slice(m * micro, (m + 1) * micro), states[size_t(m)].layer(l).at(i));
+    });
+    return same;
+  }
+};
+
+RunConfig carrying_run(const TempDir& dir) {
+  RunConfig c = tiny_run(dir / "run");
+  c.data.reset_state = true;
+  c.data.carry_state = true;
+  return c;
+}
+
+TEST(CarriedState, EachRowGoesOnWhereItEnded) {
+  const TempDir dir;
+  for (int64_t micro : {0, 1, 2})
+    for (Recompute recompute : kAll) {
+      SCOPED_TRACE(concat("micro-batches of ", micro, ", recompute ", name_of(recompute)));
+      RunConfig c = carrying_run(dir);
+      c.train.micro_batch_size = micro;
+      CarriedRun run(c, recompute);
+      ASSERT_EQ(run.runner.carried().bytes(), 2 * 4 * 37 * 4);
+      std::vector<const char*> places;
+      run.runner.carried().for_each([&](int64_t, size_t, const Tensor& t) {
+        places.push_back(t.raw());
+        EXPECT_EQ(0, sum_of_squares(t)) << "zeros at first";
+      });
+      for (int64_t step = 0; step < 4; ++step) {
+        const double found = run.step(step).loss;
+        EXPECT_EQ(run.step_by_hand(step), found) << step;
+        EXPECT_TRUE(run.same_states()) << step;
+      }
+      EXPECT_TRUE(same_bits(run.by_hand.params.values(), run.by_runner.params.values()));
+      size_t i = 0;
+      run.runner.carried().for_each([&](int64_t, size_t, const Tensor& t) {
+        EXPECT_EQ(places[i++], t.raw()) << "a recorded step knows the place";
+      });
+    }
+}
+
+TEST(CarriedState, GoesOnThroughASkippedUpdateAndABatchWithoutScoredTargets) {
+  const TempDir dir;
+  for (int64_t micro : {0, 2}) {
+    RunConfig c = carrying_run(dir);
+    c.train.micro_batch_size = micro;
+    CarriedRun run(c, Recompute::none), other(c, Recompute::none);
+    run.step(0), other.step(0);
+    // The final norm comes behind all states.
+    Tensor norm = run.by_runner.params["model.norm.weight"].value();
+    norm.mut<float>()[3] = float(kNaN);
+    const Tensor before = run.by_runner.params.values().clone();
+    EXPECT_TRUE(run.step(1).report.skipped);
+    EXPECT_TRUE(same_bits(before, run.by_runner.params.values()));
+    other.fill(1);
+    mask(other.runner.targets(), [](int64_t) { return false; });
+    const Tensor values = other.by_runner.params.values().clone(), m = other.by_runner.optimizer.m().clone();
+    other.runner.launch(1, 0);
+    const StepResult empty = *other.runner.collect();
+    EXPECT_EQ(0, empty.scored);
+    EXPECT_TRUE(same_bits(values, other.by_runner.params.values()));
+    EXPECT_TRUE(same_bits(m, other.by_runner.optimizer.m()));
+    for (CarriedRun* r : {&run, &other}) {
+      r->fill(0), r->step_by_hand(0);
+      r->fill(1), r->step_by_hand(1);
+      EXPECT_TRUE(r->same_states());
+    }
+  }
+}
+
+TEST(CarriedState, ThereIsNoneWithoutTheKeys) {
+  const TempDir dir;
+  SmallRun run(tiny_run(dir / "run"));
+  StepRunner runner(run.lm, run.params, run.optimizer, run.config, Recompute::none);
+  EXPECT_TRUE(runner.carried().empty());
+  EXPECT_FALSE(runner.starts().defined());
+}
+
 TEST(Memory, RecomputesByNameOrByDevice) {
   TrainConfig t;
   EXPECT_EQ(Recompute::none, recompute_of(t, Device::cpu));
@@ -289,6 +414,14 @@ TEST(DryRunOfAStep, NeedsLessWithRecomputeMicroBatchesAndBf16) {
   EXPECT_GT(peak_of(c, Recompute::none, DType::f32), none);
   c.train.micro_batch_size = 2;
   EXPECT_LT(peak_of(c, Recompute::none), none);
+}
+
+TEST(DryRunOfAStep, CountsTheCarriedStateAndTheStarts) {
+  RunConfig c = wide_vocabulary();
+  const size_t without = peak_of(c, Recompute::full);
+  c.data.carry_state = c.data.reset_state = true;
+  const size_t with = peak_of(c, Recompute::full);
+  EXPECT_GE(with, without + 2 * 3 * 8 * 64 * 4 + 8 * 64) << "the old and the new state of 3 layers, and the starts";
 }
 
 TEST(DryRunOfAStep, RunsEveryVariantOfTheModel) {

@@ -111,7 +111,7 @@ void run(const Options& o) {
       progress.update(double(done) / double(total));
       return true;
     };
-    e = evaluate(*model.lm, source, {seq_len, o.limit, show, o.batch});
+    e = evaluate(*model.lm, source, {seq_len, o.limit, show, model.reset_state, o.batch});
   }
   if (o.json) {
     console::out.print(json_of(o, e, seq_len).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");

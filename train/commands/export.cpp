@@ -60,7 +60,7 @@ void export_to_ternary(const Options& o, const Model& model) {
 
 void export_to_hf(const Options& o, const Model& model) {
   HfWriteOptions options;
-  options.framing = model.framing;
+  options.data = {model.framing, model.reset_state};
   options.torch_dtype = o.dtype;
   options.max_shard_bytes = o.max_shard_mb * 1'000'000;
   options.overwrite = o.overwrite;
@@ -121,6 +121,7 @@ void run_import(const Options& o) {
   config.model = model.config;
   config.data.seq_len = model.seq_len;
   config.data.framing = model.framing;
+  config.data.reset_state = model.reset_state;
   load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());

@@ -68,6 +68,8 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
   rule("data.sources", "data.train", config.data.sources.empty() || config.data.train.empty(),
        "takes the place of data.train; remove one of them");
   check_mixture(config.data, rule);
+  rule("data.carry_state", "data.sources", !config.data.carry_state || config.data.sources.size() < 2,
+       "rows follow one source, not several; name one, or set it to false");
   rule("train.init_from", "train.resume", train.init_from.empty() || train.resume.mode != ResumeFrom::checkpoint,
        "a run starts from this model's weights or continues train.resume's checkpoint (", quote(train.resume.path),
        "), not both; remove one of them");
@@ -121,7 +123,8 @@ bool mixed_alike(const RunConfig& a, const RunConfig& b) {
 bool dangerous_on_resume(const std::string& key, const RunConfig& before, const RunConfig& after) {
   if (key == "data.sources") return !mixed_alike(before, after);
   return (key.starts_with("model.") && !describes_only(key)) || key == "data.seq_len" || key == "data.shuffle" ||
-         key == "data.stages" || key == "train.batch_size" || key == "train.seed";
+         key == "data.reset_state" || key == "data.carry_state" || key == "data.stages" || key == "train.batch_size" ||
+         key == "train.seed";
 }
 
 }  // namespace

@@ -278,6 +278,9 @@ void fields(DataConfig& c, Visit&& visit) {
   visit("framing", c.framing,
         Choice<std::optional<Framing>>{{{}, Framing::none, Framing::bos, Framing::eos, Framing::both}},
         "what stands before and after each document; auto: as the shards say, else theirs must be this");
+  visit("reset_state", c.reset_state, Flag{}, "forget the recurrent state where a document starts");
+  visit("carry_state", c.carry_state, Flag{},
+        "each row goes on where it ended in the step before, with its state; windows are then in order");
 }
 
 template <class Visit>

@@ -13,7 +13,7 @@ namespace {
 
 using Json = nlohmann::json;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
-constexpr const char* kFraming = "framing";
+constexpr const char *kFraming = "framing", *kResetState = "reset_state";
 
 /// Typed access to one JSON object. Every error message starts with `where`, which names the file.
 class Fields {
@@ -149,13 +149,14 @@ void read_extras(const Fields& extras, const std::string& where, ModelConfig& c)
   read_list(extras, "precision_rules", where, c.precision_rules);
 }
 
-nlohmann::ordered_json extras_of(ModelConfig c, Framing framing) {
+nlohmann::ordered_json extras_of(ModelConfig c, const HfData& data) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   layer_fields(c, WriteKeys{json});
   json.erase("intermediate_size");  // Hugging Face's format has it
   json["layers"] = written_list(c.layers);
   json["precision_rules"] = written_list(c.precision_rules);
-  json[kFraming] = name_of(framing);
+  json[kFraming] = name_of(data.framing);
+  json[kResetState] = data.reset_state;
   return json;
 }
 
@@ -221,17 +222,20 @@ ModelConfig read_hf_config(const std::string& dir) {
   return c;
 }
 
-Framing read_hf_framing(const std::string& dir) {
+HfData read_hf_data(const std::string& dir) {
   const std::string path = dir + "/config.json", where = path + ": ";
   const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
-  if (!Fields(json, where).has("mmfree")) return Framing::both;
+  HfData data;
+  if (!Fields(json, where).has("mmfree")) return data;
   const Fields extras(json["mmfree"], where + "mmfree: ");
-  return extras.has(kFraming) ? extras.choice(kFraming, std::vector(std::begin(kAllFramings), std::end(kAllFramings)))
-                              : Framing::both;
+  if (extras.has(kFraming))
+    data.framing = extras.choice(kFraming, std::vector(std::begin(kAllFramings), std::end(kAllFramings)));
+  data.reset_state = extras.boolean(kResetState, false);
+  return data;
 }
 
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype,
-                     Framing framing) {
+                     const HfData& data) {
   MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
                "torch_dtype ", quote(torch_dtype), ", expected float32, bfloat16 or float16");
   const Architecture& architecture = architecture_of(config);
@@ -263,7 +267,7 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
       {"eos_token_id", id_or_null(config.eos_token_id)},
       {"torch_dtype", torch_dtype},
       {"transformers_version", "4.40.2"},
-      {"mmfree", extras_of(config, framing)}};
+      {"mmfree", extras_of(config, data)}};
   write_file(dir + "/config.json", json.dump(2) + "\n");
 }
 

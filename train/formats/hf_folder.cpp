@@ -265,7 +265,7 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
     write_file(work + "/generation_config.json", generation_config(config));
     write_file(work + "/README.md", model_card(target.filename().string(), config, options.torch_dtype));
     if (!options.tokenizer_model.empty()) write_file(work + "/tokenizer.model", options.tokenizer_model);
-    write_hf_config(work, config, options.torch_dtype, options.framing);
+    write_hf_config(work, config, options.torch_dtype, options.data);
     mark_files(work);
     check_folder(work, tensors, get, store_type(options.torch_dtype));
     replace_directory(temporary, target);

@@ -23,9 +23,14 @@ namespace mmfree {
 /// another model_type, use_short_conv, expand_ratio other than 1, another hidden_act.
 ModelConfig read_hf_config(const std::string& dir);
 
-/// How the documents were framed that the model of `dir` was trained on; bos+eos if its config.json does not say.
-/// @throws MissingError, DataError
-Framing read_hf_framing(const std::string& dir);
+/// What a model takes from the data that it was trained on.
+struct HfData {
+  Framing framing = Framing::both;  ///< of the documents
+  bool reset_state = false;         ///< whether the recurrent state was forgotten where a document started
+  bool operator==(const HfData&) const = default;
+};
+/// Of the model in `dir`; the defaults where its config.json does not say. @throws MissingError, DataError
+HfData read_hf_data(const std::string& dir);
 
 /// The architecture that a model is written as: hgrn_bit if that can describe what it computes, else our own, so that
 /// no other program loads it by mistake.
@@ -34,7 +39,7 @@ const Architecture& architecture_of(const ModelConfig& config);
 /// Writes `dir`/config.json with all keys of the published models and the object "mmfree".
 /// `torch_dtype`: float32, bfloat16 or float16. @throws UsageError, CreateError, IoError
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype,
-                     Framing framing = Framing::both);
+                     const HfData& data = {});
 
 /// The tensors of a Hugging Face folder: `model.safetensors`, else the shards of `model.safetensors.index.json`.
 /// @throws MissingError; DataError if the index names a file that is not a plain name in the folder, names a tensor
@@ -64,7 +69,7 @@ struct HfWriteOptions {
   std::string torch_dtype = "float32";      ///< float32, bfloat16 or float16
   int64_t max_shard_bytes = 5'000'000'000;  ///< a larger tensor gets a shard of its own
   std::string tokenizer_model = {};         ///< bytes of tokenizer.model; empty: none
-  Framing framing = Framing::both;          ///< of the documents that the model was trained on
+  HfData data = {};                         ///< kept beside the model
   bool overwrite = false;                   ///< replace a folder of which an older export wrote every file
 };
 

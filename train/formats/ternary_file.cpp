@@ -181,6 +181,7 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
   config.model = model.config;
   config.data.seq_len = model.seq_len;
   config.data.framing = model.framing;
+  config.data.reset_state = model.reset_state;
   const std::string yaml = to_yaml(config);
   const std::vector<Item> items = items_of(model, embedding);
   ContentHash hash(yaml);
@@ -205,6 +206,7 @@ Model read_ternary_file(const std::string& path) {
   model.config = config.model;
   model.seq_len = config.data.seq_len;
   model.framing = config.data.framing.value_or(Framing::both);
+  model.reset_state = config.data.reset_state;
 
   const auto require = [&](const std::string& name, const Shape& shape, bool integers) {
     MMFREE_CHECK(DataError, file.has(name), path, ": tensor '", name, "' is missing");

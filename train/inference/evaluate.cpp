@@ -46,6 +46,7 @@ struct Stream {
 struct Windows {
   int64_t first, rows, length;
   Tensor ids, targets;  // [rows · length]
+  Tensor starts;        // [rows · length] u8, where documents start; undefined: not wanted
 };
 
 /// Adds the scored targets in their order.
@@ -106,8 +107,11 @@ class Sums {
 };
 
 /// Reads a batch of windows; scores at most `left` targets, and counts them off.
-Windows read_windows(const TokenSource& source, int64_t first, int64_t rows, int64_t length, int64_t& left) {
-  Windows w{first, rows, length, Tensor::zeros({rows * length}, DType::i32), Tensor({rows * length}, DType::i32)};
+Windows read_windows(const TokenSource& source, int64_t first, int64_t rows, const EvaluateOptions& options,
+                     int64_t& left) {
+  const int64_t length = std::min(options.seq_len, source.tokens - 1);
+  Windows w{first, rows, length, Tensor::zeros({rows * length}, DType::i32), Tensor({rows * length}, DType::i32), {}};
+  if (options.reset_state) w.starts = Tensor::zeros({rows * length}, DType::u8);
   std::vector<int32_t> tokens(size_t(length) + 1);
   for (int64_t r = 0; r < rows; ++r) {
     int32_t *ids = w.ids.mut<int32_t>() + r * length, *targets = w.targets.mut<int32_t>() + r * length;
@@ -117,6 +121,9 @@ Windows read_windows(const TokenSource& source, int64_t first, int64_t rows, int
     std::fill_n(targets, length, kIgnoreTarget);
     std::copy_n(tokens.begin() + 1, count, targets);
     if (source.ignore_unscored) source.ignore_unscored(begin + 1, count, targets);
+    if (w.starts.defined())
+      for (const DocumentPart& part : source.documents(begin, count))
+        if (part.begin >= 0) w.starts.mut<uint8_t>()[r * length + part.begin] = 1;
     for (int64_t i = 0; i < count; ++i)
       if (targets[i] != kIgnoreTarget && left-- <= 0) targets[i] = kIgnoreTarget;
     left = std::max<int64_t>(0, left);
@@ -128,8 +135,8 @@ Windows read_windows(const TokenSource& source, int64_t first, int64_t rows, int
 Tensor nll_of(const LM& lm, const Windows& w) {
   const int64_t piece = forward_tokens(lm.device());
   const auto forward = [&](int64_t begin, int64_t end, DecodeState* state) {
-    return lm.nll(w.ids.slice(begin, end).to(lm.device()), w.targets.slice(begin, end).to(lm.device()), w.rows, state)
-        .to(Device::cpu);
+    const auto part = [&](const Tensor& t) { return t.defined() ? t.slice(begin, end).to(lm.device()) : t; };
+    return lm.nll(part(w.ids), part(w.targets), {w.rows, part(w.starts), state}).to(Device::cpu);
   };
   const int64_t all = w.rows * w.length;
   if (w.rows > 1 || w.length <= piece) return forward(0, all, nullptr);
@@ -195,7 +202,7 @@ Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptio
   Sums sums(source, sum);
   int64_t left = limit;
   for (int64_t first = 0; first < windows && left > 0; first += batch) {
-    const Windows w = read_windows(source, first, std::min(batch, windows - first), t, left);
+    const Windows w = read_windows(source, first, std::min(batch, windows - first), options, left);
     sums.add(w, nll_of(lm, w));
     const int64_t done = left > 0 ? (first + w.rows) * t : limit;
     if (options.on_progress && !options.on_progress(std::min(done, scorable), std::min(limit, scorable))) break;

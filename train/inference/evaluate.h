@@ -55,7 +55,8 @@ struct EvaluateOptions {
   int64_t seq_len = 256;  ///< tokens per window; windows do not overlap and each starts from the empty state
   int64_t limit = 0;      ///< score exactly so many tokens, or all if there are fewer; 0: all
   std::function<bool(int64_t done, int64_t total)> on_progress = nullptr;  ///< returns false to stop early
-  int64_t batch = 0;  ///< windows per forward pass; 0: as many as fill the kernels. Does not change the results
+  bool reset_state = false;  ///< forget the recurrent state where a document starts, as the model was trained
+  int64_t batch = 0;         ///< windows per forward pass; 0: as many as fill the kernels. Does not change the results
 };
 
 /// Scores the source in windows of seq_len inputs, in order: token-weighted, the same bits for any thread count and

@@ -21,6 +21,7 @@ Model from_checkpoint(const Checkpoint& file) {
   m.config = file.config().model;
   m.seq_len = file.config().data.seq_len;
   m.framing = file.config().data.framing.value_or(Framing::both);
+  m.reset_state = file.config().data.reset_state;
   m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
   file.load(*m.params, nullptr);
   m.lm = std::make_unique<LM>(*m.params, m.config);
@@ -38,7 +39,9 @@ Model from_hf_folder(const std::string& dir) {
   Model m;
   m.config = read_hf_config(dir);
   m.seq_len = std::min(m.config.max_position_embeddings, kMaxSeqLen);
-  m.framing = read_hf_framing(dir);
+  const HfData data = read_hf_data(dir);
+  m.framing = data.framing;
+  m.reset_state = data.reset_state;
   const Architecture& architecture = architecture_of(m.config);
   NamedShapes ours;
   for (const ParamSpec& spec : parameter_specs(m.config)) ours.emplace_back(spec.name, spec.shape);

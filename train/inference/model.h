@@ -23,6 +23,7 @@ struct Model {
   std::unique_ptr<ParamStore> params;
   std::unique_ptr<LM> lm;
   Framing framing = Framing::both;  ///< of the documents that it was trained on; bos+eos where the file does not say
+  bool reset_state = false;         ///< it was trained to forget its recurrent state where a document starts
   std::optional<Tokenizer> tokenizer;
   std::optional<Training> training;  ///< of a checkpoint
   std::string kind;                  ///< "checkpoint", "ternary export", "Hugging Face folder"

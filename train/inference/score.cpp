@@ -14,7 +14,7 @@ TokenScores score(const LM& lm, const std::vector<int32_t>& tokens) {
   constexpr int64_t kRows = 512;
   for (int64_t begin = 0; begin < count; begin += kRows) {
     const int64_t rows = std::min(kRows, count - begin);
-    const Tensor logits = host_f32(lm.logits(Tensor::from({rows}, tokens.data() + begin).to(lm.device()), 1, &state));
+    const Tensor logits = host_f32(lm.logits(Tensor::from({rows}, tokens.data() + begin).to(lm.device()), {1, &state}));
     for (int64_t r = 0; r < rows; ++r) {
       const float* x = logits.data<float>() + r * vocab;
       const int64_t target = tokens[size_t(begin + r + 1)], best = most_likely(x, vocab);

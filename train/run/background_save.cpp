@@ -15,11 +15,11 @@ namespace {
 /// if there is no room.
 FlatState snapshot(const FlatState& state) {
   const bool gpu = state.values.device() == Device::cuda;
-  const auto bytes = (1 + state.states.size()) * size_t(state.values.bytes());
+  const auto bytes = (1 + state.states.size()) * size_t(state.values.bytes()) + size_t(state.carried.bytes());
   if (!gpu && bytes > available_host_memory() / 2) return {};
   try {
     const ArenaScope own(gpu ? Arena::gpu() : Arena::host());
-    FlatState copies{state.values.clone(), {}};
+    FlatState copies{state.values.clone(), {}, state.carried.copy()};
     for (const OptimizerState& s : state.states) copies.states.push_back({s.name, s.tensor.clone()});
     if (gpu) gpu::synchronize();
     return copies;

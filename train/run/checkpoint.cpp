@@ -22,19 +22,23 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
   });
 }
 
+std::string state_name(int64_t layer, size_t index) { return concat("state/", layer, '/', index); }
+
 }  // namespace
 
-int64_t checkpoint_bytes(const ParamStore& layout, size_t states, const std::string& tokenizer_model) {
+int64_t checkpoint_bytes(const ParamStore& layout, const FlatState& flat, const std::string& tokenizer_model) {
   constexpr int64_t kMetadata = 64 << 10, kOfEach = 1 << 10;
   int64_t bytes = 0;
   for (const ParamSpec& spec : layout.specs()) bytes += spec.shape.size() * size_of(DType::f32) + kOfEach;
+  bytes *= int64_t(1 + flat.states.size());
+  flat.carried.for_each([&](int64_t, size_t, const Tensor& t) { bytes += t.bytes() + kOfEach; });
   bytes += bytes / 100;  // partial chunks are stored in full
-  return int64_t(1 + states) * bytes + int64_t(tokenizer_model.size()) + kMetadata;
+  return bytes + int64_t(tokenizer_model.size()) + kMetadata;
 }
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model) {
-  require_space(path, checkpoint_bytes(layout, flat.states.size(), tokenizer_model));
+  require_space(path, checkpoint_bytes(layout, flat, tokenizer_model));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
   writer.attribute("step", state.step);
@@ -48,6 +52,8 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
     for (const OptimizerState& state : flat.states)
       write_finite(writer, path, concat(state.name, '/', name), layout.view(state.tensor, i));
   }
+  flat.carried.for_each(
+      [&](int64_t layer, size_t index, const Tensor& t) { write_finite(writer, path, state_name(layer, index), t); });
   if (!tokenizer_model.empty())
     writer.write("tokenizer", DType::u8, {int64_t(tokenizer_model.size())}, tokenizer_model.data());
   writer.commit();
@@ -65,7 +71,7 @@ Checkpoint::Checkpoint(const std::string& path, h5::Verify verify) : reader_(pat
 
 bool Checkpoint::has_states() const {
   for (const std::string& name : reader_.names())
-    if (!name.starts_with("param/") && name != "tokenizer") return true;
+    if (!name.starts_with("param/") && !name.starts_with("state/") && name != "tokenizer") return true;
   return false;
 }
 
@@ -98,13 +104,21 @@ void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
 }
 
 /// In the order in which save_checkpoint writes.
-void Checkpoint::load(ParamStore& params, Optimizer* optimizer) const {
+void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried) const {
   const auto states = optimizer ? optimizer->states() : std::vector<OptimizerState>();
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
     read_into("param/" + name, params.view(params.values(), i));
     for (const OptimizerState& state : states) read_into(concat(state.name, '/', name), params.view(state.tensor, i));
   }
+  carried.for_each([&](int64_t layer, size_t index, const Tensor& t) {
+    const std::string name = state_name(layer, index);
+    MMFREE_CHECK(ConfigError, reader_.has(name) && reader_.shape(name) == t.shape(), path(), ": holds no state '", name,
+                 "' of shape ", t.shape(),
+                 " that rows of the batch could go on with: resume with the data.carry_state and train.batch_size of "
+                 "its run");
+    read_into(name, t);
+  });
   verify();
   if (optimizer) optimizer->set_updates(state_.updates);
 }

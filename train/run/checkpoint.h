@@ -17,20 +17,23 @@ struct LoopState {
   std::string data;    ///< fingerprint of the training shards
 };
 
-/// Parameters and what the optimizer remembers of them, as flat buffers of a ParamStore's layout.
+/// Parameters and what the optimizer remembers of them, as flat buffers of a ParamStore's layout, and the recurrent
+/// state that the next step starts from.
 struct FlatState {
   Tensor values;
   std::vector<OptimizerState> states;  ///< none: a model that is not trained on
+  DecodeState carried{};               ///< empty without data.carry_state
 };
 
-/// An upper estimate of the size on the disk of a checkpoint with `states` states of the optimizer.
-int64_t checkpoint_bytes(const ParamStore& layout, size_t states, const std::string& tokenizer_model);
+/// An upper estimate of the size on the disk of a checkpoint.
+int64_t checkpoint_bytes(const ParamStore& layout, const FlatState& flat, const std::string& tokenizer_model);
 
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME and STATE/NAME for each state of the
-/// optimizer, such as adam_m/NAME and adam_v/NAME (f32), `tokenizer` (the SentencePiece model's bytes, if any) and
-/// attributes config (YAML), step, updates, skipped_in_row, tokens, data. Atomic: on any error an older file at `path`
-/// is whole. Memory does not grow with the model. The disk's free space is checked first. `layout` maps names to parts
-/// of `flat`, which may be on any device. A NaN or an infinity is refused, so every saved checkpoint is finite.
+/// optimizer, such as adam_m/NAME and adam_v/NAME (f32), state/LAYER/INDEX of the carried state (f32), `tokenizer` (the
+/// SentencePiece model's bytes, if any) and attributes config (YAML), step, updates, skipped_in_row, tokens, data.
+/// Atomic: on any error an older file at `path` is whole. Memory does not grow with the model. The disk's free space is
+/// checked first. `layout` maps names to parts of `flat`, which may be on any device. A NaN or an infinity is refused,
+/// so every saved checkpoint is finite.
 /// @throws CreateError, IoError, DivergedError
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
                      const LoopState& state, const std::string& tokenizer_model);
@@ -50,10 +53,10 @@ class Checkpoint {
   std::string tokenizer_model() const;
   /// Compares the content with its hash, unless that is done. @throws DataError if the file is damaged, IoError
   void verify() const { reader_.verify_content(); }
-  /// Fills every parameter, and the optimizer's states when given, then verifies the file; both in one pass over it.
-  /// @throws DataError if it is damaged, or naming a missing or misshapen tensor; what was filled is then not to be
-  /// used
-  void load(ParamStore& params, Optimizer* optimizer) const;
+  /// Fills every parameter, the optimizer's states when given, and the tensors of `carried`, then verifies the file;
+  /// all in one pass over it. @throws DataError if it is damaged, or naming a missing or misshapen tensor; ConfigError
+  /// if it holds no such carried state. What was filled is then not to be used
+  void load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried = DecodeState()) const;
 
  private:
   void require(const std::string& name, const Shape& shape) const;

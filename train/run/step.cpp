@@ -13,7 +13,7 @@ namespace mmfree {
 
 /// What only a GPU needs: staging of inputs, the recorded parts and results on their way.
 struct StepRunner::Gpu {
-  Tensor staging;  ///< [2 · rows · T] i32: tokens and targets of the step after this one
+  Tensor staging;  ///< i32: tokens, targets and perhaps starts of the step after this one, as in a slot of the feed
   gpu::CopyStream copies;
   BatchFeed::Slot* copying = nullptr;  ///< its copy to `staging` has been started
   std::array<std::unique_ptr<gpu::Graph>, kParts> graphs;
@@ -34,18 +34,26 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       record_(config.train.capture && !checking_finite()),
       ids_({rows_ * seq_len_}, DType::i32, lm.device()),
       targets_({rows_ * seq_len_}, DType::i32, lm.device()),
+      starts_(config.data.reset_state || config.data.carry_state ? Tensor::zeros(ids_.shape(), DType::u8, lm.device())
+                                                                 : Tensor()),
       micro_ids_(ids_),
       micro_targets_(targets_),
+      micro_starts_(starts_),
+      carried_(config.data.carry_state ? lm.zero_state(rows_) : DecodeState()),
+      micro_carried_(carried_),
       scale_({1}, DType::f64, lm.device()),
       outcome_({1 + kStepParams}, DType::f64, lm.device()) {
   if (micro_ < rows_) {
     micro_ids_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
     micro_targets_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
+    if (starts_.defined()) micro_starts_ = Tensor({micro_ * seq_len_}, DType::u8, lm.device());
+    if (!carried_.empty()) micro_carried_ = lm.zero_state(micro_);
   }
   params_.begin_gradients();
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
-    gpu_->staging = Tensor({2 * rows_ * seq_len_}, DType::i32, Device::cuda);
+    gpu_->staging =
+        Tensor({2 * ids_.size() + (starts_.defined() ? (starts_.bytes() + 3) / 4 : 0)}, DType::i32, Device::cuda);
   }
 }
 
@@ -53,13 +61,30 @@ StepRunner::~StepRunner() = default;
 
 void StepRunner::each_part(const std::function<void(Part)>& run) {
   for (int64_t row = 0; row < rows_; row += micro_) {
-    if (micro_ < rows_) {
-      micro_ids_.copy_from(ids_.slice(row * seq_len_, (row + micro_) * seq_len_));
-      micro_targets_.copy_from(targets_.slice(row * seq_len_, (row + micro_) * seq_len_));
-    }
+    take_rows(row);
     run(row == 0 ? Part::first : Part::later);
+    return_state(row);
   }
   run(Part::update);
+}
+
+/// Copies rows [row, row + micro) to the place of the micro-batch at work, unless that is their own.
+void StepRunner::take_rows(int64_t row) {
+  if (micro_ == rows_) return;
+  const auto take = [&](const Tensor& from, Tensor to, int64_t per_row) {
+    if (from.defined()) to.copy_from(from.slice(row * per_row, (row + micro_) * per_row));
+  };
+  take(ids_, micro_ids_, seq_len_);
+  take(targets_, micro_targets_, seq_len_);
+  take(starts_, micro_starts_, seq_len_);
+  micro_carried_.for_each([&](int64_t l, size_t i, const Tensor& to) { take(carried_.layer(l).at(i), to, 1); });
+}
+
+void StepRunner::return_state(int64_t row) {
+  if (micro_ == rows_) return;
+  micro_carried_.for_each([&](int64_t l, size_t i, const Tensor& from) {
+    carried_.layer(l).at(i).slice(row, row + micro_).copy_from(from);
+  });
 }
 
 void StepRunner::work() {
@@ -78,9 +103,12 @@ void StepRunner::compute_micro_batch(bool first) {
   if (first) params_.begin_gradients();
   Tensor loss = outcome_.slice(0, 1);
   Tape tape;
-  const Var part = lm_.loss(micro_ids_, micro_targets_, micro_, scale_, recompute_);
+  DecodeState state = micro_carried_;  // the same tensors until the forward pass puts new ones in their place
+  const Sequences sequences(micro_, micro_starts_, state.empty() ? nullptr : &state);
+  const Var part = lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
   tape.backward(part);
   sum(part.value(), 1, loss, first ? 0 : 1);
+  state.for_each([&](int64_t l, size_t i, const Tensor& from) { micro_carried_.layer(l).at(i).copy_from(from); });
 }
 
 /// Runs one part of a step: recorded, once a whole step has run without.
@@ -115,7 +143,8 @@ int64_t StepRunner::load(int64_t step, BatchFeed& feed) {
   if (!gpu_) {
     BatchFeed::Slot* slot = feed.next();
     std::memcpy(ids_.raw_mut(), slot->data(), size_t(ids_.bytes()));
-    std::memcpy(targets_.raw_mut(), slot->data() + ids_.size(), size_t(targets_.bytes()));
+    std::memcpy(targets_.raw_mut(), slot->targets(), size_t(targets_.bytes()));
+    if (starts_.defined()) std::memcpy(starts_.raw_mut(), slot->starts(), size_t(starts_.bytes()));
     const int64_t scored = slot->scored;
     feed.release(slot);
     return scored;
@@ -133,6 +162,9 @@ int64_t StepRunner::load(int64_t step, BatchFeed& feed) {
   g.copies.join();
   ids_.copy_from(g.staging.slice(0, ids_.size()));
   targets_.copy_from(g.staging.slice(ids_.size(), 2 * ids_.size()));
+  if (starts_.defined())
+    copy_bytes(starts_.raw_mut(), Device::cuda, g.staging.raw() + 2 * ids_.bytes(), Device::cuda,
+               size_t(starts_.bytes()));
   try {
     if (step + 1 < steps_) start_copy();
   } catch (const std::exception&) {
@@ -142,11 +174,14 @@ int64_t StepRunner::load(int64_t step, BatchFeed& feed) {
 }
 
 void StepRunner::start(int64_t step, int64_t scored) {
-  if (scored == 0) return;
-  optimizer_.begin_step(step + 1, steps_);
-  fill(scale_, 1.0 / double(scored));
-  each_part([this](Part part) { play(part); });
-  if (gpu_) gpu_->warm = true;
+  const bool learns = scored > 0;
+  if (!learns && carried_.empty()) return;
+  if (learns) optimizer_.begin_step(step + 1, steps_);
+  fill(scale_, learns ? 1.0 / double(scored) : 0);
+  each_part([&](Part part) {
+    if (learns || part != Part::update) play(part);
+  });
+  if (gpu_ && learns) gpu_->warm = true;
 }
 
 void StepRunner::finish(int64_t step, int64_t scored) {

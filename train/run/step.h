@@ -37,10 +37,14 @@ class StepRunner {
   std::optional<StepResult> collect();
 
   /// Starts step `step` on the tokens and targets that the runner's own inputs hold, [rows · T] i32 each, of which
-  /// `scored` targets are not kIgnoreTarget.
+  /// `scored` targets are not kIgnoreTarget, and with data.reset_state or carry_state on `starts`, [rows · T] u8.
   void launch(int64_t step, int64_t scored);
   Tensor& ids() { return ids_; }
   Tensor& targets() { return targets_; }
+  Tensor& starts() { return starts_; }
+  /// With data.carry_state the state of each row after the last step, [rows, ...] per layer, zeros at first; else
+  /// empty. Its tensors stay where they are. It goes on through skipped updates and batches without a scored target.
+  const DecodeState& carried() const { return carried_; }
   /// Everything from tokens to new parameters; public for dry runs.
   void work();
 
@@ -54,6 +58,8 @@ class StepRunner {
   void each_part(const std::function<void(Part)>& run);
   void compute(Part part);
   void compute_micro_batch(bool first);
+  void take_rows(int64_t row);
+  void return_state(int64_t row);
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   void start(int64_t step, int64_t scored);
@@ -66,11 +72,12 @@ class StepRunner {
   int64_t rows_, micro_, seq_len_, steps_;
   Recompute recompute_;
   bool record_;
-  Tensor ids_, targets_;              ///< [rows · T]
-  Tensor micro_ids_, micro_targets_;  ///< [micro · T]: the micro-batch at work, always at one place
-  Tensor scale_;                      ///< [1] f64: 1 / scored targets of the batch
-  Tensor outcome_;                    ///< [1 + kStepParams] f64: loss, then StepParams
-  std::optional<Pending> pending_;    ///< the step whose result was not collected yet
+  Tensor ids_, targets_, starts_;                    ///< [rows · T]; starts undefined without data.reset_state and carry_state
+  Tensor micro_ids_, micro_targets_, micro_starts_;  ///< [micro · T]: the micro-batch at work, always at one place
+  DecodeState carried_, micro_carried_;              ///< of all rows, and of the micro-batch at work
+  Tensor scale_;                                     ///< [1] f64: 1 / scored targets of the batch
+  Tensor outcome_;                                   ///< [1 + kStepParams] f64: loss, then StepParams
+  std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
 };

@@ -31,14 +31,19 @@ std::vector<Mixture::Stage> stages_of(const DataConfig& data) {
   return stages;
 }
 
+BatchOptions batch_options(const RunConfig& config) {
+  const DataConfig& data = config.data;
+  const int64_t tracks = data.carry_state ? config.train.batch_size : 0;
+  return {data.seq_len, uint64_t(config.train.seed), data.shuffle, stages_of(data), data.reset_state, tracks};
+}
+
 }  // namespace
 
 Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source)
     : config_(std::move(config)),
       target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device")),
       corpus_(config_.data),
-      batches_(corpus_,
-               {config_.data.seq_len, uint64_t(config_.train.seed), config_.data.shuffle, stages_of(config_.data)}),
+      batches_(corpus_, batch_options(config_)),
       params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device),
       lm_(params_, config_.model, target_.compute),
       optimizer_(make_optimizer(params_, config_.optim)),
@@ -46,6 +51,8 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       reporter_(config_, target_, batches_, quiet) {
   if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
   open_data();
+  runner_ =
+      std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(config_.train, target_.device));
   if (!resume(force)) start_afresh(std::move(source));
   first_step_ = state_.step;
   lm_.requantise();
@@ -176,7 +183,7 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
                ": holds checkpoints of another run, or later checkpoints than ", path,
                ", which a later --resume would continue; remove them or choose another train.run_dir");
   const std::string data = state_.data;
-  file.load(params_, optimizer_.get());
+  file.load(params_, optimizer_.get(), runner_->carried());
   state_ = file.state();
   state_.data = data;
   if (of_this_run) saved_step_ = step;
@@ -197,8 +204,7 @@ void Trainer::open_run_folder() {
     reporter_.message("warning: the damaged checkpoint is now called " + name);
   if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
   try {
-    require_space(checkpoint_path(folder_.path(), 0),
-                  checkpoint_bytes(params_, optimizer_->states().size(), tokenizer_bytes()));
+    require_space(checkpoint_path(folder_.path(), 0), checkpoint_bytes(params_, flat(), tokenizer_bytes()));
   } catch (const IoError& e) {
     reporter_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
@@ -261,8 +267,9 @@ auto Trainer::keeping_steps(Work&& work) try {
 std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
   const Evaluation e = keeping_steps([&] {
     const Reporter::Pause not_training(reporter_);
-    return evaluate(lm_, TokenSource::shards(*valid_data_),
-                    {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); }});
+    return evaluate(
+        lm_, TokenSource::shards(*valid_data_),
+        {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); }, config_.data.reset_state});
   });
   if (!result_.reason.empty()) return std::nullopt;
   if (reporter_.evaluated() != state_.step) reporter_.evaluation(state_.step, state_.tokens, e);
@@ -288,7 +295,7 @@ std::string Trainer::newest() const {
 /// Starts to save the state, unless the newest checkpoint holds it.
 void Trainer::save() {
   const Reporter::Pause not_training(reporter_);
-  take(runner_ ? runner_->collect() : std::nullopt);
+  take(runner_->collect());
   settle_save(true);
   if (saved_step_ == state_.step && !newest().empty()) return;
   saving_step_ = state_.step;
@@ -300,7 +307,7 @@ void Trainer::save() {
   try {
     folder_.restore();
     reporter_.sync();
-    saving_.start({params_.values(), optimizer_->states()}, write);
+    saving_.start(flat(), write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     write_failed(e);
@@ -336,7 +343,6 @@ RunResult Trainer::run() {
   reporter_.banner(corpus_);
   reporter_.start(state_.step, state_.tokens);
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
-  runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(t, target_.device));
   feed_ = std::make_unique<BatchFeed>(batches_, state_.tokens / config_.data.seq_len, t.steps - state_.step,
                                       t.batch_size, config_.data.seq_len, target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {

@@ -66,6 +66,7 @@ class Trainer {
   void settle_save(bool wait);
   void write_failed(const Error& error);
   std::string newest() const;
+  FlatState flat() const { return {params_.values(), optimizer_->states(), runner_->carried()}; }
   std::string tokenizer_bytes() const { return tokenizer_ ? tokenizer_->serialized() : std::string(); }
 
   StopSignals signals_;
