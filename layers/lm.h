@@ -10,6 +10,11 @@ namespace mmfree {
 /// A copy of a floating-point tensor as f32 on the host.
 Tensor host_f32(const Tensor& t);
 
+/// Rows [begin, end) of a tensor.
+struct RowRange {
+  int64_t begin, end;
+};
+
 /// A language model with the parts of layers/block.h: embedding, blocks, final norm, head. With the default
 /// configuration it is the MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
 ///
@@ -45,6 +50,9 @@ class LM {
            Recompute recompute = Recompute::none) const;
   /// Logits [B·T, V].
   Tensor logits(const Tensor& ids, int64_t batch, DecodeState* state = nullptr) const;
+  /// Logits [R, V] of some of the B·T positions, given as ranges in ascending order.
+  Tensor logits_at(const Tensor& ids, int64_t batch, const std::vector<RowRange>& positions,
+                   DecodeState* state = nullptr) const;
   /// Logits [B, V] of each sequence's last position only.
   Tensor next_logits(const Tensor& ids, int64_t batch, DecodeState& state) const;
   /// −log p of each target [B·T], nats; 0 where not scored.

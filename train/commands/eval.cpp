@@ -1,23 +1,31 @@
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/system/files.h"
+#include "data/data_config.h"
 #include "data/paths.h"
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
 #include "train/commands/model_options.h"
 #include "train/inference/evaluate.h"
+#include "train/inference/recall.h"
 #include "train/run/progress.h"
 #include "train/run/signals.h"
 
 namespace mmfree {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 struct Options {
   ModelOptions model;
-  std::vector<std::string> data;
-  int64_t seq_len = 0, limit = 0;
+  std::vector<std::string> data, tasks;
+  std::string task_dir = "tasks", samples;
+  int64_t seq_len = 0, limit = 0, task_limit = 0;
+  uint64_t seed = 1;
   bool json = false;
 };
 
@@ -38,10 +46,8 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
   return TokenSource::texts(model.need_tokenizer(), documents);
 }
 
-void run(const Options& o) {
-  const StopSignals signals;
-  const LeaveAtOnce nothing_to_clean_up;
-  const Model model = load_model(o.model);
+/// Loss on held-out data: prints it, or adds it to `report`.
+void evaluate_data(const Options& o, const Model& model, Json& report) {
   std::unique_ptr<TokenShards> shards;
   const TokenSource source = open_source(o, model, shards);
   const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
@@ -54,17 +60,9 @@ void run(const Options& o) {
     };
     e = evaluate(*model.lm, source, {seq_len, o.limit, show});
   }
-  if (o.json) {
-    nlohmann::ordered_json j = {{"model", o.model.model},
-                                {"tokens", e.tokens},
-                                {"seq_len", seq_len},
-                                {"loss", e.loss()},
-                                {"ppl", e.perplexity()}};
-    j["bpb"] = e.text_bytes ? nlohmann::ordered_json(e.bits_per_byte()) : nlohmann::ordered_json(nullptr);
-    std::printf("%s\n", j.dump().c_str());
-    return;
-  }
-  std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+  report.update({{"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}});
+  report["bpb"] = e.text_bytes ? Json(e.bits_per_byte()) : Json(nullptr);
+  if (o.json) return;
   std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
               static_cast<long long>(seq_len));
   std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
@@ -72,24 +70,118 @@ void run(const Options& o) {
     std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
 }
 
+std::vector<Task> read_tasks(const Options& o, const Model& model) {
+  const int64_t window = o.seq_len > 0 ? o.seq_len : std::min(model.config.max_position_embeddings, kMaxSeqLen);
+  std::vector<Task> tasks;
+  for (const std::string& name : o.tasks) {
+    if (name == "recall") {
+      RecallOptions recall{.seed = o.seed, .longest = window};
+      if (o.task_limit > 0) recall.items = o.task_limit;
+      for (Task& task : recall_tasks(model, recall)) tasks.push_back(std::move(task));
+    } else {
+      tasks.push_back(read_task(find_task(name, o.task_dir), model, window, o.task_limit));
+    }
+  }
+  return tasks;
+}
+
+/// What was answered to each item, one JSON object per line.
+std::string sample_lines(const Task& task, const Answers& answers) {
+  std::string lines;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    Json logprobs = Json::array(), greedy = Json::array();
+    for (const Likelihood& choice : answers[i]) {
+      logprobs.push_back(choice.logprob);
+      greedy.push_back(choice.greedy);
+    }
+    Json line = {{"task", task.name}, {"item", i}, {"logprobs", logprobs}, {"greedy", greedy}};
+    line["taken"] = taken(answers[i]);
+    if (!task.items[i].characters.empty()) line["taken_norm"] = taken(answers[i], task.items[i].characters);
+    line["gold"] = task.items[i].gold;
+    lines += line.dump() + "\n";
+  }
+  return lines;
+}
+
+/// Prints the results of a task, or adds them to `report`.
+void report_task(const Options& o, const Task& task, const Answers& answers, Json& report) {
+  Json& j = report["tasks"][task.name] = {{"items", task.items.size()}};
+  for (const Metric metric : task.metrics) {
+    const Estimate e = estimate(metric, task, answers);
+    const std::string name = name_of(metric);
+    j[name] = e.value;
+    j[name + "_stderr"] = std::isfinite(e.error) ? Json(e.error) : Json(nullptr);
+    if (!o.json)
+      std::printf("%-20s %7zu  %-11s  %10.4f  ± %.4f\n", task.name.c_str(), task.items.size(), name.c_str(), e.value,
+                  e.error);
+  }
+}
+
+void evaluate_tasks(const Options& o, const Model& model, Json& report) {
+  const std::vector<Task> tasks = read_tasks(o, model);
+  std::vector<Answers> answers;
+  {
+    ShareProgress progress("answering");
+    answers = answer(*model.lm, tasks, {.on_progress = [&](double share) { progress.update(share); }});
+  }
+  if (!o.json) std::printf("%-20s %7s  %-11s  %10s    %s\n", "task", "items", "metric", "value", "standard error");
+  std::string samples;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    report_task(o, tasks[i], answers[i], report);
+    samples += sample_lines(tasks[i], answers[i]);
+  }
+  if (!o.samples.empty()) write_file(o.samples, samples);
+}
+
+void run(const Options& o) {
+  MMFREE_CHECK(UsageError, !o.data.empty() || !o.tasks.empty(), "eval: give data, or --tasks");
+  const StopSignals signals;
+  const LeaveAtOnce nothing_to_clean_up;
+  const Model model = load_model(o.model);
+  Json report = {{"model", o.model.model}};
+  if (!o.json) std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+  if (!o.data.empty()) evaluate_data(o, model, report);
+  if (!o.tasks.empty()) evaluate_tasks(o, model, report);
+  if (o.json) std::printf("%s\n", report.dump().c_str());
+}
+
 }  // namespace
 
 void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
+  CLI::App* c = app.add_subcommand("eval", "Loss and perplexity of a model on held-out data, accuracy on tasks");
   add_model_options(*c, o->model);
-  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs")
-      ->required();
-  c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
+  c->add_option("data", o->data, "token shards (.h5), or text (.txt, .jsonl, .jsonl.zst): files, folders, globs");
+  c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained; of tasks: max_position_embeddings)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
-  c->add_option("--limit", o->limit, "score at most so many tokens")->check(CLI::Range(int64_t(0), int64_t(1) << 40));
+  c->add_option("--limit", o->limit, "score at most so many tokens of the data")
+      ->check(CLI::Range(int64_t(0), int64_t(1) << 40));
+  c->add_option("--tasks", o->tasks, "names of tasks or paths of task files, separated by commas; recall needs no file")
+      ->delimiter(',');
+  c->add_option("--task-dir", o->task_dir, "folder of the task files")->envname("MMFREE_TASKS")->capture_default_str();
+  c->add_option("--task-limit", o->task_limit, "only so many items per task (recall: per distance, 100 by default)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 40));
+  c->add_option("--log-samples", o->samples, "file for the log-likelihoods of every item, as JSON lines");
+  c->add_option("--seed", o->seed, "of recall's items")->capture_default_str();
   c->add_flag("--json", o->json, "one JSON object on stdout");
   c->footer(
-      "Each token but the first is scored once; windows do not overlap and each starts from the empty state.\n"
+      "Each token of the data but the first is scored once; windows do not overlap and each starts from the empty "
+      "state.\n"
       "Bits per byte counts text only: special tokens are left out.\n"
+      "Tasks are zero-shot, with the prompts and metrics of lm-evaluation-harness. NAME is read from NAME.jsonl,\n"
+      "NAME_test.jsonl or NAME_validation.jsonl, which may be compressed (.zst). Each line is an item of one of the "
+      "forms\n"
+      "  {\"query\": \"…\", \"choices\": [\"…\", \"…\"], \"gold\": 0}\n"
+      "  {\"sentence\": \"… _ …\", \"option1\": \"…\", \"option2\": \"…\", \"answer\": \"1\"}\n"
+      "  {\"context\": \"…\", \"continuation\": \"…\"}\n"
+      "acc_norm divides a choice's log-likelihood by its characters. recall asks, at growing distances, for the value "
+      "of\n"
+      "a key among random pairs of tokens (chance: 1/4).\n"
       "Examples:\n"
       "  mmfree eval runs/quickstart shards/valid-*.h5\n"
-      "  mmfree eval model.mmfree wikitext2_test.txt --seq-len 1024 --json");
+      "  mmfree eval model.mmfree wikitext2_test.txt --seq-len 1024 --json\n"
+      "  mmfree eval model.mmfree --tasks arc_easy,hellaswag,recall --task-dir zeroshot\n"
+      "  mmfree eval model.mmfree --tasks my/questions.jsonl --log-samples answers.jsonl");
   c->callback([o] { run(*o); });
 }
 

@@ -91,6 +91,11 @@ const Tokenizer& Model::need_tokenizer() const {
   return *tokenizer;
 }
 
+std::vector<int32_t> opening(const Model& model) {
+  const int32_t bos = model.need_tokenizer().bos_id();
+  return bos < 0 ? std::vector<int32_t>() : std::vector<int32_t>{bos};
+}
+
 Model load_model(const std::string& path, const std::string& tokenizer_path) {
   Model m = fs::is_directory(path) ? from_directory(path) : from_file(path);
   if (!tokenizer_path.empty()) m.tokenizer = Tokenizer::load(tokenizer_path);

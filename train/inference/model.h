@@ -2,6 +2,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "data/text/tokenizer.h"
 #include "layers/lm.h"
@@ -30,6 +31,9 @@ struct Model {
   /// The tokenizer. @throws MissingError saying how to supply one
   const Tokenizer& need_tokenizer() const;
 };
+
+/// The ids before a text: the tokenizer's bos, if it has one. @throws MissingError if the model has no tokenizer
+std::vector<int32_t> opening(const Model& model);
 
 /// Reads a model from a checkpoint, a run folder (its newest intact checkpoint), a ternary export, or a Hugging Face
 /// folder. Weights are f32. `tokenizer_path` replaces the tokenizer in the file; it must fit the vocabulary.
