@@ -32,8 +32,10 @@ class Model:
         extra = self.config.get("mmfree", {})
         self.precision = extra.get("precision", "ternary")
         assert self.config["model_type"] == "hgrn_bit" and self.precision in ("ternary", "f32")
-        assert set(extra) <= {"precision"} and not self.config["tie_word_embeddings"]
-        assert self.config["use_lower_bound"]
+        plain = {"token": "mlgru", "channel": "glu", "activation": "silu", "inner_norm": True, "gate_order": "reference",
+                 "layers": [], "precision_rules": []}
+        assert all(extra.get(key, value) == value for key, value in plain.items())
+        assert self.config["use_lower_bound"] and not self.config["tie_word_embeddings"]
         files = sorted(Path(folder).glob("*.safetensors"))
         self.w = {name: t.double() for f in files for name, t in load_file(f).items()}
         self.matrices = {n: self.matrix(t) for n, t in self.w.items() if n[:-7] + ".norm.weight" in self.w}
