@@ -328,6 +328,21 @@ class EvalTasks : public testing::Test {
   }
 };
 
+TEST_F(EvalTasks, FindsTheFileOfATask) {
+  const auto found = [&](const std::string& task) {
+    const TaskFile file = find_task(task, dir_.path());
+    return file.name + " in " + file.path;
+  };
+  spit(dir_ / "a_validation.jsonl.zst", "");
+  EXPECT_EQ(found("a"), "a in " + (dir_ / "a_validation.jsonl.zst"));
+  spit(dir_ / "a_test.jsonl", "");
+  EXPECT_EQ(found("a"), "a in " + (dir_ / "a_test.jsonl"));
+  EXPECT_EQ(found("a_validation"), "a_validation in " + (dir_ / "a_validation.jsonl.zst"));
+  EXPECT_EQ(found("./b.jsonl.zst"), "b in ./b.jsonl.zst");
+  EXPECT_EQ(found("b.jsonl"), "b in b.jsonl");
+  EXPECT_THROW(found("b"), MissingError);
+}
+
 TEST_F(EvalTasks, ReportsNamedAndOwnTasksAndLogsEachItem) {
   const std::string own = spit(dir_ / "own.jsonl",
                                "{\"query\": \"A hen lays\", \"choices\": [\"eggs\", \"stones\"], \"gold\": 0}\n\n"
@@ -351,7 +366,9 @@ TEST_F(EvalTasks, ReportsNamedAndOwnTasksAndLogsEachItem) {
     const auto logprobs = row["logprobs"].get<std::vector<double>>();
     EXPECT_EQ(row["taken"], std::max_element(logprobs.begin(), logprobs.end()) - logprobs.begin());
     EXPECT_EQ(row.contains("taken_norm"), row["task"] == "own");
-    if (row["task"] == "own") EXPECT_EQ(row["gold"], item);
+    if (row["task"] == "own") {
+      EXPECT_EQ(row["gold"], item);
+    }
   }
   EXPECT_EQ(items["winogrande"], 7);
   EXPECT_EQ(items["own"], 2);

@@ -100,12 +100,6 @@ Question sentence_of(const Row& row, const std::string& where) {
   return q;
 }
 
-/// The path's last part up to ".jsonl".
-std::string task_name(const std::string& path) {
-  const std::string file = fs::path(path).filename().string();
-  return file.substr(0, file.find(".jsonl"));
-}
-
 std::vector<Metric> metrics_of(const Question& q) {
   if (q.choices.size() == 1) return {Metric::acc, Metric::perplexity};
   if (q.characters.empty()) return {Metric::acc};
@@ -172,23 +166,27 @@ Request make_request(const Tokenizer& tokenizer, const std::vector<int32_t>& ope
   return r;
 }
 
-std::string find_task(const std::string& name, const std::string& folder) {
-  if (name.find('/') != std::string::npos || name.ends_with(".jsonl") || name.ends_with(".jsonl.zst")) return name;
+TaskFile find_task(const std::string& task, const std::string& folder) {
+  if (task.find('/') != std::string::npos || task.ends_with(".jsonl") || task.ends_with(".jsonl.zst")) {
+    const std::string file = fs::path(task).filename().string();
+    return {file.substr(0, file.find(".jsonl")), task};
+  }
   for (const char* part : {"", "_test", "_validation"})
     for (const char* ending : {".jsonl", ".jsonl.zst"})
-      if (const fs::path path = fs::path(folder) / (name + part + ending); fs::exists(path)) return path.string();
-  throw MissingError(concat("task ", quote(name), ": ", folder, " holds no ", name,
+      if (const fs::path path = fs::path(folder) / (task + part + ending); fs::exists(path))
+        return {task, path.string()};
+  throw MissingError(concat("task ", quote(task), ": ", folder, " holds no ", task,
                             "[_test|_validation].jsonl[.zst]; name the folder with --task-dir, or give a path"));
 }
 
-Task read_task(const std::string& path, const Model& model, int64_t window, int64_t limit) {
+Task read_task(const TaskFile& file, const Model& model, int64_t window, int64_t limit) {
   const Tokenizer& tokenizer = model.need_tokenizer();
   const std::vector<int32_t> before = opening(model);
-  Task task{task_name(path), {}, {}};
-  LineReader lines(path);
+  Task task{file.name, {}, {}};
+  LineReader lines(file.path);
   int64_t number = 0;
   for (std::string line; (limit == 0 || int64_t(task.items.size()) < limit) && lines.next(&line);) {
-    const std::string where = concat(path, ':', ++number);
+    const std::string where = concat(file.path, ':', ++number);
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const Question q = parse_question(line, task.name, where);
     if (task.items.empty()) task.metrics = metrics_of(q);
@@ -198,7 +196,7 @@ Task read_task(const std::string& path, const Model& model, int64_t window, int6
       item.choices.push_back(make_request(tokenizer, before, pair, window, where));
     task.items.push_back(std::move(item));
   }
-  MMFREE_CHECK(DataError, !task.items.empty(), path, ": holds no item of a task");
+  MMFREE_CHECK(DataError, !task.items.empty(), file.path, ": holds no item of a task");
   return task;
 }
 

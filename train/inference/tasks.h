@@ -58,13 +58,18 @@ struct Task {
   std::vector<TaskItem> items;
 };
 
-/// The file of a task: `name` itself if it is a path (it holds a '/' or ends with .jsonl or .jsonl.zst), else NAME,
-/// NAME_test or NAME_validation with one of these endings in `folder`. @throws MissingError
-std::string find_task(const std::string& name, const std::string& folder);
+struct TaskFile {
+  std::string name, path;
+};
 
-/// Reads the first `limit` rows of a task file (0: all). The part of its name before .jsonl names the task.
+/// The file of a task: `task` itself if it is a path (it holds a '/' or ends with .jsonl or .jsonl.zst), named by what
+/// stands before .jsonl; else NAME, NAME_test or NAME_validation with one of these endings in `folder`.
+/// @throws MissingError
+TaskFile find_task(const std::string& task, const std::string& folder);
+
+/// Reads the first `limit` items of a task (0: all).
 /// @throws MissingError, IoError, DataError with the line of a row that is malformed or unlike the first
-Task read_task(const std::string& path, const Model& model, int64_t window, int64_t limit);
+Task read_task(const TaskFile& file, const Model& model, int64_t window, int64_t limit);
 
 /// A mean and its standard error; the error of a single item is NaN.
 struct Estimate {
