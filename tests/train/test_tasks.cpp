@@ -321,7 +321,8 @@ class EvalTasks : public testing::Test {
   std::string refused(std::vector<std::string> arguments, int status) {
     arguments.insert(arguments.begin(), {"eval", model_, "--device", "cpu"});
     Program p(arguments);
-    EXPECT_EQ(p.wait(), status) << p.out();
+    EXPECT_EQ(p.wait(), status);
+    EXPECT_EQ(p.out(), "");
     const std::string err = p.err();
     EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
     return err;
@@ -376,7 +377,7 @@ TEST_F(EvalTasks, ReportsNamedAndOwnTasksAndLogsEachItem) {
 
 TEST_F(EvalTasks, PrintsATableBesideTheLoss) {
   const std::string text = spit(dir_ / "text.txt", "The garden was full of roses.");
-  Program p({"eval", model_, text, "--device", "cpu", "--tasks", "piqa", "--task-dir", zeroshot_ + "items"});
+  Program p({"eval", "--task-dir", zeroshot_ + "items", "--device", "cpu", "--tasks", "piqa", model_, text});
   ASSERT_EQ(p.wait(), 0) << p.err();
   EXPECT_TRUE(contains(p.out(), "perplexity  ")) << p.out();
   EXPECT_TRUE(contains(p.out(), "piqa                      20  acc_norm         0.7000  ± 0.1051\n")) << p.out();

@@ -46,28 +46,15 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
   return TokenSource::texts(model.need_tokenizer(), documents);
 }
 
-/// Loss on held-out data: prints it, or adds it to `report`.
-void evaluate_data(const Options& o, const Model& model, Json& report) {
+Evaluation evaluate_data(const Options& o, const Model& model, int64_t seq_len) {
   std::unique_ptr<TokenShards> shards;
   const TokenSource source = open_source(o, model, shards);
-  const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
-  Evaluation e;
-  {
-    ShareProgress progress("evaluating");
-    const auto show = [&](int64_t done, int64_t total) {
-      progress.update(double(done) / double(total));
-      return true;
-    };
-    e = evaluate(*model.lm, source, {seq_len, o.limit, show});
-  }
-  report.update({{"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}});
-  report["bpb"] = e.text_bytes ? Json(e.bits_per_byte()) : Json(nullptr);
-  if (o.json) return;
-  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
-              static_cast<long long>(seq_len));
-  std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
-  if (e.text_bytes)
-    std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+  ShareProgress progress("evaluating");
+  const auto show = [&](int64_t done, int64_t total) {
+    progress.update(double(done) / double(total));
+    return true;
+  };
+  return evaluate(*model.lm, source, {seq_len, o.limit, show});
 }
 
 std::vector<Task> read_tasks(const Options& o, const Model& model) {
@@ -83,6 +70,11 @@ std::vector<Task> read_tasks(const Options& o, const Model& model) {
     }
   }
   return tasks;
+}
+
+std::vector<Answers> answer_tasks(const Model& model, const std::vector<Task>& tasks) {
+  ShareProgress progress("answering");
+  return answer(*model.lm, tasks, {.on_progress = [&](double share) { progress.update(share); }});
 }
 
 /// What was answered to each item, one JSON object per line.
@@ -103,34 +95,32 @@ std::string sample_lines(const Task& task, const Answers& answers) {
   return lines;
 }
 
-/// Prints the results of a task, or adds them to `report`.
-void report_task(const Options& o, const Task& task, const Answers& answers, Json& report) {
-  Json& j = report["tasks"][task.name] = {{"items", task.items.size()}};
+Json task_report(const Task& task, const Answers& answers) {
+  Json j = {{"items", task.items.size()}};
   for (const Metric metric : task.metrics) {
     const Estimate e = estimate(metric, task, answers);
-    const std::string name = name_of(metric);
-    j[name] = e.value;
-    j[name + "_stderr"] = std::isfinite(e.error) ? Json(e.error) : Json(nullptr);
-    if (!o.json)
-      std::printf("%-20s %7zu  %-11s  %10.4f  ± %.4f\n", task.name.c_str(), task.items.size(), name.c_str(), e.value,
-                  e.error);
+    j[name_of(metric)] = e.value;
+    j[std::string(name_of(metric)) + "_stderr"] = std::isfinite(e.error) ? Json(e.error) : Json(nullptr);
   }
+  return j;
 }
 
-void evaluate_tasks(const Options& o, const Model& model, Json& report) {
-  const std::vector<Task> tasks = read_tasks(o, model);
-  std::vector<Answers> answers;
-  {
-    ShareProgress progress("answering");
-    answers = answer(*model.lm, tasks, {.on_progress = [&](double share) { progress.update(share); }});
-  }
-  if (!o.json) std::printf("%-20s %7s  %-11s  %10s    %s\n", "task", "items", "metric", "value", "standard error");
-  std::string samples;
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    report_task(o, tasks[i], answers[i], report);
-    samples += sample_lines(tasks[i], answers[i]);
-  }
-  if (!o.samples.empty()) write_file(o.samples, samples);
+void print_data(const Evaluation& e, int64_t seq_len) {
+  std::printf("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
+              static_cast<long long>(seq_len));
+  std::printf("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
+  if (e.text_bytes)
+    std::printf("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(), static_cast<long long>(e.text_bytes));
+}
+
+void print_tasks(const std::vector<Task>& tasks, const std::vector<Answers>& answers) {
+  std::printf("%-20s %7s  %-11s  %10s    %s\n", "task", "items", "metric", "value", "standard error");
+  for (size_t i = 0; i < tasks.size(); ++i)
+    for (const Metric metric : tasks[i].metrics) {
+      const Estimate e = estimate(metric, tasks[i], answers[i]);
+      std::printf("%-20s %7zu  %-11s  %10.4f  ± %.4f\n", tasks[i].name.c_str(), tasks[i].items.size(), name_of(metric),
+                  e.value, e.error);
+    }
 }
 
 void run(const Options& o) {
@@ -138,11 +128,28 @@ void run(const Options& o) {
   const StopSignals signals;
   const LeaveAtOnce nothing_to_clean_up;
   const Model model = load_model(o.model);
-  Json report = {{"model", o.model.model}};
-  if (!o.json) std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
-  if (!o.data.empty()) evaluate_data(o, model, report);
-  if (!o.tasks.empty()) evaluate_tasks(o, model, report);
-  if (o.json) std::printf("%s\n", report.dump().c_str());
+  const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
+  const std::vector<Task> tasks = read_tasks(o, model);
+  Evaluation e;
+  if (!o.data.empty()) e = evaluate_data(o, model, seq_len);
+  const std::vector<Answers> answers = answer_tasks(model, tasks);
+  if (o.json) {
+    Json j = {{"model", o.model.model}};
+    if (!o.data.empty()) {
+      j.update({{"tokens", e.tokens}, {"seq_len", seq_len}, {"loss", e.loss()}, {"ppl", e.perplexity()}});
+      j["bpb"] = e.text_bytes ? Json(e.bits_per_byte()) : Json(nullptr);
+    }
+    for (size_t i = 0; i < tasks.size(); ++i) j["tasks"][tasks[i].name] = task_report(tasks[i], answers[i]);
+    std::printf("%s\n", j.dump().c_str());
+  } else {
+    std::printf("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+    if (!o.data.empty()) print_data(e, seq_len);
+    if (!tasks.empty()) print_tasks(tasks, answers);
+  }
+  if (o.samples.empty()) return;
+  std::string samples;
+  for (size_t i = 0; i < tasks.size(); ++i) samples += sample_lines(tasks[i], answers[i]);
+  write_file(o.samples, samples);
 }
 
 }  // namespace
@@ -157,7 +164,8 @@ void add_eval_command(CLI::App& app) {
   c->add_option("--limit", o->limit, "score at most so many tokens of the data")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 40));
   c->add_option("--tasks", o->tasks, "names of tasks or paths of task files, separated by commas; recall needs no file")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   c->add_option("--task-dir", o->task_dir, "folder of the task files")->envname("MMFREE_TASKS")->capture_default_str();
   c->add_option("--task-limit", o->task_limit, "only so many items per task (recall: per distance, 100 by default)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 40));
