@@ -386,7 +386,7 @@ TEST_F(EvalTasks, PrintsATableBesideTheLoss) {
 TEST_F(EvalTasks, MistakesAreOneLine) {
   EXPECT_TRUE(contains(refused({}, 2), "give data, or --tasks"));
   EXPECT_TRUE(contains(refused({"--tasks", "arc_hard", "--task-dir", dir_.path()}, 66),
-                       dir_.path() + " holds no arc_hard[_test|_validation].jsonl[.zst]"));
+                       "folder '" + dir_.path() + "' holds no arc_hard[_test|_validation].jsonl[.zst]"));
   EXPECT_TRUE(contains(refused({"--tasks", dir_ / "none.jsonl"}, 66), "none.jsonl"));
   const std::string row = "{\"context\": \"a\", \"continuation\": \"b\"}\n";
   const std::string bad = spit(dir_ / "bad.jsonl", row + "\n{\"context\": \"a\"}\n");

@@ -175,7 +175,7 @@ TaskFile find_task(const std::string& task, const std::string& folder) {
     for (const char* ending : {".jsonl", ".jsonl.zst"})
       if (const fs::path path = fs::path(folder) / (task + part + ending); fs::exists(path))
         return {task, path.string()};
-  throw MissingError(concat("task ", quote(task), ": ", folder, " holds no ", task,
+  throw MissingError(concat("task ", quote(task), ": folder ", quote(folder), " holds no ", task,
                             "[_test|_validation].jsonl[.zst]; name the folder with --task-dir, or give a path"));
 }
 
