@@ -1,5 +1,6 @@
 #include "train/inference/recall.h"
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 

@@ -12,6 +12,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+constexpr const char* kSpaces = " \t\n\r\f\v";
+
 /// The object in one line of a task file.
 class Row {
  public:
@@ -57,14 +59,14 @@ int64_t characters_of(const std::string& text) {
 }
 
 std::string without_spaces_around(const std::string& text) {
-  const char* spaces = " \t\n\r\f\v";
-  const size_t begin = text.find_first_not_of(spaces), end = text.find_last_not_of(spaces);
+  const size_t begin = text.find_first_not_of(kSpaces), end = text.find_last_not_of(kSpaces);
   return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
 }
 
 /// "piqa" for itself and for "piqa_validation".
 bool is_task(const std::string& name, const std::string& task) { return name == task || name.starts_with(task + "_"); }
 
+/// The context of the choices. The usual files of piqa and openbookqa hold other prompts than the harness has.
 std::string query_of(const Row& row, const std::string& task) {
   const std::string before = "Question: ", behind = "\nAnswer:";
   if (is_task(task, "piqa")) return before + row.text("goal") + behind;
@@ -149,7 +151,7 @@ Question parse_question(const std::string& line, const std::string& task, const 
 
 Request make_request(const Tokenizer& tokenizer, const std::vector<int32_t>& opening, const Question::Pair& pair,
                      int64_t window, const std::string& where) {
-  const size_t context = pair.context.find_last_not_of(" \t\n\r\f\v") + 1;
+  const size_t context = pair.context.find_last_not_of(kSpaces) + 1;
   Request r;
   r.tokens = opening;
   const std::vector<int32_t> all = tokenizer.encode(pair.context + pair.continuation);
