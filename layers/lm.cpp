@@ -41,6 +41,22 @@ class BindVisitor : public DeclarationVisitor {
   std::vector<const BitLinear*>& projections_;
 };
 
+QuantTensor rows_of(const QuantTensor& q, const std::vector<RowRange>& ranges) {
+  int64_t rows = 0;
+  for (const RowRange& r : ranges) rows += r.end - r.begin;
+  if (rows == q.values.dim(0)) return q;
+  Tensor values({rows, q.values.dim(1)}, q.values.dtype(), q.values.device()), scale;
+  if (q.quantised()) scale = Tensor({rows}, q.scale.dtype(), q.scale.device());
+  int64_t to = 0;
+  for (const RowRange& r : ranges) {
+    const int64_t end = to + r.end - r.begin;
+    values.slice(to, end).copy_from(q.values.slice(r.begin, r.end));
+    if (q.quantised()) scale.slice(to, end).copy_from(q.scale.slice(r.begin, r.end));
+    to = end;
+  }
+  return q.quantised() ? QuantTensor(values, scale, q.compute) : QuantTensor(values, q.compute);
+}
+
 }  // namespace
 
 LM::LM(const ParamStore& params, const ModelConfig& config, DType compute)
@@ -95,18 +111,15 @@ Tensor LM::head(const QuantTensor& q) const {
 
 Tensor LM::logits(const Tensor& ids, const Sequences& sequences) const { return head(hidden(ids, sequences).quant()); }
 
+Tensor LM::logits_at(const Tensor& ids, const Sequences& sequences, const std::vector<RowRange>& positions) const {
+  return head(rows_of(hidden(ids, sequences).quant(), positions));
+}
+
 Tensor LM::next_logits(const Tensor& ids, int64_t batch, DecodeState& state) const {
-  const QuantTensor q = hidden(ids, {batch, &state}).quant();
   const int64_t steps = ids.size() / batch;
-  if (steps == 1) return head(q);
-  Tensor values({batch, q.values.dim(1)}, q.values.dtype(), device()), scale;
-  if (q.quantised()) scale = Tensor({batch}, q.scale.dtype(), device());
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t row = (b + 1) * steps - 1;
-    values.slice(b, b + 1).copy_from(q.values.slice(row, row + 1));
-    if (q.quantised()) scale.slice(b, b + 1).copy_from(q.scale.slice(row, row + 1));
-  }
-  return head(q.quantised() ? QuantTensor(values, scale, q.compute) : QuantTensor(values, q.compute));
+  std::vector<RowRange> last;
+  for (int64_t b = 1; b <= batch; ++b) last.push_back({b * steps - 1, b * steps});
+  return logits_at(ids, {batch, &state}, last);
 }
 
 DecodeState LM::zero_state(int64_t batch) const {

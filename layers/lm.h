@@ -20,6 +20,11 @@ struct Sequences {
   Sequences(int64_t batch, DecodeState* state) : batch(batch), state(state) {}
 };
 
+/// Rows [begin, end) of a tensor.
+struct RowRange {
+  int64_t begin, end;
+};
+
 /// A language model with the parts of layers/block.h: embedding, blocks, final norm, head. With the default
 /// configuration it is the MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
 ///
@@ -55,6 +60,8 @@ class LM {
            Recompute recompute = Recompute::none) const;
   /// Logits [B·T, V].
   Tensor logits(const Tensor& ids, const Sequences& sequences) const;
+  /// Logits [R, V] of some of the B·T positions, given as ranges in ascending order.
+  Tensor logits_at(const Tensor& ids, const Sequences& sequences, const std::vector<RowRange>& positions) const;
   /// Logits [B, V] of each sequence's last position only.
   Tensor next_logits(const Tensor& ids, int64_t batch, DecodeState& state) const;
   /// The state before the first token of `batch` sequences, as tensors of zeros.

@@ -6,6 +6,7 @@
 #include "layers/parameters.h"
 #include "tests/support/gpu.h"
 #include "tests/support/tiny_run.h"
+#include "train/inference/score.h"
 #include "train/run/trainer.h"
 
 namespace mmfree {
@@ -66,6 +67,13 @@ TEST(CudaTrainer, CheckpointsMoveBetweenDevices) {
     const Model m = move_model(load_model(dir / "run"), choose_target(i ? "cuda" : "cpu", "f32", "test"));
     const TokenShards shards(c.data.valid);
     losses[i] = evaluate(*m.lm, TokenSource::shards(shards), {17, 0, {}}).loss();
+    // The likelihoods of tasks are sums of the same numbers, from logits on the host.
+    const double nats = evaluate(*m.lm, TokenSource::shards(shards), {17, 20 * 17, {}}).nats;
+    std::vector<Request> windows(20, {std::vector<int32_t>(18), 17});
+    for (size_t w = 0; w < windows.size(); ++w) shards.read(int64_t(w) * 17, 18, windows[w].tokens.data());
+    double sum = 0;
+    for (const Likelihood& window : likelihoods(*m.lm, windows)) sum -= window.logprob;
+    EXPECT_NEAR(sum, nats, 1e-5 * nats);
   }
   EXPECT_NEAR(losses[0], losses[1], 2e-3 * losses[0]);
 }

@@ -1,17 +1,18 @@
 #include <CLI/CLI.hpp>
-#include <algorithm>
+#include <filesystem>
 #include <limits>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "core/system/console.h"
+#include "core/system/files.h"
 #include "core/system/signals.h"
 #include "data/paths.h"
 #include "data/text/text_reader.h"
 #include "train/commands/commands.h"
+#include "train/commands/eval_report.h"
 #include "train/commands/model_options.h"
 #include "train/commands/text_options.h"
-#include "train/inference/evaluate.h"
+#include "train/inference/recall.h"
 #include "train/run/progress.h"
 
 namespace mmfree {
@@ -21,9 +22,11 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   ModelOptions model;
-  std::vector<std::string> data;
+  std::vector<std::string> data, tasks;
   TextOptions text;
-  int64_t seq_len = 0, limit = 0, batch = 0;
+  std::string task_dir = "tasks", samples;
+  int64_t seq_len = 0, limit = 0, batch = 0, task_limit = 0;
+  uint64_t seed = 1;
   bool json = false;
 };
 
@@ -52,106 +55,110 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
   return source;
 }
 
-Json json_of(const LossSum& sum) {
-  return {{"tokens", sum.tokens},
-          {"loss", sum.loss()},
-          {"ppl", sum.perplexity()},
-          {"bpb", sum.text_bytes ? Json(sum.bits_per_byte()) : Json(nullptr)}};
-}
-
-Json json_of(const Options& o, const Evaluation& e, int64_t seq_len) {
-  Json json = {{"model", o.model.model}, {"seq_len", seq_len}};
-  json.update(json_of(e));
-  json["sets"] = Json::object();
-  for (const auto& [name, sum] : e.sets) json["sets"][name] = json_of(sum);
-  json["positions"] = Json::array();
-  for (size_t k = 0; k < e.positions.size(); ++k) {
-    if (e.positions[k].tokens == 0) continue;
-    const auto [from, to] = position_range(k);
-    Json& entry = json["positions"].emplace_back(Json{{"from", from}, {"to", std::min(to, seq_len)}});
-    entry.update(json_of(e.positions[k]));
-  }
-  return json;
-}
-
-void print_row(const std::string& name, const LossSum& sum) {
-  console::out.format("%-24s %12lld %10.4f %10.2f", name.c_str(), static_cast<long long>(sum.tokens), sum.loss(),
-                      sum.perplexity());
-  if (sum.text_bytes) console::out.format(" %10.4f", sum.bits_per_byte());
-  console::out.format("\n");
-}
-
-/// The tables: per source set, and by position in the window.
-void print_tables(const Evaluation& e, int64_t seq_len) {
-  const auto header = [](const char* what) {
-    console::out.format("\n%-24s %12s %10s %10s %10s\n", what, "tokens", "loss", "ppl", "bits/byte");
+Evaluation evaluate_data(const Options& o, const Model& model, int64_t seq_len) {
+  std::unique_ptr<TokenShards> shards;
+  const TokenSource source = open_source(o, model, shards);
+  ShareProgress progress("evaluating");
+  const auto show = [&](int64_t done, int64_t total) {
+    progress.update(double(done) / double(total));
+    return true;
   };
-  if (!e.sets.empty()) header("source set");
-  for (const auto& [name, sum] : e.sets) print_row(name.empty() ? "(none)" : name, sum);
-  header("position in the window");
-  for (size_t k = 0; k < e.positions.size(); ++k) {
-    const auto [from, to] = position_range(k);
-    if (e.positions[k].tokens > 0)
-      print_row(to - from == 1 ? std::to_string(from) : concat(from, " .. ", std::min(to, seq_len) - 1),
-                e.positions[k]);
+  return evaluate(*model.lm, source, {seq_len, o.limit, show, model.reset_state, o.batch});
+}
+
+std::vector<Task> read_tasks(const Options& o, const Model& model) {
+  const int64_t window = o.seq_len > 0 ? o.seq_len : model.seq_len;
+  std::vector<Task> tasks;
+  for (const std::string& name : o.tasks) {
+    if (name == "recall") {
+      RecallOptions recall{.seed = o.seed, .longest = window};
+      if (o.task_limit > 0) recall.items = o.task_limit;
+      for (Task& task : recall_tasks(model, recall)) tasks.push_back(std::move(task));
+    } else {
+      tasks.push_back(read_task(find_task(name, o.task_dir), model, window, o.task_limit));
+    }
   }
+  return tasks;
+}
+
+std::vector<Answers> answer_tasks(const Model& model, const std::vector<Task>& tasks) {
+  ShareProgress progress("answering");
+  return answer(*model.lm, tasks, {.on_progress = [&](double share) { progress.update(share); }});
 }
 
 void run(const Options& o) {
+  MMFREE_CHECK(UsageError, !o.data.empty() || !o.tasks.empty(), "eval: give data, or --tasks");
+  std::error_code ignored;
+  MMFREE_CHECK(CreateError, o.samples.empty() || !std::filesystem::exists(o.samples, ignored), o.samples,
+               ": exists already; choose another name for --log-samples");
   const StopSignals signals;
   const LeaveAtOnce nothing_to_clean_up;
   const Model model = load_model(o.model);
-  std::unique_ptr<TokenShards> shards;
-  const TokenSource source = open_source(o, model, shards);
   const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
+  const std::vector<Task> tasks = read_tasks(o, model);
   Evaluation e;
-  {
-    ShareProgress progress("evaluating");
-    const auto show = [&](int64_t done, int64_t total) {
-      progress.update(double(done) / double(total));
-      return true;
-    };
-    e = evaluate(*model.lm, source, {seq_len, o.limit, show, model.reset_state, o.batch});
-  }
+  if (!o.data.empty()) e = evaluate_data(o, model, seq_len);
+  const std::vector<Answers> answers = answer_tasks(model, tasks);
   if (o.json) {
-    console::out.print(json_of(o, e, seq_len).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
-    return;
+    Json j = {{"model", o.model.model}};
+    if (!o.data.empty()) j.update(data_report(e, seq_len));
+    for (size_t i = 0; i < tasks.size(); ++i) j["tasks"][tasks[i].name] = task_report(tasks[i], answers[i]);
+    console::out.print(j.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  } else {
+    console::out.format("%s (%s)\n", model.source.c_str(), model.kind.c_str());
+    if (!o.data.empty()) print_data(e, seq_len);
+    if (!tasks.empty()) print_tasks(tasks, answers);
   }
-  console::out.format("%s (%s)\n", model.source.c_str(), model.kind.c_str());
-  console::out.format("tokens      %lld scored in windows of %lld\n", static_cast<long long>(e.tokens),
-                      static_cast<long long>(seq_len));
-  console::out.format("loss        %.6f nats per token\nperplexity  %.4f per token\n", e.loss(), e.perplexity());
-  if (e.text_bytes)
-    console::out.format("bits/byte   %.6f over %lld bytes of text\n", e.bits_per_byte(),
-                        static_cast<long long>(e.text_bytes));
-  print_tables(e, seq_len);
+  if (o.samples.empty()) return;
+  std::string samples;
+  for (size_t i = 0; i < tasks.size(); ++i) samples += sample_lines(tasks[i], answers[i]);
+  write_file(o.samples, samples);
 }
 
 }  // namespace
 
 void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a model on held-out data");
+  CLI::App* c = app.add_subcommand("eval", "Loss and perplexity of a model on held-out data, accuracy on tasks");
   add_model_options(*c, o->model);
   c->add_option(
-       "data", o->data,
-       "token shards (.h5), or text (.txt, .jsonl, .json, also with .zst or .gz): files, folders, globs, - for "
-       "standard input")
-      ->required();
+      "data", o->data,
+      "token shards (.h5), or text (.txt, .jsonl, .json, also with .zst or .gz): files, folders, globs, - for "
+      "standard input");
   add_text_options(*c, o->text);
   c->add_option("--seq-len", o->seq_len, "tokens per window (default: as trained)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
-  c->add_option("--limit", o->limit, "score exactly so many tokens, or all if there are fewer")
+  c->add_option("--limit", o->limit, "score exactly so many tokens of the data, or all if there are fewer")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 40));
   c->add_option("--batch-size", o->batch, "windows per forward pass; does not change the results (default: automatic)")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 20));
+  c->add_option("--tasks", o->tasks, "names of tasks or paths of task files, separated by commas; recall needs no file")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  c->add_option("--task-dir", o->task_dir, "folder of the task files")->envname("MMFREE_TASKS")->capture_default_str();
+  c->add_option("--task-limit", o->task_limit, "only so many items per task (recall: per distance, 100 by default)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 40));
+  c->add_option("--log-samples", o->samples, "file for the log-likelihoods of every item, as JSON lines");
+  c->add_option("--seed", o->seed, "of recall's items")->capture_default_str();
   c->add_flag("--json", o->json, "one JSON object on stdout");
   c->footer(
-      "Each token but the first is scored once; windows do not overlap and each starts from the empty state.\n"
+      "Each token of the data but the first is scored once; windows do not overlap and each starts from the empty "
+      "state.\n"
       "Bits per byte counts text only: special tokens are left out.\n"
+      "Tasks are zero-shot, with the prompts and metrics of lm-evaluation-harness. NAME is read from NAME.jsonl,\n"
+      "NAME_test.jsonl or NAME_validation.jsonl, which may be compressed (.zst). Each line is an item of one of the "
+      "forms\n"
+      "  {\"query\": \"…\", \"choices\": [\"…\", \"…\"], \"gold\": 0}\n"
+      "  {\"sentence\": \"… _ …\", \"option1\": \"…\", \"option2\": \"…\", \"answer\": \"1\"}\n"
+      "  {\"context\": \"…\", \"continuation\": \"…\"}\n"
+      "acc_norm divides a choice's log-likelihood by its characters. recall asks, at growing distances, for the value "
+      "of\n"
+      "a key among random pairs of tokens (chance: 1/4).\n"
       "Examples:\n"
       "  mmfree eval runs/quickstart shards/valid-*.h5\n"
-      "  mmfree eval model.mmfree wikitext2_test.txt --seq-len 1024 --json");
+      "  mmfree eval model.mmfree wikitext2_test.txt --seq-len 1024 --json\n"
+      "  mmfree eval model.mmfree --tasks arc_easy,hellaswag,recall --task-dir zeroshot\n"
+      "  mmfree eval model.mmfree --tasks my/questions.jsonl --log-samples answers.jsonl");
   c->callback([o] { run(*o); });
 }
 
