@@ -5,6 +5,7 @@
 #include <map>
 
 #include "tests/support/compare.h"
+#include "tests/support/paths.h"
 #include "tests/support/tiny_run.h"
 #include "train/inference/evaluate.h"
 
@@ -237,6 +238,32 @@ TEST(Evaluate, TextGivesTheNumbersOfItsShardsForEveryFraming) {
     ASSERT_EQ(a.sets.size(), b.sets.size());
     for (size_t s = 0; s < a.sets.size(); ++s) same(a.sets[s].second, b.sets[s].second);
   }
+}
+
+TEST(Evaluate, AgreesWithAnIndependentProgram) {
+  const std::string folder = source_dir() + "/tests/golden/zeroshot/";
+  std::ifstream lines(folder + "loss.jsonl");
+  int compared = 0;
+  for (std::string line; std::getline(lines, line); ++compared) {
+    const auto expected = nlohmann::json::parse(line);
+    const std::string name = expected["model"];
+    const Model m = load_model(folder + name);
+    const std::string text = slurp(source_dir() + "/data/books/" + std::string(expected["text"]));
+    bool first = true;
+    const int64_t limit = expected["tokens"];
+    const TokenSource source = source_of_texts(
+        m.encoder(),
+        [&](Document* d) {
+          *d = {text, ""};
+          return std::exchange(first, false);
+        },
+        limit + 1);
+    const Evaluation e = evaluate(*m.lm, source, {expected["seq_len"], limit});
+    EXPECT_EQ(e.tokens, limit);
+    // The README of that folder fixes the bounds.
+    EXPECT_NEAR(e.loss(), double(expected["loss"]), name == "f32" ? 1e-5 : 1e-3) << name;
+  }
+  EXPECT_EQ(compared, 2);
 }
 
 TEST(Evaluate, CountsOnlyWhatTheMaskScores) {

@@ -4,6 +4,7 @@
     pip install lm_eval torch sentencepiece safetensors       # results here: lm_eval 0.4.13, torch 2.x, float64
     python3 reference.py run MODEL TASK_FOLDER OUT.jsonl [--tasks a,b] [--limit N]
     python3 reference.py compare OURS.jsonl OUT.jsonl --loglikelihood 1e-3 --margin 0
+    python3 reference.py loss MODEL TEXT.txt --seq-len 128 --limit 5000       # what `mmfree eval` gives
 
 MODEL is an exported Hugging Face folder (hgrn_bit; precision ternary or f32). Tasks are lm-eval's own; only where their
 documents come from is replaced, by the files NAME*.jsonl[.zst] in TASK_FOLDER. OUT has one line per item, as
@@ -201,6 +202,30 @@ def run(a):
             out.write(json.dumps({"task": name, "items": len(found["samples"][name]), "metrics": metrics}) + "\n")
 
 
+# ---- loss on text, in windows that each start from the empty state ----
+
+
+def loss(a):
+    import torch
+
+    model = Model(a.model)
+    framing = model.config.get("mmfree", {}).get("framing", "bos+eos")
+    ids = model.tokenizer.encode(Path(a.text).read_text())
+    if framing.startswith("bos"):
+        ids.insert(0, model.tokenizer.bos_id())
+    if framing.endswith("eos"):
+        ids.append(model.tokenizer.eos_id())
+    ids = ids[: a.limit + 1]
+    nats = 0.0
+    with torch.inference_mode():
+        for begin in range(0, len(ids) - 1, a.seq_len):
+            window = torch.tensor([ids[begin : begin + a.seq_len + 1]])
+            logprobs = torch.log_softmax(model.logits(window[:, :-1]), -1)
+            nats -= logprobs.gather(2, window[:, 1:, None]).sum().item()
+    print(json.dumps({"model": Path(a.model).name, "text": Path(a.text).name, "seq_len": a.seq_len,
+                      "tokens": len(ids) - 1, "loss": nats / (len(ids) - 1)}))
+
+
 # ---- the comparison ----
 
 
@@ -247,6 +272,12 @@ def main():
     c.add_argument("--tasks")
     c.add_argument("--limit", type=int)
     c.set_defaults(do=run)
+    c = commands.add_parser("loss")
+    c.add_argument("model")
+    c.add_argument("text")
+    c.add_argument("--seq-len", type=int, default=128)
+    c.add_argument("--limit", type=int, default=5000)
+    c.set_defaults(do=loss)
     c = commands.add_parser("compare")
     c.add_argument("ours")
     c.add_argument("theirs")
