@@ -122,6 +122,7 @@ void encode_all(const Tokenizer& tokenizer, const PrepareOptions& options, std::
 TextOptions text_only(const PrepareOptions& options) {
   TextOptions text = options.text;
   text.text_only = true;
+  text.check_stop = options.check_stop;
   return text;
 }
 

@@ -42,7 +42,7 @@ OWNERS = {
 # The backends' own headers serve nobody else: ops reach a backend by MMFREE_DISPATCH, everyone else by core/gpu.h.
 BACKENDS = ["core/cpu", "core/cuda"]
 # Headers of the system and the compiler that are not the C++ library's (those have neither a dot nor a slash).
-SYSTEM = ["sys/*", "dirent.h", "fcntl.h", "fnmatch.h", "pthread.h", "unistd.h", "dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
+SYSTEM = ["sys/*", "dirent.h", "fcntl.h", "fnmatch.h", "poll.h", "pthread.h", "unistd.h", "dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
 
 # Headers in core/ops that need not have each part that an operation has.
 NO_SOURCE = {"check"}
