@@ -74,6 +74,12 @@ class SplitWriter {
   PrepareSummary::Split total_;
 };
 
+TextOptions text_options(const PrepareOptions& options) {
+  TextOptions text = options.text;
+  text.check_stop = options.check_stop;
+  return text;
+}
+
 /// Documents that are encoded together, and where the reader is after them.
 struct Group {
   std::vector<SplitDocument> documents;
@@ -85,7 +91,7 @@ struct Group {
 class GroupReader {
  public:
   GroupReader(const PrepareOptions& options, const std::vector<std::string>& files, bool by_rows, Splitting splitting)
-      : options_(options), reader_(files, options.text), by_rows_(by_rows), splitting_(splitting) {}
+      : options_(options), reader_(files, text_options(options)), by_rows_(by_rows), splitting_(splitting) {}
 
   Group next() {
     Group group;
@@ -149,7 +155,7 @@ bool reads_standard_input(const PrepareOptions& options) {
 
 bool has_few_documents(const PrepareOptions& options) {
   if (reads_standard_input(options)) return false;  // it cannot be read twice
-  TextReader reader(options.inputs, options.text);
+  TextReader reader(options.inputs, text_options(options));
   Document document;
   int64_t count = 0, bytes = 0;
   while (count < kFewDocuments && (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&document)) {

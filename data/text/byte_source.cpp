@@ -1,6 +1,7 @@
 #include "data/text/byte_source.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -37,8 +38,11 @@ Compression take_compression(std::string_view* path) {
   return Compression::none;
 }
 
-ByteSource::ByteSource(const std::string& path)
-    : name_(path == "-" ? "standard input" : path), file_(open(path)), unknown_(path == "-") {
+ByteSource::ByteSource(const std::string& path, std::function<void()> check_stop)
+    : name_(path == "-" ? "standard input" : path),
+      check_stop_(std::move(check_stop)),
+      file_(open(path)),
+      unknown_(path == "-") {
   if (!file_.is_open()) {
     const std::error_code error(errno, std::generic_category());
     MMFREE_CHECK(MissingError, !leads_nowhere(error), name_, ": cannot open: ", error.message());
@@ -48,7 +52,20 @@ ByteSource::ByteSource(const std::string& path)
   decoder_ = make_decoder(take_compression(&stem), name_);
 }
 
+/// Returns when there is something to read, or the end. A regular file never waits.
+void ByteSource::wait() const {
+  if (!check_stop_) return;
+  constexpr int kMilliseconds = 100;
+  pollfd file{file_.get(), POLLIN, 0};
+  int ready = 0;
+  do {
+    check_stop_();
+    ready = ::poll(&file, 1, kMilliseconds);
+  } while (ready == 0 || (ready < 0 && errno == EINTR));
+}
+
 size_t ByteSource::read(char* to, size_t room) {
+  wait();
   const ssize_t n = retried([&] { return ::read(file_.get(), to, room); });
   MMFREE_CHECK(IoError, n >= 0, name_, ": read failed: ", error_text(errno));
   bytes_in_ += n;

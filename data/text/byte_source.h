@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -14,8 +15,9 @@ namespace mmfree {
 /// of the compression: up to 2 GiB for zstd, if the file asks for it.
 class ByteSource {
  public:
-  /// @throws MissingError, IoError
-  explicit ByteSource(const std::string& path);
+  /// `check_stop` is called before each block, and now and then while standard input keeps it waiting: what it throws
+  /// ends the reading. @throws MissingError, IoError
+  explicit ByteSource(const std::string& path, std::function<void()> check_stop = nullptr);
 
   /// Stores the next block, which is not empty; false, and an empty one, at the end of the file. Does not wait for a
   /// whole block: who writes to standard input may send line by line.
@@ -28,10 +30,12 @@ class ByteSource {
   int64_t bytes_read() const { return bytes_in_; }
 
  private:
+  void wait() const;
   size_t read(char* to, size_t room);
   bool refill();
 
   std::string name_;
+  std::function<void()> check_stop_;
   Fd file_;
   bool unknown_;  // the compression, before the first bytes of standard input
   std::unique_ptr<Decoder> decoder_;

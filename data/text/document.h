@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -32,6 +33,8 @@ struct TextOptions {
   bool text_only = false;                             ///< rows of prompts or ids are malformed
   bool skip_malformed = false;                        ///< count malformed rows instead of refusing them
   bool strict = false;                                ///< refuse what is otherwise tolerated: see TextReader
+  /// Called now and then while text is read, or while standard input keeps the reader waiting: what it throws ends it.
+  std::function<void()> check_stop;
 };
 
 }  // namespace mmfree

@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 
 #include "data/text/byte_source.h"
 
@@ -12,8 +14,9 @@ class LineReader {
  public:
   static constexpr int64_t kMaxLineBytes = int64_t(128) << 20;
 
-  /// @throws MissingError, IoError
-  explicit LineReader(const std::string& path) : source_(path) {}
+  /// `check_stop`: as for ByteSource. @throws MissingError, IoError
+  explicit LineReader(const std::string& path, std::function<void()> check_stop = nullptr)
+      : source_(path, std::move(check_stop)) {}
 
   /// Stores the next line without its '\n'; false at the end of the file.
   /// @throws DataError for a line of more than kMaxLineBytes, and what ByteSource::next throws

@@ -84,10 +84,10 @@ bool TextReader::next(Document* document) {
     const std::string& path = files()[file_++];
     switch (type_of(path)) {
       case FileType::lines:
-        rows_.emplace<LineReader>(path);
+        rows_.emplace<LineReader>(path, options_.check_stop);
         break;
       case FileType::elements:
-        rows_.emplace<ElementReader>(path);
+        rows_.emplace<ElementReader>(path, options_.check_stop);
         break;
       default:
         return read_whole(path, document), true;
@@ -96,7 +96,7 @@ bool TextReader::next(Document* document) {
 }
 
 void TextReader::read_whole(const std::string& path, Document* document) {
-  ByteSource source(path);
+  ByteSource source(path, options_.check_stop);
   std::string text, block;
   while (source.next(&block)) {
     text += block;

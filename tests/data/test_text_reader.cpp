@@ -291,6 +291,17 @@ TEST(TextReader, StandardInputInPieces) {
   }
 }
 
+TEST(TextReader, WhoWaitsForStandardInputCanBeStopped) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const Fd from(ends[0]), to(ends[1]);
+  const StandardInput in("/dev/fd/" + std::to_string(from.get()));
+  TextOptions options;
+  int calls = 0;
+  options.check_stop = [&] { MMFREE_CHECK(IoError, ++calls < 3, "stopped"); };
+  EXPECT_EQ(complaint({"-"}, options), "stopped");
+}
+
 /// The frame's header of `zstd --long=31`, with a window of 2 GiB, takes no more memory than the frame needs.
 TEST(TextReader, AnyWindowOfZstd) {
   TempDir dir;
