@@ -1,6 +1,7 @@
 // Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
 //   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
-//   compute (bf16), device (cuda), capture (1).
+//   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
+//   data.carry_state).
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, and what the start took: start_s, until the first two
 // steps were made (the second records), and first_ms and second_ms of it.
@@ -42,7 +43,8 @@ int run(int argc, char** argv) {
   const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
       {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},    {"recompute", "selective"},
-      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"}, {"capture", "1"}};
+      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"}, {"capture", "1"},
+      {"reset", "0"},  {"carry", "0"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -60,6 +62,8 @@ int run(int argc, char** argv) {
   config.data.seq_len = std::stoll(keys["seq"]);
   config.train.batch_size = std::stoll(argv[2]);
   config.train.micro_batch_size = std::stoll(keys["micro"]);
+  config.data.reset_state = keys["reset"] == "1";
+  config.data.carry_state = keys["carry"] == "1";
   config.train.steps = 1 << 20;
   config.train.capture = keys["capture"] == "1";
   config.optim.lr = 1e-3;
@@ -80,6 +84,11 @@ int run(int argc, char** argv) {
   };
   fill(runner.ids());
   fill(runner.targets());
+  if (runner.starts().defined()) {
+    Tensor starts(runner.starts().shape(), DType::u8);
+    for (int64_t i = 0; i < starts.size(); ++i) starts.mut<uint8_t>()[i] = random() % 300 == 0;
+    runner.starts().copy_from(starts);
+  }
   const bool gpu = target.device == Device::cuda;
   const auto wait = [&] {
     if (gpu) gpu::synchronize();
