@@ -95,7 +95,7 @@ TokenScores score(const LM& lm, const std::vector<int32_t>& tokens) {
   constexpr int64_t kRows = 512;
   for (int64_t begin = 0; begin < count; begin += kRows) {
     const int64_t rows = std::min(kRows, count - begin);
-    const Tensor logits = host_f32(lm.logits(Tensor::from({rows}, tokens.data() + begin).to(lm.device()), 1, &state));
+    const Tensor logits = host_f32(lm.logits(Tensor::from({rows}, tokens.data() + begin).to(lm.device()), {1, &state}));
     const TokenScores more = score_rows(logits, std::span(tokens).subspan(size_t(begin + 1), size_t(rows)));
     scores.logprobs.insert(scores.logprobs.end(), more.logprobs.begin(), more.logprobs.end());
     scores.greedy.insert(scores.greedy.end(), more.greedy.begin(), more.greedy.end());
