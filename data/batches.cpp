@@ -47,8 +47,7 @@ Batches::Batches(const Corpus& corpus, const BatchOptions& options)
   for (const TokenShards& source : corpus.sources()) {
     const int64_t targets = source.total_tokens() - 1, least = std::max<int64_t>(1, options.tracks) * options.seq_len;
     MMFREE_CHECK(DataError, targets >= least, "the corpus has a source of ", source.total_tokens(),
-                 " tokens, fewer than the ", least + 1, " of ",
-                 options.tracks > 0 ? "one window per row" : "one window",
+                 " tokens, fewer than one window of ", options.seq_len + 1, options.tracks > 0 ? " per row" : "",
                  "; give more data or a shorter sequence length");
     windows_.push_back(targets / options.seq_len);
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -80,6 +81,13 @@ TextOptions text_options(const PrepareOptions& options) {
   return text;
 }
 
+/// Ends the work of another thread at the end of a scope: it may wait for a pipe that nobody writes to.
+struct Abandon {
+  explicit Abandon(std::atomic<bool>& flag) : abandoned(flag) { abandoned = false; }
+  ~Abandon() { abandoned = true; }
+  std::atomic<bool>& abandoned;
+};
+
 /// Documents that are encoded together, and where the reader is after them.
 struct Group {
   std::vector<SplitDocument> documents;
@@ -91,7 +99,7 @@ struct Group {
 class GroupReader {
  public:
   GroupReader(const PrepareOptions& options, const std::vector<std::string>& files, bool by_rows, Splitting splitting)
-      : options_(options), reader_(files, text_options(options)), by_rows_(by_rows), splitting_(splitting) {}
+      : options_(options), reader_(files, stoppable()), by_rows_(by_rows), splitting_(splitting) {}
 
   Group next() {
     Group group;
@@ -109,9 +117,19 @@ class GroupReader {
   }
 
   const TextReader& reader() const { return reader_; }
+  /// While true, `next` ends soon with an error.
+  std::atomic<bool>& abandoned() { return abandoned_; }
   int64_t duplicates() const { return duplicates_; }
 
  private:
+  TextOptions stoppable() const {
+    TextOptions text = options_.text;
+    text.check_stop = [this] {
+      MMFREE_CHECK(Error, !abandoned_, "prepare: nobody takes what is read");
+      if (options_.check_stop) options_.check_stop();
+    };
+    return text;
+  }
   bool is_taken(const Document& document) {
     if (document.bytes() == 0) return false;
     if (by_rows_ && row_++ % options_.part.of != options_.part.number - 1) return false;
@@ -125,6 +143,7 @@ class GroupReader {
   }
 
   const PrepareOptions& options_;
+  std::atomic<bool> abandoned_ = false;
   TextReader reader_;
   bool by_rows_;
   Splitting splitting_;
@@ -166,7 +185,8 @@ bool has_few_documents(const PrepareOptions& options) {
 }
 
 /// Everything that the shards depend on, as text; of the input files path, size and time.
-std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const std::vector<std::string>& files) {
+std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const std::vector<std::string>& files,
+                    bool tails) {
   std::ostringstream plan;
   plan << tokenizer.hash() << '\n'
        << o.shard_tokens << '\n'
@@ -175,7 +195,7 @@ std::string plan_of(const PrepareOptions& o, const Tokenizer& tokenizer, const s
        << o.limit_bytes << '\n'
        << o.text.text_field << '\n'
        << o.text.set_field << '\n'
-       << o.part.number << ' ' << o.part.of << ' ' << o.drop_duplicates << ' ' << o.compress << '\n';
+       << o.part.number << ' ' << o.part.of << ' ' << o.drop_duplicates << ' ' << o.compress << ' ' << tails << '\n';
   for (const std::string& input : o.inputs) plan << input << '\n';
   // What stands on standard input is never known to be the same again.
   if (reads_standard_input(o)) plan << ::getpid() << ' ' << std::chrono::system_clock::now().time_since_epoch().count();
@@ -235,7 +255,8 @@ PrepareSummary prepare(const PrepareOptions& options) {
   for (size_t i = 0; i < found.files.size(); ++i)
     if (by_rows || int64_t(i) % options.part.of == options.part.number - 1) files.push_back(found.files[i]);
   GroupReader reader(options, files, by_rows, splitting);
-  Staging staging(folder_of_part(options), plan_of(options, encoder.tokenizer(), files), options.overwrite);
+  Staging staging(folder_of_part(options), plan_of(options, encoder.tokenizer(), files, splitting.tails),
+                  options.overwrite);
   if (options.on_warning && !staging.warning().empty()) options.on_warning(staging.warning());
   SplitWriter train(staging, shard_info(encoder.tokenizer(), "train", encoder.framing()), options);
   SplitWriter valid(staging, shard_info(encoder.tokenizer(), "valid", encoder.framing()), options);
@@ -246,7 +267,8 @@ PrepareSummary prepare(const PrepareOptions& options) {
   // One group is read while the one before is encoded and written.
   Group group = reader.next();
   for (bool more = true; more;) {
-    std::future<Group> next;
+    std::future<Group> next;  // its destructor waits
+    const Abandon at_the_end(reader.abandoned());
     if (group.more) next = std::async([&] { return reader.next(); });
     std::erase_if(group.documents, [&](const auto& d) { return writer_of(d).is_kept(d.document.bytes()); });
     const std::vector<FramedDocument> framed = encode_all(encoder, options, group.documents);

@@ -16,7 +16,8 @@ namespace {
 /// An open shard takes up to a megabyte of memory; to open one takes half a millisecond.
 constexpr size_t kMaxOpen = 64;
 constexpr const char* kFraming = "framing";
-constexpr int64_t kMaxSetNames = int64_t(16) << 20;  // bytes
+constexpr size_t kMaxSetName = 250;  // bytes
+constexpr int64_t kMaxSetNames = int64_t(ShardWriter::kMaxSets * (kMaxSetName + 1));
 }  // namespace
 
 int32_t SetNames::number(const std::string& name) {
@@ -72,8 +73,11 @@ void ShardWriter::add_set(const std::string& set) {
     if (documents_) sets_.number("");
     append_fill(writer_, "document_sets", 0, documents_);
   }
+  MMFREE_CHECK(DataError, set.find('\n') == std::string::npos, "shard: the source set ", quote(set),
+               " has a line break in its name");
   const int32_t number = sets_.number(set);
-  MMFREE_CHECK(DataError, size_t(number) < kMaxSets, "shard: more than ", kMaxSets, " source sets");
+  MMFREE_CHECK(DataError, size_t(number) < kMaxSets && set.size() <= kMaxSetName, "shard: source set ", quote(set),
+               ": expected at most ", kMaxSets, " sets with names of at most ", kMaxSetName, " bytes");
   writer_.append("document_sets", &number, 1);
 }
 

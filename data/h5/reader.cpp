@@ -5,6 +5,7 @@
 #include <span>
 
 #include "core/system/files.h"
+#include "data/h5/deflate.h"
 #include "data/h5/file.h"
 #include "data/h5/h5.h"
 #include "data/h5/structure.h"
@@ -84,6 +85,7 @@ struct Reader::Impl {
   void read_rows(const Dataset& d, int64_t begin_row, int64_t rows, hid_t type, void* out,
                  const std::string& name) const;
   void read_series(Dataset& d, int64_t begin_row, int64_t rows, DType type, void* out, const std::string& name);
+  std::string inflated_chunk(const Dataset& d, int64_t begin, const std::string& name) const;
   void hold(Dataset& d, int64_t chunk, const std::string& name) const;
   void take_sums(const Reader& table);
 };
@@ -352,14 +354,37 @@ void Reader::Impl::read_series(Dataset& d, int64_t begin_row, int64_t rows, DTyp
   }
 }
 
+/// The values of a compressed chunk, in full. Its sum stands for HDF5's own checksum, which is not looked at.
+std::string Reader::Impl::inflated_chunk(const Dataset& d, int64_t begin, const std::string& name) const {
+  constexpr uint32_t kNotDeflated = 2;  // HDF5 leaves a filter out that makes a chunk larger
+  require(!d.sums.empty(), "dataset ", quote(name), " is compressed and has no checksums");
+  check_chunks(d, begin, 1, name);
+  const hsize_t at = hsize_t(begin);
+  hsize_t stored = 0;
+  uint32_t left_out = 0;
+  H5Dget_chunk_storage_size(d.id, &at, &stored);
+  std::string bytes(size_t(stored), '\0');
+  const herr_t done = H5Dread_chunk(d.id, H5P_DEFAULT, &at, &left_out, bytes.data());
+  require(done >= 0 && (left_out == 0 || left_out == kNotDeflated), "dataset ", quote(name), " cannot be read");
+  bytes.resize(bytes.size() - kChecksumBytes);
+  if (left_out == 0) bytes = inflated(bytes, size_t(d.chunk_bytes));
+  require(bytes.size() == size_t(d.chunk_bytes), "dataset ", quote(name), " is damaged at ", begin,
+          ": its chunk does not inflate to its size; restore the file from a copy");
+  return unshuffled(bytes, H5Tget_size(d.type));
+}
+
 /// Reads a chunk of a series, unless it is held, and compares it with its sum, if that is known.
 void Reader::Impl::hold(Dataset& d, int64_t chunk, const std::string& name) const {
   if (d.held == chunk) return;
   d.held = -1;
   const auto extent = int64_t(d.chunk[0]);
   const int64_t begin = chunk * extent, n = std::min(extent, d.shape[0] - begin);
-  d.held_bytes.resize(size_t(n) * H5Tget_size(d.type));
-  read_rows(d, begin, n, d.type, d.held_bytes.data(), name);
+  if (d.is_compressed) {
+    d.held_bytes = inflated_chunk(d, begin, name).substr(0, size_t(n) * H5Tget_size(d.type));
+  } else {
+    d.held_bytes.resize(size_t(n) * H5Tget_size(d.type));
+    read_rows(d, begin, n, d.type, d.held_bytes.data(), name);
+  }
   require(d.sums.empty() || hash64(d.held_bytes) == uint64_t(d.sums[size_t(chunk)]), "dataset ", quote(name),
           " is damaged at ", begin, ": chunk ", chunk, " does not match its checksum; restore the file from a copy");
   d.held = chunk;

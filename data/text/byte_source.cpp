@@ -54,13 +54,12 @@ ByteSource::ByteSource(const std::string& path, std::function<void()> check_stop
 
 /// Returns when there is something to read, or the end. A regular file never waits.
 void ByteSource::wait() const {
-  if (!check_stop_) return;
-  constexpr int kMilliseconds = 100;
+  const int milliseconds = check_stop_ ? 100 : -1;
   pollfd file{file_.get(), POLLIN, 0};
   int ready = 0;
   do {
-    check_stop_();
-    ready = ::poll(&file, 1, kMilliseconds);
+    if (check_stop_) check_stop_();
+    ready = ::poll(&file, 1, milliseconds);
   } while (ready == 0 || (ready < 0 && errno == EINTR));
 }
 

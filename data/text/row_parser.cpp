@@ -36,7 +36,7 @@ std::string named(const std::string& path) { return "\"" + path + "\""; }
 
 }  // namespace
 
-RowParser::RowParser(const TextOptions& options) : text_only_(options.text_only) {
+RowParser::RowParser(const TextOptions& options) {
   const std::string paths[kFields] = {options.text_field, "ids", "mask", "prompt", "completion", options.set_field};
   for (size_t i = 0; i < kFields; ++i) fields_[i].path = paths[i];
 }
@@ -61,8 +61,8 @@ Document RowParser::parse(std::string_view row) {
     throw Malformed{"not an object", "", at};
   }
   Document document;
-  const auto has = [&](Name a, Name b) { return !text_only_ && (fields_[a].found || fields_[b].found); };
-  if (fields_[kText].found || text_only_)
+  const auto has = [&](Name a, Name b) { return fields_[a].found || fields_[b].found; };
+  if (fields_[kText].found)
     document.content = std::move(need(kText).text);
   else if (has(kIds, kMask))
     document.content = token_ids();
@@ -71,6 +71,8 @@ Document RowParser::parse(std::string_view row) {
   else
     need(kText);
   document.set = std::move(fields_[kSet].text);
+  if (document.set.find('\n') != std::string::npos)
+    throw Malformed{named(fields_[kSet].path) + " has a line break", "", 0};
   return document;
 }
 

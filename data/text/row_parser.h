@@ -37,7 +37,6 @@ class RowParser {
   TokenIds token_ids();
 
   std::array<Field, kFields> fields_;
-  bool text_only_;
   std::vector<std::string> keys_;  // of the row, the first few
 };
 

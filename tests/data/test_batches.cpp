@@ -90,11 +90,11 @@ TEST(TokenShards, DisagreementAndDamageAreErrors) {
 /// A shard of two chunks with a mask; its tokens, mask, starts and pieces all differ from zeros.
 std::string shard_of_all_series(const TempDir& dir) {
   const std::string path = dir / "train-0.h5";
-  ShardWriter writer(path, info_of(1000), "test", true);
+  ShardWriter writer(path, info_of(1000), "test");
   for (int i = 0; i < 4; ++i) {
     std::vector<int32_t> tokens(10000);
     for (size_t t = 0; t < tokens.size(); ++t) tokens[t] = int32_t(t % 997 + 1);
-    writer.add(tokens);
+    writer.add(tokens, std::vector<uint8_t>(tokens.size(), 1));
   }
   writer.commit();
   return path;

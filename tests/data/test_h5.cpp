@@ -505,7 +505,7 @@ TEST(H5, StructuresThatWriterNeverMakesAreRefusedBehindRightHashes) {
       {layout, 0, 1, "a chunked layout of unknown form"},
       {unfiltered, 2, 0, "is not stored in full"},
       {layout, 1, 9, "a chunked layout of unknown form"},
-      {filter, size_t(-4), 0, "other filters than fletcher32"},
+      {filter, size_t(-4), 0, "other filters than mmfree writes"},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(concat(c.block, '+', int64_t(c.at), " = ", c.value));

@@ -9,6 +9,7 @@
 #include "data/token_shards.h"
 #include "tests/support/compare.h"
 #include "tests/support/corpus.h"
+#include "tests/support/tensors.h"
 
 namespace mmfree {
 namespace {

@@ -139,12 +139,8 @@ TEST(RowParser, EveryFaultHasItsCauseAndByte) {
       {R"({"prompt":"a","completion":null})", "27: \"completion\" is null"},
   };
   for (const auto& [row, expected] : cases) EXPECT_EQ(fault(row), expected) << row;
-  TextOptions text_only;
-  text_only.text_only = true;
-  EXPECT_EQ(fault(R"({"prompt":"a","completion":"b"})", text_only),
-            "0: no \"text\" (it has 'prompt', 'completion'; --text-field names the key of the text)");
-  EXPECT_EQ(fault(R"({"ids":[1]})", text_only),
-            "0: no \"text\" (it has 'ids'; --text-field names the key of the text)");
+  EXPECT_EQ(fault(R"({"text":"a","meta":{"redpajama_set_name":"a\nb"}})"),
+            "0: \"meta.redpajama_set_name\" has a line break");
 }
 
 TEST(RowParser, StringsLoseTheirEscapes) {

@@ -318,13 +318,15 @@ class Injection {
     ++refused_;
     RunConfig config;
     config.model = Training::small();
-    const std::string path = spit(dir_ / "step.h5", "older");
+    const std::string path = dir_ / "step.h5";
+    h5::Writer(path, "checkpoint").commit();
+    const std::string older = slurp(path);
     try {
       save_checkpoint(path, config, training_.params, {training_.params.values(), training_.optimizer.states()}, {},
                       "");
       return false;
     } catch (const DivergedError&) {
-      return slurp(path) == "older" && dir_.files() == 1;
+      return slurp(path) == older && dir_.files() == 1;
     }
   }
 

@@ -32,7 +32,7 @@ OWNERS = {
     "dnnl*": ["core/cpu/matmul.cpp", "tests/bench/*"],
     "CLI/*": ["train/main.cpp", "train/commands/*"],
     "zstd*": ["data/text/decoder.cpp", "tests/*"],
-    "zlib.h": ["data/text/decoder.cpp", "tests/*"],
+    "zlib.h": ["data/text/decoder.cpp", "data/h5/deflate.cpp", "tests/*"],
     "xxhash*": ["core/system/hash.cpp"],
     "nlohmann/*": ["train/*", "tests/*"],
     "gtest/*": ["tests/*"],

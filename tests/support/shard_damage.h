@@ -1,6 +1,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -30,8 +31,11 @@ inline void take_sums_away(const std::string& path) {
   std::string content = slurp(path).substr(4096);
   int renamed = 0;
   for (size_t at = content.find("sums"); at != std::string::npos; at = content.find("sums", at + 1), ++renamed) {
-    const size_t block = content.rfind("OCHK", at);
-    ASSERT_NE(block, std::string::npos);
+    // The part of an object header that holds the name.
+    size_t block = 0;
+    for (const char* signature : {"OHDR", "OCHK"})
+      if (const size_t found = content.rfind(signature, at); found != std::string::npos) block = std::max(block, found);
+    ASSERT_GT(block, 0u);
     const auto sum = [&](size_t end) { return lookup3(std::string_view(content).substr(block, end - block)); };
     const auto is_end = [&](size_t end) { return sum(end) == *reinterpret_cast<const uint32_t*>(&content[end]); };
     size_t end = at + 4;

@@ -65,6 +65,9 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.data.tokenizer, b.data.tokenizer);
   EXPECT_EQ(a.data.seq_len, b.data.seq_len);
   EXPECT_EQ(a.data.shuffle, b.data.shuffle);
+  EXPECT_EQ(a.data.sources, b.data.sources);
+  EXPECT_EQ(a.data.stages, b.data.stages);
+  EXPECT_EQ(a.data.framing, b.data.framing);
   EXPECT_EQ(a.data.reset_state, b.data.reset_state);
   EXPECT_EQ(a.data.carry_state, b.data.carry_state);
   EXPECT_EQ(a.optim.name, b.optim.name);
@@ -179,7 +182,23 @@ RunConfig random_config(std::mt19937_64& random) {
       rule.projections.push_back(names[static_cast<size_t>(integer(0, std::ssize(names) - 1))]);
     rule.precision = precision();
   }
-  c.data = {texts(), texts(), integer(0, 1) ? text() : "", integer(1, 1 << 20), integer(0, 1) == 1};
+  c.data.valid = texts();
+  c.data.tokenizer = integer(0, 1) ? text() : "";
+  c.data.seq_len = integer(1, 1 << 20);
+  c.data.shuffle = integer(0, 1) == 1;
+  c.data.reset_state = integer(0, 1) == 1;
+  if (integer(0, 1)) c.data.framing = kAllFramings[integer(0, 3)];
+  if (integer(0, 1)) {
+    c.data.train = texts();
+  } else {
+    for (int64_t i = integer(1, 3); i > 0; --i) c.data.sources.push_back({text(), texts(), real(0.001, 1e9)});
+    for (int64_t i = integer(0, 2), at = 0; i > 0; --i) {
+      DataStage& stage = c.data.stages.emplace_back();
+      stage.from_tokens = at += integer(1, 1 << 30);
+      for (size_t s = 0; s < c.data.sources.size(); ++s) stage.weights.push_back(real(0.001, 1e9));
+    }
+  }
+  c.data.carry_state = c.data.sources.size() < 2 && integer(0, 1) == 1;
   c.optim = {OptimizerKind::adamw,
              real(0, 10),
              {real(0, 0.999), real(0, 0.999)},
@@ -630,7 +649,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 7 + 14 + 20));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 10 + 14 + 20));
 }
 
 }  // namespace

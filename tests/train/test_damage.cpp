@@ -148,6 +148,7 @@ TEST(Damage, ResumeRenamesNothingThatIsNotDamaged) {
   }
   spit(newest, of_the_next_version(good));
   refuses("file format version 2, this program reads 1; use a newer mmfree");
+  fs::remove(newest);
   h5::Writer(newest, "tokens").commit();
   refuses("a 'tokens' file where a 'checkpoint' file is expected");
   fs::remove(newest);

@@ -40,7 +40,7 @@ TEST(Resume, ADangerousChangeNeedsForce) {
            {[](RunConfig& x) { x.data.reset_state = true; }, "data.reset_state"},
            {[](RunConfig& x) { x.train.batch_size = 8; }, "train.batch_size"},
            {[](RunConfig& x) { x.train.seed = 2; }, "train.seed"},
-           {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "data.train"}}) {
+           {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "training shards"}}) {
     RunConfig changed = c;
     change(changed);
     EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(changed); }), key)) << key;

@@ -159,9 +159,8 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_flag("--bos,!--no-bos", options->bos, "begin each document with bos (default)");
   prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
   add_text_options(*prepare_app, options->text);
-  prepare_app->add_option("--set-field", options->text.set_field, "the key that holds a row's source set")
-      ->capture_default_str();
-  prepare_app->add_flag("--drop-duplicates", options->drop_duplicates, "of documents that are equal keep the first");
+  prepare_app->add_flag("--drop-duplicates", options->drop_duplicates,
+                        "of documents that are equal keep the first; takes about 64 bytes of memory per document");
   prepare_app->add_flag("--compress", options->compress, "compress the shards (deflate): smaller, slower to read");
   prepare_app->add_option("--part", *part, "k/n: make part k of n, in a folder of its own; for job arrays");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace the shards that mmfree prepared in the directory");

@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <limits>
 #include <memory>
+#include <set>
 
 #include "core/system/console.h"
 #include "core/system/files.h"
@@ -49,7 +50,7 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
   TextReader reader(o.data, o.text);
   tell("", passed_over_text(reader.passed_over()));
   const auto next = [&](Document* document) { return reader.next(document); };
-  const int64_t most = o.limit > 0 ? o.limit + 1 : std::numeric_limits<int64_t>::max();
+  const int64_t most = o.limit > 0 ? o.limit : std::numeric_limits<int64_t>::max();
   TokenSource source = source_of_texts(model.encoder(), next, most);
   tell("skipped ", skipped_text(reader.skipped()));
   return source;
@@ -69,6 +70,7 @@ Evaluation evaluate_data(const Options& o, const Model& model, int64_t seq_len) 
 std::vector<Task> read_tasks(const Options& o, const Model& model) {
   const int64_t window = o.seq_len > 0 ? o.seq_len : model.seq_len;
   std::vector<Task> tasks;
+  std::set<std::string> names;
   for (const std::string& name : o.tasks) {
     if (name == "recall") {
       RecallOptions recall{.seed = o.seed, .longest = window};
@@ -78,6 +80,8 @@ std::vector<Task> read_tasks(const Options& o, const Model& model) {
       tasks.push_back(read_task(find_task(name, o.task_dir), model, window, o.task_limit));
     }
   }
+  for (const Task& task : tasks)
+    MMFREE_CHECK(UsageError, names.insert(task.name).second, "--tasks: two tasks are called ", quote(task.name));
   return tasks;
 }
 
@@ -130,7 +134,8 @@ void add_eval_command(CLI::App& app) {
       ->check(CLI::Range(int64_t(1), int64_t(1) << 24));
   c->add_option("--limit", o->limit, "score exactly so many tokens of the data, or all if there are fewer")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 40));
-  c->add_option("--batch-size", o->batch, "windows per forward pass; does not change the results (default: automatic)")
+  c->add_option("--batch-size", o->batch,
+                "windows per forward pass, at most as many as are by default; no digit depends on it on the CPU")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 20));
   c->add_option("--tasks", o->tasks, "names of tasks or paths of task files, separated by commas; recall needs no file")
       ->delimiter(',')

@@ -72,12 +72,6 @@ void export_to_hf(const Options& o, const Model& model) {
     tensors.emplace_back(spec.name, spec.shape);
   }
   const Architecture& architecture = architecture_of(model.config);
-  if (&architecture != &hgrn_bit_architecture() && !o.force)
-    std::fprintf(
-        stderr,
-        "warning: Hugging Face's classes do not compute this model (see the object `mmfree` in config.json): it "
-        "is written as model_type '%s', which only mmfree loads; --force leaves this warning out\n",
-        architecture.model_type.c_str());
   const auto ours = [&](const std::string& name) { return (*model.params)[name].value(); };
   const auto theirs = [&](const std::string& name) {
     throw_if_stopped();
@@ -88,6 +82,11 @@ void export_to_hf(const Options& o, const Model& model) {
   if (model.tokenizer) config.bos_token_id = model.tokenizer->bos_id(), config.eos_token_id = model.tokenizer->eos_id();
   write_hf_folder(o.out, config, foreign_tensors(architecture, tensors), theirs, options);
   console::out.format("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
+  if (&architecture != &hgrn_bit_architecture() && !o.force)
+    console::err.format(
+        "warning: Hugging Face's classes do not compute this model (see the object `mmfree` in config.json): it is "
+        "written as model_type '%s', which only mmfree loads; --force leaves this warning out\n",
+        architecture.model_type.c_str());
 }
 
 /// Until something is written, a signal may end the process.

@@ -260,7 +260,7 @@ void fields(DataSource& c, Visit&& visit) {
 
 template <class Visit>
 void fields(DataStage& c, Visit&& visit) {
-  visit("from_tokens", c.from_tokens, Integer{1}, "trained tokens after which the stage begins");
+  visit("from_tokens", c.from_tokens, Integer{1, int64_t{1} << 60}, "trained tokens after which the stage begins");
   visit("weights", c.weights, ListOf<Real>{{0, 1e9}}, "one per source, in their order");
 }
 

@@ -21,8 +21,12 @@ struct Stream {
   std::vector<int64_t> starts;    // of the documents that have tokens
   std::vector<int32_t> sets;      // of the same
   SetNames names;
+  int64_t scored = 0;  // all but the first token and those that a mask leaves out
 
   void add(const FramedDocument& document, const std::string& set) {
+    const auto& mask = document.mask;
+    scored += mask.empty() ? int64_t(document.tokens.size()) : std::count(mask.begin(), mask.end(), 1);
+    if (ids.empty() && (mask.empty() || mask[0])) --scored;
     starts.push_back(int64_t(ids.size()));
     sets.push_back(names.number(set));
     unscored.resize(document.mask.empty() ? unscored.size() : ids.size());
@@ -167,7 +171,7 @@ TokenSource TokenSource::shards(const TokenShards& shards) {
 TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(Document*)>& next, int64_t most) {
   const auto stream = std::make_shared<Stream>();
   stream->names.number("");
-  for (Document document; int64_t(stream->ids.size()) < most && next(&document);)
+  for (Document document; stream->scored < most && next(&document);)
     if (const FramedDocument framed = encoder.document(document); !framed.tokens.empty())
       stream->add(framed, document.set);
   const Tokenizer& tokenizer = encoder.tokenizer();
@@ -197,15 +201,16 @@ Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptio
                " tokens are too few to score; at least 2 are needed");
   const int64_t scorable = source.tokens - 1, t = std::min(options.seq_len, scorable);
   const int64_t windows = (scorable + t - 1) / t, limit = options.limit > 0 ? options.limit : scorable;
-  const int64_t batch = options.batch > 0 ? options.batch : std::max<int64_t>(1, forward_tokens(lm.device()) / t);
+  int64_t batch = std::max<int64_t>(1, forward_tokens(lm.device()) / t);
+  if (options.batch > 0) batch = std::min(batch, options.batch);
   Evaluation sum;
   Sums sums(source, sum);
   int64_t left = limit;
   for (int64_t first = 0; first < windows && left > 0; first += batch) {
     const Windows w = read_windows(source, first, std::min(batch, windows - first), options, left);
     sums.add(w, nll_of(lm, w));
-    const int64_t done = left > 0 ? (first + w.rows) * t : limit;
-    if (options.on_progress && !options.on_progress(std::min(done, scorable), std::min(limit, scorable))) break;
+    const int64_t all = std::min(limit, scorable), done = std::max(limit - left, (first + w.rows) * t * all / scorable);
+    if (options.on_progress && !options.on_progress(std::min(done, all), all)) return sum;
   }
   MMFREE_CHECK(DataError, sum.tokens > 0, "evaluate: the mask scores none of the ", source.tokens, " tokens");
   sums.finish();

@@ -26,7 +26,8 @@ struct TokenSource {
 };
 
 /// Documents as the stream of tokens that the model was trained on: the same numbers as shards of them give. Holds the
-/// tokens in memory. `next` stores the next document and returns false at the end; reading stops after `most` tokens.
+/// tokens in memory. `next` stores the next document and returns false at the end; reading stops when `most` tokens can
+/// be scored.
 TokenSource source_of_texts(const DocumentEncoder& encoder, const std::function<bool(Document*)>& next, int64_t most);
 
 /// Sums over scored tokens; the figures people compare are derived from them.
@@ -56,11 +57,11 @@ struct EvaluateOptions {
   int64_t limit = 0;      ///< score exactly so many tokens, or all if there are fewer; 0: all
   std::function<bool(int64_t done, int64_t total)> on_progress = nullptr;  ///< returns false to stop early
   bool reset_state = false;  ///< forget the recurrent state where a document starts, as the model was trained
-  int64_t batch = 0;         ///< windows per forward pass; 0: as many as fill the kernels. Does not change the results
+  int64_t batch = 0;         ///< windows per forward pass, at most as many as fill the kernels; 0: so many
 };
 
-/// Scores the source in windows of seq_len inputs, in order: token-weighted, the same bits for any thread count and
-/// batch. A long window is computed in pieces that pass the state on, so memory does not grow with it.
+/// Scores the source in windows of seq_len inputs, in order: token-weighted, the same bits for any thread count, and on
+/// the CPU for any batch. A long window is computed in pieces that pass the state on, so memory does not grow with it.
 /// @throws DataError if there is no token to score, and what reading throws
 Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptions& options);
 

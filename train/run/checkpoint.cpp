@@ -12,6 +12,7 @@ namespace {
 
 /// Bytes of a tensor that are read at a time; for another device they pass through host memory.
 constexpr int64_t kPartBytes = int64_t(64) << 20;
+constexpr int64_t kMostCounted = int64_t(1) << 60;
 
 void write_finite(h5::Writer& writer, const std::string& path, const std::string& name, const Tensor& values) {
   Tensor total({1}, DType::f64);
@@ -64,7 +65,8 @@ Checkpoint::Checkpoint(const std::string& path, h5::Verify verify) : reader_(pat
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
             reader_.attribute_int("tokens"), reader_.attribute_string("data")};
   for (const int64_t count : {state_.step, state_.updates, state_.skipped_in_row, state_.tokens})
-    MMFREE_CHECK(DataError, count >= 0, path, ": counts ", count, " steps, updates, skipped steps or tokens");
+    MMFREE_CHECK(DataError, count >= 0 && count <= kMostCounted, path, ": counts ", count,
+                 " steps, updates, skipped steps or tokens");
   specs_ = parameter_specs(config_.model);
   for (const ParamSpec& spec : specs_) require("param/" + spec.name, spec.shape);
 }

@@ -10,9 +10,9 @@
 
 namespace mmfree {
 
-/// Keys and values of one line of a metrics file, in the order they are written. Names in use: train/loss
-/// train/grad_norm train/learning_rate train/epoch train/tokens train/tokens_per_sec train/step_time_ms val/loss
-/// val/ppl val/bpb step tokens time.
+/// Keys and values of one line of a metrics file, in the order they are written. Names in use: step time
+/// train/loss train/grad_norm train/learning_rate train/epoch train/tokens train/tokens_per_sec train/step_time_ms
+/// train/mfu train/data_wait train/peak_memory val/loss val/ppl val/bpb.
 using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double>>>;
 
 /// One JSON object without a newline. Doubles read back exactly (shortest form); non-finite ones become null.

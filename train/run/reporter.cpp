@@ -119,6 +119,7 @@ void Reporter::sync() {
 void Reporter::attempt(const std::function<void()>& write) try {
   write();
   if (std::exchange(failing_, false)) message("metrics are written again");
+  told_dropped_ |= metrics_->dropped();
 } catch (const Error& e) {
   if (!std::exchange(failing_, true))
     message(concat("warning: ", e.what(), "; metrics are kept in memory and written later; training goes on"));
