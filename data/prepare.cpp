@@ -216,7 +216,9 @@ void check_options(const PrepareOptions& o) {
   MMFREE_CHECK(UsageError, o.shard_tokens > 0, "prepare: shard size ", o.shard_tokens, ", expected 1 token or more");
   MMFREE_CHECK(UsageError, o.part.number >= 1 && o.part.number <= o.part.of, "prepare: part ", o.part.number, '/',
                o.part.of, ", expected 1/", o.part.of, " to ", o.part.of, '/', o.part.of);
-  MMFREE_CHECK(UsageError, o.part.of == 1 || !reads_standard_input(o), "prepare: parts of standard input");
+  MMFREE_CHECK(UsageError, o.part.of == 1 || !reads_standard_input(o),
+               "prepare: standard input cannot be divided into parts; give files");
+  MMFREE_CHECK(UsageError, !o.output.empty(), "prepare: the output directory has an empty name");
   MMFREE_CHECK(UsageError, o.limit_bytes >= 0, "prepare: limit of ", o.limit_bytes, " bytes, expected 0 or more");
 }
 

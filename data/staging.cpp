@@ -53,7 +53,9 @@ bool is_shard(std::string_view name) {
 /// Of the files in prepare's hidden folders.
 bool is_own_name(std::string_view name) { return name == kPlan || name == kNames || is_shard(name); }
 
-std::string hash_of_shard(const std::string& path) { return h5::Reader(path, kTokens, h5::Verify::header).hash(); }
+std::string hash_of_shard(const std::string& path, h5::Verify verify = h5::Verify::header) {
+  return h5::Reader(path, kTokens, verify).hash();
+}
 
 /// Whether prepare made a file that lies in one of its hidden folders.
 bool is_own(const fs::path& path) {
@@ -101,7 +103,7 @@ Staging::Staging(const std::string& output, const std::string& plan, bool overwr
     : output_(output), path_(output_ / ".preparing"), mark_(output_ / kPublishing), made_(output) {
   lock_ = FolderLock(output_.string());
   if (!overwrite) refuse_to_replace();
-  older();
+  older(h5::Verify::everything);
   const std::string hash = hex16(hash64(plan));
   if (!has_plan(path_ / kPlan, hash)) {
     clear_own(path_);
@@ -124,15 +126,16 @@ void Staging::refuse_to_replace() const {
   std::error_code ignored;
   MMFREE_CHECK(CreateError, old.empty() || fs::exists(mark_, ignored), output_.string(),
                ": already holds shards, for example ", old.front().filename().string(),
-               "; name another directory, or ask to overwrite");
+               "; name another directory, or give --overwrite");
 }
 
 /// The shards that are in place. Everything that is to be replaced or removed must be ours.
-MarkedFiles Staging::older() const {
+MarkedFiles Staging::older(h5::Verify verify) const {
   for (const fs::path& folder : {path_, mark_}) require_own(folder);
   std::vector<std::string> names;
   for (const fs::path& p : shards_in(output_)) names.push_back(p.filename().string());
-  return require_marked(output_.string(), kShards, names, hash_of_shard);
+  return require_marked(output_.string(), kShards, names,
+                        [&](const std::string& path) { return hash_of_shard(path, verify); });
 }
 
 /// An earlier run was killed in `publish`: moves its shards back, also those that were already in place. The mark
@@ -188,7 +191,7 @@ void Staging::discard() {
 
 void Staging::publish() {
   lock_.check();
-  const MarkedFiles old = older();
+  const MarkedFiles old = older(h5::Verify::header);
   MarkedFiles made;
   std::set<std::string> names;
   std::string list;

@@ -46,7 +46,7 @@ class Staging {
 
  private:
   void refuse_to_replace() const;
-  MarkedFiles older() const;
+  MarkedFiles older(h5::Verify verify) const;
   void take_back();
 
   std::filesystem::path output_, path_, mark_;

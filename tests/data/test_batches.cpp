@@ -368,8 +368,10 @@ TEST(Batches, ShuffleIsUniformEnough) {
   const Corpus corpus{TokenShards(counting_corpus(dir))};
   const int64_t n = Batches(corpus, {4, 0, true}).windows();  // 23
   std::vector<std::vector<int>> seen(static_cast<size_t>(n), std::vector<int>(static_cast<size_t>(n)));
-  for (uint64_t seed = 0; seed < 2300; ++seed)
-    for (int64_t i = 0; i < n; ++i) ++seen[size_t(i)][size_t(Batches(corpus, {4, seed, true}).window_of(i).number)];
+  for (uint64_t seed = 0; seed < 2300; ++seed) {
+    const Batches batches(corpus, {4, seed, true});
+    for (int64_t i = 0; i < n; ++i) ++seen[size_t(i)][size_t(batches.window_of(i).number)];
+  }
   // Each count has mean 100 and standard deviation 10.
   for (const auto& row : seen)
     for (int count : row) EXPECT_NEAR(count, 100, 55);

@@ -104,7 +104,7 @@ TEST(HfConfig, reads_what_it_writes_with_all_keys_of_the_published_models) {
   EXPECT_EQ(json["torch_dtype"], "bfloat16");
   EXPECT_EQ(read_hf_data(dir.path()), HfData{});
   for (const Framing framing : kAllFramings) {
-    const HfData data{framing, framing == Framing::bos};
+    const HfData data{framing, framing == Framing::bos, framing == Framing::eos ? 3 : -1};
     write_hf_config(dir.path(), c, "float32", data);
     EXPECT_EQ(read_hf_data(dir.path()), data);
   }

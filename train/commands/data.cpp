@@ -160,7 +160,8 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->add_flag("--eos,!--no-eos", options->eos, "end each document with eos (default)");
   add_text_options(*prepare_app, options->text);
   prepare_app->add_flag("--drop-duplicates", options->drop_duplicates,
-                        "of documents that are equal keep the first; takes about 64 bytes of memory per document");
+                        "of documents that are equal keep the first; takes about 64 bytes of memory per document; with "
+                        "--part within the part");
   prepare_app->add_flag("--compress", options->compress, "compress the shards (deflate): smaller, slower to read");
   prepare_app->add_option("--part", *part, "k/n: make part k of n, in a folder of its own; for job arrays");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace the shards that mmfree prepared in the directory");

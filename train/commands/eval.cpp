@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -36,12 +37,20 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
   std::vector<std::string> suffixes = TextReader::suffixes();
   suffixes.push_back(".h5");
   const std::vector<std::string> files = FoundFiles(o.data, suffixes).files;
-  if (has_suffix(files.front(), ".h5")) {
+  const auto is_shard = [](const std::string& file) { return has_suffix(file, ".h5"); };
+  const bool mixed =
+      std::any_of(files.begin(), files.end(), is_shard) && !std::all_of(files.begin(), files.end(), is_shard);
+  MMFREE_CHECK(UsageError, !mixed, "eval: give token shards or text, not both");
+  if (is_shard(files.front())) {
     shards = std::make_unique<TokenShards>(files);
     MMFREE_CHECK(DataError, shards->vocab_size() <= model.config.vocab_size, files.front(), ": has ",
                  shards->vocab_size(), " token ids, the model only ", model.config.vocab_size);
     MMFREE_CHECK(DataError, !model.tokenizer || model.tokenizer->hash() == shards->info().tokenizer_hash, files.front(),
                  ": was prepared with another tokenizer than the model's");
+    const Framing framing = shards->info().framing;
+    if (framing != model.framing)
+      console::err.format("warning: %s: documents are framed by %s, those that the model was trained on by %s\n",
+                          files.front().c_str(), name_of(framing), name_of(model.framing));
     return TokenSource::shards(*shards);
   }
   const auto tell = [](const char* what, const std::string& text) {

@@ -61,6 +61,7 @@ void export_to_ternary(const Options& o, const Model& model) {
 void export_to_hf(const Options& o, const Model& model) {
   HfWriteOptions options;
   options.data = {model.framing, model.reset_state};
+  if (model.tokenizer) options.data.pad_token_id = model.tokenizer->pad_id();
   options.torch_dtype = o.dtype;
   options.max_shard_bytes = o.max_shard_mb * 1'000'000;
   options.overwrite = o.overwrite;
@@ -96,6 +97,7 @@ Model load_to_export(const Options& o) {
 }
 
 void run_export(const Options& o) {
+  MMFREE_CHECK(UsageError, !o.out.empty(), "export: the output has an empty name");
   const StopSignals signals;
   const Model model = load_to_export(o);
   refuse_source(o, model);
@@ -106,12 +108,15 @@ void run_export(const Options& o) {
 }
 
 void run_import(const Options& o) {
+  MMFREE_CHECK(UsageError, !o.out.empty(), "import: the output has an empty name");
   MMFREE_CHECK(MissingError, fs::exists(o.model), o.model, ": does not exist");
   MMFREE_CHECK(UsageError, fs::is_directory(o.model), o.model,
                ": is not a folder; import reads a Hugging Face folder with config.json and safetensors");
   MMFREE_CHECK(UsageError, !fs::exists(o.out) || !lies_in(o.out, o.model), o.out,
                ": is part of the model to be imported; choose another name");
-  require_replaceable(o.out, o.overwrite, [&] { h5::Reader(o.out, "checkpoint"); });
+  require_replaceable(o.out, o.overwrite, [&] {
+    MMFREE_CHECK(DataError, !Checkpoint(o.out).has_states(), o.out, ": holds the state of a training run");
+  });
   const StopSignals signals;  // a signal does not interrupt the writing
   const Model model = load_to_export(o);
   MMFREE_CHECK(UsageError, model.kind == "Hugging Face folder", o.model,

@@ -24,6 +24,9 @@ void print_shards(const std::string& path) {
                       static_cast<long long>(shards.total_tokens()), static_cast<long long>(shards.documents()));
   console::out.format("vocabulary  %d, tokenizer %s, bos %d, eos %d\n", info.vocab_size, info.tokenizer_hash.c_str(),
                       info.bos_id, info.eos_id);
+  console::out.format(
+      "documents   framed by %s%s\n", name_of(info.framing),
+      shards.sets().size() > 1 ? concat(", of ", shards.sets().size() - 1, " source sets").c_str() : "");
 }
 
 void print_model(const std::string& path) {
@@ -50,6 +53,9 @@ void print_model(const std::string& path) {
                         model.tokenizer->hash().c_str());
   else
     console::out.format("tokenizer   none\n");
+  console::out.format("documents   framed by %s, in windows of %lld%s\n", name_of(model.framing),
+                      static_cast<long long>(model.seq_len),
+                      model.reset_state ? ", the state forgotten where one starts" : "");
   if (!model.training) return;
   const Training& t = *model.training;
   console::out.format("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(t.step),

@@ -226,6 +226,7 @@ HfData read_hf_data(const std::string& dir) {
   const std::string path = dir + "/config.json", where = path + ": ";
   const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
   HfData data;
+  data.pad_token_id = int(Fields(json, where).token_id("pad_token_id", -1));
   if (!Fields(json, where).has("mmfree")) return data;
   const Fields extras(json["mmfree"], where + "mmfree: ");
   if (extras.has(kFraming))
@@ -262,7 +263,7 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
       {"fuse_cross_entropy", true},
       {"use_cache", true},
       {"tie_word_embeddings", config.tie_word_embeddings},
-      {"pad_token_id", nullptr},
+      {"pad_token_id", id_or_null(data.pad_token_id)},
       {"bos_token_id", id_or_null(config.bos_token_id)},
       {"eos_token_id", id_or_null(config.eos_token_id)},
       {"torch_dtype", torch_dtype},

@@ -140,7 +140,7 @@ void check_target(const fs::path& target, bool overwrite) {
   MMFREE_CHECK(CreateError, fs::is_directory(status), target.string(), ": exists and is not a directory");
   if (fs::is_empty(target, error)) return;
   MMFREE_CHECK(CreateError, !error, target.string(), ": ", error.message());
-  MMFREE_CHECK(CreateError, overwrite, target.string(), ": is not empty; choose another folder or ask to overwrite it");
+  MMFREE_CHECK(CreateError, overwrite, target.string(), ": is not empty; choose another folder or give --overwrite");
   require_ours(target);
 }
 

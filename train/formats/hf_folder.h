@@ -27,6 +27,7 @@ ModelConfig read_hf_config(const std::string& dir);
 struct HfData {
   Framing framing = Framing::both;  ///< of the documents
   bool reset_state = false;         ///< whether the recurrent state was forgotten where a document started
+  int pad_token_id = -1;            ///< of the tokenizer; -1: none
   bool operator==(const HfData&) const = default;
 };
 /// Of the model in `dir`; the defaults where its config.json does not say. @throws MissingError, DataError

@@ -82,6 +82,7 @@ class Sums {
   void finish() {
     for (size_t s = 0; s < sets_.size(); ++s)
       if (sets_[s].tokens > 0) sum_.sets.emplace_back(source_.sets[s], sets_[s]);
+    if (sum_.sets.size() == 1 && sum_.sets[0].first.empty()) sum_.sets.clear();
   }
 
  private:

@@ -44,8 +44,9 @@ struct LossSum {
 
 /// The sums over all scored tokens: every token but the first of the source and those that its mask leaves out.
 struct Evaluation : LossSum {
-  std::vector<std::pair<std::string, LossSum>> sets;  ///< per source set, if documents name any; those with tokens
-  std::vector<LossSum> positions;                     ///< entry k: over window positions in position_range(k)
+  std::vector<std::pair<std::string, LossSum>>
+      sets;                        ///< per source set, those with tokens; none if no document names one
+  std::vector<LossSum> positions;  ///< entry k: over window positions in position_range(k)
 };
 
 /// The positions that entry k of Evaluation::positions covers, first and one past the last: [0, 1), [1, 2), [2, 4),

@@ -99,7 +99,12 @@ const Tokenizer& Model::need_tokenizer() const {
 
 Model load_model(const std::string& path, const std::string& tokenizer_path) {
   Model m = fs::is_directory(path) ? from_directory(path) : from_file(path);
-  if (!tokenizer_path.empty()) m.tokenizer = Tokenizer::load(tokenizer_path);
+  if (!tokenizer_path.empty()) {
+    const Tokenizer given = Tokenizer::load(tokenizer_path);
+    MMFREE_CHECK(UsageError, !m.tokenizer || m.tokenizer->hash() == given.hash(), tokenizer_path,
+                 ": is another tokenizer than the one that ", m.source, " holds; leave --tokenizer out");
+    m.tokenizer = given;
+  }
   MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path,
                ": the tokenizer has ", m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);
   return m;

@@ -37,7 +37,7 @@ struct Model {
 };
 
 /// Reads a model from a checkpoint, a run folder (its newest intact checkpoint), a ternary export, or a Hugging Face
-/// folder. Weights are f32. `tokenizer_path` replaces the tokenizer in the file; it must fit the vocabulary.
+/// folder. Weights are f32. `tokenizer_path` gives the tokenizer of a file that holds none; it must fit the vocabulary.
 /// @throws MissingError, DataError, IoError, ConfigError
 Model load_model(const std::string& path, const std::string& tokenizer_path = "");
 

@@ -146,7 +146,9 @@ Question parse_question(const std::string& line, const std::string& task, const 
   MMFREE_CHECK(DataError, row.has("context"), where,
                ": not an item of a task; expected the keys query, choices and gold, or sentence, option1, option2 and "
                "answer, or context and continuation");
-  return {{{row.text("context"), " " + row.text("continuation")}}, {}, 0};
+  const std::string continuation = row.text("continuation");
+  MMFREE_CHECK(DataError, !continuation.empty(), where, ": the continuation is empty");
+  return {{{row.text("context"), " " + continuation}}, {}, 0};
 }
 
 Request make_request(const Tokenizer& tokenizer, const std::vector<int32_t>& opening, const Question::Pair& pair,
