@@ -98,8 +98,9 @@ struct Group {
 /// Reads documents, takes those of its part, drops duplicates and divides the rest.
 class GroupReader {
  public:
-  GroupReader(const PrepareOptions& options, const std::vector<std::string>& files, bool by_rows, Splitting splitting)
-      : options_(options), reader_(files, stoppable()), by_rows_(by_rows), splitting_(splitting) {}
+  GroupReader(const PrepareOptions& options, int64_t vocab_size, const std::vector<std::string>& files, bool by_rows,
+              Splitting splitting)
+      : options_(options), reader_(files, stoppable(vocab_size)), by_rows_(by_rows), splitting_(splitting) {}
 
   Group next() {
     Group group;
@@ -122,8 +123,9 @@ class GroupReader {
   int64_t duplicates() const { return duplicates_; }
 
  private:
-  TextOptions stoppable() const {
+  TextOptions stoppable(int64_t vocab_size) const {
     TextOptions text = options_.text;
+    text.vocab_size = vocab_size;
     text.check_stop = [this] {
       MMFREE_CHECK(Error, !abandoned_, "prepare: nobody takes what is read");
       if (options_.check_stop) options_.check_stop();
@@ -256,7 +258,7 @@ PrepareSummary prepare(const PrepareOptions& options) {
   std::vector<std::string> files;
   for (size_t i = 0; i < found.files.size(); ++i)
     if (by_rows || int64_t(i) % options.part.of == options.part.number - 1) files.push_back(found.files[i]);
-  GroupReader reader(options, files, by_rows, splitting);
+  GroupReader reader(options, encoder.tokenizer().vocab_size(), files, by_rows, splitting);
   Staging staging(folder_of_part(options), plan_of(options, encoder.tokenizer(), files, splitting.tails),
                   options.overwrite);
   if (options.on_warning && !staging.warning().empty()) options.on_warning(staging.warning());

@@ -30,6 +30,7 @@ struct Document {
 struct TextOptions {
   std::string text_field = "text";                    ///< the key of the text; dots lead into objects: "a.b"
   std::string set_field = "meta.redpajama_set_name";  ///< the key of the source set, likewise
+  int64_t vocab_size = 0;                             ///< token ids at or above it are malformed; 0: any are taken
   bool skip_malformed = false;                        ///< count malformed rows instead of refusing them
   bool strict = false;                                ///< refuse what is otherwise tolerated: see TextReader
   /// Called now and then while text is read, or while standard input keeps the reader waiting: what it throws ends it.

@@ -36,7 +36,7 @@ std::string named(const std::string& path) { return "\"" + path + "\""; }
 
 }  // namespace
 
-RowParser::RowParser(const TextOptions& options) {
+RowParser::RowParser(const TextOptions& options) : vocab_size_(options.vocab_size) {
   const std::string paths[kFields] = {options.text_field, "ids", "mask", "prompt", "completion", options.set_field};
   for (size_t i = 0; i < kFields; ++i) fields_[i].path = paths[i];
 }
@@ -140,6 +140,9 @@ RowParser::Field& RowParser::need(Name name) {
 TokenIds RowParser::token_ids() {
   TokenIds tokens{std::move(need(kIds).numbers), {}};
   if (tokens.ids.empty()) throw Malformed{"\"ids\" is empty", "", 0};
+  for (const int32_t id : tokens.ids)
+    if (vocab_size_ > 0 && id >= vocab_size_)
+      throw Malformed{"\"ids\" holds an id outside the tokenizer", concat(": ", id, ", it has ", vocab_size_), 0};
   if (!fields_[kMask].found) return tokens;
   const std::vector<int32_t>& mask = need(kMask).numbers;
   if (mask.size() != tokens.ids.size())

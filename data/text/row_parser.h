@@ -37,6 +37,7 @@ class RowParser {
   TokenIds token_ids();
 
   std::array<Field, kFields> fields_;
+  int64_t vocab_size_;
   std::vector<std::string> keys_;  // of the row, the first few
 };
 

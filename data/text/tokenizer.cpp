@@ -19,8 +19,9 @@ namespace mmfree {
 
 namespace {
 constexpr int64_t kMaxModelBytes = int64_t(32) << 20;
-/// Longer texts are encoded in parts: SentencePiece needs some 100 bytes of memory per character.
-constexpr size_t kEncodeBytes = size_t(1) << 18;
+/// Longer texts are encoded in parts: SentencePiece takes 100 bytes of memory per character, and more time for each in
+/// a long text.
+constexpr size_t kEncodeBytes = size_t(1) << 10;
 constexpr std::string_view kSpace = "\xE2\x96\x81";        // U+2581
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD
 }  // namespace
@@ -29,7 +30,8 @@ struct Tokenizer::Model {
   std::string name, bytes, hash;
   TokenizerModel parsed;
   sentencepiece::SentencePieceProcessor processor;
-  std::string unknown_text;  // what decode shows for the unknown piece
+  std::string unknown_text;   // what decode shows for the unknown piece
+  bool ends_at_lines = true;  // no piece goes on from other text to a line break
 
   const Piece& at(int32_t id) const {
     MMFREE_CHECK(DataError, id >= 0 && size_t(id) < parsed.pieces.size(), name, ": token id ", id,
@@ -55,6 +57,9 @@ Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
                ": SentencePiece reads another number of pieces than the file holds");
   const int unknown = model->processor.unk_id();
   if (unknown >= 0) model->processor.Decode(std::vector<int>{unknown}, &model->unknown_text).IgnoreError();
+  for (const Piece& piece : model->parsed.pieces)
+    for (size_t at = 1; (at = piece.text.find('\n', at)) != std::string::npos; ++at)
+      if (piece.text[at - 1] != '\n') model->ends_at_lines = false;
   model->hash = hex16(hash64(bytes));
   model->bytes = std::move(bytes);
   return Tokenizer(std::move(model));
@@ -73,7 +78,7 @@ int Tokenizer::byte_length(int32_t id) const { return model_->at(id).text_bytes;
 
 namespace {
 
-/// Length of the first part of a long text: up to a line break that follows other text. No piece spans that place.
+/// Length of the first part of a long text: up to a line break that follows other text.
 size_t first_part(std::string_view text) {
   if (text.size() <= kEncodeBytes) return text.size();
   for (size_t at = kEncodeBytes; (at = text.find('\n', at)) != std::string_view::npos; ++at)
@@ -88,7 +93,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int> ids;
   bool first = true;
   do {
-    const size_t n = first_part(text);
+    const size_t n = model_->ends_at_lines ? first_part(text) : text.size();
     const auto status = model_->processor.Encode(text.substr(0, n), &ids);
     MMFREE_CHECK(DataError, status.ok(), model_->name, ": cannot encode the text: ", status.message());
     // A later part starts with '\n', so its dummy prefix stands alone.

@@ -87,7 +87,9 @@ TEST(PrepareRows, TextsPromptsAndIdsEachHaveTheirForm) {
   EXPECT_EQ(documents[0].set, "Web");
   EXPECT_EQ(documents[1].set, "Chat");
   EXPECT_EQ(documents[2].set, "");
-  expect_error<DataError>({"token id 400", "400 pieces"}, [&] { rows.prepared("{\"ids\": [1, 400]}\n"); });
+  expect_error<DataError>(
+      {"rows.jsonl:1", "\"ids\" holds an id outside the tokenizer", "400, it has 400", "--skip-malformed"},
+      [&] { rows.prepared("{\"ids\": [1, 400]}\n"); });
 }
 
 TEST(PrepareRows, ShardsSayHowTheirDocumentsAreFramed) {

@@ -56,7 +56,9 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
   const auto tell = [](const char* what, const std::string& text) {
     if (!text.empty()) console::err.format("%s%s\n", what, text.c_str());
   };
-  TextReader reader(o.data, o.text);
+  TextOptions options = o.text;
+  options.vocab_size = model.need_tokenizer().vocab_size();
+  TextReader reader(o.data, options);
   tell("", passed_over_text(reader.passed_over()));
   const auto next = [&](Document* document) { return reader.next(document); };
   const int64_t most = o.limit > 0 ? o.limit : std::numeric_limits<int64_t>::max();
