@@ -596,13 +596,16 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
   EXPECT_TRUE(contains(output({"info", dir / "run", "--verify"}), "verified, 2 files match their hashes"));
   output({"export", f.checkpoint, dir / "m.mmfree"});
   EXPECT_TRUE(contains(output({"info", dir / "m.mmfree", "--verify"}), "verified, the export matches its hash"));
+  output({"export", f.checkpoint, dir / "hf", "--format", "hf"});
+  EXPECT_TRUE(contains(output({"info", dir / "hf", "--verify"}), "files match their hashes"));
+  spit(dir / "hf/README.md", slurp(dir / "hf/README.md") + " ");
   for (const std::string& path : {dir / "data/train-00000.h5", dir / "run/checkpoints/step-00000001.h5"}) {
     std::string bytes = slurp(path);
     bytes[bytes.size() - 1] ^= 1;
     spit(path, bytes);
   }
   spit(dir / "bad.h5", "no HDF5");
-  for (const std::string& damaged : {f.damaged, dir / "data", dir / "run", f.text, dir / "bad.h5"}) {
+  for (const std::string& damaged : {f.damaged, dir / "data", dir / "run", f.text, dir / "bad.h5", dir / "hf"}) {
     Program p({"info", damaged, "--verify"});
     EXPECT_EQ(p.wait(), 65) << damaged;
     EXPECT_TRUE(contains(p.err(), ": ")) << p.err();

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "core/system/console.h"
+#include "core/system/folder_mark.h"
 #include "data/h5/h5.h"
 #include "data/paths.h"
 #include "data/token_shards.h"
@@ -84,7 +85,23 @@ bool verify_file(const std::string& file) {
   return error.empty();
 }
 
-/// Reads every byte of a shard or checkpoint, or of all in a folder of them or in a run folder.
+/// Compares every file of an exported Hugging Face folder with its mark.
+void verify_export(const std::string& folder) {
+  const MarkedFiles marked = read_mark(folder, "hf");
+  MMFREE_CHECK(MissingError, !marked.empty(), folder,
+               ": holds no hashes to compare with: another program or an older mmfree wrote it");
+  uint64_t bytes = 0;
+  for (const auto& [name, hash] : marked) {
+    const std::string file = (fs::path(folder) / name).string();
+    MMFREE_CHECK(DamagedError, hash_of_file(file) == hash, file,
+                 ": is not as it was exported: damaged, or changed since; export it again");
+    bytes += fs::file_size(file);
+  }
+  console::out.format("%s: verified, %zu files match their hashes (%s)\n", folder.c_str(), marked.size(),
+                      format_bytes(bytes).c_str());
+}
+
+/// Reads every byte of a shard, checkpoint or export, or of all in a folder of them or in a run folder.
 void verify(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
   if (fs::is_regular_file(path) && h5::kind_of(path).empty() && !path.ends_with(".h5")) {
@@ -93,6 +110,7 @@ void verify(const std::string& path) {
                         format_bytes(fs::file_size(path)).c_str());
     return;
   }
+  if (fs::exists(fs::path(path) / "config.json")) return verify_export(path);
   const fs::path checkpoints = fs::path(path) / "checkpoints";
   const std::vector<std::string> files =
       expand_paths({fs::is_directory(checkpoints) ? checkpoints.string() : path}, {".h5"});
@@ -124,7 +142,8 @@ void add_info_command(CLI::App& app) {
   CLI::App* c = app.add_subcommand("info", "Say what a file is: checkpoint, run folder, export, shard or tokenizer");
   c->add_option("file", *path, "file or folder")->required();
   auto all = std::make_shared<bool>(false);
-  c->add_flag("--verify", *all, "read every byte of a shard, a checkpoint or a folder of them, and compare the hashes");
+  c->add_flag("--verify", *all,
+              "read every byte of a shard, a checkpoint, an export or a folder of them, and compare the hashes");
   c->footer(
       "Examples:\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5\n"
       "  mmfree info shards --verify");
