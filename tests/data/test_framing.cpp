@@ -46,7 +46,9 @@ TEST(Framing, OfAPromptOnlyTheCompletionIsScored) {
       EXPECT_GE(scored, int64_t(has_bos(f)));
       const std::string unscored = t.decode(Ids(d.tokens.begin(), d.tokens.begin() + scored));
       EXPECT_TRUE(prompt.starts_with(unscored)) << prompt << " / " << unscored;
-      if (prompt == "What is it?") EXPECT_EQ(unscored, prompt);
+      if (prompt == "What is it?") {
+        EXPECT_EQ(unscored, prompt);
+      }
     }
 }
 
