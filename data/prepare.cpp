@@ -75,8 +75,9 @@ class SplitWriter {
   PrepareSummary::Split total_;
 };
 
-TextOptions text_options(const PrepareOptions& options) {
+TextOptions text_options(const PrepareOptions& options, int64_t vocab_size) {
   TextOptions text = options.text;
+  text.vocab_size = vocab_size;
   text.check_stop = options.check_stop;
   return text;
 }
@@ -124,8 +125,7 @@ class GroupReader {
 
  private:
   TextOptions stoppable(int64_t vocab_size) const {
-    TextOptions text = options_.text;
-    text.vocab_size = vocab_size;
+    TextOptions text = text_options(options_, vocab_size);
     text.check_stop = [this] {
       MMFREE_CHECK(Error, !abandoned_, "prepare: nobody takes what is read");
       if (options_.check_stop) options_.check_stop();
@@ -174,9 +174,9 @@ bool reads_standard_input(const PrepareOptions& options) {
   return std::find(options.inputs.begin(), options.inputs.end(), "-") != options.inputs.end();
 }
 
-bool has_few_documents(const PrepareOptions& options) {
+bool has_few_documents(const PrepareOptions& options, int64_t vocab_size) {
   if (reads_standard_input(options)) return false;  // it cannot be read twice
-  TextReader reader(options.inputs, text_options(options));
+  TextReader reader(options.inputs, text_options(options, vocab_size));
   Document document;
   int64_t count = 0, bytes = 0;
   while (count < kFewDocuments && (!options.limit_bytes || bytes < options.limit_bytes) && reader.next(&document)) {
@@ -253,7 +253,8 @@ PrepareSummary prepare(const PrepareOptions& options) {
   check_options(options);
   const DocumentEncoder encoder(Tokenizer::load(options.tokenizer), framing_of(options.bos, options.eos));
   const FoundFiles found(options.inputs, TextReader::suffixes());
-  const Splitting splitting{options.valid_fraction, options.valid_fraction > 0 && has_few_documents(options)};
+  const Splitting splitting{options.valid_fraction,
+                            options.valid_fraction > 0 && has_few_documents(options, encoder.tokenizer().vocab_size())};
   const bool by_rows = int64_t(found.files.size()) < options.part.of;
   std::vector<std::string> files;
   for (size_t i = 0; i < found.files.size(); ++i)

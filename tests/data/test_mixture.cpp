@@ -171,6 +171,26 @@ TEST(Batches, SeveralSourcesAreMixedAndEachIsVisitedInFull) {
   }
 }
 
+TEST(Batches, TheOrderOfSamplesIsFixedForEverAndDiffersBetweenSources) {
+  const TempDir dir;
+  const Corpus one{TokenShards({write_shard(dir / "one.h5", 0, {121})})};  // 30 windows of 4
+  const Batches alone(one, {4, 42, true});
+  std::vector<int64_t> order;
+  for (int64_t s = 0; s < 8; ++s) order.push_back(alone.window_of(s).number);
+  EXPECT_EQ(order, (std::vector<int64_t>{5, 9, 2, 1, 0, 16, 14, 21}));
+  DataConfig twins;
+  twins.sources = {{"a", {dir / "one.h5"}, 1}, {"b", {dir / "one.h5"}, 1}};
+  const Corpus two(twins);
+  const Batches both(two, {4, 42, true, {{0, {1, 1}}}});
+  std::vector<int64_t> orders[2];
+  for (int64_t s = 0; s < 60; ++s) {
+    const auto [source, number, goes_on] = both.window_of(s);
+    orders[source].push_back(number);
+  }
+  EXPECT_TRUE(std::equal(order.begin(), order.end(), orders[0].begin()));
+  EXPECT_NE(orders[0], orders[1]);
+}
+
 TEST(Batches, SourcesThatWerePreparedDifferentlyAreRefused) {
   const TempDir dir;
   DataConfig data = two_sources(dir);

@@ -240,6 +240,34 @@ TEST(Evaluate, TextGivesTheNumbersOfItsShardsForEveryFraming) {
   }
 }
 
+TEST(Evaluate, TextIsReadUntilExactlyTheLimitCanBeScored) {
+  const Model m = tiny_model(tiny_model_config());
+  const std::vector<Document> documents = {
+      {"tre su", ""}, {PromptedText{"ka lo", " mi"}, ""}, {"qui", ""}, {PromptedText{"von", " el da"}, ""}};
+  for (const Framing framing : {Framing::none, Framing::both}) {
+    const auto source = [&](int64_t most, size_t& read) {
+      read = 0;
+      return source_of_texts(
+          {*m.tokenizer, framing},
+          [&](Document* d) {
+            if (read == documents.size()) return false;
+            *d = documents[read++];
+            return true;
+          },
+          most);
+    };
+    size_t read = 0;
+    const int64_t all = evaluate(*m.lm, source(INT64_MAX, read), {13}).tokens;
+    size_t before = 1;
+    for (int64_t limit = 1; limit <= all; ++limit) {
+      EXPECT_EQ(evaluate(*m.lm, source(limit, read), {13, limit}).tokens, limit);
+      EXPECT_GE(read, before);
+      before = read;
+    }
+    EXPECT_EQ(before, documents.size());
+  }
+}
+
 TEST(Evaluate, AgreesWithAnIndependentProgram) {
   const std::string folder = source_dir() + "/tests/golden/zeroshot/";
   std::ifstream lines(folder + "loss.jsonl");
