@@ -31,7 +31,7 @@ class BindVisitor : public DeclarationVisitor {
     p.parameter = m.tied ? "model.embeddings.weight" : p.name + ".weight";
     p.precision = c.precision_of(name);
     if (params_.has(p.parameter)) p.weight = params_[p.parameter];
-    if (c.inner_norm) p.norm = params_[p.name + ".norm.weight"];
+    if (c.inner_norm_of(name)) p.norm = params_[p.name + ".norm.weight"];
     p.matrix = std::make_shared<WeightMatrix>();
     projections_.push_back(&p);
   }

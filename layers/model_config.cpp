@@ -10,6 +10,9 @@
 namespace mmfree {
 namespace {
 
+/// Widest head of attention.
+constexpr int64_t kMostHeadWidth = 512;
+
 bool has_heads(const LayerConfig& layer) {
   return std::visit([](const auto& mixer) { return mixer.has_heads; }, make_mixer<TokenMixer>(layer.token, layer));
 }
@@ -24,14 +27,31 @@ void check_layer(const std::string& where, const LayerConfig& layer) {
   check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
   check_range(where + "heads", layer.heads, 1, kMostHeads);
   check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
+  check_range(where + "head_dim", layer.head_dim, 0, kMostHeadWidth);
+  check_range(where + "sliding_window", layer.sliding_window, 0, int64_t(1) << 40);
+  MMFREE_CHECK(ConfigError, std::isfinite(layer.rope_theta) && layer.rope_theta >= 1 && layer.rope_theta <= 1e12, where,
+               "rope_theta: ", layer.rope_theta, " is outside [1, 1e12]");
+}
+
+/// Checks that the heads of a layer fit together.
+void check_shape_of_heads(const std::string& where, const LayerConfig& layer) {
+  MMFREE_CHECK(ConfigError, layer.heads % layer.groups == 0, where, "kv_heads: ", layer.groups, " do not divide ",
+               layer.heads, " heads");
+  MMFREE_CHECK(ConfigError, layer.head_dim > 0 && layer.head_dim % 8 == 0 && layer.head_dim <= kMostHeadWidth, where,
+               "heads: ", layer.heads, " heads of a width of ", layer.width,
+               layer.head_dim * layer.heads == layer.width ? "" : concat(" and head_dim ", layer.head_dim),
+               "; the width of a head must be a multiple of 8 up to ", kMostHeadWidth, ", given by heads or head_dim");
 }
 
 /// Refuses heads where no mixer has any: in an entry of model.layers, and in the model if none of its layers does.
 void check_heads(const ModelConfig& c) {
-  const auto check = [](const std::string& where, bool allowed, int64_t heads, int64_t kv_heads, TokenKind token) {
+  const auto check = [](const std::string& where, bool allowed, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                        int64_t window, TokenKind token) {
     MMFREE_CHECK(ConfigError, allowed || (heads == 1 && kv_heads <= 1), where, heads == 1 ? "kv_" : "",
                  "heads: ", heads == 1 ? kv_heads : heads, " heads, but ", name_of(token),
                  " mixes every channel on its own; leave heads and kv_heads out");
+    MMFREE_CHECK(ConfigError, allowed || (head_dim == 0 && window == 0), where, head_dim ? "head_dim" : "sliding_window",
+                 ": ", head_dim ? head_dim : window, ", but ", name_of(token), " has no heads and no window; leave it out");
   };
   bool any = c.uniform() && has_heads(c.layer(0));
   int64_t first = 0;
@@ -40,9 +60,11 @@ void check_heads(const ModelConfig& c) {
     const LayerEntry& given = c.layers[i];
     any |= has_heads(layer);
     check(concat("model.layers[", i, "]."), has_heads(layer), given.heads.value_or(1), given.kv_heads.value_or(0),
-          layer.token);
+          given.head_dim.value_or(0), given.sliding_window.value_or(0), layer.token);
+    if (has_heads(layer)) check_shape_of_heads(concat("model.layers[", i, "]."), layer);
   }
-  check("model.", any, c.heads, c.kv_heads, c.layer(0).token);
+  check("model.", any, c.heads, c.kv_heads, c.head_dim, c.sliding_window, c.layer(0).token);
+  if (c.uniform() && any) check_shape_of_heads("model.", c.layer(0));
 }
 
 void check_rules(const ModelConfig& c) {
@@ -66,6 +88,8 @@ const char* name_of(TokenKind k) {
   switch (k) {
     case TokenKind::mlgru:
       return "mlgru";
+    case TokenKind::attention:
+      return "attention";
   }
   return "?";
 }
@@ -129,6 +153,8 @@ LayerConfig ModelConfig::layer(int l) const {
   c.index = l;
   c.width = hidden_size;
   c.inner = intermediate_of(c.intermediate_size);
+  c.groups = c.kv_heads ? c.kv_heads : c.heads;
+  if (c.head_dim == 0 && c.width % c.heads == 0) c.head_dim = c.width / c.heads;
   c.depth = num_hidden_layers;
   c.norm_eps = rms_norm_eps;
   c.std = initializer_range;
@@ -136,16 +162,29 @@ LayerConfig ModelConfig::layer(int l) const {
   return c;
 }
 
+namespace {
+
+bool applies(const PrecisionRule& rule, int layer, const std::string& projection) {
+  const auto lists = [](const auto& all, const auto& one) {
+    return all.empty() || std::find(all.begin(), all.end(), one) != all.end();
+  };
+  return lists(rule.layers, layer) && lists(rule.projections, projection);
+}
+
+}  // namespace
+
 Precision LayerConfig::precision_of(const std::string& name) const {
   Precision p = precision;
-  for (const PrecisionRule& rule : model->precision_rules) {
-    const bool layer =
-        rule.layers.empty() || std::find(rule.layers.begin(), rule.layers.end(), index) != rule.layers.end();
-    const bool projection = rule.projections.empty() ||
-                            std::find(rule.projections.begin(), rule.projections.end(), name) != rule.projections.end();
-    if (layer && projection) p = rule.precision;
-  }
+  for (const PrecisionRule& rule : model->precision_rules)
+    if (applies(rule, index, name)) p = rule.precision.value_or(p);
   return p;
+}
+
+bool LayerConfig::inner_norm_of(const std::string& name) const {
+  bool normalises = inner_norm;
+  for (const PrecisionRule& rule : model->precision_rules)
+    if (applies(rule, index, name)) normalises = rule.inner_norm.value_or(normalises);
+  return normalises;
 }
 
 void ModelConfig::validate() const {

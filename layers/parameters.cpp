@@ -19,7 +19,7 @@ class SpecVisitor : public DeclarationVisitor {
   void projection(const std::string& name, BitLinear&, const MatrixSpec& m, const LayerConfig& c) {
     const std::string path = prefix_ + name;
     if (!m.tied) specs.push_back({path + ".weight", m.shape(), m.init, m.role});
-    if (c.inner_norm) specs.push_back({path + ".norm.weight", {m.in}, {Init::constant, 1}, ParamRole::vector});
+    if (c.inner_norm_of(name)) specs.push_back({path + ".norm.weight", {m.in}, {Init::constant, 1}, ParamRole::vector});
     projections.push_back({path, name, m, c.precision_of(name)});
   }
   std::vector<ParamSpec> specs;

@@ -172,6 +172,7 @@ void fields(PrecisionRule& c, Visit&& visit) {
   visit("layers", c.layers, ListOf<Integer>{{0, 4095}}, "layer numbers from 0; empty: all layers and lm_head");
   visit("projections", c.projections, ListOf<Text>{{false}}, "names of projections; empty: all");
   visit("precision", c.precision, choice_of(kAllPrecisions), "how these projections multiply");
+  visit("inner_norm", c.inner_norm, Flag{}, "whether these projections normalise their input once more");
 }
 
 /// The keys of a layer: of the whole model, or of an entry of model.layers.
@@ -182,14 +183,20 @@ void layer_fields(LayerKeys<Of>& c, Visit&& visit) {
         "what mixes along width: a gated mixer or two plain matrices");
   visit("heads", c.heads, Integer{1, 1 << 12}, "heads of a token mixer that has heads");
   visit("kv_heads", c.kv_heads, Integer{0, 1 << 12}, "heads of keys and values; 0: as heads");
+  visit("head_dim", c.head_dim, Integer{0, 512}, "width of a head, a multiple of 8; 0: D / heads");
+  visit("rope_theta", c.rope_theta, Real{1, 1e12}, "base of attention's rotary angles");
+  visit("sliding_window", c.sliding_window, Integer{0, int64_t{1} << 40},
+        "most tokens that attention sees, the current one among them; 0: all");
   visit("intermediate_size", c.intermediate_size, Integer{0, 1 << 20},
         "width of the channel mixer; 0: 2/3 of hidden_ratio * D, rounded up to a multiple of 256");
   visit(
       "activation", c.activation, choice_of(kAllActivations),
       "of the channel mixer; with glu, silu makes SwiGLU, gelu GEGLU, relu ReGLU, selu SeGLU, sigmoid GLU, identity a "
       "bilinear layer");
+  visit("fused_gate", c.fused_gate, Flag{}, "the glu's gate and up projections are one matrix, with one ternary scale");
   visit("precision", c.precision, choice_of(kAllPrecisions), "how every projection multiplies that no rule names");
   visit("inner_norm", c.inner_norm, Flag{}, "every projection normalises its input once more");
+  visit("sub_norm", c.sub_norm, Flag{}, "attention, glu and mlp normalise the input of their last projection");
   visit("gate_order", c.gate_order, choice_of(kAllGateOrders),
         "how the MLGRU's output gate combines projection and state; published weights need reference");
 }
@@ -235,7 +242,7 @@ void fields(ModelConfig& c, Visit&& visit) {
   visit("num_hidden_layers", c.num_hidden_layers, Integer{1, 1 << 12},
         "number of blocks; follows from layers if given");
   visit("hidden_ratio", c.hidden_ratio, Integer{1, 1 << 10}, "used only where intermediate_size is 0");
-  visit("rms_norm_eps", c.rms_norm_eps, Real{0, 1, true, true}, "added to the mean square in block and gate norms");
+  visit("rms_norm_eps", c.rms_norm_eps, Real{0, 1, true, true}, "added to the mean square in block, gate and sub norms");
   visit("initializer_range", c.initializer_range, Real{0, 1e3, true}, "standard deviation of the initial weights");
   visit("use_lower_bound", c.use_lower_bound, Flag{}, "learned lower bounds of the forget gate");
   visit("tie_word_embeddings", c.tie_word_embeddings, Flag{}, "the head multiplies by the embedding table");
@@ -243,10 +250,10 @@ void fields(ModelConfig& c, Visit&& visit) {
   visit("layers", c.layers, ListOf<MapOf<LayerEntry>>{{"{repeat: ..., token: ..., ...}"}},
         "layers that differ, from the first on; their keys win over the model's own; empty: all alike");
   visit("precision_rules", c.precision_rules,
-        ListOf<MapOf<PrecisionRule>>{{"{layers: [...], projections: [...], precision: ...}", {"precision"}}},
+        ListOf<MapOf<PrecisionRule>>{{"{layers: [...], projections: [...], precision: ..., inner_norm: ...}", {"precision", "inner_norm"}}},
         "exceptions; later rules win, over layers too");
   visit("max_position_embeddings", c.max_position_embeddings, Integer{1, int64_t{1} << 40},
-        "kept for export; the model has no positions");
+        "kept for export; nothing that is computed depends on it");
   visit("bos_token_id", c.bos_token_id, Integer{-1, 1 << 24}, "token that starts a text; -1: none");
   visit("eos_token_id", c.eos_token_id, Integer{-1, 1 << 24}, "token that ends a text; -1: none");
 }
