@@ -236,9 +236,6 @@ void read_quantisation(const JsonFields& json, ModelConfig& c) {
   if (c.inner_norm) change.inner_norm = false;
   c.precision = Precision::ternary;
   c.precision_rules = kept_rules(c, kept_patterns(q), change);
-  MMFREE_CHECK(DataError, !c.tie_word_embeddings || c.layer(-1).precision_of(kHead) != Precision::ternary, q.where(),
-               "modules_to_not_convert lacks 'lm_head', but tie_word_embeddings is true: transformers does not tie a "
-               "quantised head");
 }
 
 }  // namespace
@@ -263,9 +260,7 @@ std::optional<LlamaForm> llama_form(const ModelConfig& c) {
     expressible &= !form.quantised || form.rms_norm == has_norm(layer, name);
     form.quantised = true;
     form.rms_norm = has_norm(layer, name);
-    const bool one_scale = layer.fused_gate && ours_of(layer, name) == "gate_proj";  // theirs has two
-    const bool one_matrix = layer.index < 0 && c.tie_word_embeddings;                // theirs are two
-    expressible &= !one_scale && !one_matrix;
+    if (layer.fused_gate && ours_of(layer, name) == "gate_proj") expressible = false;  // theirs has two scales
   });
   if (!form.quantised) form.kept.clear();
   if (!expressible || form.kept.size() > kMostKept) return {};
