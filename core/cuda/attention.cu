@@ -1,7 +1,6 @@
 #include "core/cuda/attention.cuh"
 #include "core/cuda/fused_attention.h"
 #include "core/ops/attention.h"
-#include "core/tensor.h"
 
 namespace mmfree::cuda {
 namespace {
@@ -250,14 +249,13 @@ void attention(const AttentionArgs& g) {
 void attention_backward(const AttentionBackwardArgs& g) {
   if (g.heads == 0 || g.width == 0) return;
   if (fused_attention_backward(g)) return;
-  Tensor delta({g.b, g.heads, g.t}, DType::f32, Device::cuda);
+  float* const delta = static_cast<float*>(g.scratch);
   dispatch(g, "attention_backward", [&]<class A, int kWidth>() {
     using L = Tile<kWidth>;
     const int64_t tiles = ceil_div(g.t, L::kM) * g.b;
-    launch("attention_backward", attend_back_queries<A, kWidth>, tiles * g.heads, shared_bytes<L>(2), g,
-           delta.mut<float>());
+    launch("attention_backward", attend_back_queries<A, kWidth>, tiles * g.heads, shared_bytes<L>(2), g, delta);
     launch("attention_backward", attend_back_keys<A, kWidth>, tiles * g.kv_heads, shared_bytes<L>(2), g,
-           delta.data<float>());
+           static_cast<const float*>(delta));
   });
 }
 
