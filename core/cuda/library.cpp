@@ -1,9 +1,10 @@
 #include "core/cuda/library.h"
 
 #include <dlfcn.h>
-#include <glob.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <sstream>
 #include <vector>
 
@@ -28,14 +29,17 @@ std::vector<std::string> python_prefixes() {
   return prefixes;
 }
 
-void* open_first(const std::string& pattern) {
-  glob_t found{};
-  void* library = nullptr;
-  if (glob(pattern.c_str(), 0, nullptr, &found) == 0)
-    for (size_t i = 0; i < found.gl_pathc && !library; ++i) library = dlopen(found.gl_pathv[i], RTLD_NOW | RTLD_LOCAL);
-  globfree(&found);
-  return library;
+/// The folders in `folder` whose names begin with `prefix`, sorted. None if it cannot be read.
+std::vector<std::string> folders_in(const std::string& folder, const char* prefix) {
+  std::vector<std::string> found;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    if (it->path().filename().string().starts_with(prefix)) found.push_back(it->path().string());
+  std::ranges::sort(found);
+  return found;
 }
+
+void* open_path(const std::string& path) { return dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL); }
 
 }  // namespace
 
@@ -43,14 +47,15 @@ void* open_library(const std::string& name) {
   std::vector<std::string> paths = {name};
   if (const char* home = std::getenv("CUDA_HOME"))
     for (const char* folder : {"/lib64/", "/lib/"}) paths.push_back(concat(home, folder, name));
-  for (const char* folder : {"/usr/local/cuda/lib64", "/usr/local/cuda/lib", "/usr/lib/x86_64-linux-gnu"})
-    paths.push_back(concat(folder, '/', name));
+  for (const char* folder : {"/usr/local/cuda/lib64/", "/usr/local/cuda/lib/", "/usr/lib/x86_64-linux-gnu/"})
+    paths.push_back(concat(folder, name));
   for (const std::string& path : paths)
-    if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
+    if (void* library = open_path(path)) return library;
   for (const std::string& prefix : python_prefixes())
-    for (const char* packages : {"site-packages", "dist-packages"})
-      if (void* library = open_first(concat(prefix, "/lib/python3*/", packages, "/nvidia/*/lib/", name)))
-        return library;
+    for (const std::string& python : folders_in(concat(prefix, "/lib"), "python3"))
+      for (const char* packages : {"/site-packages/nvidia", "/dist-packages/nvidia"})
+        for (const std::string& package : folders_in(concat(python, packages), ""))
+          if (void* library = open_path(concat(package, "/lib/", name))) return library;
   return nullptr;
 }
 
