@@ -153,7 +153,7 @@ TEST(CudaAttention, GradientsFollowThoseInDouble) {
 TEST(CudaAttention, TheStatisticsMayBeUnwanted) {
   MMFREE_NEEDS_GPU();
   for (const Case& c : {kCases[0], kCases[15]}) {
-    const Problem p = make_problem(c, DType::bf16);
+    const Problem p = plainly(make_problem(c, DType::bf16));
     const Forward with = forward_on_gpu(p);
     Tensor o = gpu_tensor(p.q.shape(), p.type), none;
     attention(to_gpu(p.q, p.type), keys_on_gpu(p, p.k), keys_on_gpu(p, p.v), c.keys(), on_gpu(p.positions), c.window, o,
@@ -185,7 +185,7 @@ TEST(CudaAttention, TwoRunsGiveTheSameBits) {
   for (DType type : {DType::f32, DType::bf16})
     for (const Case& c : {Case{2, 333, 8, 2, 64}, {2, 256, 4, 4, 128, 100}, {4, 1, 8, 8, 64, 0, 700}}) {
       SCOPED_TRACE(c.text());
-      const Problem p = make_problem(c, type);
+      const Problem p = plainly(make_problem(c, type));
       expect_repeatable([&] {
         const Forward f = forward_on_gpu(p);
         return std::vector<Tensor>{f.o, f.lse};
@@ -217,6 +217,14 @@ TEST_P(CudaFusedAttention, MatchesThePlainKernels) {
     differ |= !same_bits(gradients[i].to(Device::cpu), twins[i].to(Device::cpu));
   }
   EXPECT_TRUE(differ) << "the plain kernels ran on both sides";
+}
+
+TEST_P(CudaFusedAttention, TheStatisticsMayBeUnwanted) {
+  MMFREE_NEEDS_GPU();
+  const Problem p = make_problem(GetParam(), DType::bf16);
+  Tensor o = gpu_tensor(p.q.shape(), p.type), none;
+  attention(to_gpu(p.q, p.type), to_gpu(p.k, p.type), to_gpu(p.v, p.type), p.c.t, p.positions, p.c.window, o, none);
+  EXPECT_TRUE(same_bits(o.to(Device::cpu), forward_on_gpu(p).o.to(Device::cpu)));
 }
 
 TEST_P(CudaFusedAttention, TwoRunsGiveTheSameBits) {
@@ -252,9 +260,11 @@ INSTANTIATE_TEST_SUITE_P(Cases, CudaFusedAttention,
                                          Case{2, 128, 2, 2, 8}, Case{1, 256, 2, 1, 40}, Case{1, 256, 2, 2, 96}));
 
 /// Sequences are done in several calls where cuDNN's memory for all of them would be too much, with a shorter last one.
-TEST(CudaAttention, ABatchMayBeSplitForCudnn) {
+class CudaFusedBatch : public testing::TestWithParam<int64_t> {};
+
+TEST_P(CudaFusedBatch, MayBeSplit) {
   MMFREE_NEEDS_GPU();
-  const int64_t b = 9, t = 2048, heads = 12, width = 64;  // 96 MiB of ds a sequence: two calls of 5 and 4
+  const int64_t b = GetParam(), t = 2048, heads = 12, width = 64;  // 96 MiB of ds a sequence: two calls of 5 and 4
   const auto random = [&](uint32_t seed) {
     return to_gpu(random_tensor({b, t, heads, width}, DType::f32, seed), DType::bf16);
   };
@@ -275,3 +285,5 @@ TEST(CudaAttention, ABatchMayBeSplitForCudnn) {
       EXPECT_TRUE(same_bits(all[g].slice(i, i + 1).clone(), one[g])) << i << kGradients[g];
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Split, CudaFusedBatch, testing::Values(9));
