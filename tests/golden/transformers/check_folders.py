@@ -93,7 +93,7 @@ def compare(name, kind, ours, logits):
         problems.append(f"{name}: {most:.1e}, {median:.1e}")
 
 
-# --- theirs ------------------------------------------------------------------------------------------------------------
+# --- theirs ---
 
 SHAPE = dict(vocab_size=53, hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=6,
              num_key_value_heads=2, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
@@ -164,7 +164,7 @@ def check_theirs(program, base):
             compare(f"theirs/{folder.name}", kind, scored(program, folder, ids, SHAPE["vocab_size"]), logits)
 
 
-# --- ours --------------------------------------------------------------------------------------------------------------
+# --- ours ---
 
 ATTENTION = dict(vocab_size=320, hidden_size=48, num_hidden_layers=3, intermediate_size=72, token="attention", heads=6,
                  kv_heads=2, inner_norm=False, fused_gate=False, precision="f32", initializer_range=0.1)
@@ -197,7 +197,7 @@ def prepare_data(program, base):
 
 
 def stored_codes(file, name, columns):
-    """Codes of a ternary export: byte j of a block of 32 holds the columns j, j + 32, j + 64, j + 96, low bits first."""
+    """Codes of a ternary export: byte j of a block of 32 holds columns j, j + 32, j + 64, j + 96, low bits first."""
     packed = file[name + ".codes"].numpy()
     blocks = packed.reshape(len(packed), -1, 32)
     return np.stack([blocks >> s & 3 for s in (0, 2, 4, 6)], 2).reshape(len(packed), -1)[:, :columns].astype(int) - 1
