@@ -4,6 +4,7 @@
 
 #include "layers/channel/glu.h"
 #include "layers/channel/mlp.h"
+#include "layers/token/attention.h"
 #include "layers/token/mlgru.h"
 
 namespace mmfree {
@@ -11,7 +12,7 @@ namespace mmfree {
 /// The mixers that a layer may have. A token mixer says whether `heads` mean anything to it and whether its forget gate
 /// has a lower bound. To add one, write a struct like these, add its kind to layers/model_config.h, and add the struct
 /// here.
-using TokenMixer = std::variant<MlGru>;
+using TokenMixer = std::variant<MlGru, Attention>;
 using ChannelMixer = std::variant<Glu, Mlp>;
 
 /// Makes the alternative of `Mixer` with this kind. @throws ConfigError if there is none
@@ -59,12 +60,12 @@ struct Block {
     MMFREE_CHECK(Error, !step.losses, "block: auxiliary losses do not go with train.recompute=full");
     std::vector<Var> all{in.sum(), step.bound, Var(step.starts)};
     const bool carries = step.state;
-    const int64_t position = carries ? step.state->position : 0;
+    const int64_t position = carries ? step.state->position : 0, held = carries ? step.state->held : 0;
     if (carries)
       for (const Tensor& t : step.state->tensors) all.emplace_back(t);
-    const auto out =
-        recompute("block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
-          LayerState state{{}, position};
+    const auto out = recompute(
+        "block", all, [block = this, batch = step.batch, carries, position, held](const std::vector<Var>& inputs) {
+          LayerState state{{}, position, held};
           for (size_t i = 3; i < inputs.size(); ++i) state.tensors.push_back(inputs[i].value());
           StepContext inner;
           inner.batch = batch;
