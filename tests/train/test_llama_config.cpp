@@ -130,6 +130,7 @@ TEST(LlamaConfig, BothSpellingsOfOneSettingAreRead) {
       {"llama", R"("eos_token_id":[5,6],"bos_token_id":null)",
        [](auto& c) { return c.eos_token_id == 5 && c.bos_token_id == -1; }},
       {"mistral", R"("num_key_value_heads":2,"sliding_window":null)", [](auto& c) { return c.sliding_window == 0; }},
+      {"mistral", R"("num_key_value_heads":null)", [](auto& c) { return c.layer(0).groups == 6; }},
       {"mistral", R"("num_key_value_heads":2,"sliding_window":9)", [](auto& c) { return c.sliding_window == 9; }},
       {"bitnet", R"("num_key_value_heads":3,"bos_token_id":1,"eos_token_id":2)",
        [](auto& c) { return c.precision == Precision::f32 && c.sub_norm && c.precision_rules.empty(); }},
