@@ -35,33 +35,26 @@ __global__ void __launch_bounds__(kScanThreads) scan_begins(DocumentBeginsArgs g
 static_assert(kScanWarps == kWarp, "a lane for each warp");
 
 constexpr int kThreads = 256, kAngles = 1024;  // of a block
+static_assert(kMostRopePairs <= kAngles);
 
-/// A block rotates `tokens` tokens at `pairs` neighbouring pairs of each head; at most kAngles angles in all. It
-/// computes them once, for all heads.
-struct Tile {
-  int pairs, tokens;
-};
-
-/// V neighbouring pairs are read and written together.
+/// A block rotates as many tokens as have kAngles angles, and computes these once for all heads. V neighbouring pairs
+/// are read and written together.
 template <class A, int V>
-__global__ void __launch_bounds__(kThreads) rotate(RopeArgs g, Tile tile) {
-  __shared__ double turns[kAngles];  // of one position
+__global__ void __launch_bounds__(kThreads) rotate(RopeArgs g) {
+  __shared__ double turns[kMostRopePairs];  // of one position
   __shared__ float2 angles[kAngles];
-  const int half = int(g.width / 2), first_pair = int(blockIdx.y) * tile.pairs;
-  const int pairs = min(tile.pairs, half - first_pair);
-  const int64_t first_token = int64_t(blockIdx.x) * tile.tokens;
-  const int tokens = int(min(int64_t(tile.tokens), g.b * g.t - first_token));
+  const int pairs = int(g.width / 2), most = kAngles / pairs;
+  const int64_t first_token = int64_t(blockIdx.x) * most;
+  const int tokens = int(min(int64_t(most), g.b * g.t - first_token));
   const double per_pair = -2.0 / double(g.width) * log2(g.theta);
-  for (int i = threadIdx.x; i < pairs; i += kThreads)
-    turns[i] = exp2((first_pair + i) * per_pair) * (0.5 * std::numbers::inv_pi);
+  for (int i = threadIdx.x; i < pairs; i += kThreads) turns[i] = exp2(i * per_pair) * (0.5 * std::numbers::inv_pi);
   __syncthreads();
   for (int i = threadIdx.x; i < tokens * pairs; i += kThreads) {
     const int64_t token = first_token + i / pairs;
     const int64_t position = g.first + token % g.t - (g.begins ? g.begins[token] : 0);
     const double turn = double(position) * turns[i % pairs];
-    const float rest = float(turn - rint(turn));
     float2 angle;
-    sincospif(2 * rest, &angle.y, &angle.x);
+    sincospif(2 * float(turn - rint(turn)), &angle.y, &angle.x);
     if (g.back) angle.y = -angle.y;
     angles[i] = angle;
   }
@@ -71,11 +64,11 @@ __global__ void __launch_bounds__(kThreads) rotate(RopeArgs g, Tile tile) {
   const int vectors = pairs / V, heads = int(g.heads);
   for (int i = threadIdx.x; i < tokens * heads * vectors; i += kThreads) {
     const int pair = i % vectors * V, row = i / vectors;
-    const int64_t at = (first_token * heads + row) * g.width + first_pair + pair;
+    const int64_t at = (first_token * heads + row) * g.width + pair;
     const float2* angle = angles + row / heads * pairs + pair;
     float low[V], high[V];
     load(low, x + at);
-    load(high, x + at + half);
+    load(high, x + at + pairs);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const float a = low[v], b = high[v];
@@ -83,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) rotate(RopeArgs g, Tile tile) {
       high[v] = b * angle[v].x + a * angle[v].y;
     }
     store(y + at, low);
-    store(y + at + half, high);
+    store(y + at + pairs, high);
   }
 }
 
@@ -99,15 +92,13 @@ void rope(const RopeArgs& g) {
   if (g.b * g.t * g.heads * g.width == 0) return;
   dispatch_activation(g.dtype, "rope", [&]<class A>() {
     constexpr int V = 16 / sizeof(A);
-    const int64_t half = g.width / 2;
-    const int pairs = int(std::min<int64_t>(half, kAngles));
-    const Tile tile{pairs, kAngles / pairs};
-    const dim3 grid(unsigned(ceil_div(g.b * g.t, tile.tokens)), unsigned(ceil_div(half, pairs)));
+    const int64_t pairs = g.width / 2;
+    const unsigned blocks = unsigned(ceil_div(g.b * g.t, kAngles / pairs));
     const bool aligned = (reinterpret_cast<uintptr_t>(g.x) | reinterpret_cast<uintptr_t>(g.y)) % 16 == 0;
-    if (aligned && half % V == 0)
-      rotate<A, V><<<grid, kThreads, 0, stream()>>>(g, tile);
+    if (aligned && pairs % V == 0)
+      rotate<A, V><<<blocks, kThreads, 0, stream()>>>(g);
     else
-      rotate<A, 1><<<grid, kThreads, 0, stream()>>>(g, tile);
+      rotate<A, 1><<<blocks, kThreads, 0, stream()>>>(g);
     check_launch("rope");
   });
 }

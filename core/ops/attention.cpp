@@ -34,7 +34,7 @@ AttentionArgs checked(const char* op, const Tensor& q, const Tensor& k, const Te
 }
 
 /// What cuDNN may take for the sequences that it does at once, if they are more than one.
-constexpr int64_t kFusedBytes = int64_t(512) << 20;
+constexpr int64_t kFusedBytes = int64_t(520) << 20;
 /// Beyond this, one sequence is too much for cuDNN.
 constexpr int64_t kMostFusedBytes = int64_t(4) << 30;
 
@@ -47,7 +47,7 @@ AttentionScratch attention_scratch(const AttentionArgs& p) {
   const bool whole = !p.begins && p.t > 1 && p.t == p.keys && p.t == p.capacity;
   if (p.dtype != DType::bf16 || !whole || p.width > 256) return s;
   const int64_t rows = round_up(p.t, 128);
-  int64_t bytes = p.heads * rows * rows * 2;                            // ds
+  int64_t bytes = 1024 + p.heads * rows * rows * 2;                     // counters, ds
   if (p.kv_heads < p.heads) bytes += 2 * p.heads * rows * p.width * 2;  // dk and dv of each head
   if (bytes > kMostFusedBytes) return s;
   s.per_sequence = round_up(bytes, 256);

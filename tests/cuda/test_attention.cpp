@@ -122,6 +122,20 @@ Problem plainly(const Problem& p) {
 
 const char* const kGradients[] = {"dq", "dk", "dv"};
 
+/// max |a − b| relative to the largest expected value, or to 1, the size of what is multiplied: gradients of a query
+/// that sees one key are 0.
+double gradient_error(const Tensor& got, const Tensor& expected) {
+  const Tensor a = from_gpu(got);
+  double error = 0, size = 1;
+  for (int64_t i = 0; i < a.size(); ++i) {
+    const double e = std::abs(at(a, i) - at(expected, i));
+    if (std::isnan(e)) return e;
+    error = std::max(error, e);
+    size = std::max(size, std::abs(at(expected, i)));
+  }
+  return error / size;
+}
+
 }  // namespace
 
 TEST(CudaAttention, MatchesTheCpuInDouble) {
@@ -146,7 +160,7 @@ TEST(CudaAttention, GradientsFollowThoseInDouble) {
       if (type == DType::bf16) p = plainly(p);
       const std::vector<Tensor> got = backward(p, Device::cuda), expected = backward(p, Device::cpu);
       for (size_t i = 0; i < got.size(); ++i)
-        EXPECT_LE(relative_error(from_gpu(got[i]), expected[i]), gpu_bound(type)) << kGradients[i];
+        EXPECT_LE(gradient_error(got[i], expected[i]), gpu_bound(type)) << kGradients[i];
     }
 }
 
@@ -216,7 +230,9 @@ TEST_P(CudaFusedAttention, MatchesThePlainKernels) {
     EXPECT_LE(norm_error(from_gpu(gradients[i]), from_gpu(twins[i])), kFusedBound) << kGradients[i];
     differ |= !same_bits(gradients[i].to(Device::cpu), twins[i].to(Device::cpu));
   }
-  EXPECT_TRUE(differ) << "the plain kernels ran on both sides";
+  // Older versions leave the backward pass of other lengths, and older GPUs wide heads, to the plain kernels.
+  const bool hopper = gpu::info().major == 9;
+  EXPECT_TRUE(differ || c.t % 128 || (c.width > 128 && !hopper)) << "the plain kernels ran on both sides";
 }
 
 TEST_P(CudaFusedAttention, TheStatisticsMayBeUnwanted) {
@@ -253,11 +269,12 @@ TEST_P(CudaFusedAttention, CanBeRecorded) {
   for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(same_bits(got[i], expected[i])) << i;
 }
 
-// T is a multiple of 128, so that every version of cuDNN does the backward pass.
 INSTANTIATE_TEST_SUITE_P(Cases, CudaFusedAttention,
                          testing::Values(Case{2, 256, 4, 4, 64}, Case{2, 384, 4, 2, 64}, Case{1, 256, 4, 1, 128},
                                          Case{2, 256, 2, 2, 64, 100}, Case{1, 384, 4, 2, 128, 129},
-                                         Case{2, 128, 2, 2, 8}, Case{1, 256, 2, 1, 40}, Case{1, 256, 2, 2, 96}));
+                                         Case{2, 128, 2, 2, 8}, Case{1, 256, 2, 1, 40}, Case{1, 256, 2, 2, 96},
+                                         Case{1, 256, 2, 1, 256}, Case{2, 200, 4, 2, 64}, Case{1, 333, 2, 2, 128, 64},
+                                         Case{3, 2, 2, 1, 64}));
 
 /// Sequences are done in several calls where cuDNN's memory for all of them would be too much, with a shorter last one.
 class CudaFusedBatch : public testing::TestWithParam<int64_t> {};
