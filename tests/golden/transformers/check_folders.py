@@ -71,7 +71,8 @@ def round_linear(module, inputs):
 def computed_by_transformers(folder, ids, attention="eager", bf16=False):
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, attn_implementation=attention)
-    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+    missing = set(info["missing_keys"]) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
+    if missing or info["unexpected_keys"] or info["mismatched_keys"]:
         problems.append(f"{folder}: {info}")
     for module in model.modules() if bf16 else ():
         if type(module) is torch.nn.Linear:
@@ -100,7 +101,7 @@ SHAPE = dict(vocab_size=53, hidden_size=48, intermediate_size=72, num_hidden_lay
 THEIRS = {
     "llama": ("llama", {}, None),
     "llama_tied_wide_heads": ("llama", dict(tie_word_embeddings=True, head_dim=16, num_key_value_heads=6), None),
-    "llama_gelu_theta": ("llama", dict(hidden_act="gelu_pytorch_tanh", rms_norm_eps=1e-4,
+    "llama_gelu_theta": ("llama", dict(hidden_act="gelu_pytorch_tanh", rms_norm_eps=1e-4, rope_theta=300.0,
                                        rope_parameters={"rope_type": "default", "rope_theta": 300.0}), None),
     "mistral_window": ("mistral", dict(sliding_window=4), None),
     "mistral_no_window": ("mistral", dict(sliding_window=None, num_attention_heads=5, num_key_value_heads=1,
