@@ -1,34 +1,59 @@
 #!/usr/bin/env bash
-# Trains the 50M preset on prepared shards and says what it learned: a check of the whole program against a known loss.
-#   bash tests/bench/learning.sh TRAIN.h5 VALID.h5 WIKITEXT2.h5 TOKENIZER.model OUT [LR:SEED ...]
-# 1,500 steps of 64 x 1,024 tokens, 100 of warm-up, cosine to 10 %, decay 0.1 on matrices; default runs 4e-3:0 4e-3:1
-# 2e-3:0 1e-2:0. Losses over the first 512 windows of 1,024 tokens of the held-out part and the first 320 of WikiText-2.
-# OUT gets a folder and a line of results.jsonl per run, an export and a sample of the first, and loss.svg.
+# Trains models of 512 x 12 on prepared shards and says what they learned: a check of the whole program against known
+# losses, and a comparison of architectures on the same tokens.
+#   bash tests/bench/learning.sh TRAIN.h5 VALID.h5 WIKITEXT2.h5 TOKENIZER.model OUT [MODEL:LR:SEED[:key=value,...] ...]
+# MODEL is matmulfree, transformer (Transformer++) or bitnet (BitNet b1.58: a Llama with a BitLinear in place of each
+# projection). 1,500 steps of 64 x 1,024 tokens, 100 of warm-up, cosine to 0, decay 0.1 on matrices. Default runs:
+# matmulfree:4e-3, transformer:1e-3 and bitnet:2e-3 with seeds 0, 1 and 2. Losses over the first 512 windows of 1,024
+# tokens of the held-out part and the first 320 of WikiText-2. OUT gets a folder and a line of results.jsonl per run.
+# With several GPUs the runs are spread over them.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-mmfree=$root/bin/mmfree
+export mmfree=$root/bin/mmfree root
 [ -x "$mmfree" ] || mmfree=$root/build/mmfree
-train=$1 valid=$2 wikitext=$3 tokenizer=$4 out=$5
+export train=$1 valid=$2 wikitext=$3 tokenizer=$4 out=$5
 shift 5
-[ $# -gt 0 ] || set -- 4e-3:0 4e-3:1 2e-3:0 1e-2:0
+if [ $# -eq 0 ]; then
+  for seed in 0 1 2; do set -- "$@" "bitnet:2e-3:$seed" "matmulfree:4e-3:$seed" "transformer:1e-3:$seed"; done
+fi
 mkdir -p "$out"
-first=
-for run in "$@"; do
-  lr=${run%:*} seed=${run#*:}
-  dir=$out/lr$lr-seed$seed
+
+one_run() {
+  local model lr seed keys preset dir begin seconds held_out wiki
+  IFS=: read -r model lr seed keys <<<"$1"
+  case $model in
+    matmulfree) preset=50m ;;
+    transformer) preset=transformer-50m ;;
+    bitnet)
+      preset=transformer-50m
+      keys="model.precision=ternary,model.inner_norm=true,${keys:-}"
+      ;;
+    *) echo "learning.sh: unknown model $model" >&2 && return 2 ;;
+  esac
+  dir=$out/$model-lr$lr-seed$seed
   begin=$(date +%s)
-  "$mmfree" train "$root/configs/50m.yaml" data.train="$train" data.valid="$valid" data.tokenizer="$tokenizer" \
-    data.seq_len=1024 train.batch_size=64 train.micro_batch_size=0 train.steps=1500 train.seed="$seed" optim.lr="$lr" \
-    optim.warmup_steps=100 optim.min_lr_ratio=0.1 optim.weight_decay_until=1 train.eval_every=0 train.save_every=0 train.log_every=50 \
-    train.run_dir="$dir"
+  # shellcheck disable=SC2086
+  "$mmfree" train "$root/configs/$preset.yaml" data.train="$train" data.valid="$valid" data.tokenizer="$tokenizer" \
+    data.seq_len=1024 train.batch_size=64 train.micro_batch_size=0 train.steps=1500 train.seed="$seed" \
+    optim.lr="$lr" optim.warmup_steps=100 optim.weight_decay_until=1 train.eval_every=0 train.save_every=0 \
+    train.log_every=50 train.run_dir="$dir" ${keys//,/ } >"$dir.log" 2>&1 || { tail -n 3 "$dir.log" >&2 && return 1; }
   seconds=$(($(date +%s) - begin))
   held_out=$("$mmfree" eval "$dir" "$valid" --seq-len 1024 --limit 524288 --json)
   wiki=$("$mmfree" eval "$dir" "$wikitext" --seq-len 1024 --limit 327680 --json)
-  echo "{\"lr\": $lr, \"seed\": $seed, \"seconds\": $seconds, \"valid\": $held_out, \"wikitext2\": $wiki}" |
+  echo "{\"model\": \"$model\", \"lr\": $lr, \"seed\": $seed, \"seconds\": $seconds, \"valid\": $held_out, \"wikitext2\": $wiki}" |
     tee -a "$out/results.jsonl"
-  [ -n "$first" ] || first=$dir
-done
-"$mmfree" export "$first" "$out/model.mmfree" --overwrite
-"$mmfree" generate "$out/model.mmfree" --device cpu -p 'The history of the sea' -n 80 --temperature 0.7 --top-k 40 --seed 1 |
-  tee "$out/sample.txt"
-python3 "$root/tests/bench/plot_loss.py" "$out/loss.svg" "$out"/lr*
+}
+export -f one_run
+
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+[ "$gpus" -gt 0 ] || gpus=1
+# A place of the pool is a GPU: the file that a run holds while it computes.
+printf '%s\n' "$@" | xargs -P "$gpus" -I RUN bash -c '
+  for ((gpu = 0; ; gpu = (gpu + 1) % $1)); do
+    exec 9>"$out/.gpu$gpu"
+    flock -n 9 && break
+    [ "$gpu" -lt $(($1 - 1)) ] || sleep 0.2
+  done
+  CUDA_VISIBLE_DEVICES=$gpu one_run RUN' pool "$gpus"
+rm -f "$out"/.gpu*
+python3 "$root/tests/bench/plot_loss.py" "$out/loss.svg" "$out"/*-lr*/

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Loss curves of runs as one picture:  python3 plot_loss.py OUT.svg RUN_FOLDER ..."""
+"""Loss curves of runs as one picture:  python3 plot_loss.py OUT.svg RUN ...
+
+RUN is a run folder or a JSON file with "tokens", "steps" and "curve": [[step, loss], ...]. Runs whose names are equal up
+to "-lr" share a color and a line of the legend, with the mean of their last losses.
+"""
 import json
 import math
 import os
@@ -10,6 +14,9 @@ COLORS = ["#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a"]
 
 
 def curve(folder):
+    if folder.endswith(".json"):
+        run = json.load(open(folder))
+        return [(step * run["tokens"] / run["steps"] / 1e6, loss) for step, loss in run["curve"]]
     points = []
     with open(os.path.join(folder, "metrics.jsonl")) as lines:
         for line in lines:
@@ -44,12 +51,17 @@ def main():
     svg.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">million tokens</text>'
                f'<text x="14" y="{HEIGHT / 2:.0f}" transform="rotate(-90 14 {HEIGHT / 2:.0f})" '
                'text-anchor="middle">training loss, nats per token</text>')
-    for i, (name, points) in enumerate(curves.items()):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
+    groups = {}
+    for name, points in curves.items():
+        groups.setdefault(name.split("-lr")[0], []).append(points)
+    for i, (name, group) in enumerate(groups.items()):
         color = COLORS[i % len(COLORS)]
-        svg.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-                   f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 18 + 16 * i}" text-anchor="end" fill="{color}">'
-                   f'{name}  {points[-1][1]:.3f}</text>')
+        for points in group:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
+            svg.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.2" opacity="0.8"/>')
+        last = sum(points[-1][1] for points in group) / len(group)
+        svg.append(f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 18 + 16 * i}" text-anchor="end" fill="{color}">'
+                   f'{name}  {last:.3f}</text>')
     with open(out, "w") as file:
         file.write("\n".join(svg) + "\n</svg>\n")
 
