@@ -87,12 +87,12 @@ struct AttentionShape {
   double theta;    ///< base of the rotary angles
 };
 
-/// Keys and values of earlier tokens.
+/// Keys and values of earlier tokens. Without a window the first `position` of C are valid; with one C are, of which
+/// the last window − 1 count.
 struct KeyCache {
-  Tensor keys, values;   ///< [B, C, G, W] A, the first `held` valid; keys are rotated. Undefined: none
+  Tensor keys, values;   ///< [B, C, G, W] A; keys are rotated. Undefined: none
   Tensor begins;         ///< [B] i32: where each sequence's document began; undefined: at 0
-  int64_t held = 0;      ///< tokens in the cache
-  int64_t position = 0;  ///< tokens so far; with a window more than are held
+  int64_t position = 0;  ///< tokens so far
 };
 
 /// Attention over rotated queries and keys.  q [N, H·W], k, v [N, G·W] with N = B·T → [N, H·W]. `cache`, if given,

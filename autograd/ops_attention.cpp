@@ -37,22 +37,35 @@ void copy_tokens(const Tensor& from, int64_t from_begin, int64_t count, Tensor& 
   }
 }
 
-/// Appends `tokens` to the first `held` of `cached`, of which at least the last `needed` stay. Writes in place if there
-/// is room and no other Tensor sees it. Returns how many of the old ones stayed.
-int64_t append(Tensor& cached, int64_t held, int64_t needed, const Tensor& tokens) {
+/// Appends `tokens` to the first `held` of `cached`, in place if there is room and no other Tensor sees it.
+void append(Tensor& cached, int64_t held, const Tensor& tokens) {
   constexpr int64_t kStep = 64;
-  const int64_t count = tokens.dim(1);
-  if (cached.defined() && cached.unique() && held + count <= cached.dim(1)) {
-    copy_tokens(tokens, 0, count, cached, held);
-    return held;
+  const int64_t count = tokens.dim(1), needed = held + count;
+  if (!cached.defined() || !cached.unique() || needed > cached.dim(1)) {
+    const int64_t room = (std::max(needed, 2 * held) + kStep - 1) / kStep * kStep;
+    Tensor grown = Tensor::zeros({tokens.dim(0), room, tokens.dim(2), tokens.dim(3)}, tokens.dtype(), tokens.device());
+    if (held) copy_tokens(cached, 0, held, grown, 0);
+    cached = grown;
   }
-  const int64_t stay = std::min(held, needed), room = std::max(stay + count, 2 * stay);
-  Tensor grown({tokens.dim(0), (room + kStep - 1) / kStep * kStep, tokens.dim(2), tokens.dim(3)}, tokens.dtype(),
-               tokens.device());
-  if (stay) copy_tokens(cached, held - stay, stay, grown, 0);
-  copy_tokens(tokens, 0, count, grown, stay);
-  cached = grown;
-  return stay;
+  copy_tokens(tokens, 0, count, cached, held);
+}
+
+/// Puts the last `held` of `cached` and then `tokens` into a new tensor.
+void slide(Tensor& cached, int64_t held, const Tensor& tokens) {
+  const int64_t count = tokens.dim(1);
+  Tensor moved({tokens.dim(0), held + count, tokens.dim(2), tokens.dim(3)}, tokens.dtype(), tokens.device());
+  if (held) copy_tokens(cached, cached.dim(1) - held, held, moved, 0);
+  copy_tokens(tokens, 0, count, moved, held);
+  cached = moved;
+}
+
+/// Adds a call's keys and values to the cache. Returns how many tokens it holds.
+int64_t extend(KeyCache& cache, int64_t window, const Tensor& keys, const Tensor& values) {
+  const int64_t held = window ? std::min(window - 1, cache.position) : cache.position;
+  for (auto [cached, tokens] : {std::pair{&cache.keys, &keys}, {&cache.values, &values}})
+    window ? slide(*cached, held, *tokens) : append(*cached, held, *tokens);
+  cache.position += keys.dim(1);
+  return held + keys.dim(1);
 }
 
 /// Where the documents of a call begin; undefined if all begin at 0. Updates the cache's.
@@ -79,11 +92,8 @@ Var attention(const Var& q, const Var& k, const Var& v, const AttentionShape& sh
   rope(heads(k, shape.kv_heads), positions, shape.theta, keys);
   int64_t count = steps;
   if (cache) {
-    const int64_t needed = shape.window ? std::min(shape.window - 1, cache->held) : cache->held;
-    append(cache->values, cache->held, needed, values);
-    count += append(cache->keys, cache->held, needed, keys);
+    count = extend(*cache, shape.window, keys, values);
     keys = cache->keys, values = cache->values;
-    cache->held = count, cache->position += steps;
   }
   Tensor o(turned_q.shape(), turned_q.dtype(), device), lse;
   if (Tape::current()) lse = Tensor({batch, shape.heads, steps}, param_dtype(o.dtype()), device);

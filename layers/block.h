@@ -60,12 +60,12 @@ struct Block {
     MMFREE_CHECK(Error, !step.losses, "block: auxiliary losses do not go with train.recompute=full");
     std::vector<Var> all{in.sum(), step.bound, Var(step.starts)};
     const bool carries = step.state;
-    const int64_t position = carries ? step.state->position : 0, held = carries ? step.state->held : 0;
+    const int64_t position = carries ? step.state->position : 0;
     if (carries)
       for (const Tensor& t : step.state->tensors) all.emplace_back(t);
     const auto out = recompute(
-        "block", all, [block = this, batch = step.batch, carries, position, held](const std::vector<Var>& inputs) {
-          LayerState state{{}, position, held};
+        "block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
+          LayerState state{{}, position};
           for (size_t i = 3; i < inputs.size(); ++i) state.tensors.push_back(inputs[i].value());
           StepContext inner;
           inner.batch = batch;

@@ -10,7 +10,6 @@ namespace mmfree {
 struct LayerState {
   std::vector<Tensor> tensors;
   int64_t position = 0;
-  int64_t held = 0;  ///< tokens that the tensors hold, of a mixer that keeps tokens
 
   /// Tensor i, undefined before the first token.
   Tensor& at(size_t i) {

@@ -8,8 +8,7 @@ enum StateTensor : size_t { kKeys, kValues, kBegins };
 
 /// The cache in a layer's state. It leaves the state, so that no second Tensor sees what is appended to.
 KeyCache taken(LayerState& state) {
-  KeyCache cache{std::move(state.at(kKeys)), std::move(state.at(kValues)), state.at(kBegins), state.held,
-                 state.position};
+  KeyCache cache{std::move(state.at(kKeys)), std::move(state.at(kValues)), state.at(kBegins), state.position};
   state.tensors.clear();
   return cache;
 }
@@ -23,7 +22,7 @@ Residual Attention::operator()(const Residual& in, const Var& block_norm, StepCo
   KeyCache cache;
   if (step.state) cache = taken(*step.state);
   const Var o = attention(q, k, v, shape, step.batch, step.state ? &cache : nullptr, step.starts);
-  if (step.state) step.state->tensors = {cache.keys, cache.values, cache.begins}, step.state->held = cache.held;
+  if (step.state) step.state->tensors = {cache.keys, cache.values, cache.begins};
   const Var out =
       norm_linear(Source::rows(o), sub_norm, eps, BitLinear::kEps, {o_proj.projection()}, step.keep_rounded())[0];
   return {in.value(y), out};
