@@ -65,22 +65,26 @@ class HfFolder {
   std::map<std::string, size_t> shard_of_;
 };
 
+/// Contents by file name.
+using HfFiles = std::map<std::string, std::string>;
+
 /// How `write_hf_folder` stores a model.
 struct HfWriteOptions {
   std::string torch_dtype = "float32";      ///< float32, bfloat16 or float16
   int64_t max_shard_bytes = 5'000'000'000;  ///< a larger tensor gets a shard of its own
   std::string tokenizer_model = {};         ///< bytes of tokenizer.model; empty: none
+  HfFiles tokenizer_files = {};             ///< beside it: HfTokenizer::files
   HfData data = {};                         ///< kept beside the model
   bool overwrite = false;                   ///< replace a folder of which an older export wrote every file
 };
 
 /// Writes a folder that `HfFolder` and Hugging Face read: config.json, generation_config.json, model.safetensors (or
-/// shards with an index), tokenizer.model, README.md, and a mark of kind "hf" (core/system/folder_mark.h). `tensors`
-/// gives names and shapes in file order. `get` is called for each in that order, once to write the tensor and once to
-/// compare it with the file, so one tensor at a time is in memory. Everything is written to a temporary folder, read
-/// again and compared, and renamed to `dir` at the end. So an interrupted export never looks complete, and an old
-/// folder stays until the new one is checked. The two folders are exchanged in one step if the file system supports
-/// that.
+/// shards with an index), tokenizer.model and the other files of the tokenizer, README.md, and a mark of kind "hf"
+/// (core/system/folder_mark.h). `tensors` gives names and shapes in file order. `get` is called for each in that order,
+/// once to write the tensor and once to compare it with the file, so one tensor at a time is in memory. Everything is
+/// written to a temporary folder, read again and compared, and renamed to `dir` at the end. So an interrupted export
+/// never looks complete, and an old folder stays until the new one is checked. The two folders are exchanged in one
+/// step if the file system supports that.
 /// @throws CreateError if `dir` is not empty (with `overwrite`: if its mark does not prove each of its files),
 /// UsageError, ShapeError, IoError; Error if what was written does not read back to the bit
 void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,
