@@ -104,9 +104,10 @@ class Merges {
     std::stable_sort(order.begin(), order.end(), [](const Piece* a, const Piece* b) { return a->score > b->score; });
     for (const Piece* piece : order)
       if (Step step{piece, divisions(piece->text)}; !step.merges.empty()) steps_.push_back(std::move(step));
+    size_t ties = 0;
     for (size_t from = 0, to; from < steps_.size(); from = to) {
       for (to = from + 1; to < steps_.size() && steps_[to].piece->score == steps_[from].piece->score;) ++to;
-      if (to - from > 1) check_tie(from, to);
+      if (to - from > 1) check_tie(from, to, ++ties);
     }
   }
   const std::vector<Step>& steps() const { return steps_; }
@@ -133,15 +134,16 @@ class Merges {
   }
 
   /// That the order among steps `from` to `to`, of one score, does not matter. It is known for runs of one character,
-  /// which Llama's models have for spaces, if such a run meets no other merge before.
-  void check_tie(size_t from, size_t to) const {
-    constexpr size_t kLongest = 64;
+  /// which Llama's models have for spaces, if such a run meets no other merge before. `count`: of ties so far.
+  void check_tie(size_t from, size_t to, size_t count) const {
+    constexpr size_t kLongest = 64, kMostTies = 8;
     const auto require = [&](bool ok) {
       if (!ok)
         throw Inexpressible(concat("pieces ", quote(steps_[from].piece->text), " and ",
                                    quote(steps_[from + 1].piece->text),
                                    " have the same score, so neither of them comes first"));
     };
+    require(count <= kMostTies);
     const std::string_view text = steps_[from].piece->text, character = text.substr(0, size_t(utf8_char(text)));
     std::map<std::pair<size_t, size_t>, size_t> ranks;
     size_t longest = 0;

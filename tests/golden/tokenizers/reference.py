@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import random
+import struct
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ PARTS += ["<s>", "</s>", "<unk>", "<pad>", "<ctl>", "<0x0A>", "<0x41>", "<0xF0>"
 PARTS += ["a", "aa", "the", " the", "The ", "ing", "un", "don't", "garden", " garden", "12", "3.14", "....", "----", "====", ". "]
 PARTS += ["#version 330", "# ", "\\n", '"', "if (x == 0) {", "http://x.y/z?a=b&c=d"]
 FIXED = ["", *PARTS, " a", "  a", "a ", "a  ", "<s> a", " </s>", "a</s>", "▁a", " ▁a", "foofoo", " foo", "foobar", "\n a"]
+FIXED += [" " * n + "a" for n in range(3, 40)]
 FIXED += ["x" * 300, " " * 100, "=" * 100, "aaaaaaab" * 20, "日" * 100, "😀" * 40, "\n" * 30, "é\n" * 700]
 
 
@@ -67,6 +69,15 @@ def trained(**options):
     return model.getvalue()
 
 
+def with_runs(model, lengths):
+    """The model with pieces that are runs of spaces, all of one score, as Llama's and Mistral's have them."""
+    for n in lengths:
+        text = "▁".encode() * n
+        piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", -1e9)
+        model += b"\x0a" + bytes([len(piece)]) + piece
+    return model
+
+
 def trained_by(program, kind="bpe", size=400):
     with tempfile.TemporaryDirectory() as folder:
         text, model = Path(folder, "text.txt"), Path(folder, "a.model")
@@ -79,7 +90,10 @@ def trained_by(program, kind="bpe", size=400):
 # The stored sets: how the model is made, and how documents are framed.
 SETS = {
     "own": (lambda program: trained_by(program), "bos+eos"),
-    "unknown": (lambda _: trained(vocab_size=300, unk_id=0, pad_id=1, bos_id=2, eos_id=3, split_digits=True), "eos"),
+    "unknown": (
+        lambda _: with_runs(trained(vocab_size=300, unk_id=0, pad_id=1, bos_id=2, eos_id=3), [2, 4, 8, 5, 6, 3, 7]),
+        "eos",
+    ),
     "symbols": (
         lambda _: trained(
             vocab_size=420,
