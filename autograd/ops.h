@@ -27,7 +27,9 @@ struct Source {
   static Source gate(const Var& a, const Var& b, const Var& weight, double eps) {
     return {RowSource::gate, a, b, weight, eps};
   }
+  /// Of two halves of x.
   static Source glu(const Var& x, Activation f) { return {RowSource::glu, x, {}, {}, 0, f}; }
+  static Source glu(const Var& a, const Var& b, Activation f) { return {RowSource::glu, a, b, {}, 0, f}; }
   static Source activation(const Var& x, Activation f) { return {RowSource::activation, x, {}, {}, 0, f}; }
 };
 
@@ -64,8 +66,8 @@ enum class Keep {
   nothing,  ///< the source (of a sum its two terms); rounded activations and outputs are computed again when needed
 };
 
-/// `norm_quant`, then `linear` of each branch → one Var [N, O] per projection. A `sum` source adds one more Var at the
-/// end: its value [N, D].
+/// `norm_quant`, then `linear` of each branch → one Var [N, O] per projection. Projections without a norm of their own
+/// and with the same rounding share a branch. A `sum` source adds one more Var at the end: its value [N, D].
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                              const std::vector<Projection>& projections, Keep keep);
 
@@ -77,6 +79,27 @@ std::vector<Var> lower_bounds(const Var& lambda);
 /// `starts` [N] u8: 1 where a document starts, with a state of zeros before it; undefined: nowhere.
 Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state = nullptr,
                const Tensor& starts = {});
+
+/// Shape of an attention: H heads of queries and G of keys and values, each of width W; see core/ops/attention.h.
+struct AttentionShape {
+  int64_t heads, kv_heads, width;
+  int64_t window;  ///< most tokens that a query sees; 0: all
+  double theta;    ///< base of the rotary angles
+};
+
+/// Keys and values of earlier tokens. Without a window the first `position` of C are valid; with one C are, of which
+/// the last window − 1 count.
+struct KeyCache {
+  Tensor keys, values;   ///< [B, C, G, W] A; keys are rotated. Undefined: none
+  Tensor begins;         ///< [B] i32: where each sequence's document began; undefined: at 0
+  int64_t position = 0;  ///< tokens so far
+};
+
+/// Attention over rotated queries and keys.  q [N, H·W], k, v [N, G·W] with N = B·T → [N, H·W]. `cache`, if given,
+/// holds what came before the first token and receives this call's keys and values, in tensors of its own unless no
+/// other Tensor shares those it has; no gradient flows into it. `starts` as in mlgru_scan.
+Var attention(const Var& q, const Var& k, const Var& v, const AttentionShape& shape, int64_t batch,
+              KeyCache* cache = nullptr, const Tensor& starts = {});
 
 /// a, b [N, D], weight [D] or undefined → [N, D].
 Var gate_norm(const Var& a, const Var& b, const Var& weight, double eps);

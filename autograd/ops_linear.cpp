@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "autograd/ops.h"
 #include "autograd/saved_norm.h"
 
@@ -8,7 +10,8 @@ namespace {
 enum MatrixSlot : size_t { kCodes, kScale, kPlain, kMatrixSlots };
 
 /// Indices of a projection's tensors in the saved list of `norm_linear`, relative to its first tensor: the norm weight,
-/// the matrix, and the rounded activations with their quantization steps, if kept.
+/// the matrix, and, for the first projection of a branch, the rounded activations with their quantization steps, if
+/// kept.
 enum ProjectionSlot : size_t { kNorm, kMatrix, kValues = kMatrix + kMatrixSlots, kStep, kProjectionSlots };
 /// Inputs of a projection: norm weight and latent weights.
 enum ProjectionInput : size_t { kNormInput, kLatent, kProjectionInputs };
@@ -39,39 +42,70 @@ QuantTensor activations(const Tensor& values, const Tensor& step, DType compute)
 /// projection.
 struct SavedProjections {
   SavedNorm norm;
-  Rounding roundings[kMaxNormBranches];
-  size_t count;
   int64_t width;  ///< of the norm's rows
+  Rounding roundings[kMaxNormBranches];
+  uint8_t first[kMaxNormBranches];  ///< of each projection: the first one of its branch
+  uint8_t count = 0;
+
+  SavedProjections(const SavedNorm& norm, int64_t width, const std::vector<Projection>& projections)
+      : norm(norm), width(width), roundings{}, first{} {
+    MMFREE_CHECK(ShapeError, projections.size() <= kMaxNormBranches, "norm_linear: takes up to ", kMaxNormBranches,
+                 " projections, got ", projections.size());
+    for (const Projection& p : projections) {
+      roundings[count] = p.branch.rounding, first[count] = count;
+      for (uint8_t other = 0; other < count && !p.branch.weight.defined(); ++other)
+        if (!projections[other].branch.weight.defined() && roundings[other] == p.branch.rounding) {
+          first[count] = other;
+          break;
+        }
+      ++count;
+    }
+  }
 
   static size_t slot(size_t p, size_t which) { return kNormSlots + p * kProjectionSlots + which; }
   static size_t input(size_t p, size_t which) { return kNormInputs + p * kProjectionInputs + which; }
 
   void backward(const BackwardCtx& c) const {
-    std::vector<Tensor> u(count);  // rounded activations that a weight gradient needs
+    std::vector<Tensor> u(count);  // rounded activations of each branch that a weight gradient needs
     {
       std::vector<NormBranchGrad> grads;
-      for (size_t p = 0; p < count; ++p) {
-        if (!c.has(p)) continue;
-        const Tensor dy = c.out_grad(p);
-        Tensor dq({dy.dim(0), width}, dy.dtype(), dy.device());
-        linear_dx(dy, unpack(c, slot(p, kMatrix), width), dq, 0);
-        if (c.needs(input(p, kLatent)) && !c.kept(slot(p, kValues))) {
-          const DType t = value_dtype(roundings[p], dq.dtype());
-          u[p] = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // overwrites the gradient if dtypes agree
-        }
-        auto [dweight, beta] = c.grad_if_needed(input(p, kNormInput));
-        grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u[p]});
-      }
+      for (size_t p = 0; p < count; ++p)
+        if (first[p] == p) branch_gradient(c, p, grads, u[p]);
       norm.backward(c, grads, count);
     }
     for (size_t p = 0; p < count; ++p) {
       if (!c.has(p) || !c.needs(input(p, kLatent))) continue;
       const Tensor dy = c.out_grad(p);
-      if (c.kept(slot(p, kValues))) u[p] = c.saved(slot(p, kValues));
+      const size_t values = slot(first[p], kValues), step = slot(first[p], kStep);
       auto [dw, beta] = c.grad(input(p, kLatent));
-      linear_dw(dy, activations(u[p], c.saved(slot(p, kStep)), dy.dtype()), dw, beta);
-      u[p] = {};
+      linear_dw(dy, activations(c.kept(values) ? c.saved(values) : u[first[p]], c.saved(step), dy.dtype()), dw, beta);
+      if (ends_branch(p)) u[first[p]] = {};
     }
+  }
+
+  /// Whether projection p is the last of its branch.
+  bool ends_branch(size_t p) const { return std::find(first + p + 1, first + count, first[p]) == first + count; }
+
+  /// Adds the gradient of the branch whose first projection is `p` to `grads`, if any reached it. `u`, out: where its
+  /// rounded activations will be computed again, if they are needed.
+  void branch_gradient(const BackwardCtx& c, size_t p, std::vector<NormBranchGrad>& grads, Tensor& u) const {
+    Tensor dq;
+    bool wanted = false;
+    for (size_t i = p; i < count; ++i) {
+      if (first[i] != p || !c.has(i)) continue;
+      const Tensor dy = c.out_grad(i);
+      const double beta = dq.defined() ? 1 : 0;
+      if (!dq.defined()) dq = Tensor({dy.dim(0), width}, dy.dtype(), dy.device());
+      linear_dx(dy, unpack(c, slot(i, kMatrix), width), dq, beta);
+      wanted |= c.needs(input(i, kLatent));
+    }
+    if (!dq.defined()) return;
+    if (wanted && !c.kept(slot(p, kValues))) {
+      const DType t = value_dtype(roundings[p], dq.dtype());
+      u = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // overwrites the gradient if dtypes agree
+    }
+    auto [dweight, beta] = c.grad_if_needed(input(p, kNormInput));
+    grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u});
   }
 
   /// Computes output p again, in the compute dtype t. `From` gives access to the node's saved list.
@@ -88,6 +122,16 @@ struct SavedProjections {
     return y;
   }
 };
+
+/// Whether every projection multiplies the source's own rows: there is no norm, and no rounding that changes a value.
+bool passes_through(const Source& source, const Var& outer, const std::vector<Projection>& projections) {
+  const DType t = source.a.compute();
+  bool as_it_is = source.kind == RowSource::rows && !outer.defined() && source.a.value().dtype() == t;
+  for (const Projection& p : projections)
+    as_it_is &= !p.branch.weight.defined() && ((p.branch.rounding == Rounding::none && t == param_dtype(t)) ||
+                                               (p.branch.rounding == Rounding::bf16 && t == DType::bf16));
+  return as_it_is;
+}
 
 /// Gives a Recipe the member `saved` of a BackwardCtx.
 struct RecipeView {
@@ -118,28 +162,37 @@ Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
 
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                              const std::vector<Projection>& projections, Keep keep) {
+  if (passes_through(source, outer, projections)) {
+    std::vector<Var> ys;
+    for (const Projection& p : projections) ys.push_back(linear(source.a, p.latent, *p.matrix));
+    return ys;
+  }
   NormForward f(source, outer);
+  SavedProjections node(SavedNorm(source, eps_outer, eps_inner), f.source.width(), projections);
   std::vector<NormBranch> branches;
-  for (const Projection& p : projections) branches.push_back(f.branch(p.branch));
+  std::vector<size_t> branch_of(projections.size());
+  for (size_t i = 0; i < projections.size(); ++i) {
+    branch_of[i] = node.first[i] == i ? branches.size() : branch_of[node.first[i]];
+    if (node.first[i] == i) branches.push_back(f.branch(projections[i].branch));
+  }
   f.run(eps_outer, eps_inner, branches);
 
-  SavedProjections node{SavedNorm(source, eps_outer, eps_inner), {}, projections.size(), f.source.width()};
   std::vector<Var> inputs = f.inputs();
   std::vector<SavedTensor> saved = f.saved(keep == Keep::nothing);
   std::vector<QuantTensor> outputs;
   for (size_t i = 0; i < projections.size(); ++i) {
     const Projection& p = projections[i];
-    const QuantTensor u = f.output(branches[i]);
+    const QuantTensor u = f.output(branches[branch_of[i]]);
     Tensor y({u.values.dim(0), p.matrix->rows()}, source.a.compute(), source.a.device());
     linear(u, *p.matrix, y);
     outputs.emplace_back(y);
-    node.roundings[i] = p.branch.rounding;
     inputs.insert(inputs.end(), {p.branch.weight, p.latent});
     saved.emplace_back(p.branch.weight.value());
     pack(*p.matrix, saved);
-    saved.emplace_back(keep == Keep::all ? u.values : Tensor());
-    saved.emplace_back(keep == Keep::all ? u.scale : Tensor());
-    branches[i] = {};
+    const bool kept = keep == Keep::all && node.first[i] == i;
+    saved.emplace_back(kept ? u.values : Tensor());
+    saved.emplace_back(kept ? u.scale : Tensor());
+    if (node.ends_branch(i)) branches[branch_of[i]] = {};
   }
   if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
   std::vector<Var> ys =

@@ -34,7 +34,8 @@ void SavedNorm::again(const RowSource& source, const Tensor& outer, std::vector<
 }
 
 void SavedNorm::backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grads, size_t sum) const {
-  const bool gate = kind == RowSource::gate, has_sum = kind == RowSource::sum && c.has(sum);
+  const bool gate = kind == RowSource::gate, two = gate || kind == RowSource::glu,
+             has_sum = kind == RowSource::sum && c.has(sum);
   if (grads.empty()) {  // only the sum itself was used
     if (has_sum) c.pass(kA, c.out_grad(sum)), c.pass(kB, c.out_grad(sum));
     return;
@@ -45,7 +46,7 @@ void SavedNorm::backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grad
   if (has_sum) grad.incoming = c.out_grad(sum);
   const bool wants_a = c.needs(kA) || (kind == RowSource::sum && c.needs(kB));
   if (wants_a) grad.a = Tensor(source.a.shape(), t, source.a.device());
-  if (gate && c.needs(kB)) grad.b = Tensor(source.b.shape(), t, source.a.device());
+  if (two && c.needs(kB)) grad.b = Tensor(source.b.shape(), t, source.a.device());
   if (gate && c.needs(kGateWeight)) {
     const GradTarget target = c.grad(kGateWeight);
     grad.weight = target.tensor;

@@ -4,6 +4,7 @@
 
 #include "layers/channel/glu.h"
 #include "layers/channel/mlp.h"
+#include "layers/token/attention.h"
 #include "layers/token/mlgru.h"
 
 namespace mmfree {
@@ -11,7 +12,7 @@ namespace mmfree {
 /// The mixers that a layer may have. A token mixer says whether `heads` mean anything to it and whether its forget gate
 /// has a lower bound. To add one, write a struct like these, add its kind to layers/model_config.h, and add the struct
 /// here.
-using TokenMixer = std::variant<MlGru>;
+using TokenMixer = std::variant<MlGru, Attention>;
 using ChannelMixer = std::variant<Glu, Mlp>;
 
 /// Makes the alternative of `Mixer` with this kind. @throws ConfigError if there is none
@@ -62,8 +63,8 @@ struct Block {
     const int64_t position = carries ? step.state->position : 0;
     if (carries)
       for (const Tensor& t : step.state->tensors) all.emplace_back(t);
-    const auto out =
-        recompute("block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
+    const auto out = recompute(
+        "block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
           LayerState state{{}, position};
           for (size_t i = 3; i < inputs.size(); ++i) state.tensors.push_back(inputs[i].value());
           StepContext inner;

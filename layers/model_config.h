@@ -82,10 +82,10 @@ struct LayerEntry : LayerKeys<std::optional> {
 
 /// Changes the precision, or the norm, of some projections of some layers.
 struct PrecisionRule {
-  std::vector<int> layers;               ///< layer numbers from 0; empty: all layers and lm_head
-  std::vector<std::string> projections;  ///< their names, such as i_proj; empty: all
-  std::optional<Precision> precision;    ///< absent: unchanged
-  std::optional<bool> inner_norm;        ///< absent: unchanged
+  std::vector<int> layers;                  ///< layer numbers from 0; empty: all layers and lm_head
+  std::vector<std::string> projections;     ///< their names, such as i_proj; empty: all
+  std::optional<Precision> precision = {};  ///< absent: unchanged
+  std::optional<bool> inner_norm = {};      ///< absent: unchanged
 };
 
 struct LayerConfig;

@@ -1,3 +1,5 @@
+#include "core/ops/matmul.h"
+
 #include <dnnl.h>
 #include <omp.h>
 
@@ -5,11 +7,8 @@
 #include <atomic>
 #include <cmath>
 #include <csignal>
-#if defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-#endif
 
-#include "core/ops/matmul.h"
+#include "core/cpu/dots.h"
 #include "core/parallel.h"
 
 namespace mmfree::cpu {
@@ -125,66 +124,11 @@ void matmul_plain(const MatmulArgs& p) {
   });
 }
 
-/// Eight running sums of products, one per residue of k modulo 8, added up in a fixed tree at the end.
-template <class T>
-struct Lanes {
-  T v[8] = {};
-  void add_products(const T* x, const T* w) {
-    for (int i = 0; i < 8; ++i) v[i] = std::fma(x[i], w[i], v[i]);
-  }
-  T total() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
-};
-
-#if defined(__AVX2__) && defined(__FMA__)
-template <>
-struct Lanes<float> {
-  __m256 v = _mm256_setzero_ps();
-  void add_products(const float* x, const float* w) { v = _mm256_fmadd_ps(_mm256_loadu_ps(x), _mm256_loadu_ps(w), v); }
-  float total() const {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-  }
-};
-#endif
-
-/// A tile of y, [R, C] dot products. The order of each sum does not depend on R or C.
-template <int R, int C, class T>
-void dot_tile(const T* x, const T* w, T* y, int64_t k, int64_t ldy) {
-  Lanes<T> sums[R][C];
-  int64_t i = 0;
-  for (; i + 8 <= k; i += 8)
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) sums[r][c].add_products(x + r * k + i, w + c * k + i);
-  if (i < k) {
-    T x_tail[R][8] = {}, w_tail[C][8] = {};
-    for (int r = 0; r < R; ++r) std::copy(x + r * k + i, x + r * k + k, x_tail[r]);
-    for (int c = 0; c < C; ++c) std::copy(w + c * k + i, w + c * k + k, w_tail[c]);
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) sums[r][c].add_products(x_tail[r], w_tail[c]);
-  }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) y[r * ldy + c] = sums[r][c].total();
-}
-
-constexpr int kDotRows = 4, kDotCols = 3;
-
-template <int R, class T>
-void dot_rows(const T* x, const T* w, T* y, int64_t k, int64_t cols, int64_t ldy) {
-  int64_t c = 0;
-  for (; c + kDotCols <= cols; c += kDotCols) dot_tile<R, kDotCols>(x, w + c * k, y + c, k, ldy);
-  for (; c < cols; ++c) dot_tile<R, 1>(x, w + c * k, y + c, k, ldy);
-}
-
 template <class T>
 void linear(const LinearArgs& p) {
   for_tiles(p.n, p.o, 128, 24, [&](int64_t i, int64_t rows, int64_t j, int64_t cols) {
-    const T* w = static_cast<const T*>(p.w) + j * p.k;
-    const T* x = static_cast<const T*>(p.x) + i * p.k;
-    T* y = static_cast<T*>(p.y) + i * p.o + j;
-    int64_t r = 0;
-    for (; r + kDotRows <= rows; r += kDotRows) dot_rows<kDotRows>(x + r * p.k, w, y + r * p.o, p.k, cols, p.o);
-    for (; r < rows; ++r) dot_rows<1>(x + r * p.k, w, y + r * p.o, p.k, cols, p.o);
+    const RowsOf<T> x{static_cast<const T*>(p.x) + i * p.k, p.k}, w{static_cast<const T*>(p.w) + j * p.k, p.k};
+    dot_products(x, rows, w, cols, p.k, static_cast<T*>(p.y) + i * p.o + j, p.o);
   });
 }
 

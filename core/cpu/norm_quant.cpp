@@ -44,8 +44,7 @@ SourceRow<T> source_row(const RowSourceArgs& source) {
     case RowSource::glu:
       with_activation(source.f, [&]<Activation f>() {
         found = [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
-          const T* a = row_of<T>(s.a, n, 2 * d);
-          activation_row<f>(a, a + d, d, to);
+          activation_row<f>(row_of<T>(s.a, n, s.stride), row_of<T>(s.b, n, s.stride), d, to);
           return to;
         };
       });
@@ -153,9 +152,11 @@ SourceBackwardRow<T> source_backward_row(const RowSourceArgs& source) {
       };
     case RowSource::glu:
       with_activation(source.f, [&]<Activation f>() {
-        found = [](Args a, int64_t n, T, const T* dx, T*, T*, T*) {
-          const T* left = row_of<T>(a.source.a, n, 2 * a.d);
-          if (T* da = row_of<T>(a.da, n, 2 * a.d)) activation_backward_row<f>(left, left + a.d, dx, a.d, da, da + a.d);
+        found = [](Args a, int64_t n, T, const T* dx, T*, T* s0, T* s1) {
+          const int64_t stride = a.source.stride;
+          T *da = row_of<T>(a.da, n, stride), *db = row_of<T>(a.db, n, stride);
+          activation_backward_row<f>(row_of<T>(a.source.a, n, stride), row_of<T>(a.source.b, n, stride), dx, a.d,
+                                     da ? da : s0, db ? db : s1);
         };
       });
       return found;

@@ -37,13 +37,13 @@ constexpr int64_t most_columns = int64_t(L::vectors) * L::width* L::threads;
 template <Kind kKind, class S, class A, int W>
 struct Chunk {
   Loaded<S, W> a;
-  Loaded<A, W> b;  // sum, gate: of b; glu: of the right half of a
+  Loaded<A, W> b;  // sum, gate, glu: of b
 
   __device__ void load(const RowSourceArgs& s, int64_t n, int64_t k, int64_t d) {
-    const S* row = static_cast<const S*>(s.a) + n * (kKind == Kind::glu ? 2 * d : d) + k;
-    a.load(row);
-    if constexpr (kKind == Kind::glu) b.load(row + d);
-    if constexpr (kKind == Kind::sum || kKind == Kind::gate) b.load(static_cast<const A*>(s.b) + n * d + k);
+    const int64_t place = n * (kKind == Kind::glu ? s.stride : d) + k;
+    a.load(static_cast<const S*>(s.a) + place);
+    if constexpr (kKind == Kind::sum || kKind == Kind::gate || kKind == Kind::glu)
+      b.load(static_cast<const A*>(s.b) + place);
   }
   /// x at the chunk's columns; of a gate without the factor r0.
   __device__ void x(const RowSourceArgs& s, const float (&weight)[W], float (&to)[W]) const {

@@ -100,7 +100,7 @@ template <Kind kKind, class S, class A, int W>
 __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
                                       const Loaded<A, W>& incoming, int64_t n, int64_t k, const float (&dx)[W],
                                       float r0, const float (&weight)[W], float mean, float (&dweight)[W]) {
-  const int64_t place = n * (kKind == Kind::glu ? 2 * p.d : p.d) + k;
+  const int64_t place = n * (kKind == Kind::glu ? p.source.stride : p.d) + k;
   const auto store_at = [](void* to, int64_t at, const float(&values)[W]) {
     if (to) store(static_cast<A*>(to) + at, values);
   };
@@ -130,7 +130,7 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
         db[i] = dx[i] * at.value;
       }
       store_at(p.da, place, da);
-      if constexpr (kKind == Kind::glu) store_at(p.da, place + p.d, db);
+      if constexpr (kKind == Kind::glu) store_at(p.db, place, db);
     });
   }
 }

@@ -25,22 +25,10 @@ AttentionArgs checked(const char* op, const Tensor& q, const Tensor& k, const Te
   check_tensor(op, "o", o, q.shape(), q.dtype());
   check_optional(op, "lse", lse, {b, heads, t}, param_dtype(q.dtype()));
   check_device(op, q.device(), {&k, &v, &positions.begins, &o, &lse});
-  return {q.raw(),
-          k.raw(),
-          v.raw(),
-          positions.begins.defined() ? positions.begins.data<int32_t>() : nullptr,
-          nullptr,
-          nullptr,
-          b,
-          t,
-          heads,
-          kv_heads,
-          width,
-          keys,
-          capacity,
-          positions.first,
-          window,
-          q.dtype()};
+  return {q.raw(),  k.raw(),         v.raw(), positions.begins.defined() ? positions.begins.data<int32_t>() : nullptr,
+          nullptr,  nullptr,         b,       t,
+          heads,    kv_heads,        width,   keys,
+          capacity, positions.first, window,  q.dtype()};
 }
 
 }  // namespace

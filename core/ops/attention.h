@@ -4,8 +4,8 @@
 namespace mmfree {
 
 /// Causal softmax attention with grouped heads: head h of H reads the keys and values of head h·G/H of G. Query t of
-/// sequence b has the index i = first + t in its sequence, with `first` and begins of `positions`. Key j of the call has
-/// the index first + T − S + j, so the last T keys belong to the queries' own tokens. Query i sees the keys from
+/// sequence b has the index i = first + t in its sequence, with `first` and begins of `positions`. Key j of the call
+/// has the index first + T − S + j, so the last T keys belong to the queries' own tokens. Query i sees the keys from
 /// max(begins[b, t], i − window + 1) to i:
 ///   s_j = q·k_j / sqrt(W),  lse = log Σ_j exp(s_j),  o = Σ_j exp(s_j − lse) v_j
 /// No T × S matrix is stored. On the CPU a query's bits depend on the keys that it sees alone: keys are taken in tiles
@@ -18,8 +18,8 @@ namespace mmfree {
 /// @param window     most keys that a query sees, its own among them; 0: all
 /// @param o          [B, T, H, W] A, out
 /// @param lse        [B, H, T] P, out, for the backward pass; may be undefined: not wanted
-/// @throws ShapeError, DTypeError, DeviceError. Source: Vaswani et al. 2017 (arXiv:1706.03762), tiled as Dao et al. 2022
-/// (arXiv:2205.14135); groups: Ainslie et al. 2023 (arXiv:2305.13245).
+/// @throws ShapeError, DTypeError, DeviceError. Source: Vaswani et al. 2017 (arXiv:1706.03762), tiled as Dao et al.
+/// 2022 (arXiv:2205.14135); groups: Ainslie et al. 2023 (arXiv:2305.13245).
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t keys, const Positions& positions,
                int64_t window, Tensor& o, Tensor& lse);
 

@@ -22,7 +22,8 @@ RowSourceArgs check_source(const char* op, const RowSource& s, DType activations
       has_b = true, has_weight = s.weight.defined();
       break;
     case RowSource::glu:
-      MMFREE_CHECK(ShapeError, s.a.dim(1) % 2 == 0, op, ": glu needs two halves, got ", s.a.describe());
+      MMFREE_CHECK(ShapeError, !s.halved() || s.a.dim(1) % 2 == 0, op, ": glu needs two halves, got ", s.a.describe());
+      has_b = !s.halved();
       [[fallthrough]];
     case RowSource::activation:
       with_activation(s.f, []<Activation>() {});  // throws if f is unknown
@@ -35,7 +36,8 @@ RowSourceArgs check_source(const char* op, const RowSource& s, DType activations
   if (has_b) check_tensor(op, "b", s.b, {n, d}, activations);
   if (has_weight) check_tensor(op, "gate weight", s.weight, {d}, p);
   check_device(op, s.a.device(), {&s.b, &s.weight});
-  return {s.kind, s.f, s.a.raw(), has_b ? s.b.raw() : nullptr, has_weight ? s.weight.raw() : nullptr, s.eps, t};
+  const void* b = has_b ? s.b.raw() : s.halved() ? s.a.raw() + d * size_of(t) : nullptr;
+  return {s.kind, s.f, s.a.raw(), b, has_weight ? s.weight.raw() : nullptr, s.a.dim(1), s.eps, t};
 }
 
 /// A of a forward call: the dtype of b, else of a branch that holds rounded values, else of a.
@@ -137,13 +139,13 @@ void norm_quant_backward(const RowSource& source, const Tensor& outer, double ep
   const DType t = branches.empty() ? DType::f32 : branches[0].dout.dtype();
   NormQuantBackwardArgs args{};
   static_cast<NormArgs&>(args) = check_norm(op, source, outer, stats, branches, t);
-  const bool gate = source.kind == RowSource::gate;
+  const bool gate = source.kind == RowSource::gate, two = gate || (source.kind == RowSource::glu && !source.halved());
   const bool plain = source.kind == RowSource::rows || source.kind == RowSource::sum;
   MMFREE_CHECK(ShapeError, plain || !grad.incoming.defined(), op, ": only rows and sums take an incoming gradient");
   MMFREE_CHECK(ShapeError, outer.defined() || !douter.defined(), op, ": douter without an outer norm");
   check_optional(op, "incoming", grad.incoming, {args.n, args.d}, t);
   check_optional(op, "gradient of a", grad.a, source.a.shape(), t);
-  if (gate) check_optional(op, "gradient of b", grad.b, {args.n, args.d}, t);
+  if (two) check_optional(op, "gradient of b", grad.b, {args.n, args.d}, t);
   if (gate) check_optional(op, "gradient of the gate weight", grad.weight, {args.d}, param_dtype(t));
   check_optional(op, "douter", douter, {args.d}, param_dtype(t));
   check_device(op, source.a.device(), {&grad.incoming, &grad.a, &grad.b, &grad.weight, &douter});
@@ -152,7 +154,8 @@ void norm_quant_backward(const RowSource& source, const Tensor& outer, double ep
   if (outer.defined()) args.r1 = stats.r1.raw(), args.douter = douter.raw_mut();
   if (any_weight(branches)) args.r2 = stats.r2.raw();
   args.da = grad.a.raw_mut();
-  if (gate) args.db = grad.b.raw_mut();
+  if (two) args.db = grad.b.raw_mut();
+  if (source.halved() && args.da) args.db = grad.a.raw_mut() + args.d * size_of(t);
   if (has_r0(source)) args.dweight = grad.weight.raw_mut();
   args.beta_weight = grad.beta_weight, args.beta_outer = beta_outer;
   for (NormBranchGrad& b : branches) args.branches[args.count++] = check_branch(op, b, args, source.a.device());

@@ -15,18 +15,20 @@ struct RowSource {
     rows,  ///< x = a
     sum,   ///< x = a + b, the residual connection; also written to `x`
     gate,  ///< x = (a · r0 ⊙ weight) ⊙ SiLU(b), r0_n = 1 / sqrt(mean_k a_nk² + eps); no weight: x = a ⊙ σ(b)
-    glu,   ///< x = f(a[:, :D]) ⊙ a[:, D:]; Shazeer 2020 (arXiv:2002.05202)
+    glu,   ///< x = f(a) ⊙ b; without b it is the right half of a: x = f(a[:, :D]) ⊙ a[:, D:]; Shazeer 2020
+           ///< (arXiv:2002.05202)
     activation,  ///< x = f(a)
   };
   Kind kind = rows;
-  Tensor a;                         ///< rows, sum: [N, D] A or P; gate, activation: [N, D] A; glu: [N, 2D] A
-  Tensor b;                         ///< sum, gate: [N, D] A
+  Tensor a;                         ///< rows, sum: [N, D] A or P; others: [N, D] A; glu without b: [N, 2D] A
+  Tensor b;                         ///< sum, gate: [N, D] A; glu: the same, or undefined
   Tensor weight;                    ///< gate: [D] P, or undefined
   double eps = 0;                   ///< gate
   Activation f = Activation::silu;  ///< glu, activation
 
   int64_t rows_count() const { return a.dim(0); }
-  int64_t width() const { return kind == glu ? a.dim(1) / 2 : a.dim(1); }
+  bool halved() const { return kind == glu && !b.defined(); }
+  int64_t width() const { return halved() ? a.dim(1) / 2 : a.dim(1); }
 };
 
 /// One output of `norm_quant`: the rows u, normalised if the branch has a weight, then rounded.
@@ -87,7 +89,7 @@ struct NormBranchGrad {
 struct RowSourceGrad {
   Tensor incoming;  ///< rows, sum: [N, D] A, added to the result; may be `a` itself or undefined
   Tensor a;         ///< out, A: gradient of a (rows, sum: of x, and so of a and of b); shape of the source's a
-  Tensor b;         ///< out, gate: [N, D] A
+  Tensor b;         ///< out, gate and glu, if the source has a b: [N, D] A
   Tensor weight;    ///< out, gate: [D] P, = beta_weight · weight + …
   double beta_weight = 0;
 };
@@ -109,7 +111,8 @@ void norm_quant_backward(const RowSource& source, const Tensor& outer, double ep
 struct RowSourceArgs {
   RowSource::Kind kind;
   Activation f;
-  const void *a, *b, *weight;
+  const void *a, *b, *weight;  ///< b of a halved glu: the right half of a
+  int64_t stride;              ///< elements from a row of a, and for gate and glu of b, to the next
   double eps;
   DType type_a;  ///< dtype of a; b has the call's A
 };

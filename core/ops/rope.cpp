@@ -11,7 +11,8 @@ namespace {
 void rotate(const char* op, const Tensor& x, const Positions& positions, double theta, bool back, Tensor& y) {
   check_float(op, "x", x, 4);
   const int64_t b = x.dim(0), t = x.dim(1), heads = x.dim(2), width = x.dim(3);
-  MMFREE_CHECK(ShapeError, width % 2 == 0, op, ": the width of a head must be even, got ", x.describe());
+  MMFREE_CHECK(ShapeError, width % 2 == 0 && width <= 2 * kMostRopePairs, op,
+               ": the width of a head must be even, and at most ", 2 * kMostRopePairs, "; got ", x.describe());
   check_optional(op, "begins", positions.begins, {b, t}, DType::i32);
   check_tensor(op, "y", y, x.shape(), x.dtype());
   check_device(op, x.device(), {&positions.begins, &y});
@@ -27,7 +28,8 @@ void document_begins(const Tensor& starts, const Tensor& before, int64_t first, 
   MMFREE_CHECK(ShapeError, begins.defined() && begins.shape().rank() == 2, op, ": begins must have 2 dimensions, got ",
                begins.describe());
   const int64_t b = begins.dim(0), t = begins.dim(1);
-  MMFREE_CHECK(ShapeError, first + t <= std::numeric_limits<int32_t>::max(), op, ": sequences of more than 2^31 tokens");
+  MMFREE_CHECK(ShapeError, first + t <= std::numeric_limits<int32_t>::max(), op,
+               ": sequences of more than 2^31 tokens");
   check_tensor(op, "begins", begins, {b, t}, DType::i32);
   check_optional(op, "starts", starts, {b, t}, DType::u8);
   check_optional(op, "before", before, {b}, DType::i32);

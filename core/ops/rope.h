@@ -20,13 +20,16 @@ struct Positions {
 /// @throws ShapeError, DTypeError, DeviceError
 void document_begins(const Tensor& starts, const Tensor& before, int64_t first, Tensor& begins, Tensor& after);
 
+/// Most pairs of a head: heads are up to twice as wide.
+inline constexpr int64_t kMostRopePairs = 256;
+
 /// Rotary positions: element pairs i and i + W/2 of each head are rotated by an angle that grows with the position, so
 /// that a product of two heads depends on the distance of their tokens:
 ///   p = first + t − begins[b, t],  φ = p · theta^(−2i/W)
 ///   y_i = x_i cos φ − x_{i+W/2} sin φ,  y_{i+W/2} = x_{i+W/2} cos φ + x_i sin φ
 /// Angles are computed in f64.
 ///
-/// @param x      [B, T, H, W] A, W even
+/// @param x      [B, T, H, W] A, W even, up to 2·kMostRopePairs
 /// @param theta  base of the angles, > 0
 /// @param y      [B, T, H, W] A, out; may be x itself
 /// @throws ShapeError, DTypeError, DeviceError. Source: Su et al. 2021 (arXiv:2104.09864), with the pairs of Llama.

@@ -131,8 +131,11 @@ TEST_P(ModelProperties, ACarriedStateJoinsWindows) {
                             whole.slice(b * kSteps + begin, b * kSteps + begin + kHalf)))
           << "row " << b << " from " << begin;
   }
-  size_t count = 0;
-  state.for_each([&](int64_t, size_t, const Tensor& t) { EXPECT_EQ(t.shape(), shapes.at(count++)); });
+  size_t count = 0;  // of the tensors whose shape stays
+  state.for_each([&](int64_t l, size_t, const Tensor& t) {
+    if (c.layer(int(l)).token == TokenKind::attention) return;
+    EXPECT_EQ(t.shape(), shapes.at(count++));
+  });
   EXPECT_EQ(count, shapes.size());
 }
 

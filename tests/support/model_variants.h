@@ -33,6 +33,12 @@ inline void list_layers(ModelConfig& c) {
               layer_entry(1, [](LayerEntry& e) { e.gate_order = GateOrder::fixed, e.intermediate_size = 41; })};
 }
 
+/// Attention with two heads of queries that share keys and values. The width of a head fits no vector.
+inline void attend(ModelConfig& c) {
+  c.token = TokenKind::attention;
+  c.heads = 4, c.kv_heads = 2, c.head_dim = 8;
+}
+
 using Setting = std::pair<std::string, std::function<void(ModelConfig&)>>;
 
 inline std::vector<Setting> model_settings() {
@@ -50,12 +56,37 @@ inline std::vector<Setting> model_settings() {
       {"tied", [](ModelConfig& c) { c.tie_word_embeddings = true; }},
       {"tied_bf16", [](ModelConfig& c) { c.tie_word_embeddings = true, c.precision = Precision::bf16; }},
       {"layers", list_layers},
+      {"window", [](ModelConfig& c) { attend(c), c.sliding_window = 3; }},
+      {"hybrid",
+       [](ModelConfig& c) {
+         c.layers = {layer_entry(2, [](LayerEntry&) {}), layer_entry(1, [](LayerEntry& e) {
+                       e.token = TokenKind::attention, e.heads = 3, e.kv_heads = 1, e.head_dim = 24;
+                       e.precision = Precision::bf16, e.inner_norm = false;
+                     })};
+       }},
+      {"transformer",
+       [](ModelConfig& c) {
+         attend(c), c.rope_theta = 100, c.fused_gate = false, c.precision = Precision::f32, c.inner_norm = false;
+       }},
+      {"bitnet",
+       [](ModelConfig& c) {
+         attend(c), c.fused_gate = false, c.inner_norm = false, c.sub_norm = true, c.activation = Activation::relu2;
+         c.precision_rules = {{{}, {"lm_head"}, Precision::f32}};
+       }},
+      {"bit_llama",
+       [](ModelConfig& c) {
+         attend(c), c.fused_gate = false, c.precision_rules = {{{}, {"lm_head"}, Precision::bf16, false}};
+       }},
+      {"mlp_sub_norm", [](ModelConfig& c) { c.channel = ChannelKind::mlp, c.sub_norm = true; }},
   };
   for (TokenKind token : kAllTokenKinds)
     for (ChannelKind channel : kAllChannelKinds)
       for (Activation activation : kAllActivations)
         all.emplace_back(std::string(name_of(token)) + "_" + name_of(channel) + "_" + name_of(activation),
-                         [=](ModelConfig& c) { c.token = token, c.channel = channel, c.activation = activation; });
+                         [=](ModelConfig& c) {
+                           if (token == TokenKind::attention) attend(c);
+                           c.token = token, c.channel = channel, c.activation = activation;
+                         });
   return all;
 }
 
