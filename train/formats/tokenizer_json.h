@@ -23,7 +23,8 @@ struct HfTokenizer {
 ///   - bpe: the merge of l and r to a piece l r, for each pair of pieces, in the order of the scores of l r; char:
 ///   none;
 ///   - a user-defined symbol is taken out before merges. One character needs no rule, since no merge contains it;
-///   - control symbols in a text are text: `split_special_tokens` in tokenizer_config.json.
+///   - control symbols in a text are text: `split_special_tokens` in tokenizer_config.json. (Programs that read
+///     tokenizer.json alone take them for the symbols.)
 /// Refused: unigram models (sums of scores in single precision decide between pieces there), word models, and bpe and
 /// char models with what the rules above do not say.
 /// `max_length`: the longest input in tokens, `model_max_length`.

@@ -2,7 +2,7 @@
 
     python3 reference.py make OUT --program mmfree             the stored sets: models, texts, files, ids
     python3 reference.py check --program mmfree                the stored sets again from their models, byte by byte
-    python3 reference.py compare --program mmfree [MODEL ...]  AutoTokenizer against the sentencepiece package on --texts
+    python3 reference.py compare --program mmfree [MODEL ...]   AutoTokenizer against the sentencepiece package, --texts
                                                                 texts: the MODELs, and one of each kind made here
 
 Wants transformers, sentencepiece, numpy.
@@ -54,7 +54,7 @@ def some_texts(count, seed=1):
         elif kind < 0.85:
             texts.append("".join(rng.choice("aab e") for _ in range(4 * n)))
         else:
-            codes = (rng.choice([rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0x110000)]) for _ in range(n))
+            codes = (rng.randrange(rng.choice([0x80, 0x3000, 0x110000])) for _ in range(n))
             texts.append("".join(chr(c) for c in codes if not 0xD800 <= c < 0xE000))
     return texts
 
@@ -169,8 +169,8 @@ def check(arguments):
     failed = False
     for name, (_, framing) in SETS.items():
         with tempfile.TemporaryDirectory() as folder:
-            again = Path(folder, name)
-            write_set(arguments.program, again, (HERE / name / "tokenizer.model").read_bytes(), framing, some_texts(1000))
+            again, model = Path(folder, name), (HERE / name / "tokenizer.model").read_bytes()
+            write_set(arguments.program, again, model, framing, some_texts(1000))
             unlike = [f.name for f in sorted(again.iterdir()) if f.read_bytes() != (HERE / name / f.name).read_bytes()]
         failed |= bool(unlike)
         print(f"{name}: {', '.join(unlike) + ' differ' if unlike else 'equal'}")
@@ -201,7 +201,8 @@ def compare(arguments):
                 ids += got != expected
                 opened += auto(text).input_ids != opening + got
                 back += auto.decode(expected, skip_special_tokens=True) != truth.decode(expected)
-        print(f"{name}: {len(texts)} texts, {tokens} tokens; unlike: {ids} by ids, {opened} by bos, {back} by decoded text")
+        unlike = f"{ids} by ids, {opened} by bos, {back} by decoded text"
+        print(f"{name}: {len(texts)} texts, {tokens} tokens; unlike: {unlike}")
         failed |= refused or ids + opened + back > 0
     return failed
 
