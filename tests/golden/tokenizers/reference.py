@@ -28,12 +28,12 @@ SYMBOLS = ["<sep>", "foo", "foob", "oobar", "▁the", "\n"]  # some overlap, one
 # What texts are made of: spaces, lines, control characters, scripts, what normalisation would change, rare and
 # unassigned code points, texts of special tokens and symbols, runs.
 PARTS = [" ", "  ", "     ", "\n", "\n\n", "\r\n", "\t", "\x00", "\x01", "\x1b[0m", "\x7f", "\x85", "\u2028", "\u00a0"]
-PARTS += ["\u3000", "\ufeff", "\u200b", "\u202e", "e\u0301", "\u0301", "é", "naïve", "ﬁ", "Ⅷ", "①", "ｆｕｌｌ", "\u1100\u1161"]
-PARTS += ["日本語", "한국어", "Ω", "שלום", "مرحبا", "क्षि", "\u0e01\u0e33", "😀", "👩\u200d👩\u200d👧", "🇩🇪", "\U0001f468\u200d"]
-PARTS += ["\ue000", "\ufdd0", "\ufffd", "\ufffe", "\U0010ffff", "\u2581", "\u2585", "▁▁"]
+PARTS += ["\u3000", "\ufeff", "\u200b", "\u202e", "e\u0301", "\u0301", "é", "naïve", "ﬁ", "Ⅷ", "①"]
+PARTS += ["ｆｕｌｌ", "\u1100\u1161", "日本語", "한국어", "Ω", "שלום", "مرحبا", "क्षि", "\u0e01\u0e33", "😀", "👩\u200d👩\u200d👧"]
+PARTS += ["🇩🇪", "\U0001f468\u200d", "\ue000", "\ufdd0", "\ufffd", "\ufffe", "\U0010ffff", "\u2581", "\u2585", "▁▁"]
 PARTS += ["<s>", "</s>", "<unk>", "<pad>", "<ctl>", "<0x0A>", "<0x41>", "<0xF0>", *SYMBOLS[:-1]]
-PARTS += ["a", "aa", "the", " the", "The ", "ing", "un", "don't", "garden", " garden", "12", "3.14", "....", "----", "====", ". "]
-PARTS += ["#version 330", "# ", "\\n", '"', "if (x == 0) {", "http://x.y/z?a=b&c=d"]
+PARTS += ["a", "aa", "the", " the", "The ", "ing", "un", "don't", "garden", " garden", "12", "3.14", "...."]
+PARTS += ["----", "====", ". ", "#version 330", "# ", "\\n", '"', "if (x == 0) {", "http://x.y/z?a=b&c=d"]
 FIXED = ["", *PARTS, " a", "  a", "a ", "a  ", "<s> a", " </s>", "a</s>", "▁a", " ▁a", "foofoo", " foo", "foobar", "\n a"]
 FIXED += [" " * n + "a" for n in range(3, 40)]
 FIXED += ["x" * 300, " " * 100, "=" * 100, "aaaaaaab" * 20, "日" * 100, "😀" * 40, "\n" * 30, "é\n" * 700]
