@@ -34,7 +34,8 @@ PARTS += ["🇩🇪", "\U0001f468\u200d", "\ue000", "\ufdd0", "\ufffd", "\ufffe"
 PARTS += ["<s>", "</s>", "<unk>", "<pad>", "<ctl>", "<0x0A>", "<0x41>", "<0xF0>", *SYMBOLS[:-1]]
 PARTS += ["a", "aa", "the", " the", "The ", "ing", "un", "don't", "garden", " garden", "12", "3.14", "...."]
 PARTS += ["----", "====", ". ", "#version 330", "# ", "\\n", '"', "if (x == 0) {", "http://x.y/z?a=b&c=d"]
-FIXED = ["", *PARTS, " a", "  a", "a ", "a  ", "<s> a", " </s>", "a</s>", "▁a", " ▁a", "foofoo", " foo", "foobar", "\n a"]
+FIXED = ["", *PARTS, " a", "  a", "a ", "a  ", "<s> a", " </s>", "a</s>", "▁a", " ▁a", "foofoo", " foo"]
+FIXED += ["foobar", "\n a"]
 FIXED += [" " * n + "a" for n in range(3, 40)]
 FIXED += ["x" * 300, " " * 100, "=" * 100, "aaaaaaab" * 20, "日" * 100, "😀" * 40, "\n" * 30, "é\n" * 700]
 
