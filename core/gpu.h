@@ -35,6 +35,10 @@ void zero(void* to, size_t bytes);
 /// Bytes of device memory that belong to no arena: the workspace of the matrix products.
 size_t workspace_bytes();
 
+/// Why attention does not use cuDNN, in one line: the library cannot be used, or had no plan for the last case that it
+/// should do. Empty if it is used. The plain kernels do what cuDNN does not.
+std::string attention_problem();
+
 /// Starts (`on`) or stops recording in a profiler that was started with `--profile-from-start off`.
 void profile(bool on);
 

@@ -18,6 +18,7 @@ std::string problem(int) { return kProblem; }
 void use(int) { absent(); }
 Info info() { absent(); }
 size_t workspace_bytes() { absent(); }
+std::string attention_problem() { return kProblem; }
 void profile(bool) { absent(); }
 void synchronize() { absent(); }
 Arena::Source memory() { absent(); }

@@ -27,7 +27,7 @@ void check_layer(const std::string& where, const LayerConfig& layer) {
   check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
   check_range(where + "heads", layer.heads, 1, kMostHeads);
   check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
-  check_range(where + "head_dim", layer.head_dim, 0, kMostHeadWidth);
+  check_range(where + "head_dim", layer.head_dim, 0, 1 << 17);  // of heads: see check_shape_of_heads
   check_range(where + "sliding_window", layer.sliding_window, 0, int64_t(1) << 40);
   MMFREE_CHECK(ConfigError, std::isfinite(layer.rope_theta) && layer.rope_theta >= 1 && layer.rope_theta <= 1e12, where,
                "rope_theta: ", layer.rope_theta, " is outside [1, 1e12]");
@@ -154,7 +154,7 @@ LayerConfig ModelConfig::layer(int l) const {
   c.width = hidden_size;
   c.inner = intermediate_of(c.intermediate_size);
   c.groups = c.kv_heads ? c.kv_heads : c.heads;
-  if (c.head_dim == 0 && c.width % c.heads == 0) c.head_dim = c.width / c.heads;
+  if (c.head_dim == 0 && c.heads > 0 && c.width % c.heads == 0) c.head_dim = c.width / c.heads;
   c.depth = num_hidden_layers;
   c.norm_eps = rms_norm_eps;
   c.std = initializer_range;
@@ -204,11 +204,11 @@ void ModelConfig::validate() const {
   check_range("model.max_position_embeddings", max_position_embeddings, 1, int64_t(1) << 40);
   for (auto [key, id] : {std::pair{"bos_token_id", bos_token_id}, {"eos_token_id", eos_token_id}})
     check_range(concat("model.", key), id, -1, vocab_size - 1);
-  check_heads(*this);
   check_layer("model.", layer(-1));
   int64_t first = 0;
   for (size_t i = 0; i < layers.size(); first += layers[i++].repeat)
     check_layer(concat("model.layers[", i, "]."), layer(int(first)));
+  check_heads(*this);
   check_rules(*this);
 }
 

@@ -2,31 +2,21 @@
 
 #include <dlfcn.h>
 
-#include <cstdlib>
-#include <vector>
-
+#include "core/cuda/library.h"
 #include "core/error.h"
 
 namespace mmfree::cuda {
 namespace {
 
-void* open_library(std::string& problem) {
-  const std::string name = concat("libcublasLt.so.", CUBLAS_VER_MAJOR);
-  std::vector<std::string> paths = {name};
-  if (const char* home = std::getenv("CUDA_HOME")) paths.push_back(concat(home, "/lib64/", name));
-  for (const char* dir : {"/usr/local/cuda/lib64", "/usr/local/cuda/lib", "/usr/lib/x86_64-linux-gnu"})
-    paths.push_back(concat(dir, '/', name));
-  for (const std::string& path : paths)
-    if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
-  problem = concat("gpu: ", name, " was not found; install CUDA toolkit ", CUBLAS_VER_MAJOR,
-                   " (its libraries are enough), or name its folder in CUDA_HOME or LD_LIBRARY_PATH");
-  return nullptr;
-}
-
 Blas open_blas() {
   Blas b{};
-  void* library = open_library(b.problem);
-  if (!library) return b;
+  const std::string name = concat("libcublasLt.so.", CUBLAS_VER_MAJOR);
+  void* library = open_library(name);
+  if (!library) {
+    b.problem = concat("gpu: ", name, " was not found; install CUDA toolkit ", CUBLAS_VER_MAJOR,
+                       " (its libraries are enough), or name its folder in CUDA_HOME or LD_LIBRARY_PATH");
+    return b;
+  }
   const auto find = [&](auto& function, const char* name) {
     function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
     if (!function) b.problem = concat("gpu: this libcublasLt has no ", name, "; another version is needed");

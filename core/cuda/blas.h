@@ -23,7 +23,7 @@ struct Blas {
   std::string problem;  ///< why the library could not be opened; empty if it could
 };
 
-/// Opens the library on the first call: from the loader's path, from CUDA_HOME, or where the toolkit installs it.
+/// Opens the library on the first call (core/cuda/library.h says where it is looked for).
 const Blas& blas_library();
 
 }  // namespace mmfree::cuda

@@ -1,5 +1,7 @@
 #include "core/ops/attention.h"
 
+#include <algorithm>
+
 #include "core/dispatch.h"
 #include "core/ops/check.h"
 
@@ -31,7 +33,29 @@ AttentionArgs checked(const char* op, const Tensor& q, const Tensor& k, const Te
           capacity, positions.first, window,  q.dtype()};
 }
 
+/// What cuDNN may take for the sequences that it does at once, if they are more than one.
+constexpr int64_t kFusedBytes = int64_t(512) << 20;
+/// Beyond this, one sequence is too much for cuDNN.
+constexpr int64_t kMostFusedBytes = int64_t(4) << 30;
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 }  // namespace
+
+AttentionScratch attention_scratch(const AttentionArgs& p) {
+  AttentionScratch s{round_up(p.b * p.heads * p.t * 4, 256), 0, 0};
+  const bool whole = !p.begins && p.t > 1 && p.t == p.keys && p.t == p.capacity;
+  if (p.dtype != DType::bf16 || !whole || p.width > 256) return s;
+  const int64_t rows = round_up(p.t, 128);
+  int64_t bytes = p.heads * rows * rows * 2;                            // ds
+  if (p.kv_heads < p.heads) bytes += 2 * p.heads * rows * p.width * 2;  // dk and dv of each head
+  if (bytes > kMostFusedBytes) return s;
+  s.per_sequence = round_up(bytes, 256);
+  const int64_t most = std::clamp<int64_t>(kFusedBytes / s.per_sequence, 1, p.b);
+  const int64_t calls = (p.b + most - 1) / most;
+  s.at_once = (p.b + calls - 1) / calls;
+  return s;
+}
 
 void attention(const Tensor& q, const Tensor& k, const Tensor& v, int64_t keys, const Positions& positions,
                int64_t window, Tensor& o, Tensor& lse) {
@@ -54,10 +78,13 @@ void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, int64
   check_tensor(op, "dk", dk, own, q.dtype());
   check_tensor(op, "dv", dv, own, q.dtype());
   check_device(op, q.device(), {&dout, &dq, &dk, &dv});
-  AttentionBackwardArgs args{same, dout.raw(), dq.raw_mut(), dk.raw_mut(), dv.raw_mut()};
+  AttentionBackwardArgs args{same, dout.raw(), dq.raw_mut(), dk.raw_mut(), dv.raw_mut(), nullptr};
   args.o = const_cast<char*>(o.raw());
   args.lse = const_cast<char*>(lse.raw());
   if (args.b == 0 || args.t == 0) return;
+  Tensor scratch;  // made here and not by the backend, so that a dry run counts it
+  if (q.device() == Device::cuda) scratch = Tensor({attention_scratch(args).bytes()}, DType::u8, Device::cuda);
+  args.scratch = scratch.raw_mut();
   MMFREE_DISPATCH(q.device(), attention_backward, args);
 }
 

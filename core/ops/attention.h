@@ -48,7 +48,18 @@ struct AttentionArgs {
 struct AttentionBackwardArgs : AttentionArgs {
   const void* dout;
   void *dq, *dk, *dv;
+  void* scratch;  ///< on a GPU: AttentionScratch::bytes, else null
 };
+
+/// Memory of attention_backward on a GPU: do·o of each query, and what cuDNN stores of ds. cuDNN's deterministic
+/// algorithm stores ds of every pair of a query and a key, so it gets `at_once` sequences at a time.
+struct AttentionScratch {
+  int64_t sums;          ///< bytes of do·o, [B, H, T] f32
+  int64_t per_sequence;  ///< bytes for cuDNN; 0: it does not do this case
+  int64_t at_once;
+  int64_t bytes() const { return sums + at_once * per_sequence; }
+};
+AttentionScratch attention_scratch(const AttentionArgs&);
 
 namespace cpu {
 void attention(const AttentionArgs&);

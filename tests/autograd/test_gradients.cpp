@@ -123,6 +123,38 @@ TEST(Gradients, MlgruScan) {
     }
 }
 
+TEST(Gradients, Attention) {
+  constexpr int64_t kBatch = 2, kSteps = 9;
+  for (const AttentionShape& shape :
+       {AttentionShape{2, 2, 8, 0, 100}, AttentionShape{4, 2, 8, 3, 10000}, AttentionShape{3, 1, 16, 0, 10}})
+    for (bool cached : {false, true})
+      for (bool marked : {false, true}) {
+        const Shape queries{kBatch * kSteps, shape.heads * shape.width},
+            keys{kBatch * kSteps, shape.kv_heads * shape.width};
+        const Tensor starts = marked ? some_starts(kBatch, kSteps).reshape({kBatch * kSteps}) : Tensor();
+        KeyCache before;
+        if (cached)
+          attention(Var(random_f64({kBatch * 5, queries[1]}, 5)), Var(random_f64({kBatch * 5, keys[1]}, 6)),
+                    Var(random_f64({kBatch * 5, keys[1]}, 7)), shape, kBatch, &before);
+        const auto f = [&](const std::vector<Var>& in) {
+          KeyCache cache = before;
+          return std::vector{attention(in[0], in[1], in[2], shape, kBatch, cached ? &cache : nullptr, starts)};
+        };
+        EXPECT_TRUE(gradcheck(f, {random_f64(queries, 1), random_f64(keys, 2), random_f64(keys, 3)}))
+            << shape.heads << '/' << shape.kv_heads << " cached " << cached << " starts " << marked;
+      }
+}
+
+TEST(Gradients, GluOfTwoTensors) {
+  for (Activation f : kAllActivations)
+    EXPECT_TRUE(gradcheck(
+        [f](const std::vector<Var>& in) {
+          return norm_quant(Source::glu(in[0], in[1], f), in[2], kEps, kEps, {{Var(), Rounding::none}});
+        },
+        {random_f64({3, 33}, 1), random_f64({3, 33}, 2), random_f64({33}, 3, 0.5, 1)}))
+        << name_of(f);
+}
+
 TEST(Gradients, Swiglu) {
   for (int64_t inner : kOddColumns)
     for (int64_t n : {1, 3})

@@ -1,7 +1,7 @@
 // Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
 //   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
-//   data.carry_state).
+//   data.carry_state), arch (matmulfree; transformer: Transformer++ of the same sizes, heads of 64, bf16 products).
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, and what the start took: start_s, until the first two
 // steps were made (the second records), and first_ms and second_ms of it.
@@ -31,6 +31,15 @@ const std::map<std::string, Size> kSizes = {{"8M", {256, 8, 704, 8192}},
                                             {"370M", {1024, 24, 2816, 32000}},
                                             {"1.3B", {2048, 24, 5632, 32000}}};
 
+/// Transformer++: RMSNorm, rotary positions, SwiGLU.
+void make_transformer(ModelConfig& c) {
+  c.token = TokenKind::attention;
+  c.heads = c.hidden_size / 64;
+  c.precision = Precision::bf16;
+  c.inner_norm = false;
+  c.fused_gate = false;
+}
+
 double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
   return v[v.size() / 2];
@@ -42,9 +51,9 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 int run(int argc, char** argv) {
   const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
-      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},    {"recompute", "selective"},
-      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"}, {"capture", "1"},
-      {"reset", "0"},  {"carry", "0"}};
+      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},       {"recompute", "selective"},
+      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"},    {"capture", "1"},
+      {"reset", "0"},  {"carry", "0"},      {"arch", "matmulfree"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -53,12 +62,15 @@ int run(int argc, char** argv) {
     if (!keys.count(key)) return std::fprintf(stderr, "unknown key %s\n", key.c_str()), 2;
     keys[key] = text.substr(text.find('=') + 1);
   }
+  if (keys["arch"] != "matmulfree" && keys["arch"] != "transformer")
+    return std::fprintf(stderr, "arch is %s, expected matmulfree or transformer\n", keys["arch"].c_str()), 2;
   const Size& size = kSizes.at(argv[1]);
   RunConfig config;
   config.model.hidden_size = size.width;
   config.model.num_hidden_layers = size.layers;
   config.model.intermediate_size = size.inner;
   config.model.vocab_size = size.vocabulary;
+  if (keys["arch"] == "transformer") make_transformer(config.model);
   config.data.seq_len = std::stoll(keys["seq"]);
   config.train.batch_size = std::stoll(argv[2]);
   config.train.micro_batch_size = std::stoll(keys["micro"]);
@@ -112,17 +124,18 @@ int run(int argc, char** argv) {
   const double peak = double(Arena::current(target.device)->stats().peak + (gpu ? gpu::workspace_bytes() : 0));
   const double reserved = double(Arena::current(target.device)->stats().reserved);
   std::printf(
-      "RESULT {\"size\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": \"%s\", \"compute\": "
+      "RESULT {\"size\": \"%s\", \"arch\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": "
+      "\"%s\", \"compute\": "
       "\"%s\", \"recompute\": \"%s\", \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, \"ms_max\": %.2f, "
       "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.4f, \"skipped\": %d, \"micro\": "
       "%lld, "
       "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f}\n",
-      argv[1], static_cast<long long>(config.model.parameter_count()), static_cast<long long>(config.train.batch_size),
-      static_cast<long long>(config.data.seq_len), target.name.c_str(), name_of(target.compute), name_of(recompute),
-      config.train.capture && gpu ? "true" : "false", t * 1e3, *std::min_element(times.begin(), times.end()) * 1e3,
-      *std::max_element(times.begin(), times.end()) * 1e3, tokens / t, peak / 1e9, reserved / 1e9, last.loss,
-      int(last.report.skipped), static_cast<long long>(config.train.micro_batch()), start_s, start[0] * 1e3,
-      start.back() * 1e3);
+      argv[1], keys["arch"].c_str(), static_cast<long long>(config.model.parameter_count()),
+      static_cast<long long>(config.train.batch_size), static_cast<long long>(config.data.seq_len), target.name.c_str(),
+      name_of(target.compute), name_of(recompute), config.train.capture && gpu ? "true" : "false", t * 1e3,
+      *std::min_element(times.begin(), times.end()) * 1e3, *std::max_element(times.begin(), times.end()) * 1e3,
+      tokens / t, peak / 1e9, reserved / 1e9, last.loss, int(last.report.skipped),
+      static_cast<long long>(config.train.micro_batch()), start_s, start[0] * 1e3, start.back() * 1e3);
   return 0;
 }
 

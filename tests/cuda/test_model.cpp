@@ -14,13 +14,14 @@ namespace mmfree {
 namespace {
 
 class CudaGolden : public testing::TestWithParam<std::string> {};
+class CudaGoldenBf16 : public CudaGolden {};  // of the oracle's sets, for which the cost of bf16 was measured
 
 // The bounds are those of the CPU's float32 test and for its reasons (see tests/layers/test_golden.cpp).
 TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
   MMFREE_NEEDS_GPU();
   const Golden g(GetParam());
   ParamStore params(parameter_specs(g.config), DType::f32, Device::cuda);
-  load_parameters(g.model, params);
+  load_parameters(g, params);
   const LM lm(params, g.config);
   const Example e(g.expected, Device::cuda);
 
@@ -39,7 +40,7 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
     double error = 0, size = 0;
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const std::string& name = params.specs()[i].name;
-      const Tensor expected = g.expected.read("grad/" + name, DType::f64);
+      const Tensor expected = g.gradient(name);
       const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
       Tensor squares({1}, DType::f64);
       sum_of_squares(expected, squares);
@@ -57,11 +58,11 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
 // golden sets and 12 random models (tests/golden/README.md).
 constexpr double kBf16Loss = 6e-4, kBf16Logits = 0.1, kBf16Hidden = 0.1, kBf16Gradient = 0.13, kBf16Tensor = 0.2;
 
-TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {
+TEST_P(CudaGoldenBf16, StaysWithinItsRounding) {
   MMFREE_NEEDS_GPU();
   const Golden g(GetParam());
   ParamStore params(parameter_specs(g.config), DType::f32, Device::cuda);
-  load_parameters(g.model, params);
+  load_parameters(g, params);
   const LM lm(params, g.config, DType::bf16);
   const Example e(g.expected, Device::cuda);
   LM::Trace trace;
@@ -78,7 +79,7 @@ TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {
     double error = 0, size = 0;
     for (size_t i = 0; i < params.specs().size(); ++i) {
       const std::string& name = params.specs()[i].name;
-      const Tensor expected = g.expected.read("grad/" + name, DType::f64);
+      const Tensor expected = g.gradient(name);
       const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
       EXPECT_LT(relative, kBf16Tensor) << name;
       Tensor squares({1}, DType::f64);
@@ -90,12 +91,9 @@ TEST_P(CudaGolden, Bf16StaysWithinItsRounding) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sets, CudaGolden, testing::ValuesIn(golden_dirs()), [](const auto& info) {
-  std::string name = info.param.substr(info.param.find_last_of('/') + 1);
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Sets, CudaGolden, testing::ValuesIn(golden_dirs()), set_name);
+INSTANTIATE_TEST_SUITE_P(Sets, CudaGoldenBf16, testing::ValuesIn(golden_dirs()), set_name);
+INSTANTIATE_TEST_SUITE_P(Transformers, CudaGolden, testing::ValuesIn(transformers_dirs()), set_name);
 
 /// A small model of shapes that the fast kernels take, trained on random tokens.
 struct SmallRun {

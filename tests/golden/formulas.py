@@ -88,7 +88,8 @@ ROUNDINGS = {
 
 # Settings of one layer and their defaults.
 DEFAULTS = {"token": "mlgru", "channel": "glu", "activation": "silu", "precision": "ternary", "inner_norm": True,
-            "gate_order": "reference"}  # fmt: skip
+            "gate_order": "reference", "heads": 1, "kv_heads": 0, "head_dim": 0, "rope_theta": 10000.0,
+            "sliding_window": 0, "fused_gate": True, "sub_norm": False}  # fmt: skip
 
 
 def settings(c):
@@ -104,14 +105,20 @@ def settings(c):
     return model, layers
 
 
-def precision_of(c, setting, layer, projection):
-    """The last rule that names layer and projection wins; one without layers holds for all and for the head."""
-    precision = setting["precision"]
+def attention_shape(c, setting):
+    """(heads, heads of keys and values, width of a head)"""
+    heads = setting["heads"]
+    return heads, setting["kv_heads"] or heads, setting["head_dim"] or c["hidden_size"] // heads
+
+
+def ruled(c, setting, layer, projection):
+    """The setting of one projection: rules that name layer and projection change it, the last one wins. A rule without
+    layers holds for all and for the head."""
     for rule in c.get("mmfree", {}).get("precision_rules", []):
         here = not rule.get("layers") or layer in rule["layers"]
         if here and (not rule.get("projections") or projection in rule["projections"]):
-            precision = rule["precision"]
-    return precision
+            setting = setting | {k: rule[k] for k in ("precision", "inner_norm") if k in rule}
+    return setting
 
 
 class Norm:
@@ -135,8 +142,8 @@ class Projection:
 
     EPS = 1e-6
 
-    def __init__(self, P, G, name, setting, precision, weight=None):
-        self.name, self.G, self.weight, self.precision = name, G, weight or name + ".weight", precision
+    def __init__(self, P, G, name, setting, weight=None):
+        self.name, self.G, self.weight, self.precision = name, G, weight or name + ".weight", setting["precision"]
         self.W = P[self.weight]
         self.norm = Norm(P, G, name + ".norm.weight", self.EPS) if setting["inner_norm"] else None
 
@@ -226,40 +233,121 @@ class MlGru:
         return self.i.backward(da) + self.f.backward(dz) + self.g.backward(dg)
 
 
-class Glu:
-    """down(act(y[:I]) ⊙ y[I:]) with y = gate(v)."""
+class Attention:
+    """Causal softmax attention with rotary positions: head h reads the keys and values of head h // (H / G). Query i
+    sees key j of its own document where i − window < j ≤ i; positions count from the document's start."""
+
+    dgamma = 0
 
     def __init__(self, layer):
-        self.up, self.down = layer.projection("mlp.gate_proj"), layer.projection("mlp.down_proj")
-        self.act, self.slope = ACTIVATIONS[layer.setting["activation"]]
+        self.q, self.k, self.v, self.o = (layer.projection(f"attn.{k}_proj") for k in "qkvo")
+        self.heads, self.groups, self.width = attention_shape(layer.c, layer.setting)
+        self.theta, self.window, self.starts = layer.setting["rope_theta"], layer.setting["sliding_window"], layer.starts
+        self.norm = layer.norm("attn.sub_norm.weight") if layer.setting["sub_norm"] else None
 
-    def forward(self, v):
-        y = self.up.forward(v)
-        self.a, self.b = np.split(y, 2, -1)
-        return self.down.forward(self.act(self.a) * self.b)
+    def places(self, x):
+        """What follows from where the documents start: cosines and sines [B, 1, T, W/2], mask [B, 1, T, T]."""
+        B, T = x.shape[:2]
+        i = np.arange(T)
+        begins = np.zeros((B, T), int)
+        if self.starts is not None:
+            begins = np.maximum.accumulate(np.where(self.starts == 1, i, 0), 1)
+        angles = (i - begins)[..., None] * self.theta ** (-2 * np.arange(self.width // 2) / self.width)
+        self.cos, self.sin = (f(angles)[:, None].astype(x.dtype) for f in (np.cos, np.sin))
+        seen = (i <= i[:, None]) & (i >= begins[..., None])
+        if self.window:
+            seen &= i > i[:, None] - self.window
+        self.seen = seen[:, None]
+
+    def turned(self, x, sin):
+        a, b = np.split(x, 2, -1)
+        return np.concatenate([a * self.cos - b * sin, b * self.cos + a * sin], -1)
+
+    def split(self, x):
+        """[B, T, heads · W] as [B, heads, T, W]."""
+        return x.reshape(*x.shape[:2], -1, self.width).swapaxes(1, 2)
+
+    def joined(self, x):
+        return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+    def forward(self, u):
+        self.places(u)
+        each = self.heads // self.groups
+        self.rq = self.turned(self.split(self.q.forward(u)), self.sin)
+        self.rk = self.turned(self.split(self.k.forward(u)), self.sin).repeat(each, 1)
+        self.rv = self.split(self.v.forward(u)).repeat(each, 1)
+        scores = np.where(self.seen, self.rq @ self.rk.swapaxes(2, 3) / math.sqrt(self.width), -np.inf)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        self.p = p / p.sum(-1, keepdims=True)
+        out = self.joined(self.p @ self.rv)
+        return self.o.forward(self.norm.forward(out) if self.norm else out)
 
     def backward(self, dout):
-        dz = self.down.backward(dout)
-        dy = np.concatenate([dz * self.b * self.slope(self.a), self.act(self.a, dz)], -1)
-        return self.up.backward(dy)
+        do = self.o.backward(dout)
+        do = self.split(self.norm.backward(do) if self.norm else do)
+        dp = do @ self.rv.swapaxes(2, 3)
+        ds = self.p * (dp - (self.p * dp).sum(-1, keepdims=True)) / math.sqrt(self.width)
+        dq, dk, dv = ds @ self.rk, ds.swapaxes(2, 3) @ self.rq, self.p.swapaxes(2, 3) @ do
+        B, H, T, W = dq.shape
+        dk, dv = (x.reshape(B, self.groups, H // self.groups, T, W).sum(2) for x in (dk, dv))
+        du = self.q.backward(self.joined(self.turned(dq, -self.sin)))
+        du = du + self.k.backward(self.joined(self.turned(dk, -self.sin)))
+        return du + self.v.backward(self.joined(dv))
 
 
-class Mlp:
-    """down(act(up(v)))."""
+class Channel:
+    """down(norm(act(a) [⊙ b])); the norm only with sub_norm."""
 
     def __init__(self, layer):
-        self.up, self.down = layer.projection("mlp.up_proj"), layer.projection("mlp.down_proj")
+        self.down = layer.projection("mlp.down_proj")
         self.act, self.slope = ACTIVATIONS[layer.setting["activation"]]
+        self.norm = layer.norm("mlp.sub_norm.weight") if layer.setting["sub_norm"] else None
+
+    def out(self, z):
+        return self.down.forward(self.norm.forward(z) if self.norm else z)
+
+    def out_backward(self, dout):
+        dz = self.down.backward(dout)
+        return self.norm.backward(dz) if self.norm else dz
+
+
+class Glu(Channel):
+    """a, b: the halves of gate(v); of two matrices, unless the gate is fused, gate(v) and up(v)."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.gate = layer.projection("mlp.gate_proj")
+        self.up = None if layer.setting["fused_gate"] else layer.projection("mlp.up_proj")
+
+    def forward(self, v):
+        y = self.gate.forward(v)
+        self.a, self.b = (y, self.up.forward(v)) if self.up else np.split(y, 2, -1)
+        return self.out(self.act(self.a) * self.b)
+
+    def backward(self, dout):
+        dz = self.out_backward(dout)
+        da, db = dz * self.b * self.slope(self.a), self.act(self.a, dz)
+        if self.up:
+            return self.gate.backward(da) + self.up.backward(db)
+        return self.gate.backward(np.concatenate([da, db], -1))
+
+
+class Mlp(Channel):
+    """a = up(v), no b."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.up = layer.projection("mlp.up_proj")
 
     def forward(self, v):
         self.a = self.up.forward(v)
-        return self.down.forward(self.act(self.a))
+        return self.out(self.act(self.a))
 
     def backward(self, dout):
-        return self.up.backward(self.down.backward(dout) * self.slope(self.a))
+        return self.up.backward(self.out_backward(dout) * self.slope(self.a))
 
 
-TOKENS, CHANNELS = {"mlgru": MlGru}, {"glu": Glu, "mlp": Mlp}
+TOKENS, CHANNELS = {"mlgru": MlGru, "attention": Attention}, {"glu": Glu, "mlp": Mlp}
 
 
 class Block:
@@ -275,8 +363,8 @@ class Block:
         return Norm(self.P, self.G, f"model.layers.{self.number}.{name}", self.c["rms_norm_eps"])
 
     def projection(self, path):
-        precision = precision_of(self.c, self.setting, self.number, path.split(".")[-1])
-        return self.make(self.P, self.G, f"model.layers.{self.number}.{path}", self.setting, precision)
+        setting = ruled(self.c, self.setting, self.number, path.split(".")[-1])
+        return self.make(self.P, self.G, f"model.layers.{self.number}.{path}", setting)
 
     def forward(self, h):
         h = h + self.token.forward(self.attn_norm.forward(h))
@@ -311,12 +399,12 @@ def run(c, P, ids, targets=None, starts=None, projection=Projection):
     G, hidden = {}, []
     model, layers = settings(c)
     E = "model.embeddings.weight"
-    bounds = LowerBounds(P, G) if c.get("use_lower_bound", True) else None
+    bounds = LowerBounds(P, G) if "model.lower_bounds" in P else None
     blocks = [Block(c, P, G, l, setting, bounds.gamma[l] if bounds and l else None, projection, starts)
               for l, setting in enumerate(layers)]  # fmt: skip
     norm = Norm(P, G, "model.norm.weight", c["rms_norm_eps"])
     shared = E if c.get("tie_word_embeddings") else None
-    head = projection(P, G, "lm_head", model, precision_of(c, model, -1, "lm_head"), shared)
+    head = projection(P, G, "lm_head", ruled(c, model, -1, "lm_head"), shared)
 
     h = P[E][ids]
     for block in blocks:
@@ -331,7 +419,7 @@ def run(c, P, ids, targets=None, starts=None, projection=Projection):
     for block in reversed(blocks):
         dh = block.backward(dh)
     if bounds:
-        bounds.backward(np.stack([block.token.dgamma for block in blocks]))
+        bounds.backward(np.stack([block.token.dgamma + np.zeros_like(bounds.p[0]) for block in blocks]))
     dE = G.get(E, np.zeros_like(P[E]))
     np.add.at(dE, ids.reshape(-1), dh.reshape(-1, dh.shape[-1]))
     G[E] = dE

@@ -19,7 +19,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_CORETYPE", "Sandybridge")
 os.environ.setdefault("NPY_DISABLE_CPU_FEATURES", "AVX512F AVX512_SKX X86_V4")
 import numpy as np  # noqa: E402
-from formulas import ACTIVATIONS, Projection, adamw, run, settings  # noqa: E402
+from formulas import ACTIVATIONS, Projection, adamw, attention_shape, ruled, run, settings  # noqa: E402
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "I32": np.int32, "I64": np.int64}
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
@@ -55,28 +55,39 @@ def init(c, rng, random_vectors, widen=1):
     D, L, V = c["hidden_size"], c["num_hidden_layers"], c["vocab_size"]
     model, layers = settings(c)
     P = {"model.embeddings.weight": rng.normal(0, 0.02, (V, D))}
-    if c.get("use_lower_bound", True):
+    if c.get("use_lower_bound", True) and any(setting["token"] == "mlgru" for setting in layers):
         P["model.lower_bounds"] = np.zeros((L, D))
     P["model.norm.weight"] = np.ones(D)
 
-    def projection(name, setting, weight):
+    def projection(name, setting, weight, layer=-1):
         if weight is not None:
             P[name + ".weight"] = weight
-        if setting["inner_norm"]:
+        if ruled(c, setting, layer, name.split(".")[-1])["inner_norm"]:
             P[name + ".norm.weight"] = np.ones(D if weight is None else weight.shape[1])
 
     projection("lm_head", model, None if c.get("tie_word_embeddings") else rng.normal(0, 0.02, (V, D)))
     b = 2**-2.5 * np.sqrt(6 / (2 * D))
     for l, setting in enumerate(layers):
-        n, I, glu = f"model.layers.{l}.", setting["intermediate_size"], setting["channel"] == "glu"
-        for k in "ifgo":
-            projection(n + f"attn.{k}_proj", setting, widen * rng.uniform(-b, b, (D, D)))
-        gate_norm = [] if setting["gate_order"] == "paper" else ["attn.g_norm"]
-        for k in ["attn_norm", "mlp_norm", *gate_norm]:
-            P[n + k + ".weight"] = np.ones(D)
-        up, rows = ("mlp.gate_proj", 2 * I) if glu else ("mlp.up_proj", I)
-        projection(n + up, setting, widen * rng.normal(0, 0.02, (rows, D)))
-        projection(n + "mlp.down_proj", setting, widen * rng.normal(0, 0.02, (D, I)) / np.sqrt(2 * L))
+        n, I, sub = f"model.layers.{l}.", setting["intermediate_size"], setting["sub_norm"]
+        vectors = {"attn_norm": D, "mlp_norm": D} | ({"mlp.sub_norm": I} if sub else {})
+        if setting["token"] == "attention":
+            heads, groups, width = attention_shape(c, setting)
+            rows = {"q": heads * width, "k": groups * width, "v": groups * width}
+            for k in "qkv":
+                projection(n + f"attn.{k}_proj", setting, widen * rng.uniform(-b, b, (rows[k], D)), l)
+            projection(n + "attn.o_proj", setting, widen * rng.uniform(-b, b, (D, heads * width)), l)
+            vectors |= {"attn.sub_norm": heads * width} if sub else {}
+        else:
+            for k in "ifgo":
+                projection(n + f"attn.{k}_proj", setting, widen * rng.uniform(-b, b, (D, D)), l)
+            vectors |= {} if setting["gate_order"] == "paper" else {"attn.g_norm": D}
+        for k, size in vectors.items():
+            P[n + k + ".weight"] = np.ones(size)
+        glu, fused = setting["channel"] == "glu", setting["fused_gate"]
+        for k in ["up"] if not glu else ["gate"] if fused else ["gate", "up"]:
+            rows = 2 * I if glu and fused else I
+            projection(n + f"mlp.{k}_proj", setting, widen * rng.normal(0, 0.02, (rows, D)), l)
+        projection(n + "mlp.down_proj", setting, widen * rng.normal(0, 0.02, (D, I)) / np.sqrt(2 * L), l)
     if random_vectors:
         P["model.embeddings.weight"] *= 1 if c.get("tie_word_embeddings") else 10
         for k in P:
@@ -88,7 +99,7 @@ def init(c, rng, random_vectors, widen=1):
 
 
 # What hgrn_bit cannot say: a model with one of these is of type "mmfree".
-BEYOND_HGRN = {"activation", "inner_norm", "channel", "token", "layers"}
+BEYOND_HGRN = {"activation", "inner_norm", "channel", "token", "layers", "fused_gate", "sub_norm"}
 
 
 def config(a):
@@ -252,6 +263,16 @@ RECIPES = {
     "tied": SMALL + " --seed 14 --d 29 --layers 1 --inter 17 --steps 5 --no-lower-bound --tied",
     "masked": SMALL + " --seed 16 --batch 3 --inter 20 --masked",
     "starts": SMALL + " --seed 17 --d 21 --batch 3 --inter 16 --starts",
+    "attention": SMALL + """ --seed 18 --inter 19 --steps 5 --settings '{"token": "attention", "heads": 4, "kv_heads": 2,
+        "head_dim": 8, "precision": "f32", "inner_norm": false, "rope_theta": 40, "fused_gate": false}'""",
+    "attention_mix": SMALL + """ --seed 39 --d 24 --layers 3 --inter 17 --settings '{"layers": [
+        {"token": "attention", "heads": 3, "kv_heads": 1, "sub_norm": true, "fused_gate": false}, {},
+        {"token": "attention", "heads": 1, "head_dim": 16, "channel": "mlp", "activation": "relu2", "sub_norm": true,
+         "sliding_window": 4}],
+        "precision_rules": [{"projections": ["lm_head", "v_proj"], "precision": "bf16", "inner_norm": false}]}'""",
+    "attention_window": SMALL + """ --seed 20 --batch 3 --seq 13 --inter 18 --starts --tied --settings '{"token": "attention",
+        "heads": 3, "kv_heads": 3, "head_dim": 8, "sliding_window": 3, "precision": "f32", "sub_norm": true,
+        "inner_norm": false}'""",
 }
 
 

@@ -37,7 +37,7 @@ OWNERS = {
     "nlohmann/*": ["train/*", "tests/*"],
     "gtest/*": ["tests/*"],
     "glob.h": ["tests/data/test_paths.cpp"],  # the oracle for our own patterns
-    **dict.fromkeys(["cuda*", "cub/*", "cublas*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
+    **dict.fromkeys(["cuda*", "cub/*", "cublas*", "cudnn*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
 }
 # The backends' own headers serve nobody else: ops reach a backend by MMFREE_DISPATCH, everyone else by core/gpu.h.
 BACKENDS = ["core/cpu", "core/cuda"]

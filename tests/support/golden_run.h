@@ -7,10 +7,10 @@
 /// Running a model on a golden set, on any device.
 namespace mmfree {
 
-inline void load_parameters(const SafetensorsReader& file, ParamStore& params) {
+inline void load_parameters(const Golden& golden, ParamStore& params) {
   for (size_t i = 0; i < params.specs().size(); ++i) {
     Tensor to = params.view(params.values(), i), host(to.shape(), to.dtype());
-    cast(file.read(params.specs()[i].name, params.dtype()), host);
+    cast(golden.parameter(params.specs()[i].name, params.dtype()), host);
     to.copy_from(host);
   }
 }

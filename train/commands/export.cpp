@@ -72,11 +72,9 @@ void export_to_hf(const Options& o, const Model& model) {
                  "': a ternary export cannot become a Hugging Face folder; export the checkpoint");
     tensors.emplace_back(spec.name, spec.shape);
   }
-  const Architecture& architecture = architecture_of(model.config);
-  const auto ours = [&](const std::string& name) { return (*model.params)[name].value(); };
-  const auto theirs = [&](const std::string& name) {
+  const auto get = [&](const std::string& name) {
     throw_if_stopped();
-    return to_foreign(architecture, model.config, name, ours);
+    return (*model.params)[name].value();
   };
   ModelConfig config = model.config;
   config.max_position_embeddings = model.seq_len;
@@ -87,9 +85,11 @@ void export_to_hf(const Options& o, const Model& model) {
     options.tokenizer_model = model.tokenizer->serialized();
     options.tokenizer_files = tokenizer.files;
   }
-  write_hf_folder(o.out, config, foreign_tensors(architecture, tensors), theirs, options);
-  console::out.format("wrote %s: config.json and %zu tensors as %s\n", o.out.c_str(), tensors.size(), o.dtype.c_str());
-  if (&architecture != &hgrn_bit_architecture() && !o.force)
+  write_hf_folder(o.out, config, tensors, get, options);
+  const Architecture& architecture = architecture_of(config);
+  console::out.format("wrote %s: config.json of model_type %s and %zu tensors as %s\n", o.out.c_str(),
+                      architecture.model_type.c_str(), foreign_tensors(architecture, tensors).size(), o.dtype.c_str());
+  if (&architecture == &own_architecture() && !o.force)
     console::err.format(
         "warning: Hugging Face's classes do not compute this model (see the object `mmfree` in config.json): it is "
         "written as model_type '%s', which only mmfree loads; --force leaves this warning out\n",

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <optional>
 
 #include "core/error.h"
 #include "optim/schedule.h"
@@ -70,6 +71,12 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
   check_mixture(config.data, rule);
   rule("data.carry_state", "data.sources", !config.data.carry_state || config.data.sources.size() < 2,
        "rows follow one source, not several; name one, or set it to false");
+  const bool attends = std::any_of(config.model.layers.begin(), config.model.layers.end(), [&](const LayerEntry& e) {
+    return e.token.value_or(config.model.token) == TokenKind::attention;
+  });
+  rule("data.carry_state", "model.token",
+       !config.data.carry_state || !(config.model.uniform() ? config.model.token == TokenKind::attention : attends),
+       "the keys and values of attention grow with every token; set it to false");
   rule("train.init_from", "train.resume", train.init_from.empty() || train.resume.mode != ResumeFrom::checkpoint,
        "a run starts from this model's weights or continues train.resume's checkpoint (", quote(train.resume.path),
        "), not both; remove one of them");
@@ -109,6 +116,17 @@ TrainConfig train_section(const ConfigNode& root, const std::string& source) {
   return train;
 }
 
+/// A model that becomes ternary keeps its head as it was, as in BitNet b1.58, unless the rules say something about it.
+/// `source` is the model before.
+void keep_head(ModelConfig& model, const ModelConfig& source, const ConfigNode& root) {
+  const std::string head = "lm_head";
+  const Precision before = source.layer(-1).precision_of(head);
+  if (given(root, "model.precision_rules") || before == Precision::ternary ||
+      model.layer(-1).precision_of(head) != Precision::ternary)
+    return;
+  model.precision_rules.push_back({{}, {head}, before, source.layer(-1).inner_norm_of(head)});
+}
+
 /// Keys that say nothing about what is computed from the tokens.
 bool describes_only(const std::string& key) {
   return key == "model.bos_token_id" || key == "model.eos_token_id" || key == "model.max_position_embeddings";
@@ -141,9 +159,10 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
   for (const std::string& override_text : overrides) apply_override(root, override_text, problems);
 
   RunConfig config;
+  std::optional<ModelConfig> inherited;
   if (model_defaults)
     if (const TrainConfig train = train_section(root, source); !train.init_from.empty())
-      config.model = model_defaults(train);
+      config.model = inherited.emplace(model_defaults(train));
   Section file(&root, "", problems);
   sections(config, [&](const char* name, auto& part) {
     Section section(file.take(name), name, problems);
@@ -153,6 +172,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
   file.finish();
   if (!config.model.layers.empty() && !given(root, "model.num_hidden_layers"))
     config.model.num_hidden_layers = config.model.listed_layers();
+  if (inherited) keep_head(config.model, *inherited, root);
   check_relations(config, root, problems);
   problems.throw_if_any();
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstring>
 #include <optional>
 
 namespace mmfree {
@@ -33,28 +32,25 @@ std::pair<TensorMap, std::string> find_ours(const Architecture& a, const std::st
   return {{name, {name}}, ""};
 }
 
-int64_t head_count(HeadRows which, const ModelConfig& c, const std::string& layer) {
-  const LayerConfig l = c.layer(layer.empty() ? -1 : std::stoi(layer));
-  if (which == HeadRows::none) return 0;
-  return which == HeadRows::heads || l.kv_heads == 0 ? l.heads : l.kv_heads;
-}
-
-/// Reorders the rows of each of `heads` heads between the two layouts of TensorMap::permute: to ours (`to_pairs`) or to
-/// theirs.
-Tensor permuted(const Tensor& from, int64_t heads, bool to_pairs) {
-  if (heads == 0) return from;
-  const int64_t rows = from.dim(0), width = rows / heads, row_bytes = from.bytes() / rows;
-  MMFREE_CHECK(DataError, rows % heads == 0 && width % 2 == 0, "tensor ", from.describe(), ": its rows are not ", heads,
-               " heads of even width");
-  Tensor to(from.shape(), from.dtype());
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t i = 0; i < width / 2; ++i)
-      for (int64_t j = 0; j < 2; ++j) {
-        const int64_t pair = h * width + 2 * i + j, half = h * width + j * (width / 2) + i;
-        std::memcpy(to.raw_mut() + (to_pairs ? pair : half) * row_bytes,
-                    from.raw() + (to_pairs ? half : pair) * row_bytes, size_t(row_bytes));
-      }
-  return to;
+/// The names of Hugging Face's Llama, Mistral and BitNet. A BitLinear's norm is called rms_norm there.
+std::vector<TensorMap> llama_tensors(bool fused_gate) {
+  std::vector<TensorMap> all = {
+      {"model.embeddings.weight", {"model.embed_tokens.weight"}},
+      {"model.layers.*.attn_norm.weight", {"model.layers.*.input_layernorm.weight"}},
+      {"model.layers.*.mlp_norm.weight", {"model.layers.*.post_attention_layernorm.weight"}},
+      {"model.layers.*.attn.sub_norm.weight", {"model.layers.*.self_attn.attn_sub_norm.weight"}},
+      {"model.layers.*.mlp.sub_norm.weight", {"model.layers.*.mlp.ffn_sub_norm.weight"}},
+      {"lm_head.norm.weight", {"lm_head.rms_norm.weight"}}};
+  const std::string layer = "model.layers.*.";
+  for (const std::string name : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+    all.push_back({layer + "attn." + name + ".weight", {layer + "self_attn." + name + ".weight"}});
+    all.push_back({layer + "attn." + name + ".norm.weight", {layer + "self_attn." + name + ".rms_norm.weight"}});
+  }
+  for (const std::string name : {"gate_proj", "up_proj", "down_proj"})
+    all.push_back({layer + "mlp." + name + ".norm.weight", {layer + "mlp." + name + ".rms_norm.weight"}});
+  if (fused_gate)
+    all.push_back({layer + "mlp.gate_proj.weight", {layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"}});
+  return all;
 }
 
 }  // namespace
@@ -69,23 +65,37 @@ const Architecture& own_architecture() {
   return a;
 }
 
+const Architecture& llama_architecture(const std::string& model_type, bool fused_gate) {
+  static const std::vector<Architecture> all = [] {
+    std::vector<Architecture> a;
+    for (const bool fused : {false, true})
+      for (const auto& [type, name] :
+           {std::pair{"llama", "LlamaForCausalLM"}, {"mistral", "MistralForCausalLM"}, {"bitnet", "BitNetForCausalLM"}})
+        a.push_back({type, name, llama_tensors(fused)});
+    return a;
+  }();
+  for (size_t i = fused_gate ? all.size() / 2 : 0; i < all.size(); ++i)
+    if (all[i].model_type == model_type) return all[i];
+  throw Error("architecture: no table for model_type " + quote(model_type));
+}
+
 NamedShapes foreign_tensors(const Architecture& a, const NamedShapes& ours) {
   NamedShapes all;
   for (const auto& [name, shape] : ours) {
     const auto [map, layer] = find_ours(a, name);
     const int64_t parts = int64_t(map.theirs.size());
-    MMFREE_CHECK(DataError, shape[0] % parts == 0, "tensor '", name, "' ", shape, " cannot be split into ", parts);
-    const Shape part = shape.rank() == 1 ? Shape{shape[0] / parts} : Shape{shape[0] / parts, shape[1]};
+    MMFREE_CHECK(DataError, parts == 1 || (shape.rank() == 2 && shape[0] % parts == 0), "tensor '", name, "' ", shape,
+                 " cannot be split into ", parts);
+    const Shape part = parts == 1 ? shape : Shape{shape[0] / parts, shape[1]};
     for (const std::string& theirs : map.theirs) all.emplace_back(filled(theirs, layer), part);
   }
   return all;
 }
 
-Tensor from_foreign(const Architecture& a, const ModelConfig& config, const std::string& name,
+Tensor from_foreign(const Architecture& a, const std::string& name,
                     const std::function<Tensor(const std::string&)>& read) {
   const auto [map, layer] = find_ours(a, name);
-  const int64_t heads = head_count(map.permute, config, layer);
-  if (map.theirs.size() == 1) return permuted(read(filled(map.theirs[0], layer)), heads, true);
+  if (map.theirs.size() == 1) return read(filled(map.theirs[0], layer));
   std::vector<Tensor> parts;
   int64_t rows = 0;
   for (const std::string& theirs : map.theirs) {
@@ -93,22 +103,23 @@ Tensor from_foreign(const Architecture& a, const ModelConfig& config, const std:
     rows += parts.back().dim(0);
   }
   const Tensor& first = parts[0];
-  Tensor whole(first.shape().rank() == 1 ? Shape{rows} : Shape{rows, first.dim(1)}, first.dtype());
+  Tensor whole({rows, first.dim(1)}, first.dtype());
   int64_t begin = 0;
   for (const Tensor& part : parts) {
     whole.slice(begin, begin + part.dim(0)).copy_from(part);
     begin += part.dim(0);
   }
-  return permuted(whole, heads, true);
+  return whole;
 }
 
-Tensor to_foreign(const Architecture& a, const ModelConfig& config, const std::string& name,
+Tensor to_foreign(const Architecture& a, const std::string& name,
                   const std::function<Tensor(const std::string&)>& read) {
   for (const TensorMap& map : a.tensors)
     for (size_t i = 0; i < map.theirs.size(); ++i) {
       const auto layer = match(map.theirs[i], name);
       if (!layer) continue;
-      const Tensor whole = permuted(read(filled(map.ours, *layer)), head_count(map.permute, config, *layer), false);
+      const Tensor whole = read(filled(map.ours, *layer));
+      if (map.theirs.size() == 1) return whole;
       const int64_t rows = whole.dim(0) / int64_t(map.theirs.size());
       return whole.slice(int64_t(i) * rows, int64_t(i + 1) * rows);
     }

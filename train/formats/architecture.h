@@ -5,13 +5,9 @@
 #include <vector>
 
 #include "core/tensor.h"
-#include "layers/model_config.h"
 
 /// Foreign architectures: how each names and lays out the tensors that layers/ declares, as one table.
 namespace mmfree {
-
-/// For a matrix whose rows the foreign layout orders differently inside each head: which heads its rows form.
-enum class HeadRows { none, heads, kv_heads };
 
 /// How the foreign layout stores one of our tensors. In names `*` stands for the number of the layer.
 struct TensorMap {
@@ -19,9 +15,6 @@ struct TensorMap {
   /// One name: the tensor is renamed. Several: our tensor consists of theirs, equal parts stacked along the rows (they
   /// split a matrix that is fused in ours).
   std::vector<std::string> theirs;
-  /// Not none: row 2i + j of a head of width w is row j·w/2 + i in theirs (rotary pairs are side by side in ours and
-  /// half a head apart in theirs).
-  HeadRows permute = HeadRows::none;
 };
 
 struct Architecture {
@@ -30,10 +23,15 @@ struct Architecture {
   std::vector<TensorMap> tensors;  ///< a tensor that is not listed has our name and layout
 };
 
-/// The published MatMul-free LM; and mmfree's own architecture, for models that hgrn_bit cannot describe. Both use our
+/// The published MatMul-free LM; and mmfree's own architecture, for models that no other class computes. Both use our
 /// names.
 const Architecture& hgrn_bit_architecture();
 const Architecture& own_architecture();
+
+/// Attention and a gated mixer as the classes of `model_type` name them: "llama", "mistral" or "bitnet". They hold the
+/// gate and the up projection apart; with `fused_gate` ours is one matrix of both. The rows of queries and keys have
+/// one order in both: rotary pairs are half a head apart.
+const Architecture& llama_architecture(const std::string& model_type, bool fused_gate);
 
 using NamedShapes = std::vector<std::pair<std::string, Shape>>;
 
@@ -42,11 +40,11 @@ using NamedShapes = std::vector<std::pair<std::string, Shape>>;
 NamedShapes foreign_tensors(const Architecture& architecture, const NamedShapes& ours);
 
 /// Our tensor `name` from theirs; `read` gives a foreign tensor by name.
-Tensor from_foreign(const Architecture& architecture, const ModelConfig& config, const std::string& name,
+Tensor from_foreign(const Architecture& architecture, const std::string& name,
                     const std::function<Tensor(const std::string&)>& read);
 
 /// Their tensor `name` from ours; `read` gives one of ours by name.
-Tensor to_foreign(const Architecture& architecture, const ModelConfig& config, const std::string& name,
+Tensor to_foreign(const Architecture& architecture, const std::string& name,
                   const std::function<Tensor(const std::string&)>& read);
 
 }  // namespace mmfree

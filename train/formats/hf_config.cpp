@@ -1,11 +1,11 @@
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "core/system/files.h"
 #include "train/config/fields.h"
 #include "train/formats/hf_folder.h"
-#include "train/formats/strict_json.h"
+#include "train/formats/json_fields.h"
+#include "train/formats/llama_config.h"
 
 namespace mmfree {
 
@@ -13,79 +13,11 @@ namespace {
 
 using Json = nlohmann::json;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
-constexpr const char *kFraming = "framing", *kResetState = "reset_state";
-
-/// Typed access to one JSON object. Every error message starts with `where`, which names the file.
-class Fields {
- public:
-  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
-    MMFREE_CHECK(DataError, object_.is_object(), where_, "expected a JSON object");
-  }
-
-  int64_t integer(const char* key, int64_t otherwise) const {
-    return has(key) ? as_integer(object_[key], key) : otherwise;
-  }
-  double number(const char* key, double otherwise) const {
-    if (!has(key)) return otherwise;
-    MMFREE_CHECK(DataError, object_[key].is_number(), where_, key, " must be a number");
-    return object_[key].get<double>();
-  }
-  bool boolean(const char* key, bool otherwise) const {
-    if (!has(key)) return otherwise;
-    MMFREE_CHECK(DataError, object_[key].is_boolean(), where_, key, " must be true or false");
-    return object_[key].get<bool>();
-  }
-  std::string text(const char* key, const std::string& otherwise) const {
-    return has(key) ? as_text(object_[key], key) : otherwise;
-  }
-  /// A token id; of a list the first; -1 for null or an empty list.
-  int64_t token_id(const char* key, int64_t otherwise) const {
-    if (!object_.contains(key)) return otherwise;
-    const Json& value = object_[key];
-    if (value.is_null() || (value.is_array() && value.empty())) return -1;
-    return as_integer(value.is_array() ? value[0] : value, key);
-  }
-  /// The items of a list; none if the key is missing.
-  std::vector<Json> list(const char* key) const {
-    if (!has(key)) return {};
-    MMFREE_CHECK(DataError, object_[key].is_array(), where_, key, " must be a list");
-    return object_[key].get<std::vector<Json>>();
-  }
-
-  int64_t as_integer(const Json& value, const char* key) const {
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-    MMFREE_CHECK(DataError, value.is_number_integer(), where_, key, " must be an integer");
-    const bool fits =
-        value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(kMost) : value.get<int64_t>() >= -kMost;
-    MMFREE_CHECK(DataError, fits, where_, key, " must lie within -", kMost, "..", kMost);
-    return value.get<int64_t>();
-  }
-  std::string as_text(const Json& value, const char* key) const {
-    MMFREE_CHECK(DataError, value.is_string(), where_, key, " must be a string");
-    return value.get<std::string>();
-  }
-  /// The value among `values` whose name the key gives.
-  template <class Enum>
-  Enum choice(const char* key, const std::vector<Enum>& values) const {
-    const std::string name = as_text(object_[key], key);
-    std::string known;
-    for (const Enum value : values) {
-      if (name == name_of(value)) return value;
-      known += concat(' ', name_of(value));
-    }
-    throw DataError(concat(where_, key, " is ", quote(name), ", expected one of", known));
-  }
-  bool has(const char* key) const { return object_.contains(key) && !object_[key].is_null(); }
-  const Json& operator[](const char* key) const { return object_[key]; }
-
- private:
-  const Json& object_;
-  std::string where_;
-};
+constexpr const char *kFraming = "framing", *kResetState = "reset_state", *kExtras = "mmfree";
 
 /// Visitor of `fields` (train/config/fields.h) that reads the keys of a JSON object. A missing key changes nothing.
 struct ReadKeys {
-  const Fields& json;
+  const JsonFields& json;
 
   template <class T, class Kind>
   void operator()(const char* key, T& value, const Kind& kind, const char*) const {
@@ -128,9 +60,10 @@ struct WriteKeys {
 };
 
 template <class T>
-void read_list(const Fields& extras, const char* key, const std::string& where, std::vector<T>& list) {
+void read_list(const JsonFields& extras, const char* key, std::vector<T>& list) {
+  if (extras.has(key)) list.clear();
   for (const Json& item : extras.list(key)) {
-    const Fields json(item, concat(where, key, ": "));
+    const JsonFields json(item, concat(extras.where(), key, ": "));
     fields(list.emplace_back(), ReadKeys{json});
   }
 }
@@ -142,17 +75,16 @@ nlohmann::ordered_json written_list(std::vector<T> list) {
   return all;
 }
 
-/// Reads the keys that only mmfree has.
-void read_extras(const Fields& extras, const std::string& where, ModelConfig& c) {
+/// Reads the keys of the object `mmfree`, which only mmfree has.
+void read_extras(const JsonFields& extras, ModelConfig& c) {
   layer_fields(c, ReadKeys{extras});
-  read_list(extras, "layers", where, c.layers);
-  read_list(extras, "precision_rules", where, c.precision_rules);
+  read_list(extras, "layers", c.layers);
+  read_list(extras, "precision_rules", c.precision_rules);
 }
 
 nlohmann::ordered_json extras_of(ModelConfig c, const HfData& data) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   layer_fields(c, WriteKeys{json});
-  json.erase("intermediate_size");  // Hugging Face's format has it
   json["layers"] = written_list(c.layers);
   json["precision_rules"] = written_list(c.precision_rules);
   json[kFraming] = name_of(data.framing);
@@ -160,11 +92,25 @@ nlohmann::ordered_json extras_of(ModelConfig c, const HfData& data) {
   return json;
 }
 
+/// The object `mmfree` of a config.json. @throws DataError
+std::optional<JsonFields> extras_in(const JsonFields& json) {
+  if (!json.has(kExtras)) return {};
+  return JsonFields(json[kExtras], concat(json.where(), kExtras, ": "));
+}
+
+void check(const ModelConfig& c, const JsonFields& json) {
+  try {
+    c.validate();
+  } catch (const ConfigError& e) {
+    throw DataError(json.where() + e.what());
+  }
+}
+
 /// Refuses settings of the published code that are not implemented.
-void refuse_unsupported(const Fields& fields, const std::string& where) {
-  MMFREE_CHECK(DataError, !fields.boolean("use_short_conv", false), where,
+void refuse_unsupported(const JsonFields& fields) {
+  MMFREE_CHECK(DataError, !fields.boolean("use_short_conv", false), fields.where(),
                "use_short_conv is true: short convolutions are not implemented");
-  MMFREE_CHECK(DataError, fields.integer("expand_ratio", 1) == 1, where, "expand_ratio is ",
+  MMFREE_CHECK(DataError, fields.integer("expand_ratio", 1) == 1, fields.where(), "expand_ratio is ",
                fields.integer("expand_ratio", 1), ": only 1 is implemented");
 }
 
@@ -172,18 +118,92 @@ void refuse_unsupported(const Fields& fields, const std::string& where) {
 std::string hidden_act(Activation f) { return f == Activation::silu ? "swish" : name_of(f); }
 
 /// The published code reads hidden_act, we read ours: they must be the same.
-void check_activation(const Fields& fields, const std::string& where, const ModelConfig& c) {
+void check_activation(const JsonFields& fields, const ModelConfig& c) {
   const std::string act = fields.text("hidden_act", hidden_act(c.activation));
-  MMFREE_CHECK(DataError, act == hidden_act(c.activation) || act == name_of(c.activation), where, "hidden_act is ",
-               quote(act), ", but the model's activation is ", hidden_act(c.activation),
+  MMFREE_CHECK(DataError, act == hidden_act(c.activation) || act == name_of(c.activation), fields.where(),
+               "hidden_act is ", quote(act), ", but the model's activation is ", hidden_act(c.activation),
                "; name another one as `activation` in the object `mmfree`");
+}
+
+ModelConfig read_hgrn_config(const JsonFields& json) {
+  refuse_unsupported(json);
+  ModelConfig c;
+  c.vocab_size = json.integer("vocab_size", 32000);
+  c.hidden_size = json.integer("hidden_size", 2048);
+  c.num_hidden_layers = json.integer("num_hidden_layers", 24);
+  c.intermediate_size = json.integer("intermediate_size", 0);
+  c.hidden_ratio = json.integer("hidden_ratio", 4);
+  c.rms_norm_eps = json.number("rms_norm_eps", 1e-6);
+  c.initializer_range = json.number("initializer_range", 0.02);
+  c.use_lower_bound = json.boolean("use_lower_bound", true);
+  c.tie_word_embeddings = json.boolean("tie_word_embeddings", false);
+  c.max_position_embeddings = json.integer("max_position_embeddings", 2048);
+  c.bos_token_id = json.token_id("bos_token_id", 1);
+  c.eos_token_id = json.token_id("eos_token_id", 2);
+  if (const auto extras = extras_in(json)) read_extras(*extras, c);
+  check_activation(json, c);
+  check(c, json);
+  return c;
+}
+
+/// Adds what the object `mmfree` says to a model that transformers' keys describe. It must not change what the model
+/// computes, or transformers would compute something else.
+void refine(ModelConfig& c, const JsonFields& json) {
+  const auto extras = extras_in(json);
+  if (!extras) return;
+  ModelConfig ours = c;
+  read_extras(*extras, ours);
+  ours.hidden_ratio = extras->integer("hidden_ratio", ours.hidden_ratio);
+  ours.use_lower_bound = extras->boolean("use_lower_bound", ours.use_lower_bound);
+  check(ours, *extras);
+  const std::string difference = llama_difference(c, ours);
+  MMFREE_CHECK(DataError, difference.empty(), json.where(), difference, " by the object `", kExtras,
+               "`; correct one of them, or remove the object");
+  MMFREE_CHECK(DataError, llama_form(ours), extras->where(),
+               "describes a model that no class of transformers computes");
+  c = std::move(ours);
+}
+
+/// An object with the keys of hgrn_bit.
+nlohmann::ordered_json hgrn_keys(const ModelConfig& c) {
+  return {{"vocab_size", c.vocab_size},
+          {"hidden_size", c.hidden_size},
+          {"num_hidden_layers", c.num_hidden_layers},
+          {"intermediate_size",
+           c.intermediate_size ? nlohmann::ordered_json(c.intermediate_size) : nlohmann::ordered_json()},
+          {"hidden_ratio", c.hidden_ratio},
+          {"hidden_act", hidden_act(c.activation)},
+          {"attn_mode", "fused_recurrent"},
+          {"num_heads", 1},
+          {"expand_ratio", 1},
+          {"use_short_conv", false},
+          {"conv_size", 4},
+          {"share_conv_kernel", true},
+          {"use_lower_bound", c.use_lower_bound},
+          {"rms_norm_eps", c.rms_norm_eps},
+          {"initializer_range", c.initializer_range},
+          {"max_position_embeddings", c.max_position_embeddings},
+          {"fuse_cross_entropy", true},
+          {"use_cache", true},
+          {"tie_word_embeddings", c.tie_word_embeddings}};
 }
 
 nlohmann::ordered_json id_or_null(int64_t id) { return id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(id); }
 
+/// Calls read(json) with the keys of `dir`/config.json.
+template <class Read>
+auto read_config_file(const std::string& dir, const Read& read) {
+  const std::string path = dir + "/config.json";
+  const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
+  return read(JsonFields(json, path + ": "));
+}
+
 }  // namespace
 
+const char* transformers_version(const ModelConfig& c) { return llama_form(c) ? "5.0.0" : "4.40.2"; }
+
 const Architecture& architecture_of(const ModelConfig& c) {
+  if (const auto form = llama_form(c)) return llama_architecture(form->model_type, form->fused_gate);
   ModelConfig d;  // the defaults are the published architecture
   d.intermediate_size = c.intermediate_size;
   bool published = c.uniform() && c.precision_rules.empty();
@@ -191,48 +211,33 @@ const Architecture& architecture_of(const ModelConfig& c) {
   return published ? hgrn_bit_architecture() : own_architecture();
 }
 
-ModelConfig read_hf_config(const std::string& dir) {
-  const std::string path = dir + "/config.json", where = path + ": ";
-  const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
-  const Fields fields(json, where);
-  const std::string type = fields.text("model_type", "");
-  MMFREE_CHECK(DataError, type == "hgrn_bit" || type == own_architecture().model_type, where, "model_type is ",
-               quote(type), ", expected 'hgrn_bit' (a MatMul-free model) or 'mmfree'");
-  refuse_unsupported(fields, where);
-  ModelConfig c;
-  c.vocab_size = fields.integer("vocab_size", 32000);
-  c.hidden_size = fields.integer("hidden_size", 2048);
-  c.num_hidden_layers = fields.integer("num_hidden_layers", 24);
-  c.intermediate_size = fields.integer("intermediate_size", 0);
-  c.hidden_ratio = fields.integer("hidden_ratio", 4);
-  c.rms_norm_eps = fields.number("rms_norm_eps", 1e-6);
-  c.initializer_range = fields.number("initializer_range", 0.02);
-  c.use_lower_bound = fields.boolean("use_lower_bound", true);
-  c.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
-  c.max_position_embeddings = fields.integer("max_position_embeddings", 2048);
-  c.bos_token_id = fields.token_id("bos_token_id", 1);
-  c.eos_token_id = fields.token_id("eos_token_id", 2);
-  if (fields.has("mmfree")) read_extras(Fields(fields["mmfree"], where + "mmfree: "), where + "mmfree: ", c);
-  check_activation(fields, where, c);
-  try {
-    c.validate();
-  } catch (const ConfigError& e) {
-    throw DataError(where + e.what());
-  }
-  return c;
+HfModel read_hf_model(const std::string& dir) {
+  return read_config_file(dir, [](const JsonFields& json) -> HfModel {
+    const std::string type = json.text("model_type", "");
+    for (const Architecture* known : {&hgrn_bit_architecture(), &own_architecture()})
+      if (type == known->model_type) return {read_hgrn_config(json), known};
+    MMFREE_CHECK(DataError, is_llama_type(type), json.where(), "model_type is ", quote(type),
+                 ", expected hgrn_bit (a MatMul-free model), mmfree, llama, mistral or bitnet");
+    ModelConfig c = read_llama_config(json, type);
+    check(c, json);
+    refine(c, json);
+    return {c, &llama_architecture(type, c.layer(0).fused_gate)};
+  });
 }
 
+ModelConfig read_hf_config(const std::string& dir) { return read_hf_model(dir).config; }
+
 HfData read_hf_data(const std::string& dir) {
-  const std::string path = dir + "/config.json", where = path + ": ";
-  const Json json = parse_json(read_file(path, kMaxConfigBytes), path);
-  HfData data;
-  data.pad_token_id = int(Fields(json, where).token_id("pad_token_id", -1));
-  if (!Fields(json, where).has("mmfree")) return data;
-  const Fields extras(json["mmfree"], where + "mmfree: ");
-  if (extras.has(kFraming))
-    data.framing = extras.choice(kFraming, std::vector(std::begin(kAllFramings), std::end(kAllFramings)));
-  data.reset_state = extras.boolean(kResetState, false);
-  return data;
+  return read_config_file(dir, [](const JsonFields& json) {
+    HfData data;
+    data.pad_token_id = int(json.token_id("pad_token_id", -1));
+    const auto extras = extras_in(json);
+    if (!extras) return data;
+    if (extras->has(kFraming))
+      data.framing = extras->choice(kFraming, std::vector(std::begin(kAllFramings), std::end(kAllFramings)));
+    data.reset_state = extras->boolean(kResetState, false);
+    return data;
+  });
 }
 
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype,
@@ -240,35 +245,22 @@ void write_hf_config(const std::string& dir, const ModelConfig& config, const st
   MMFREE_CHECK(UsageError, torch_dtype == "float32" || torch_dtype == "bfloat16" || torch_dtype == "float16",
                "torch_dtype ", quote(torch_dtype), ", expected float32, bfloat16 or float16");
   const Architecture& architecture = architecture_of(config);
-  const nlohmann::ordered_json json = {
-      {"architectures", nlohmann::ordered_json::array({architecture.class_name})},
-      {"model_type", architecture.model_type},
-      {"vocab_size", config.vocab_size},
-      {"hidden_size", config.hidden_size},
-      {"num_hidden_layers", config.num_hidden_layers},
-      {"intermediate_size",
-       config.intermediate_size ? nlohmann::ordered_json(config.intermediate_size) : nlohmann::ordered_json()},
-      {"hidden_ratio", config.hidden_ratio},
-      {"hidden_act", hidden_act(config.activation)},
-      {"attn_mode", "fused_recurrent"},
-      {"num_heads", 1},
-      {"expand_ratio", 1},
-      {"use_short_conv", false},
-      {"conv_size", 4},
-      {"share_conv_kernel", true},
-      {"use_lower_bound", config.use_lower_bound},
-      {"rms_norm_eps", config.rms_norm_eps},
-      {"initializer_range", config.initializer_range},
-      {"max_position_embeddings", config.max_position_embeddings},
-      {"fuse_cross_entropy", true},
-      {"use_cache", true},
-      {"tie_word_embeddings", config.tie_word_embeddings},
-      {"pad_token_id", id_or_null(data.pad_token_id)},
-      {"bos_token_id", id_or_null(config.bos_token_id)},
-      {"eos_token_id", id_or_null(config.eos_token_id)},
-      {"torch_dtype", torch_dtype},
-      {"transformers_version", "4.40.2"},
-      {"mmfree", extras_of(config, data)}};
+  const auto form = llama_form(config);
+  nlohmann::ordered_json json = {{"architectures", nlohmann::ordered_json::array({architecture.class_name})},
+                                 {"model_type", architecture.model_type}};
+  json.update(form ? llama_keys(config, *form) : hgrn_keys(config));
+  json["pad_token_id"] = id_or_null(data.pad_token_id);
+  json["bos_token_id"] = id_or_null(config.bos_token_id);
+  json["eos_token_id"] = id_or_null(config.eos_token_id);
+  json["torch_dtype"] = torch_dtype;
+  json["transformers_version"] = transformers_version(config);
+  json[kExtras] = extras_of(config, data);
+  if (form) {  // their classes lack these
+    json[kExtras]["hidden_ratio"] = config.hidden_ratio;
+    json[kExtras]["use_lower_bound"] = config.use_lower_bound;
+  } else {
+    json[kExtras].erase("intermediate_size");
+  }
   write_file(dir + "/config.json", json.dump(2) + "\n");
 }
 

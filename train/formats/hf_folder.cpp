@@ -11,6 +11,8 @@
 #include "core/ops/elementwise.h"
 #include "core/system/files.h"
 #include "core/system/folder_mark.h"
+#include "layers/parameters.h"
+#include "train/formats/llama_config.h"
 #include "train/formats/strict_json.h"
 
 namespace mmfree {
@@ -94,19 +96,30 @@ std::string generation_config(const ModelConfig& c) {
   nlohmann::ordered_json json = {{"_from_model_config", true}};
   if (c.bos_token_id >= 0) json["bos_token_id"] = c.bos_token_id;
   if (c.eos_token_id >= 0) json["eos_token_id"] = c.eos_token_id;
-  json["transformers_version"] = "4.40.2";
+  json["transformers_version"] = transformers_version(c);
   return json.dump(2) + "\n";
 }
 
 std::string model_card(const std::string& name, const ModelConfig& c, const std::string& torch_dtype) {
-  std::string card = concat(
-      "---\nlibrary_name: mmfree\npipeline_tag: text-generation\ntags:\n- matmul-free\n- 1.58-bit\n- ",
-      architecture_of(c).model_type, "\n---\n\n# ", name, "\n\nA MatMul-free language model with ", c.parameter_count(),
-      " parameters: ", c.num_hidden_layers, " layers, width ", c.hidden_size, ", inner width ", c.intermediate(),
-      ", vocabulary ", c.vocab_size, ".\n\nThe tensors are latent weights in ", torch_dtype,
-      "; projections quantise them to ternary values when they run. Do not store the quantised\nweights in their "
-      "place: quantising twice shrinks their scale.\n");
-  if (&architecture_of(c) != &hgrn_bit_architecture())
+  const Architecture& architecture = architecture_of(c);
+  const bool own = &architecture == &own_architecture(), llama = llama_form(c).has_value();
+  bool attends = false;
+  for (int l = 0; l < int(c.num_hidden_layers); ++l) attends |= c.layer(l).token == TokenKind::attention;
+  const std::vector<ProjectionSpec> all = projections(c);
+  const bool ternary =
+      std::any_of(all.begin(), all.end(), [](const auto& p) { return p.precision == Precision::ternary; });
+  std::string card =
+      concat("---\nlibrary_name: ", llama ? "transformers" : "mmfree", "\npipeline_tag: text-generation\ntags:\n",
+             attends ? "" : "- matmul-free\n", ternary ? "- 1.58-bit\n" : "", "- ", architecture.model_type,
+             "\n---\n\n# ", name, "\n\nA ", attends ? "" : "MatMul-free ", "language model with ", c.parameter_count(),
+             " parameters: ", c.num_hidden_layers, " layers, width ", c.hidden_size, ", inner width ", c.layer(0).inner,
+             ", vocabulary ", c.vocab_size, ".\n");
+  if (ternary)
+    card +=
+        concat("\nThe tensors are latent weights in ", torch_dtype,
+               "; projections quantise them to ternary values when they run. Do not store the quantised\nweights in "
+               "their place: quantising twice shrinks their scale.\n");
+  if (own)
     card +=
         concat("\nThis model has settings that only mmfree knows (the `mmfree` object in `config.json`: gate order `",
                name_of(c.gate_order), "`, precision `", name_of(c.precision), "`, activation `", name_of(c.activation),
@@ -221,7 +234,8 @@ HfFolder::HfFolder(const std::string& dir) : dir_(dir) {
     for (const std::string& name : shards_[0]->names()) shard_of_[name] = 0;
     return;
   }
-  MMFREE_CHECK(MissingError, fs::exists(index, error), dir, ": holds neither ", kSingle, " nor ", kIndex);
+  MMFREE_CHECK(MissingError, fs::exists(index, error), dir, ": holds neither ", kSingle, " nor ", kIndex,
+               fs::exists(fs::path(dir) / "pytorch_model.bin", error) ? "; save pytorch_model.bin as safetensors" : "");
   open_index(index.string());
 }
 
@@ -262,8 +276,11 @@ const SafetensorsReader& HfFolder::shard(const std::string& name) const {
   return *shards_[found->second];
 }
 
-void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,
-                     const std::function<Tensor(const std::string&)>& get, const HfWriteOptions& options) {
+void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& ours,
+                     const std::function<Tensor(const std::string&)>& get_ours, const HfWriteOptions& options) {
+  const Architecture& architecture = architecture_of(config);
+  const NamedShapes tensors = foreign_tensors(architecture, ours);
+  const auto get = [&](const std::string& name) { return to_foreign(architecture, name, get_ours); };
   const fs::path target = normal(dir);
   check_target(target, options.overwrite);
   const NeededDirectory parent(target.parent_path().string());

@@ -9,18 +9,28 @@
 
 #include "core/tensor.h"
 #include "data/text/framing.h"
+#include "layers/model_config.h"
 #include "train/formats/architecture.h"
 #include "train/formats/safetensors.h"
 
 namespace mmfree {
 
-/// Reads `dir`/config.json of model_type `hgrn_bit`, or `mmfree`, which has the same keys and is for models that
-/// hgrn_bit cannot describe. A missing key has the default of the published code. Unknown keys are ignored.
-/// `intermediate_size` null becomes 0 (see ModelConfig::hidden_ratio). Of a list of token ids the first is taken; null
-/// becomes -1. Keys that hgrn_bit does not have (the layer keys, `layers`, `precision_rules`) are read from the object
-/// "mmfree", if present.
-/// @throws MissingError; DataError naming file and key for anything malformed, out of range, or not implemented:
-/// another model_type, use_short_conv, expand_ratio other than 1, another hidden_act.
+/// A model as config.json describes it.
+struct HfModel {
+  ModelConfig config;
+  const Architecture* architecture;  ///< of the folder's tensors
+};
+
+/// Reads `dir`/config.json of one of these model types:
+///   hgrn_bit               the published MatMul-free LM
+///   mmfree                 the same keys, for models that no other class computes
+///   llama, mistral, bitnet transformers' classes, quantised online or not (train/formats/llama_config.h)
+/// A missing key has the default of the published code, transformers' for its classes. Unknown keys are ignored. Of a
+/// list of token ids the first is taken; null becomes -1. What these formats cannot say (the layer keys, `layers`,
+/// `precision_rules`) is read from the object "mmfree", if present. It must not contradict the keys of transformers.
+/// For hgrn_bit and mmfree `intermediate_size` null becomes 0 (see ModelConfig::hidden_ratio).
+/// @throws MissingError; DataError naming file and key for anything malformed, out of range, or not implemented
+HfModel read_hf_model(const std::string& dir);
 ModelConfig read_hf_config(const std::string& dir);
 
 /// What a model takes from the data that it was trained on.
@@ -33,11 +43,14 @@ struct HfData {
 /// Of the model in `dir`; the defaults where its config.json does not say. @throws MissingError, DataError
 HfData read_hf_data(const std::string& dir);
 
-/// The architecture that a model is written as: hgrn_bit if that can describe what it computes, else our own, so that
-/// no other program loads it by mistake.
+/// The architecture that a model is written as: hgrn_bit, llama, mistral or bitnet if its class computes exactly this
+/// model, else our own, so that no other program loads it by mistake.
 const Architecture& architecture_of(const ModelConfig& config);
 
-/// Writes `dir`/config.json with all keys of the published models and the object "mmfree".
+/// The version of transformers whose files ours follow.
+const char* transformers_version(const ModelConfig& config);
+
+/// Writes `dir`/config.json with all keys of architecture_of(config) and the object "mmfree".
 /// `torch_dtype`: float32, bfloat16 or float16. @throws UsageError, CreateError, IoError
 void write_hf_config(const std::string& dir, const ModelConfig& config, const std::string& torch_dtype,
                      const HfData& data = {});
@@ -79,12 +92,13 @@ struct HfWriteOptions {
 };
 
 /// Writes a folder that `HfFolder` and Hugging Face read: config.json, generation_config.json, model.safetensors (or
-/// shards with an index), tokenizer.model and the other files of the tokenizer, README.md, and a mark of kind "hf"
-/// (core/system/folder_mark.h). `tensors` gives names and shapes in file order. `get` is called for each in that order,
-/// once to write the tensor and once to compare it with the file, so one tensor at a time is in memory. Everything is
-/// written to a temporary folder, read again and compared, and renamed to `dir` at the end. So an interrupted export
-/// never looks complete, and an old folder stays until the new one is checked. The two folders are exchanged in one
-/// step if the file system supports that.
+/// shards with an index), tokenizer.model and the tokenizer's other files, README.md, and a mark of kind "hf"
+/// (core/system/folder_mark.h). `tensors` gives our names and shapes in order; the files hold them as
+/// architecture_of(config) does. `get` gives one of ours and is called in that order, once for each tensor of the files
+/// to write it and once to compare it, so one tensor at a time is in memory. Everything is written to a temporary
+/// folder, read again and compared, and renamed to `dir` at the end. So an interrupted export never looks complete, and
+/// an old folder stays until the new one is checked. The two folders are exchanged in one step if the file system
+/// supports that.
 /// @throws CreateError if `dir` is not empty (with `overwrite`: if its mark does not prove each of its files),
 /// UsageError, ShapeError, IoError; Error if what was written does not read back to the bit
 void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,

@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "core/ops/elementwise.h"
 #include "core/system/console.h"
 #include "core/system/files.h"
 #include "layers/parameters.h"
 #include "train/formats/hf_folder.h"
+#include "train/formats/llama_config.h"
 #include "train/formats/ternary_file.h"
 #include "train/run/run_folder.h"
 
@@ -34,34 +37,63 @@ Model from_checkpoint(const Checkpoint& file) {
   return m;
 }
 
+/// That the folder has the tensors of the model and, of an architecture of others, no more. Nothing is allocated:
+/// config.json alone may claim any size.
+void check_tensors(const HfFolder& folder, const std::string& dir, const HfModel& model) {
+  NamedShapes ours;
+  for (const ParamSpec& spec : parameter_specs(model.config)) ours.emplace_back(spec.name, spec.shape);
+  std::set<std::string> read;
+  for (const auto& [name, shape] : foreign_tensors(*model.architecture, ours)) {
+    read.insert(name);
+    MMFREE_CHECK(DataError, folder.has(name), dir, ": tensor '", name, "' is missing");
+    MMFREE_CHECK(DataError, folder.dtype_name(name) != "U8", dir, ": tensor '", name,
+                 "' holds packed weights (U8), which lack the latent weights that mmfree needs; use the model's folder "
+                 "with its bf16 master weights");
+    MMFREE_CHECK(DataError, folder.shape(name) == shape, dir, ": tensor '", name, "' is ", folder.shape(name),
+                 ", expected ", shape, " by config.json");
+  }
+  if (!is_llama_type(model.architecture->model_type)) return;
+  for (const std::string& name : folder.names()) {
+    if (read.count(name) || name.ends_with(".rotary_emb.inv_freq")) continue;  // older files hold these angles
+    const bool head = name == "lm_head.weight" && model.config.tie_word_embeddings;
+    MMFREE_CHECK(DataError, head, dir, ": tensor '", name, "' has no place in a model of type ",
+                 model.architecture->model_type, " as config.json describes it");
+  }
+}
+
+/// A tied head may be stored too: it must be the embedding table.
+void check_tied_head(const HfFolder& folder, const std::string& dir, const Model& m) {
+  const std::string head = "lm_head.weight";
+  if (!m.config.tie_word_embeddings || !folder.has(head)) return;
+  const Tensor table = (*m.params)["model.embeddings.weight"].value(), stored = folder.read(head, DType::f32);
+  MMFREE_CHECK(DataError,
+               table.shape() == stored.shape() && std::memcmp(table.raw(), stored.raw(), size_t(table.bytes())) == 0,
+               dir, ": tensor '", head, "' differs from the embedding table, but config.json says ",
+               "tie_word_embeddings: true");
+}
+
 Model from_hf_folder(const std::string& dir) {
   const HfFolder folder(dir);
+  const HfModel read = read_hf_model(dir);
   Model m;
-  m.config = read_hf_config(dir);
+  m.config = read.config;
   m.seq_len = std::min(m.config.max_position_embeddings, kMaxSeqLen);
   const HfData data = read_hf_data(dir);
   m.framing = data.framing;
   m.reset_state = data.reset_state;
-  const Architecture& architecture = architecture_of(m.config);
-  NamedShapes ours;
-  for (const ParamSpec& spec : parameter_specs(m.config)) ours.emplace_back(spec.name, spec.shape);
-  // Before anything is allocated: config.json alone may claim any size.
-  for (const auto& [name, shape] : foreign_tensors(architecture, ours)) {
-    MMFREE_CHECK(DataError, folder.has(name), dir, ": tensor '", name, "' is missing");
-    MMFREE_CHECK(DataError, folder.shape(name) == shape, dir, ": tensor '", name, "' is ", folder.shape(name),
-                 ", expected ", shape, " by config.json");
-  }
+  check_tensors(folder, dir, read);
   m.params = std::make_unique<ParamStore>(parameter_specs(m.config), DType::f32);
   for (size_t i = 0; i < m.params->specs().size(); ++i) {
     Tensor to = m.params->view(m.params->values(), i);
     const std::string& name = m.params->specs()[i].name;
     const Tensor values =
-        from_foreign(architecture, m.config, name, [&](const std::string& n) { return folder.read(n, DType::f32); });
+        from_foreign(*read.architecture, name, [&](const std::string& n) { return folder.read(n, DType::f32); });
     const float* x = values.data<float>();
     MMFREE_CHECK(DataError, std::all_of(x, x + values.size(), [](float v) { return std::isfinite(v); }), dir,
                  ": tensor '", name, "' holds a value that is not finite");
     cast(values, to);
   }
+  check_tied_head(folder, dir, m);
   m.lm = std::make_unique<LM>(*m.params, m.config);
   if (const fs::path model = fs::path(dir) / "tokenizer.model"; fs::exists(model))
     m.tokenizer = Tokenizer::load(model.string());
@@ -93,7 +125,10 @@ Model from_file(const std::string& path) {
 }  // namespace
 
 const Tokenizer& Model::need_tokenizer() const {
-  MMFREE_CHECK(MissingError, tokenizer, source, ": holds no tokenizer; give one with --tokenizer");
+  const bool other = !tokenizer && fs::exists(fs::path(source) / "tokenizer.json");
+  MMFREE_CHECK(MissingError, tokenizer, source, ": holds no ",
+               other ? "tokenizer.model of SentencePiece, and tokenizer.json is not read" : "tokenizer",
+               "; give one with --tokenizer");
   return *tokenizer;
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "core/quantize.h"
 #include "layers/parameters.h"
@@ -55,6 +56,43 @@ std::string keys_behind(const std::string& name, const Shape& shape, const RunCo
   return behind.empty() ? all : behind;
 }
 
+/// Parameter `name` of `params` where one of the two models holds the gate and the up projection in one matrix: a part
+/// of the source's, or both of its. Undefined in all other cases. Adds the names that it took to `taken`.
+Tensor regrouped_gate(const ParamStore& params, const std::string& name, const ParamStore& source,
+                      std::set<std::string>& taken) {
+  const std::string glu = name.substr(0, name.find(".mlp.") + 5);
+  const std::string gate = glu + "gate_proj.weight", up = glu + "up_proj.weight", norm = glu + "gate_proj.norm.weight";
+  if (name.find(".mlp.") == std::string::npos || !params.has(gate) || !source.has(gate)) return {};
+  const Tensor theirs = source[gate].value();
+  const int64_t inner = theirs.dim(0) / 2;
+  if (params.has(up) && !source.has(up)) {
+    taken.insert(gate);
+    if (name == gate) return theirs.slice(0, inner);
+    if (name == up) return theirs.slice(inner, theirs.dim(0));
+    if (name == glu + "up_proj.norm.weight" && source.has(norm)) return source[norm].value();
+  } else if (name == gate && !params.has(up) && source.has(up)) {
+    const Tensor other = source[up].value();
+    Tensor both({theirs.dim(0) + other.dim(0), theirs.dim(1)}, theirs.dtype());
+    both.slice(0, theirs.dim(0)).copy_from(theirs);
+    both.slice(theirs.dim(0), both.dim(0)).copy_from(other);
+    taken.insert(up);
+    return both;
+  }
+  return {};
+}
+
+/// What a model that becomes ternary should know about its head; "" if nothing.
+std::string about_head(const ModelConfig& config, const ModelConfig& source) {
+  const auto ternary = [](const ModelConfig& c) {
+    const std::vector<ProjectionSpec> all = projections(c);
+    return std::any_of(all.begin(), all.end(), [](const auto& p) { return p.precision == Precision::ternary; });
+  };
+  const Precision head = config.layer(-1).precision_of("lm_head");
+  if (ternary(source) || !ternary(config) || head == Precision::ternary) return "";
+  return concat("projections become ternary, the head stays ", name_of(head),
+                "; model.precision_rules=[] makes it ternary too");
+}
+
 }  // namespace
 
 Model load_source(const TrainConfig& train) {
@@ -79,9 +117,15 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
     if (!p.weight.defined()) exported[p.name + ".weight"] = p.matrix.get();
   });
   std::vector<std::string> fresh, unused, lines;
+  std::set<std::string> taken;
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
     const Shape& shape = params.specs()[i].shape;
+    if (const Tensor rows = regrouped_gate(params, name, *source.params, taken);
+        rows.defined() && rows.shape() == shape) {
+      params.view(params.values(), i).copy_from(rows);
+      continue;
+    }
     const auto codes = exported.find(name);
     if (codes == exported.end() && !source.params->has(name)) {
       fresh.push_back(name);
@@ -95,7 +139,7 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
     params.view(params.values(), i).copy_from(from);
   }
   const auto leave = [&](const std::string& name) {
-    if (!params.has(name)) unused.push_back(name);
+    if (!params.has(name) && !taken.count(name)) unused.push_back(name);
   };
   for (const ParamSpec& spec : source.params->specs()) leave(spec.name);
   for (const auto& [name, matrix] : exported) leave(name);
@@ -103,6 +147,7 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
                          exported.empty() ? ""
                                           : "; it holds no latent weights: ternary ones start as codes times a "
                                             "magnitude that quantises to the same codes and scale"));
+  if (const std::string head = about_head(config.model, source.config); !head.empty()) lines.push_back(head);
   if (!fresh.empty()) lines.push_back("it lacks these parameters, which start fresh: " + summary(fresh));
   if (!unused.empty()) lines.push_back("this model lacks these parameters of it: " + summary(unused));
   return lines;
