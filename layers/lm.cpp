@@ -6,7 +6,17 @@
 namespace mmfree {
 
 const char* name_of(Recompute r) {
-  return r == Recompute::none ? "none" : r == Recompute::selective ? "selective" : "full";
+  switch (r) {
+    case Recompute::none:
+      return "none";
+    case Recompute::rounded:
+      return "rounded";
+    case Recompute::selective:
+      return "selective";
+    case Recompute::full:
+      return "full";
+  }
+  return "?";
 }
 
 Tensor host_f32(const Tensor& t) {

@@ -142,6 +142,12 @@ int64_t ModelConfig::listed_layers() const {
   return n;
 }
 
+bool ModelConfig::uses(TokenKind kind) const {
+  for (const LayerEntry& entry : layers)
+    if (entry.token.value_or(token) == kind) return true;
+  return uniform() && token == kind;
+}
+
 LayerConfig ModelConfig::layer(int l) const {
   LayerConfig c;
   zip_layer_keys(c, *this, [](auto& to, const auto& from) { to = from; });

@@ -122,6 +122,8 @@ struct ModelConfig : LayerKeys<std::type_identity_t> {
   LayerConfig layer(int l) const;
   /// Whether all layers have the model's own keys.
   bool uniform() const { return layers.empty(); }
+  /// Whether some layer has this token mixer.
+  bool uses(TokenKind token) const;
   /// Number of parameters, and of those in matrices of projections (a tied head counts).
   int64_t parameter_count() const;
   int64_t matrix_parameter_count() const;

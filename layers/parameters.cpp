@@ -54,6 +54,16 @@ std::vector<ParamSpec> unpacked_specs(const ModelConfig& c) {
   return kept;
 }
 
+double training_flops(const ModelConfig& c, int64_t steps) {
+  double forward = 2 * double(c.matrix_parameter_count());
+  for (int l = 0; l < int(c.num_hidden_layers); ++l) {
+    const LayerConfig layer = c.layer(l);
+    forward += std::visit([&](const auto& mixer) { return mixer.mixing_flops(layer, steps); },
+                          make_mixer<TokenMixer>(layer.token, layer));
+  }
+  return 3 * forward;
+}
+
 int64_t ModelConfig::parameter_count() const {
   int64_t n = 0;
   for (const ParamSpec& spec : parameter_specs(*this)) n += spec.shape.size();

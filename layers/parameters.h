@@ -32,4 +32,8 @@ std::vector<std::string> projection_names(const ModelConfig& config);
 /// no matrix in the file: it uses the embedding table.
 std::vector<ParamSpec> unpacked_specs(const ModelConfig& config);
 
+/// Floating-point operations of training per token, for sequences of `steps`: forward, and twice that backward; two per
+/// weight of a matrix, and what token mixers do besides. What is computed again does not count.
+double training_flops(const ModelConfig& config, int64_t steps);
+
 }  // namespace mmfree

@@ -9,11 +9,14 @@ namespace mmfree {
 /// What the backward pass computes again, instead of the forward pass saving it.
 enum class Recompute {
   none,       ///< nothing
+  rounded,    ///< rounded activations
   selective,  ///< rounded activations, and the output of the channel mixer's first product, the largest of all
   full,       ///< whole blocks: only the residual stream between blocks is saved
 };
 
 const char* name_of(Recompute r);
+inline constexpr Recompute kAllRecomputes[] = {Recompute::none, Recompute::rounded, Recompute::selective,
+                                               Recompute::full};
 
 /// An additional loss, such as the load balance of experts: the step minimises loss + Σ weight · value.
 struct AuxiliaryLoss {
@@ -33,9 +36,11 @@ struct StepContext {
   std::vector<AuxiliaryLoss>* losses = nullptr;  ///< mixers append additional losses; null: not wanted
 
   /// What a norm_linear saves for the backward pass.
-  Keep keep_rounded() const { return recompute == Recompute::selective ? Keep::source : Keep::all; }
+  Keep keep_rounded() const {
+    return recompute == Recompute::selective || recompute == Recompute::rounded ? Keep::source : Keep::all;
+  }
   /// The same for a norm_linear whose output `selective` computes again too.
-  Keep keep_output() const { return recompute == Recompute::selective ? Keep::nothing : Keep::all; }
+  Keep keep_output() const { return recompute == Recompute::selective ? Keep::nothing : keep_rounded(); }
 };
 
 }  // namespace mmfree

@@ -7,6 +7,27 @@ namespace {
 
 using namespace tiles;
 
+/// The exponentials of a row's scores, to base 2 and less the row's maximum so far, to `p`; their sum is added to
+/// `sum`. Returns by what numbers for the maximum before must be multiplied.
+template <class L>
+__device__ float exponentials(const float (&s)[L::kColumns], float& most, float& sum, float* p, const Thread<L>& me) {
+  float top = most;
+#pragma unroll
+  for (int c = 0; c < L::kColumns; ++c) top = fmaxf(top, s[c]);
+  top = row_max(top);
+  // A row that sees no key so far has no maximum: 0 stands for it, and every exponential below is 0.
+  const float base = top == -INFINITY ? 0 : top, fade = exp2f(most - base);
+  most = top;
+  sum *= fade;
+#pragma unroll
+  for (int c = 0; c < L::kColumns; ++c) {
+    const float e = exp2f(s[c] - base);
+    sum += e;
+    p[me.column(c)] = e;
+  }
+  return fade;
+}
+
 /// A block computes kM queries of one head.
 template <class A, int kWidth>
 __global__ void __launch_bounds__(kThreads) attend(AttentionArgs g) {
@@ -37,24 +58,12 @@ __global__ void __launch_bounds__(kThreads) attend(AttentionArgs g) {
 #pragma unroll
     for (int r = 0; r < L::kRows; ++r) {
       const int own = int(at.begin + me.row(r) + g.keys - g.t), low = lowest[me.row(r)];
-      float top = most[r];
 #pragma unroll
       for (int c = 0; c < L::kColumns; ++c) {
         const int key = begin + me.column(c);
         s[r][c] = low <= key && key <= own ? s[r][c] * scale : -INFINITY;
-        top = fmaxf(top, s[r][c]);
       }
-      top = row_max(top);
-      // A row that sees no key so far has no maximum: 0 stands for it, and every exponential below is 0.
-      const float base = top == -INFINITY ? 0 : top, fade = exp2f(most[r] - base);
-      most[r] = top;
-      sum[r] *= fade;
-#pragma unroll
-      for (int c = 0; c < L::kColumns; ++c) {
-        const float e = exp2f(s[r][c] - base);
-        sum[r] += e;
-        p[me.row(r) * L::kProductStride + me.column(c)] = e;
-      }
+      const float fade = exponentials<L>(s[r], most[r], sum[r], p + me.row(r) * L::kProductStride, me);
 #pragma unroll
       for (float4& part : o[r]) part = {part.x * fade, part.y * fade, part.z * fade, part.w * fade};
     }
@@ -132,19 +141,54 @@ __global__ void __launch_bounds__(kThreads) attend_back_queries(AttentionBackwar
     if (at.begin + me.row(r) < g.t) store_row<L>(query<A>(g, g.dq, at) + me.row(r) * stride, dq[r], scale, g.width, me);
 }
 
+/// The first `count` of kCount numbers, times `scale`, to shared memory; zeros for the rest.
+template <int kCount>
+__device__ void load_statistics(float* to, const float* from, int64_t count, float scale) {
+  for (int i = threadIdx.x; i < kCount; i += kThreads) to[i] = i < count ? from[i] * scale : 0;
+}
+
+/// What attend_back_keys has in shared memory: kM rows of keys and of values, kN rows of queries or of gradients, the
+/// weights of each pair, and three numbers of each query.
+template <class L>
+struct BackKeysMemory {
+  float *k, *v, *rows, *p;
+  int* lowest;
+  float *lse, *mean;
+  __device__ explicit BackKeysMemory(float* at)
+      : k(at),
+        v(k + L::kM * L::kStride),
+        rows(v + L::kM * L::kStride),
+        p(rows + L::kN * L::kStride),
+        lowest(reinterpret_cast<int*>(p + L::kM * L::kProductStride)),
+        lse(reinterpret_cast<float*>(lowest + L::kN)),
+        mean(lse + L::kN) {}
+};
+
+/// Of each pair the weight, to memory, and ds, in place of the product s: from the products s = q·k and dp = do·v.
+/// `first_key` is the key of the first row, `first_own` that of the first query itself.
+template <class L>
+__device__ void weigh(float (&s)[L::kRows][L::kColumns], const float (&dp)[L::kRows][L::kColumns], float scale,
+                      int first_key, int first_own, const BackKeysMemory<L>& m, const Thread<L>& me) {
+#pragma unroll
+  for (int r = 0; r < L::kRows; ++r)
+#pragma unroll
+    for (int c = 0; c < L::kColumns; ++c) {
+      const int key = first_key + me.row(r), query = me.column(c);
+      const bool sees = m.lowest[query] <= key && key <= first_own + query;
+      const float weight = sees ? exp2f(s[r][c] * scale * kLog2e - m.lse[query]) : 0;
+      m.p[me.row(r) * L::kProductStride + query] = weight;
+      s[r][c] = weight == 0 ? 0 : weight * (dp[r][c] - m.mean[query]);
+    }
+}
+
 /// dk and dv: a block computes kM of the last T keys of one head of keys. It goes over that head's group and, in tiles
 /// of kN, over the queries that may see its keys, in order.
 template <class A, int kWidth>
 __global__ void __launch_bounds__(kThreads) attend_back_keys(AttentionBackwardArgs g, const float* delta) {
   using L = Tile<kWidth>;
-  extern __shared__ float4 memory[];
-  float* const k = reinterpret_cast<float*>(memory);
-  float* const v = k + L::kM * L::kStride;
-  float* const rows = v + L::kM * L::kStride;
-  float* const p = rows + L::kN * L::kStride;
-  int* const lowest = reinterpret_cast<int*>(p + L::kM * L::kProductStride);
-  float* const lse = reinterpret_cast<float*>(lowest + L::kN);
-  float* const mean = lse + L::kN;
+  extern __shared__ float4 shared[];
+  const BackKeysMemory<L> memory(reinterpret_cast<float*>(shared));
+  const auto [k, v, rows, p, lowest, lse, mean] = memory;
   const Block own(g, L::kM, g.kv_heads, g.t, false);
   const Keys<A> keys(g, own.sequence, own.head);
   const Thread<L> me;
@@ -159,11 +203,8 @@ __global__ void __launch_bounds__(kThreads) attend_back_keys(AttentionBackwardAr
     for (int64_t begin = own.begin / L::kN * L::kN; begin < end; begin += L::kN) {
       const Block at{own.sequence, head, begin};
       load_lowest<L::kN>(lowest, g, at.sequence, begin);
-      for (int i = threadIdx.x; i < L::kN; i += kThreads) {
-        const bool live = begin + i < g.t;
-        lse[i] = live ? static_cast<const float*>(g.lse)[statistic(g, at) + i] * kLog2e : 0;
-        mean[i] = live ? delta[statistic(g, at) + i] : 0;
-      }
+      load_statistics<L::kN>(lse, static_cast<const float*>(g.lse) + statistic(g, at), g.t - begin, kLog2e);
+      load_statistics<L::kN>(mean, delta + statistic(g, at), g.t - begin, 1);
       __syncthreads();
       if (smallest<L::kN>(lowest) >= first_key + L::kM) {  // no query of the tile sees these keys
         __syncthreads();
@@ -177,16 +218,7 @@ __global__ void __launch_bounds__(kThreads) attend_back_keys(AttentionBackwardAr
       load_rows<A, L::kN, L::kStride>(rows, query<A>(g, g.dout, at), stride, g.t - begin, g.width);
       __syncthreads();
       add_row_products<L>(dp, v, rows, g.width, me);
-#pragma unroll
-      for (int r = 0; r < L::kRows; ++r)
-#pragma unroll
-        for (int c = 0; c < L::kColumns; ++c) {
-          const int key = int(first_key) + me.row(r), query = me.column(c);
-          const bool sees = lowest[query] <= key && key <= begin + query + earlier;
-          const float weight = sees ? exp2f(s[r][c] * scale * kLog2e - lse[query]) : 0;
-          p[me.row(r) * L::kProductStride + query] = weight;
-          s[r][c] = weight == 0 ? 0 : weight * (dp[r][c] - mean[query]);
-        }
+      weigh<L>(s, dp, scale, int(first_key), int(begin + earlier), memory, me);
       __syncthreads();
       add_column_products<L>(dv, p, rows, g.width, me);
       __syncthreads();
@@ -199,13 +231,13 @@ __global__ void __launch_bounds__(kThreads) attend_back_keys(AttentionBackwardAr
       add_column_products<L>(dk, p, rows, g.width, me);
       __syncthreads();
     }
+  const int64_t place = (own.sequence * g.t + own.begin) * g.kv_heads + own.head;
 #pragma unroll
   for (int r = 0; r < L::kRows; ++r) {
-    const int64_t row = own.begin + me.row(r);
-    if (row >= g.t) continue;
-    const int64_t place = ((own.sequence * g.t + row) * g.kv_heads + own.head) * g.width;
-    store_row<L>(static_cast<A*>(g.dk) + place, dk[r], scale, g.width, me);
-    store_row<L>(static_cast<A*>(g.dv) + place, dv[r], 1, g.width, me);
+    if (own.begin + me.row(r) >= g.t) continue;
+    const int64_t row = (place + me.row(r) * g.kv_heads) * g.width;
+    store_row<L>(static_cast<A*>(g.dk) + row, dk[r], scale, g.width, me);
+    store_row<L>(static_cast<A*>(g.dv) + row, dv[r], 1, g.width, me);
   }
 }
 

@@ -9,25 +9,48 @@ constexpr int kThreads = 256;
 constexpr int kPart = 8;    // numbers that a lane loads at once
 constexpr int kAtOnce = 4;  // keys that a lane has in flight
 
+/// The block's query and head.
+struct Place {
+  int64_t head, t, sequence;
+  __device__ explicit Place(const AttentionArgs& g)
+      : head(blockIdx.x % g.heads), t(blockIdx.x / g.heads % g.t), sequence(blockIdx.x / g.heads / g.t) {}
+  __device__ int64_t row(const AttentionArgs& g) const { return ((sequence * g.t + t) * g.heads + head) * g.width; }
+};
+
+/// Puts the teams' outputs [teams, W], sums and maxima together and stores the result.
+template <class A>
+__device__ void combine_teams(const AttentionArgs& g, const float* outputs, const float* sums, const float* tops,
+                              int teams) {
+  const Place at(g);
+  float top = tops[0], all = 0;
+  for (int i = 1; i < teams; ++i) top = fmaxf(top, tops[i]);
+  for (int i = 0; i < teams; ++i) all += sums[i] * exp2f(tops[i] - top);
+  for (int w = threadIdx.x; w < g.width; w += kThreads) {
+    float total = 0;
+    for (int i = 0; i < teams; ++i) total += outputs[i * g.width + w] * exp2f(tops[i] - top);
+    static_cast<A*>(g.o)[at.row(g) + w] = from_float<A>(total / all);
+  }
+  if (g.lse && threadIdx.x == 0)
+    static_cast<float*>(g.lse)[(at.sequence * g.heads + at.head) * g.t + at.t] = (top + log2f(all)) * tiles::kLn2;
+}
+
 /// A block computes one query of one head. `lanes` neighbouring lanes share a key, kParts parts each, and every such
 /// team takes keys of its own with a maximum, a sum and an output of its own. The teams' are put together at the end,
 /// in order.
 template <class A, int kParts>
 __global__ void __launch_bounds__(kThreads) attend_one(AttentionArgs g, int lanes) {
-  extern __shared__ float memory[];
-  const int64_t head = blockIdx.x % g.heads, t = blockIdx.x / g.heads % g.t, sequence = blockIdx.x / g.heads / g.t;
-  const tiles::Keys<A> keys(g, sequence, head * g.kv_heads / g.heads);
-  const int64_t row = ((sequence * g.t + t) * g.heads + head) * g.width;
-  const int parts = int(g.width / kPart), first_part = threadIdx.x % lanes;
+  extern __shared__ float outputs[];  // [teams, W], then the sums and the maxima [teams]
+  const Place at(g);
+  const tiles::Keys<A> keys(g, at.sequence, at.head * g.kv_heads / g.heads);
+  const int parts = int(g.width / kPart), first_part = threadIdx.x % lanes, own = int(at.t + g.keys - g.t);
   const int team = threadIdx.x / lanes, teams = kThreads / lanes;
-  const int low = tiles::lowest_key(g, sequence, t), own = int(t + g.keys - g.t);
   float q[kParts][kPart] = {}, o[kParts][kPart] = {}, most = -INFINITY, sum = 0;
 #pragma unroll
   for (int c = 0; c < kParts; ++c)
     if (const int part = first_part + c * lanes; part < parts)
-      load(q[c], static_cast<const A*>(g.q) + row + part * kPart);
+      load(q[c], static_cast<const A*>(g.q) + at.row(g) + part * kPart);
   const float scale = rsqrtf(float(g.width)) * tiles::kLog2e;
-  for (int begin = low; begin <= own; begin += teams * kAtOnce) {
+  for (int begin = tiles::lowest_key(g, at.sequence, at.t); begin <= own; begin += teams * kAtOnce) {
     float k[kAtOnce][kParts][kPart] = {}, v[kAtOnce][kParts][kPart] = {}, s[kAtOnce] = {}, top = most;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
@@ -65,9 +88,7 @@ __global__ void __launch_bounds__(kThreads) attend_one(AttentionArgs g, int lane
         for (int w = 0; w < kPart; ++w) o[c][w] = fmaf(e, v[i][c][w], o[c][w]);
     }
   }
-  float* const outputs = memory;  // [teams, W]
-  float* const sums = outputs + teams * g.width;
-  float* const tops = sums + teams;
+  float *const sums = outputs + teams * g.width, *const tops = sums + teams;
 #pragma unroll
   for (int c = 0; c < kParts; ++c)
     if (const int part = first_part + c * lanes; part < parts)
@@ -75,16 +96,7 @@ __global__ void __launch_bounds__(kThreads) attend_one(AttentionArgs g, int lane
       for (int w = 0; w < kPart; ++w) outputs[team * g.width + part * kPart + w] = o[c][w];
   if (first_part == 0) sums[team] = sum, tops[team] = most;
   __syncthreads();
-  float top = tops[0], all = 0;
-  for (int i = 1; i < teams; ++i) top = fmaxf(top, tops[i]);
-  for (int i = 0; i < teams; ++i) all += sums[i] * exp2f(tops[i] - top);
-  for (int w = threadIdx.x; w < g.width; w += kThreads) {
-    float total = 0;
-    for (int i = 0; i < teams; ++i) total += outputs[i * g.width + w] * exp2f(tops[i] - top);
-    static_cast<A*>(g.o)[row + w] = from_float<A>(total / all);
-  }
-  if (g.lse && threadIdx.x == 0)
-    static_cast<float*>(g.lse)[(sequence * g.heads + head) * g.t + t] = (top + log2f(all)) * tiles::kLn2;
+  combine_teams<A>(g, outputs, sums, tops, teams);
 }
 
 template <class A, int kParts>

@@ -60,6 +60,7 @@ Tokenizer Tokenizer::from_bytes(std::string bytes, const std::string& name) {
   for (const Piece& piece : model->parsed.pieces)
     for (size_t at = 1; (at = piece.text.find('\n', at)) != std::string::npos; ++at)
       if (piece.text[at - 1] != '\n') model->ends_at_lines = false;
+  if (model->parsed.adds_dummy_prefix && model->processor.PieceToId(kSpace) == unknown) model->ends_at_lines = false;
   model->hash = hex16(hash64(bytes));
   model->bytes = std::move(bytes);
   return Tokenizer(std::move(model));
@@ -97,8 +98,10 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
     const auto status = model_->processor.Encode(text.substr(0, n), &ids);
     MMFREE_CHECK(DataError, status.ok(), model_->name, ": cannot encode the text: ", status.message());
     // A later part starts with '\n', so its dummy prefix stands alone.
-    const bool prefixed = !first && !ids.empty() && piece(ids[0]) == kSpace;
-    all.insert(all.end(), ids.begin() + prefixed, ids.end());
+    size_t skip = !first && !ids.empty() && piece(ids[0]) == kSpace ? 1 : 0;
+    // Unknown characters side by side are one unknown piece.
+    skip += !first && skip < ids.size() && ids[skip] == unk_id() && !all.empty() && all.back() == unk_id();
+    all.insert(all.end(), ids.begin() + ptrdiff_t(skip), ids.end());
     text.remove_prefix(n);
     first = false;
   } while (!text.empty());

@@ -105,6 +105,7 @@ Piece parse_piece(std::string_view bytes, size_t id, const std::string& name) {
       piece.text = m.bytes();
     } else if (m.field() == 2) {
       MMFREE_CHECK(DataError, std::isfinite(m.real()), name, ": piece ", id, " has a score that is not finite");
+      piece.score = m.real();
     } else if (m.field() == 3) {
       MMFREE_CHECK(DataError, m.number() >= 1 && m.number() <= 6, name, ": piece ", id, " is of unknown type ",
                    m.number());
@@ -119,6 +120,19 @@ Piece parse_piece(std::string_view bytes, size_t id, const std::string& name) {
                quote(piece.text), ", expected the form <0x0A>");
   piece.text_bytes = text_length(piece);
   return piece;
+}
+
+void parse_trainer(std::string_view bytes, const std::string& name, TokenizerModel* model) {
+  constexpr uint64_t kType = 3, kWhitespaceAsSuffix = 24;
+  Message m(bytes, name);
+  while (m.next()) {
+    MMFREE_CHECK(DataError, m.field() != kWhitespaceAsSuffix || m.number() == 0, name,
+                 ": models with treat_whitespace_as_suffix are not supported");
+    if (m.field() != kType) continue;
+    MMFREE_CHECK(DataError, m.number() >= 1 && m.number() <= 4, name, ": the model is of unknown type ", m.number(),
+                 ", expected unigram (1), bpe (2), word (3) or char (4)");
+    model->type = TokenizerType(int(m.number()));
+  }
 }
 
 void parse_normalizer(std::string_view bytes, const std::string& name, TokenizerModel* model) {
@@ -152,11 +166,7 @@ TokenizerModel parse_tokenizer_model(std::string_view bytes, const std::string& 
       MMFREE_CHECK(DataError, seen.insert(model.pieces.back().text).second, name, ": piece ",
                    quote(model.pieces.back().text), " occurs twice");
     } else if (m.field() == 2) {
-      constexpr uint64_t kWhitespaceAsSuffix = 24;
-      Message trainer(m.bytes(), name);
-      while (trainer.next())
-        MMFREE_CHECK(DataError, trainer.field() != kWhitespaceAsSuffix || trainer.number() == 0, name,
-                     ": models with treat_whitespace_as_suffix are not supported");
+      parse_trainer(m.bytes(), name, &model);
     } else if (m.field() == 3) {
       normalizer += m.bytes();
     } else if (m.field() == 4) {

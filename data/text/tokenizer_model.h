@@ -7,9 +7,13 @@ namespace mmfree {
 
 enum class PieceType : int { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
 
+/// How a model divides text: SentencePiece's numbers.
+enum class TokenizerType : int { unigram = 1, bpe = 2, word = 3, character = 4 };
+
 struct Piece {
   std::string text;
   PieceType type = PieceType::normal;
+  float score = 0;     ///< finite
   int byte = -1;       ///< the value of a byte piece
   int text_bytes = 0;  ///< see Tokenizer::byte_length
 };
@@ -18,6 +22,7 @@ struct Piece {
 /// SentencePiece gets the file: version 0.1.97 overflows its stack on long pieces and trusts the normaliser's tables.
 struct TokenizerModel {
   std::vector<Piece> pieces;
+  TokenizerType type = TokenizerType::unigram;
   bool adds_dummy_prefix = true;
 };
 

@@ -1,4 +1,6 @@
 #pragma once
+#include <algorithm>
+
 #include "layers/declaration.h"
 #include "layers/residual.h"
 #include "layers/step_context.h"
@@ -34,6 +36,13 @@ struct Attention {
 
   /// No tensors: the state grows from nothing.
   static std::vector<Shape> state_shapes(const LayerConfig&, int64_t) { return {}; }
+
+  /// Multiplications and additions per token besides the projections', the average over a sequence of `steps`.
+  static double mixing_flops(const LayerConfig& c, int64_t steps) {
+    const double most = c.sliding_window ? double(std::min(c.sliding_window, steps)) : double(steps);
+    const double seen = most - most * (most - 1) / (2 * double(steps));  // the first tokens see fewer
+    return 4 * seen * double(c.heads * c.head_dim);
+  }
 
   /// Returns the stream with this mixer's output as `pending`. `block_norm` [D] is the weight of the block's norm.
   Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const;

@@ -32,6 +32,9 @@ struct MlGru {
   /// Shapes of the state of `batch` sequences: the same after any number of tokens.
   static std::vector<Shape> state_shapes(const LayerConfig& c, int64_t batch) { return {{batch, c.width}}; }
 
+  /// Multiplications and additions per token besides the projections': too few to count.
+  static double mixing_flops(const LayerConfig&, int64_t) { return 0; }
+
   /// Returns the stream with this mixer's output as `pending`. `block_norm` [D] is the weight of the block's norm.
   Residual operator()(const Residual& in, const Var& block_norm, StepContext& step) const;
 };

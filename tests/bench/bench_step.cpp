@@ -80,9 +80,9 @@ int run(int argc, char** argv) {
   config.train.capture = keys["capture"] == "1";
   config.optim.lr = 1e-3;
   const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device");
-  const Recompute recompute = keys["recompute"] == "none"   ? Recompute::none
-                              : keys["recompute"] == "full" ? Recompute::full
-                                                            : Recompute::selective;
+  Recompute recompute = Recompute::selective;
+  for (Recompute r : kAllRecomputes)
+    if (keys["recompute"] == name_of(r)) recompute = r;
   ParamStore params(parameter_specs(config.model), DType::f32, target.device);
   params.initialise(1);
   LM lm(params, config.model, target.compute);

@@ -34,7 +34,7 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
     flipped |= error > 2e-6;
   }
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
-  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+  for (Recompute r : kAllRecomputes) {
     EXPECT_NEAR(run_backward(lm, params, e, r), expected_loss, (flipped ? 1e-3 : 1e-5) * expected_loss)
         << (flipped ? "with" : "without") << " flipped codes";
     double error = 0, size = 0;
@@ -73,7 +73,7 @@ TEST_P(CudaGoldenBf16, StaysWithinItsRounding) {
   const Tensor logits = g.expected.read("logits", DType::f64);
   EXPECT_LT(norm_error(host_f32(lm.logits(e.ids, e.sequences())).reshape(logits.shape()), logits), kBf16Logits);
   const double expected_loss = g.expected.read("loss", DType::f64).data<double>()[0];
-  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+  for (Recompute r : kAllRecomputes) {
     SCOPED_TRACE(name_of(r));
     EXPECT_NEAR(run_backward(lm, params, e, r), expected_loss, kBf16Loss * expected_loss);
     double error = 0, size = 0;

@@ -265,7 +265,7 @@ RECIPES = {
     "starts": SMALL + " --seed 17 --d 21 --batch 3 --inter 16 --starts",
     "attention": SMALL + """ --seed 18 --inter 19 --steps 5 --settings '{"token": "attention", "heads": 4, "kv_heads": 2,
         "head_dim": 8, "precision": "f32", "inner_norm": false, "rope_theta": 40, "fused_gate": false}'""",
-    "attention_mix": SMALL + """ --seed 39 --d 24 --layers 3 --inter 17 --settings '{"layers": [
+    "attention_mix": SMALL + """ --seed 21 --eps 1e-4 --d 24 --layers 3 --inter 17 --settings '{"layers": [
         {"token": "attention", "heads": 3, "kv_heads": 1, "sub_norm": true, "fused_gate": false}, {},
         {"token": "attention", "heads": 1, "head_dim": 16, "channel": "mlp", "activation": "relu2", "sub_norm": true,
          "sliding_window": 4}],

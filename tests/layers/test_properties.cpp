@@ -177,7 +177,7 @@ TEST_P(ModelProperties, RecomputingChangesNoBit) {
   for (const bool carried : {false, true}) {
     Tensor expected;
     DecodeState expected_state;
-    for (Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
+    for (Recompute recompute : kAllRecomputes) {
       SCOPED_TRACE(concat(name_of(recompute), " carried ", carried));
       DecodeState state = before;
       params.begin_gradients();

@@ -8,7 +8,6 @@
 namespace mmfree {
 namespace {
 
-constexpr Recompute kAll[] = {Recompute::none, Recompute::selective, Recompute::full};
 
 struct Outcome {
   double loss;
@@ -49,7 +48,7 @@ TEST(RecomputeInTheModel, ChangesNoBitOfLossAndGradients) {
             c.precision = std::array{Precision::ternary, Precision::bf16, Precision::f32}[size_t(precision)];
           const Outcome expected = backward(c, t, Recompute::none);
           EXPECT_GT(sum_of_squares(expected.grads), 0);
-          for (Recompute r : {Recompute::selective, Recompute::full}) {
+          for (Recompute r : {Recompute::rounded, Recompute::selective, Recompute::full}) {
             const Outcome found = backward(c, t, r);
             EXPECT_EQ(expected.loss, found.loss) << name_of(r);
             EXPECT_TRUE(same_bits(expected.grads, found.grads)) << name_of(r) << " gate " << int(order) << " precision "
@@ -72,7 +71,7 @@ TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
     const int64_t batch = 8, steps = 64, n = batch * steps;
     const Tensor ids = random_ids(n, c.vocab_size, 1), targets = random_ids(n, c.vocab_size, 2);
     std::map<Recompute, size_t> kept, peak;
-    for (Recompute r : kAll) {
+    for (Recompute r : kAllRecomputes) {
       const auto arena = Arena::host();
       const ArenaScope scope(arena);
       Tape tape;
@@ -82,21 +81,24 @@ TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
       peak[r] = arena->stats().peak;
       EXPECT_EQ(256u, arena->stats().live) << "only the loss is left";
     }
-    // Kept per layer, in bytes: with `full` the stream alone; `selective` forgets gate_proj's output and the rounded
-    // activations: for int8 a byte each and a step, else f32.
+    // Kept per layer, in bytes: with `full` the stream alone; `rounded` forgets the rounded activations, for int8 a byte
+    // each and a step, else f32; `selective` also gate_proj's output.
     const size_t width = size_t(c.hidden_size), inner = size_t(c.intermediate_size), rows = size_t(n);
     const size_t rounded =
         precision == Precision::ternary ? rows * (5 * width + inner) + 6 * 4 * rows : 4 * rows * (5 * width + inner);
-    EXPECT_EQ(6 * (rounded + 4 * rows * 2 * inner), kept[Recompute::none] - kept[Recompute::selective]);
+    EXPECT_EQ(6 * rounded, kept[Recompute::none] - kept[Recompute::rounded]);
+    EXPECT_EQ(6 * 4 * rows * 2 * inner, kept[Recompute::rounded] - kept[Recompute::selective]);
     EXPECT_LT(kept[Recompute::full], 7 * 4 * rows * width + 4 * rows * width + (size_t(1) << 16));
     EXPECT_GT(kept[Recompute::full], 6 * 4 * rows * width);
-    EXPECT_LT(peak[Recompute::selective], peak[Recompute::none]);
+    EXPECT_LT(peak[Recompute::rounded], peak[Recompute::none]);
+    EXPECT_LT(peak[Recompute::selective], peak[Recompute::rounded]);
     EXPECT_LT(peak[Recompute::full], peak[Recompute::selective]);
   }
 }
 
 TEST(RecomputeInTheModel, NamesAreThoseOfTheConfiguration) {
   EXPECT_STREQ("none", name_of(Recompute::none));
+  EXPECT_STREQ("rounded", name_of(Recompute::rounded));
   EXPECT_STREQ("selective", name_of(Recompute::selective));
   EXPECT_STREQ("full", name_of(Recompute::full));
 }

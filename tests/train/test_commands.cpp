@@ -356,7 +356,7 @@ TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   EXPECT_TRUE(contains(said, "activations in bf16 on a GPU")) << said;
   EXPECT_TRUE(contains(said, "0.6 GB more")) << said;
   double state = 0, before = 1e9;
-  for (const char* recompute : {"none", "selective", "full"}) {
+  for (const char* recompute : {"none", "rounded", "selective", "full"}) {
     const size_t line = said.find(concat("train.recompute=", recompute));
     ASSERT_NE(line, std::string::npos) << said;
     double peak = 0;

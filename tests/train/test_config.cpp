@@ -357,8 +357,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {device: [cuda]}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found a list"},
       {"train: {device: }", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found nothing"},
       {"train: {compute: f64}", "x.yaml:1: train.compute: expected auto|f32|bf16, found 'f64'"},
-      {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|selective|full, found 'all'"},
-      {"train: {recompute: true}", "x.yaml:1: train.recompute: expected auto|none|selective|full, found 'true'"},
+      {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'all'"},
+      {"train: {recompute: true}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
       {"train: {capture: 1}", "x.yaml:1: train.capture: expected true or false, found '1'"},
       {"train: {recapture: true}", "x.yaml:1: unknown key 'train.recapture' (did you mean 'capture'?)"},
       {"train: {max_time: 30m2h}",
@@ -510,7 +510,7 @@ TEST(Config, SaysWhereAndHowToCompute) {
   EXPECT_TRUE(defaults.train.capture);
   for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:999"})
     for (const char* compute : {"auto", "f32", "bf16"})
-      for (const char* recompute : {"auto", "none", "selective", "full"}) {
+      for (const char* recompute : {"auto", "none", "rounded", "selective", "full"}) {
         const RunConfig c = load_config_text(
             concat("train: {device: ", device, ", compute: ", compute, ", recompute: ", recompute, ", capture: false}"),
             "x.yaml");

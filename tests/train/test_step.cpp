@@ -13,7 +13,6 @@
 namespace mmfree {
 namespace {
 
-constexpr Recompute kAll[] = {Recompute::none, Recompute::selective, Recompute::full};
 
 /// Everything a run's steps need, as the trainer makes it.
 struct SmallRun {
@@ -61,7 +60,7 @@ struct SmallRun {
 TEST(StepRunner, DoesWhatItsPartsDoByHand) {
   const TempDir dir;
   for (int64_t micro : {0, 1, 2})
-    for (Recompute recompute : kAll) {
+    for (Recompute recompute : kAllRecomputes) {
       SCOPED_TRACE(concat("micro-batches of ", micro, ", recompute ", name_of(recompute)));
       RunConfig c = tiny_run(dir / "run");
       c.train.micro_batch_size = micro;
@@ -274,7 +273,7 @@ RunConfig carrying_run(const TempDir& dir) {
 TEST(CarriedState, EachRowGoesOnWhereItEnded) {
   const TempDir dir;
   for (int64_t micro : {0, 1, 2})
-    for (Recompute recompute : kAll) {
+    for (Recompute recompute : kAllRecomputes) {
       SCOPED_TRACE(concat("micro-batches of ", micro, ", recompute ", name_of(recompute)));
       RunConfig c = carrying_run(dir);
       c.train.micro_batch_size = micro;
@@ -339,7 +338,7 @@ TEST(Memory, RecomputesByNameOrByDevice) {
   TrainConfig t;
   EXPECT_EQ(Recompute::none, recompute_of(t, Device::cpu));
   EXPECT_EQ(Recompute::selective, recompute_of(t, Device::cuda));
-  for (Recompute r : kAll) {
+  for (Recompute r : kAllRecomputes) {
     t.recompute = r;
     EXPECT_EQ(r, recompute_of(t, Device::cpu));
     EXPECT_EQ(r, recompute_of(t, Device::cuda));
@@ -427,7 +426,7 @@ TEST(DryRunOfAStep, CountsTheCarriedStateAndTheStarts) {
 TEST(DryRunOfAStep, RunsEveryVariantOfTheModel) {
   for (GateOrder order : {GateOrder::reference, GateOrder::fixed, GateOrder::paper})
     for (DType compute : {DType::bf16, DType::f32})
-      for (Recompute recompute : kAll)
+      for (Recompute recompute : kAllRecomputes)
         for (bool mixed : {false, true}) {
           RunConfig c = wide_vocabulary();
           c.model = tiny_model_config();

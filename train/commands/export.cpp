@@ -10,6 +10,7 @@
 #include "train/commands/commands.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/ternary_file.h"
+#include "train/formats/tokenizer_json.h"
 #include "train/inference/model.h"
 #include "train/run/checkpoint.h"
 #include "train/run/progress.h"
@@ -65,7 +66,6 @@ void export_to_hf(const Options& o, const Model& model) {
   options.torch_dtype = o.dtype;
   options.max_shard_bytes = o.max_shard_mb * 1'000'000;
   options.overwrite = o.overwrite;
-  if (model.tokenizer) options.tokenizer_model = model.tokenizer->serialized();
   NamedShapes tensors;
   for (const ParamSpec& spec : parameter_specs(model.config)) {
     MMFREE_CHECK(UsageError, model.params->has(spec.name), o.model, ": holds no latent weights for '", spec.name,
@@ -78,7 +78,13 @@ void export_to_hf(const Options& o, const Model& model) {
   };
   ModelConfig config = model.config;
   config.max_position_embeddings = model.seq_len;
-  if (model.tokenizer) config.bos_token_id = model.tokenizer->bos_id(), config.eos_token_id = model.tokenizer->eos_id();
+  HfTokenizer tokenizer;
+  if (model.tokenizer) {
+    config.bos_token_id = model.tokenizer->bos_id(), config.eos_token_id = model.tokenizer->eos_id();
+    tokenizer = hf_tokenizer(*model.tokenizer, model.framing, model.seq_len);
+    options.tokenizer_model = model.tokenizer->serialized();
+    options.tokenizer_files = tokenizer.files;
+  }
   write_hf_folder(o.out, config, tensors, get, options);
   const Architecture& architecture = architecture_of(config);
   console::out.format("wrote %s: config.json of model_type %s and %zu tensors as %s\n", o.out.c_str(),
@@ -88,6 +94,8 @@ void export_to_hf(const Options& o, const Model& model) {
         "warning: Hugging Face's classes do not compute this model (see the object `mmfree` in config.json): it is "
         "written as model_type '%s', which only mmfree loads; --force leaves this warning out\n",
         architecture.model_type.c_str());
+  if (!tokenizer.refusal.empty())
+    console::err.format("warning: AutoTokenizer stops at this folder: %s\n", tokenizer.refusal.c_str());
 }
 
 /// Until something is written, a signal may end the process.

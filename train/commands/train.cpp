@@ -47,7 +47,7 @@ void print_memory(const RunConfig& config) {
                       format_count(double(config.model.parameter_count())).c_str(),
                       static_cast<long long>(t.micro_batch()), static_cast<long long>(config.data.seq_len),
                       name_of(compute), gpu ? "a GPU" : "the CPU");
-  for (Recompute r : {Recompute::none, Recompute::selective, Recompute::full}) {
+  for (Recompute r : kAllRecomputes) {
     const MemoryEstimate m = estimate_memory(config, compute, r);
     console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
                         double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");

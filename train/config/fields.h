@@ -337,7 +337,7 @@ void fields(TrainConfig& c, Visit&& visit) {
         Choice<ComputeChoice>{{ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16}},
         "dtype of activations; auto: bf16 on a GPU, f32 on the CPU");
   visit("recompute", c.recompute,
-        Choice<std::optional<Recompute>>{{{}, Recompute::none, Recompute::selective, Recompute::full}},
+        Choice<std::optional<Recompute>>{{{}, Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full}},
         "what the backward pass computes again instead of keeping it; auto: selective on a GPU, none on the CPU");
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");

@@ -127,6 +127,17 @@ std::string model_card(const std::string& name, const ModelConfig& c, const std:
   return card;
 }
 
+/// Writes the files of the tokenizer and compares what was written.
+void write_tokenizer(const std::string& dir, const HfWriteOptions& options) {
+  HfFiles files = options.tokenizer_files;
+  if (!options.tokenizer_model.empty()) files["tokenizer.model"] = options.tokenizer_model;
+  for (const auto& [name, bytes] : files) {
+    write_file(dir + "/" + name, bytes);
+    MMFREE_CHECK(Error, read_file(dir + "/" + name, int64_t(bytes.size())) == bytes, dir, ": ", name,
+                 " differs from what was written; the folder was removed");
+  }
+}
+
 /// The absolute path without a trailing slash, so that a suffix can be added to the name.
 fs::path normal(const std::string& dir) {
   fs::path path = fs::absolute(dir).lexically_normal();
@@ -281,7 +292,7 @@ void write_hf_folder(const std::string& dir, const ModelConfig& config, const Na
     write_tensors(work, tensors, get, options);
     write_file(work + "/generation_config.json", generation_config(config));
     write_file(work + "/README.md", model_card(target.filename().string(), config, options.torch_dtype));
-    if (!options.tokenizer_model.empty()) write_file(work + "/tokenizer.model", options.tokenizer_model);
+    write_tokenizer(work, options);
     write_hf_config(work, config, options.torch_dtype, options.data);
     mark_files(work);
     check_folder(work, tensors, get, store_type(options.torch_dtype));

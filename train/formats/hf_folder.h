@@ -78,22 +78,27 @@ class HfFolder {
   std::map<std::string, size_t> shard_of_;
 };
 
+/// Contents by file name.
+using HfFiles = std::map<std::string, std::string>;
+
 /// How `write_hf_folder` stores a model.
 struct HfWriteOptions {
   std::string torch_dtype = "float32";      ///< float32, bfloat16 or float16
   int64_t max_shard_bytes = 5'000'000'000;  ///< a larger tensor gets a shard of its own
   std::string tokenizer_model = {};         ///< bytes of tokenizer.model; empty: none
+  HfFiles tokenizer_files = {};             ///< beside it: HfTokenizer::files
   HfData data = {};                         ///< kept beside the model
   bool overwrite = false;                   ///< replace a folder of which an older export wrote every file
 };
 
 /// Writes a folder that `HfFolder` and Hugging Face read: config.json, generation_config.json, model.safetensors (or
-/// shards with an index), tokenizer.model, README.md, and a mark of kind "hf" (core/system/folder_mark.h). `tensors`
-/// gives our names and shapes in order; the files hold them as architecture_of(config) does. `get` gives one of ours
-/// and is called in that order, once for each tensor of the files to write it and once to compare it, so one tensor at
-/// a time is in memory. Everything is written to a temporary folder, read again and compared, and renamed to `dir` at
-/// the end. So an interrupted export never looks complete, and an old folder stays until the new one is checked. The
-/// two folders are exchanged in one step if the file system supports that.
+/// shards with an index), tokenizer.model and the tokenizer's other files, README.md, and a mark of kind "hf"
+/// (core/system/folder_mark.h). `tensors` gives our names and shapes in order; the files hold them as
+/// architecture_of(config) does. `get` gives one of ours and is called in that order, once for each tensor of the files
+/// to write it and once to compare it, so one tensor at a time is in memory. Everything is written to a temporary
+/// folder, read again and compared, and renamed to `dir` at the end. So an interrupted export never looks complete, and
+/// an old folder stays until the new one is checked. The two folders are exchanged in one step if the file system
+/// supports that.
 /// @throws CreateError if `dir` is not empty (with `overwrite`: if its mark does not prove each of its files),
 /// UsageError, ShapeError, IoError; Error if what was written does not read back to the bit
 void write_hf_folder(const std::string& dir, const ModelConfig& config, const NamedShapes& tensors,

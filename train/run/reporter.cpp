@@ -10,6 +10,7 @@
 
 #include "core/gpu.h"
 #include "core/system/console.h"
+#include "layers/parameters.h"
 
 namespace mmfree {
 
@@ -42,6 +43,9 @@ void Reporter::banner(const Corpus& corpus) const {
                       integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
                       target_.name.c_str(), name_of(target_.compute),
                       target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
+  const bool fused = target_.device == Device::cuda && target_.compute == DType::bf16;
+  if (fused && m.uses(TokenKind::attention) && !gpu::attention_problem().empty())
+    console::err.format("note    attention runs on slower kernels: %s\n", gpu::attention_problem().c_str());
 }
 
 void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
@@ -64,8 +68,7 @@ void Reporter::log(const StepResult& result, double waited) {
   const double left = double(config_.train.steps - result.step) * double(step_tokens());
   const double data_wait = (waited - window_waited_) / window;
   const uint64_t peak = Arena::current(target_.device)->stats().peak;
-  // Forward, and twice that backward: two operations per weight and token each.
-  const double flops = 6 * double(config_.model.matrix_parameter_count()) * speed;
+  const double flops = training_flops(config_.model, config_.data.seq_len) * speed;
   const double rate = target_.device == Device::cuda ? gpu::info().bf16_rate : 0;
   ProgressState state{result.step,
                       config_.train.steps,
