@@ -358,7 +358,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {device: }", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found nothing"},
       {"train: {compute: f64}", "x.yaml:1: train.compute: expected auto|f32|bf16, found 'f64'"},
       {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'all'"},
-      {"train: {recompute: true}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
+      {"train: {recompute: true}",
+       "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
       {"train: {capture: 1}", "x.yaml:1: train.capture: expected true or false, found '1'"},
       {"train: {recapture: true}", "x.yaml:1: unknown key 'train.recapture' (did you mean 'capture'?)"},
       {"train: {max_time: 30m2h}",
@@ -577,9 +578,15 @@ TEST(Config, MissingFilesHaveTheirOwnStatus) {
 }
 
 TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {
-  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248}, {"8m", 10641408},
-                                                     {"50m", 71376384},       {"370m", 374108160},
-                                                     {"1.3b", 1364779008},    {"2.7b", 2702357504}};
+  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248},
+                                                     {"8m", 10641408},
+                                                     {"50m", 71376384},
+                                                     {"370m", 374108160},
+                                                     {"1.3b", 1364779008},
+                                                     {"2.7b", 2702357504},
+                                                     {"transformer-50m", 71315968},
+                                                     {"transformer-370m", 373867520},
+                                                     {"transformer-1.3b", 1364297728}};
   for (const auto& [name, parameters] : presets) {
     const RunConfig c = load_config(preset(name));
     EXPECT_EQ(c.model.parameter_count(), parameters) << name;
