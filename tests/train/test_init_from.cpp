@@ -265,6 +265,30 @@ TEST(InitFrom, GateAndUpProjectionAreJoinedAndSplit) {
   EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m)));
 }
 
+TEST(InitFrom, AHeadOfItsOwnStartsAsTheTableThatItWas) {
+  const TempDir dir;
+  for (const bool ternary : {false, true}) {
+    ModelConfig model = tiny_llama();
+    model.vocab_size = 323;
+    if (ternary) model.precision = Precision::ternary;
+    model.tie_word_embeddings = true;
+    const Model m = tiny_model(model);
+    save(dir / "m.h5", m);
+    export_ternary(dir / "m.mmfree", m, EmbeddingStore::f32);
+    for (const std::string name : {"m.h5", "m.mmfree"}) {
+      RunConfig c = tiny_run(dir / "run");
+      c.model = model;
+      c.model.tie_word_embeddings = false;
+      c.train.init_from = dir / name;
+      const std::string said = start_only(c);
+      EXPECT_TRUE(contains(said, "the head starts as a copy of the embedding table\n")) << said;
+      EXPECT_FALSE(contains(said, "lacks")) << said;
+      EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m))) << name << ' ' << ternary;
+      fs::remove_all(dir / "run");
+    }
+  }
+}
+
 TEST(InitFrom, AResumedRunNeedsItsSourceNoMore) {
   const TempDir dir;
   const Model m = tiny_model(tiny_run("").model);
