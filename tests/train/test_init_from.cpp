@@ -265,6 +265,61 @@ TEST(InitFrom, GateAndUpProjectionAreJoinedAndSplit) {
   EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m)));
 }
 
+TEST(InitFrom, AHeadOfItsOwnStartsAsTheTableThatItWas) {
+  const TempDir dir;
+  for (const bool ternary : {false, true}) {
+    ModelConfig model = tiny_llama();
+    model.vocab_size = 323;
+    if (ternary) model.precision = Precision::ternary;
+    model.tie_word_embeddings = true;
+    const Model m = tiny_model(model);
+    save(dir / "m.h5", m);
+    export_ternary(dir / "m.mmfree", m, EmbeddingStore::f32);
+    for (const std::string name : {"m.h5", "m.mmfree"}) {
+      RunConfig c = tiny_run(dir / "run");
+      c.model = model;
+      c.model.tie_word_embeddings = false;
+      c.train.init_from = dir / name;
+      const std::string said = start_only(c);
+      EXPECT_TRUE(contains(said, "the head starts as a copy of the embedding table\n")) << said;
+      EXPECT_FALSE(contains(said, "lacks")) << said;
+      EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m))) << name << ' ' << ternary;
+      fs::remove_all(dir / "run");
+    }
+  }
+}
+
+TEST(InitFrom, TheSourcesTokenizerIsTakenIfItMadeTheShards) {
+  const TempDir dir;
+  Model m = tiny_model(tiny_run("").model);
+  save(dir / "m.h5", m);
+  RunConfig c = tiny_run(dir / "run");
+  c.data.tokenizer.clear();
+  c.train.init_from = dir / "m.h5";
+  spit(dir / "run.yaml", yaml_without_model(c));
+  Program first({"train", dir / "run.yaml", "train.max_time=1e-9"});
+  EXPECT_EQ(first.wait(), 75) << first.err();
+  EXPECT_FALSE(contains(first.err(), "warning")) << first.err();
+  fs::remove(dir / "m.h5");
+  Program again({"train", dir / "run.yaml", "--resume"});
+  EXPECT_EQ(again.wait(), 0) << again.err();
+  ASSERT_TRUE(load_model(dir / "run").tokenizer);
+  EXPECT_EQ(load_model(dir / "run").tokenizer->hash(), TinyCorpus::get().tokenizer().hash());
+
+  TokenizerTraining other;
+  other.inputs = {spit(dir / "other.txt", tiny_text(2000, 7))};
+  other.output = dir / "other.model";
+  other.vocab_size = 310;
+  m.tokenizer = Tokenizer::train(other);
+  save(dir / "other.h5", m);
+  c.train.init_from = dir / "other.h5";
+  c.train.run_dir = dir / "run2";
+  EXPECT_TRUE(contains(
+      start_only(c),
+      "warning: the training shards were prepared with another tokenizer than that of " + (dir / "other.h5") + ": "));
+  EXPECT_FALSE(load_model(dir / "run2").tokenizer);
+}
+
 TEST(InitFrom, AResumedRunNeedsItsSourceNoMore) {
   const TempDir dir;
   const Model m = tiny_model(tiny_run("").model);
