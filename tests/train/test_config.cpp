@@ -582,9 +582,15 @@ TEST(Config, MissingFilesHaveTheirOwnStatus) {
 }
 
 TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {
-  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248}, {"8m", 10641408},
-                                                     {"50m", 71376384},       {"370m", 374108160},
-                                                     {"1.3b", 1364779008},    {"2.7b", 2702357504}};
+  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248},
+                                                     {"8m", 10641408},
+                                                     {"50m", 71376384},
+                                                     {"370m", 374108160},
+                                                     {"1.3b", 1364779008},
+                                                     {"2.7b", 2702357504},
+                                                     {"transformer-50m", 71315968},
+                                                     {"transformer-370m", 373867520},
+                                                     {"transformer-1.3b", 1364297728}};
   for (const auto& [name, parameters] : presets) {
     const RunConfig c = load_config(preset(name));
     EXPECT_EQ(c.model.parameter_count(), parameters) << name;
