@@ -179,7 +179,8 @@ void add_export_command(CLI::App& app) {
 
 void add_import_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit) into a checkpoint");
+  CLI::App* c =
+      app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit, llama, mistral, bitnet) into a checkpoint");
   c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
       ->required();
   c->add_option("out", o->out, "checkpoint to write")->required();
