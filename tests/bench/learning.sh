@@ -56,4 +56,4 @@ printf '%s\n' "$@" | xargs -P "$gpus" -I RUN bash -c '
   done
   CUDA_VISIBLE_DEVICES=$gpu one_run RUN' pool "$gpus"
 rm -f "$out"/.gpu*
-python3 "$root/tests/bench/plot_loss.py" "$out/loss.svg" "$out"/*-lr*/
+python3 "$root/tests/bench/plot_loss.py" "$out/learning.svg" "$out"/*-lr*/

@@ -630,6 +630,22 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
   }
 }
 
+TEST(Commands, ExportNamesTheSettingThatOtherProgramsDoNotCompute) {
+  const TempDir dir;
+  RunConfig run;
+  run.model = tiny_model_config();
+  attend(run.model);
+  for (const bool fused : {true, false}) {
+    run.model.fused_gate = fused;
+    const Model m = tiny_model(run.model, false);
+    save_checkpoint(dir / "m.h5", run, *m.params, {m.params->values(), {}}, {}, "");
+    Program p({"export", dir / "m.h5", concat(dir / "hf", fused), "--format", "hf"});
+    EXPECT_EQ(p.wait(), 0);
+    const bool told = contains(p.err(), "only mmfree loads; with model.fused_gate=false it would be a 'mistral'");
+    EXPECT_EQ(told, fused) << p.err();
+  }
+}
+
 TEST(Commands, FromTextToAModelThatGenerates) {
   const TempDir dir;
   spit(dir / "book.txt", tiny_text(3000, 1));
