@@ -137,9 +137,12 @@ void run_import(const Options& o) {
   load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
-  console::out.format("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
+  const bool other = fs::exists(fs::path(o.model) / "tokenizer.json");
+  const std::string none =
+      concat("no tokenizer (", other ? "tokenizer.json is not read; " : "", "give one with --tokenizer)");
+  console::out.format("wrote %s: %s, %s parameters, %s\n", o.out.c_str(), size_text(o.out).c_str(),
                       format_count(double(model.config.parameter_count())).c_str(),
-                      model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
+                      model.tokenizer ? "tokenizer included" : none.c_str());
 }
 
 }  // namespace
@@ -176,7 +179,8 @@ void add_export_command(CLI::App& app) {
 
 void add_import_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit) into a checkpoint");
+  CLI::App* c =
+      app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit, llama, mistral, bitnet) into a checkpoint");
   c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
       ->required();
   c->add_option("out", o->out, "checkpoint to write")->required();
