@@ -408,6 +408,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        "out"},
       {"model: {kv_heads: 2}",
        "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+      {"model: {token: attention, heads: 4, sliding_window: 2147483648}",
+       "x.yaml:1: model.sliding_window: expected an integer in 0..2147483647, found '2147483648'"},
       {"model: {token: attention, heads: 4}\ndata:\n  carry_state: true",
        "x.yaml:3: data.carry_state: the keys and values of attention grow with every token; set it to false"},
       {"model: {heads: 4, num_hidden_layers: 2, layers: [{}, {token: attention}]}\ndata: {carry_state: true}",

@@ -271,6 +271,7 @@ TEST(LlamaConfig, WhatTheirClassesDoNotComputeHasAnotherType) {
       {"a window with sub norms", "mmfree", [](ModelConfig& c) { c.sub_norm = true, c.sliding_window = 4; }},
       {"sub norms of another width", "mmfree", [](ModelConfig& c) { c.sub_norm = true, c.head_dim = 16; }},
       {"large initial weights", "mistral", [](ModelConfig& c) { c.initializer_range = 2; }},
+      {"the largest window", "mistral", [](ModelConfig& c) { c.sliding_window = (int64_t{1} << 31) - 1; }},
   };
   for (const Case& each : cases) {
     ModelConfig c = tiny_llama();
