@@ -205,6 +205,8 @@ TEST(LlamaConfig, ExceptedModulesAreFoundAsTransformersFindsThem) {
   const ModelConfig whole = read(R"(["model.layers.1","lm_head"])"), end = read(R"(["down_proj"])"), none = read("[]");
   EXPECT_TRUE(is_ternary(whole, 0, "q_proj") && !is_ternary(whole, 1, "q_proj") && !is_ternary(whole, 1, "up_proj"));
   EXPECT_FALSE(is_ternary(whole, -1, "lm_head"));
+  const ModelConfig dotted = read(R"(["model.layers.1."])");
+  EXPECT_TRUE(is_ternary(dotted, 0, "q_proj") && !is_ternary(dotted, 1, "q_proj") && is_ternary(dotted, -1, "lm_head"));
   EXPECT_TRUE(is_ternary(end, 0, "up_proj") && !is_ternary(end, 0, "down_proj") && !is_ternary(end, 1, "down_proj"));
   EXPECT_TRUE(is_ternary(end, -1, "lm_head"));
   EXPECT_TRUE(none.precision_rules.empty());
