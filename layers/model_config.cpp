@@ -83,6 +83,8 @@ void check_rules(const ModelConfig& c) {
     for (int layer : rule.layers)
       MMFREE_CHECK(ConfigError, layer >= 0 && layer < c.num_hidden_layers, "model.precision_rules: layer ", layer,
                    " is outside 0..", c.num_hidden_layers - 1);
+    MMFREE_CHECK(ConfigError, rule.precision || rule.inner_norm,
+                 "model.precision_rules: a rule names no precision and no inner_norm");
   }
 }
 

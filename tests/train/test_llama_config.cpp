@@ -231,6 +231,7 @@ TEST(LlamaConfig, TheObjectOfOursMayNotContradictTheirKeys) {
       {[](Json& j) { j["mmfree"]["token"] = "mlgru", j["mmfree"]["heads"] = 1, j["mmfree"]["kv_heads"] = 1; },
        "token is attention and mlgru"},
       {[](Json& j) { j["mmfree"]["fused_gate"] = true; }, "no class of transformers computes"},
+      {[](Json& j) { j["mmfree"]["precision_rules"].push_back(Json::object()); }, "a rule names no precision"},
   };
   for (const auto& [change, expected] : cases) {
     Json json = good;
