@@ -52,10 +52,10 @@ void check_heads(const ModelConfig& c) {
                         int64_t window, TokenKind token) {
     MMFREE_CHECK(ConfigError, allowed || (heads == 1 && kv_heads <= 1), where, heads == 1 ? "kv_" : "",
                  "heads: ", heads == 1 ? kv_heads : heads, " heads, but ", name_of(token),
-                 " mixes every channel on its own; leave heads and kv_heads out");
+                 " mixes every channel on its own; leave heads and kv_heads out, or give 1 and 0");
     MMFREE_CHECK(ConfigError, allowed || (head_dim == 0 && window == 0), where,
                  head_dim ? "head_dim" : "sliding_window", ": ", head_dim ? head_dim : window, ", but ", name_of(token),
-                 " has no heads and no window; leave it out");
+                 " has no heads and no window; leave it out, or give 0");
   };
   bool any = c.uniform() && has_heads(c.layer(0));
   int64_t first = 0;

@@ -405,9 +405,12 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        concat("x.yaml:4: model.layers[1].token: expected ", names_of(kAllTokenKinds), ", found 'nothing'")},
       {"model:\n  layers: [{repeat: 3, heads: 4}]",
        "x.yaml:2: model.layers[0].heads: 4 heads, but mlgru mixes every channel on its own; leave heads and kv_heads "
-       "out"},
+       "out, or give 1 and 0"},
+      {"model: {sliding_window: 4}",
+       "x.yaml:1: model.sliding_window: 4, but mlgru has no heads and no window; leave it out, or give 0"},
       {"model: {kv_heads: 2}",
-       "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+       "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out, "
+       "or give 1 and 0"},
       {"model: {token: attention, heads: 4, sliding_window: 2147483648}",
        "x.yaml:1: model.sliding_window: expected an integer in 0..2147483647, found '2147483648'"},
       {"model: {token: attention, heads: 4}\ndata:\n  carry_state: true",
@@ -415,7 +418,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"model: {heads: 4, num_hidden_layers: 2, layers: [{}, {token: attention}]}\ndata: {carry_state: true}",
        "x.yaml:2: data.carry_state: the keys and values of attention grow with every token; set it to false"},
       {"model: {heads: 16}",
-       "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+       "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out, "
+       "or give 1 and 0"},
       {"model:\n  num_hidden_layers: 8\n  layers: [{repeat: 3}]",
        "x.yaml:2: model.num_hidden_layers: 8, but model.layers lists 3; leave num_hidden_layers out"},
       {"model: {layers: [{inner_norms: false}]}",
