@@ -8,7 +8,6 @@
 namespace mmfree {
 namespace {
 
-
 struct Outcome {
   double loss;
   Tensor grads;
@@ -81,8 +80,8 @@ TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
       peak[r] = arena->stats().peak;
       EXPECT_EQ(256u, arena->stats().live) << "only the loss is left";
     }
-    // Kept per layer, in bytes: with `full` the stream alone; `rounded` forgets the rounded activations, for int8 a byte
-    // each and a step, else f32; `selective` also gate_proj's output.
+    // Kept per layer, in bytes: with `full` the stream alone; `rounded` forgets the rounded activations, for int8 a
+    // byte each and a step, else f32; `selective` also gate_proj's output.
     const size_t width = size_t(c.hidden_size), inner = size_t(c.intermediate_size), rows = size_t(n);
     const size_t rounded =
         precision == Precision::ternary ? rows * (5 * width + inner) + 6 * 4 * rows : 4 * rows * (5 * width + inner);
