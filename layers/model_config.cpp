@@ -49,13 +49,15 @@ void check_shape_of_heads(const std::string& where, const LayerConfig& layer) {
 /// Refuses heads where no mixer has any: in an entry of model.layers, and in the model if none of its layers does.
 void check_heads(const ModelConfig& c) {
   const auto check = [](const std::string& where, bool allowed, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                        int64_t window, TokenKind token) {
+                        int64_t window, double theta, TokenKind token) {
     MMFREE_CHECK(ConfigError, allowed || (heads == 1 && kv_heads <= 1), where, heads == 1 ? "kv_" : "",
                  "heads: ", heads == 1 ? kv_heads : heads, " heads, but ", name_of(token),
                  " mixes every channel on its own; leave heads and kv_heads out, or give 1 and 0");
     MMFREE_CHECK(ConfigError, allowed || (head_dim == 0 && window == 0), where,
                  head_dim ? "head_dim" : "sliding_window", ": ", head_dim ? head_dim : window, ", but ", name_of(token),
                  " has no heads and no window; leave it out, or give 0");
+    MMFREE_CHECK(ConfigError, allowed || theta == kRopeTheta, where, "rope_theta: ", theta, ", but ", name_of(token),
+                 " has no positions; leave it out, or give ", kRopeTheta);
   };
   bool any = c.uniform() && has_heads(c.layer(0));
   int64_t first = 0;
@@ -64,10 +66,11 @@ void check_heads(const ModelConfig& c) {
     const LayerEntry& given = c.layers[i];
     any |= has_heads(layer);
     check(concat("model.layers[", i, "]."), has_heads(layer), given.heads.value_or(1), given.kv_heads.value_or(0),
-          given.head_dim.value_or(0), given.sliding_window.value_or(0), layer.token);
+          given.head_dim.value_or(0), given.sliding_window.value_or(0), given.rope_theta.value_or(kRopeTheta),
+          layer.token);
     if (has_heads(layer)) check_shape_of_heads(concat("model.layers[", i, "]."), layer);
   }
-  check("model.", any, c.heads, c.kv_heads, c.head_dim, c.sliding_window, c.layer(0).token);
+  check("model.", any, c.heads, c.kv_heads, c.head_dim, c.sliding_window, c.rope_theta, c.layer(0).token);
   if (c.uniform() && any) check_shape_of_heads("model.", c.layer(0));
 }
 

@@ -43,9 +43,11 @@ void Reporter::banner(const Corpus& corpus) const {
                       integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
                       target_.name.c_str(), name_of(target_.compute),
                       target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
-  const bool fused = target_.device == Device::cuda && target_.compute == DType::bf16;
-  if (fused && m.uses(TokenKind::attention) && !gpu::attention_problem().empty())
-    console::err.format("note    attention runs on slower kernels: %s\n", gpu::attention_problem().c_str());
+  if (target_.device != Device::cuda || !m.uses(TokenKind::attention)) return;
+  const std::string slower = config_.data.reset_state         ? "data.reset_state keeps documents apart"
+                             : target_.compute != DType::bf16 ? "activations are not bf16"
+                                                              : gpu::attention_problem();
+  if (!slower.empty()) console::err.format("note    attention runs on slower kernels: %s\n", slower.c_str());
 }
 
 void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
