@@ -35,7 +35,9 @@ class LM {
   /// Keeps a reference to `params`, which must outlive the model. If `params` has the latent matrices, call
   /// `requantise` after every change of the parameters. If not (see unpacked_specs), the caller fills each projection's
   /// `matrix`.
-  LM(const ParamStore& params, const ModelConfig& config, DType compute);
+  /// `backward` holds for the ternary projections, but not for the head: rounded to 8 bits, the gradients of a softmax
+  /// would lose all but the target.
+  LM(const ParamStore& params, const ModelConfig& config, DType compute, Products backward = Products::compute);
   LM(const ParamStore& params, const ModelConfig& config) : LM(params, config, params.dtype()) {}
   LM(const LM&) = delete;
 

@@ -2,6 +2,7 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
+#include "core/ops/ternary_int8.h"
 
 namespace mmfree {
 namespace {
@@ -31,6 +32,7 @@ void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y) {
 }
 
 void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta) {
+  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(dy, w.ternary, dx, beta);
   if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta);
   if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta);
   Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
@@ -38,8 +40,12 @@ void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta)
   cast(wide, dx);
 }
 
-void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta) {
-  if (x.quantised())
+void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta, Products products) {
+  MMFREE_CHECK(DTypeError, products == Products::compute || x.quantised(),
+               "linear_dw: products in int8 need quantised activations, got ", x.values.describe());
+  if (products == Products::int8)
+    ternary_dw_int8(dy, x.values, x.scale, dw, beta);
+  else if (x.quantised())
     ternary_linear_dw(dy, x.values, x.scale, dw, beta);
   else
     matmul(widens(dy, x.values) ? as_f32(dy) : dy, true, x.values, false, dw, 1, beta);
