@@ -29,8 +29,11 @@ GradientRows quantise_rows(const T* dy, int64_t n, int64_t o) {
       int8_t* to = codes + r * stride;
       const auto scale = gradient_scale(lane_absmax<T>(o, [row](int64_t k) { return row[k]; }));
       int32_t sum = 0;
-      for (int64_t k = 0; k < o; ++k) to[k] = activation_code(row[k], scale.inverse);
-      for (int64_t k = 0; k < o; ++k) sum += to[k];
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < o; ++k) {
+        const int32_t code = round_half_away(row[k] * scale.inverse);
+        to[k] = int8_t(code), sum += code;
+      }
       std::fill(to + o, to + stride, int8_t(0));
       steps[r] = scale.step, sums[r] = sum;
     }
@@ -78,11 +81,15 @@ struct GradientBlocks {
 template <class T>
 void quantise_group(const T* dy, const T* step, int64_t o, int64_t rows, int64_t channels, int32_t* codes, T* scales,
                     int32_t* sums) {
-  T g[kGradientBlock][kGroup] = {}, inverse[kGroup];
-  T largest[kGroup] = {};
+  T g[kGradientBlock][kGroup], inverse[kGroup], largest[kGroup] = {};
+  if (rows < kGradientBlock || channels < kGroup) std::fill_n(g[0], kGradientBlock * kGroup, T(0));
   for (int64_t n = 0; n < rows; ++n)
-    for (int64_t c = 0; c < channels; ++c) g[n][c] = dy[n * o + c] * step[n];
+    if (channels == kGroup)
+      for (int64_t c = 0; c < kGroup; ++c) g[n][c] = dy[n * o + c] * step[n];
+    else
+      for (int64_t c = 0; c < channels; ++c) g[n][c] = dy[n * o + c] * step[n];
   for (int64_t n = 0; n < rows; ++n)
+#pragma omp simd
     for (int64_t c = 0; c < kGroup; ++c) {
       const T size = std::abs(g[n][c]);
       largest[c] = size > largest[c] || size != size ? size : largest[c];  // keeps a NaN
@@ -91,16 +98,17 @@ void quantise_group(const T* dy, const T* step, int64_t o, int64_t rows, int64_t
     const auto scale = gradient_scale(largest[c]);
     inverse[c] = scale.inverse, scales[c] = scale.step, sums[c] = 0;
   }
-  for (int64_t quad = 0; quad < kQuads; ++quad)
-    for (int64_t c = 0; c < kGroup; ++c) {
-      uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) {
+  for (int64_t quad = 0; quad < kQuads; ++quad) {
+    int32_t words[kGroup] = {};
+    for (int i = 3; i >= 0; --i)
+#pragma omp simd
+      for (int64_t c = 0; c < kGroup; ++c) {
         const int32_t code = round_half_away(g[4 * quad + i][c] * inverse[c]);
         sums[c] += code;
-        word |= uint32_t(code & 255) << (8 * i);
+        words[c] = int32_t(uint32_t(words[c]) << 8 | uint32_t(code & 255));
       }
-      codes[quad * kGroup + c] = int32_t(word);
-    }
+    std::copy_n(words, kGroup, codes + quad * kGroup);
+  }
 }
 
 template <class T>
