@@ -9,7 +9,7 @@ namespace mmfree {
 struct WeightMatrix {
   TernaryTensor ternary;
   Tensor plain;                           ///< f32 | f64 | bf16; undefined when ternary
-  Products backward = Products::compute;  ///< int8 only where it is ternary
+  Products backward = Products::compute;  ///< of its backward pass; int8 only where it is ternary
 
   bool is_ternary() const { return !plain.defined(); }
   int64_t rows() const { return is_ternary() ? ternary.codes.dim(0) : plain.dim(0); }

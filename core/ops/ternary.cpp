@@ -107,20 +107,26 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
   MMFREE_DISPATCH(y.device(), ternary_linear, args);
 }
 
-void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta) {
+void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta, Products products) {
   constexpr const char* op = "ternary_linear_dx";
   check_ternary(op, w);
   check_activation(op, "dy", dy, w.scale.dtype());
   check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
   check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
   // bf16 holds -1, 0 and 1 exactly, but not weight * scale: the scale stays f32 and multiplies the sums.
-  const bool bare = dy.dtype() == DType::bf16;
+  const bool bare = dy.dtype() == DType::bf16 || products == Products::bf16;
   Tensor dense({w.rows(), w.cols}, dy.dtype(), dy.device());
   ternary_dequantise(w, dense, !bare);
+  if (products == Products::bf16) {
+    check_param(op, "scale", w.scale);
+    const double scale = w.scale.dtype() == DType::f32 ? double(*w.scale.data<float>()) : *w.scale.data<double>();
+    return matmul(dy, false, dense, false, dx, scale, beta, Tensor(), products);
+  }
   matmul(dy, false, dense, false, dx, 1, beta, bare ? w.scale : Tensor());
 }
 
-void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta) {
+void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta,
+                       Products products) {
   constexpr const char* op = "ternary_linear_dw";
   check_codes(op, q, step);
   check_activation(op, "dy", dy, step.dtype());
@@ -131,7 +137,7 @@ void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Te
   Tensor u({q.rows(), q.cols()}, dy.dtype(), q.device());
   const ScaleCodesArgs args{q.data<int8_t>(), step.raw(), u.raw_mut(), u.dtype(), q.rows(), q.cols()};
   MMFREE_DISPATCH(q.device(), scale_codes, args);
-  matmul(dy, true, u, false, dw, 1, beta);
+  matmul(dy, true, u, false, dw, 1, beta, Tensor(), products);
 }
 
 }  // namespace mmfree

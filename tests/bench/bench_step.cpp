@@ -86,8 +86,8 @@ int run(int argc, char** argv) {
     if (keys["recompute"] == name_of(r)) recompute = r;
   ParamStore params(parameter_specs(config.model), DType::f32, target.device);
   params.initialise(1);
-  config.train.backward = keys["backward"] == "int8" ? Products::int8 : Products::compute;
-  LM lm(params, config.model, target.compute, config.train.backward);
+  const Products ternary = keys["backward"] == "int8" ? Products::int8 : Products::compute;
+  LM lm(params, config.model, target.compute, backward_products(target, ternary));
   const auto optimizer = make_optimizer(params, config.optim);
   StepRunner runner(lm, params, *optimizer, config, recompute);
   std::mt19937 random(1);
