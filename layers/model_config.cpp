@@ -10,8 +10,8 @@
 namespace mmfree {
 namespace {
 
-/// Widest head of attention.
-constexpr int64_t kMostHeadWidth = 512;
+/// Most heads, and their widest.
+constexpr int64_t kMostHeads = 1 << 12, kMostHeadWidth = 512;
 
 bool has_heads(const LayerConfig& layer) {
   return std::visit([](const auto& mixer) { return mixer.has_heads; }, make_mixer<TokenMixer>(layer.token, layer));
@@ -23,7 +23,7 @@ void check_range(const std::string& key, int64_t value, int64_t least, int64_t m
 
 /// Checks the ranges of a layer's keys.
 void check_layer(const std::string& where, const LayerConfig& layer) {
-  constexpr int64_t kMostInner = 1 << 20, kMostHeads = 1 << 12;
+  constexpr int64_t kMostInner = 1 << 20;
   check_range(where + "intermediate_size", layer.intermediate_size, 0, kMostInner);
   check_range(where + "heads", layer.heads, 1, kMostHeads);
   check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
@@ -35,6 +35,8 @@ void check_layer(const std::string& where, const LayerConfig& layer) {
 
 /// Checks that the heads of a layer fit together.
 void check_shape_of_heads(const std::string& where, const LayerConfig& layer) {
+  check_range(where + "heads", layer.heads, 1, kMostHeads);
+  check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
   MMFREE_CHECK(ConfigError, layer.heads % layer.groups == 0, where, "kv_heads: ", layer.groups, " do not divide ",
                layer.heads, " heads");
   MMFREE_CHECK(ConfigError, layer.head_dim > 0 && layer.head_dim % 8 == 0 && layer.head_dim <= kMostHeadWidth, where,
@@ -210,11 +212,11 @@ void ModelConfig::validate() const {
   check_range("model.max_position_embeddings", max_position_embeddings, 1, int64_t(1) << 40);
   for (auto [key, id] : {std::pair{"bos_token_id", bos_token_id}, {"eos_token_id", eos_token_id}})
     check_range(concat("model.", key), id, -1, vocab_size - 1);
+  check_heads(*this);
   check_layer("model.", layer(-1));
   int64_t first = 0;
   for (size_t i = 0; i < layers.size(); first += layers[i++].repeat)
     check_layer(concat("model.layers[", i, "]."), layer(int(first)));
-  check_heads(*this);
   check_rules(*this);
 }
 

@@ -362,6 +362,6 @@ TEST(NormLinear, TakesAtMostFourProjections) {
             w = Var::leaf(random_f64({6, 4}, 3));
   Matrices m;
   const std::vector<Projection> five(5, m.plain(norm, w));
-  expect_error<ShapeError>({"norm_quant", "1 to 4 branches", "got 5"},
+  expect_error<ShapeError>({"norm_linear", "up to 4 projections", "got 5"},
                            [&] { norm_linear(Source::rows(x), Var(), kEps, kEps, five, Keep::all); });
 }

@@ -6,7 +6,7 @@
 # projection). 1,500 steps of 64 x 1,024 tokens, 100 of warm-up, cosine to 0, decay 0.1 on matrices. Default runs:
 # matmulfree:4e-3, transformer:1e-3 and bitnet:2e-3 with seeds 0, 1 and 2. Losses over the first 512 windows of 1,024
 # tokens of the held-out part and the first 320 of WikiText-2. OUT gets a folder and a line of results.jsonl per run.
-# With several GPUs the runs are spread over them.
+# With several GPUs the runs are spread over them; GPUS=N takes the first N.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export mmfree=$root/bin/mmfree root
@@ -45,7 +45,7 @@ one_run() {
 }
 export -f one_run
 
-gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | wc -l || true)}
 [ "$gpus" -gt 0 ] || gpus=1
 # A place of the pool is a GPU: the file that a run holds while it computes.
 printf '%s\n' "$@" | xargs -P "$gpus" -I RUN bash -c '
@@ -56,4 +56,4 @@ printf '%s\n' "$@" | xargs -P "$gpus" -I RUN bash -c '
   done
   CUDA_VISIBLE_DEVICES=$gpu one_run RUN' pool "$gpus"
 rm -f "$out"/.gpu*
-python3 "$root/tests/bench/plot_loss.py" "$out/loss.svg" "$out"/*-lr*/
+python3 "$root/tests/bench/plot_loss.py" "$out/learning.svg" "$out"/*-lr*/

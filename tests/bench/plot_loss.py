@@ -2,7 +2,8 @@
 """Loss curves of runs as one picture:  python3 plot_loss.py OUT.svg RUN ...
 
 RUN is a run folder or a JSON file with "tokens", "steps" and "curve": [[step, loss], ...]. Runs whose names are equal up
-to "-lr" share a color and a line of the legend, with the mean of their last losses.
+to "-lr" share a color and a line of the legend, with the mean loss of the last tenth of their tokens. The start, where losses
+fall from that of the untrained model, is cut off.
 """
 import json
 import math
@@ -31,7 +32,7 @@ def main():
     curves = {os.path.basename(f.rstrip("/")): curve(f) for f in folders}
     most_x = max(x for c in curves.values() for x, _ in c)
     low = math.floor(2 * min(y for c in curves.values() for _, y in c)) / 2
-    high = math.ceil(max(y for c in curves.values() for _, y in c))
+    high = low + 4
 
     def at(x, y):
         return (LEFT + x / most_x * (WIDTH - LEFT - RIGHT), TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM))
@@ -44,10 +45,10 @@ def main():
         svg.append(f'<line x1="{x0:.0f}" y1="{py:.1f}" x2="{x1:.0f}" y2="{py:.1f}" stroke="#d0d7de"/>'
                    f'<text x="{x0 - 8:.0f}" y="{py + 4:.1f}" text-anchor="end">{y:g}</text>')
         y += 1
-    for i in range(6):
-        x = most_x * i / 5
-        px, py = at(x, low)
-        svg.append(f'<text x="{px:.0f}" y="{py + 18:.0f}" text-anchor="middle">{x:.0f}</text>')
+    step = next(s * 10**e for e in range(-3, 9) for s in (1, 2, 5) if most_x <= 6 * s * 10**e)
+    for i in range(int(most_x / step) + 1):
+        px, py = at(i * step, low)
+        svg.append(f'<text x="{px:.0f}" y="{py + 18:.0f}" text-anchor="middle">{i * step:g}</text>')
     svg.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">million tokens</text>'
                f'<text x="14" y="{HEIGHT / 2:.0f}" transform="rotate(-90 14 {HEIGHT / 2:.0f})" '
                'text-anchor="middle">training loss, nats per token</text>')
@@ -57,9 +58,10 @@ def main():
     for i, (name, group) in enumerate(groups.items()):
         color = COLORS[i % len(COLORS)]
         for points in group:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points if p[1] <= high))
             svg.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.2" opacity="0.8"/>')
-        last = sum(points[-1][1] for points in group) / len(group)
+        ends = [y for points in group for x, y in points if x > 0.9 * points[-1][0]]
+        last = sum(ends) / len(ends)
         svg.append(f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 18 + 16 * i}" text-anchor="end" fill="{color}">'
                    f'{name}  {last:.3f}</text>')
     with open(out, "w") as file:

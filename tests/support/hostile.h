@@ -202,6 +202,7 @@ inline const std::vector<HostileReader>& hostile_readers() {
       {"safetensors", "x.safetensors", load_safetensors},
       {"ternary", "x.ternary", load_ternary, repair_ternary},
       {"hf_config", "config.json", load_folder},
+      {"hf_llama", "config.json", load_folder},
       {"hf_index", "model.safetensors.index.json", load_folder},
       {"yaml", "x.yaml", load_yaml},
       {"json", "x.json", load_json},

@@ -5,6 +5,7 @@
 #include "optim/adamw.h"
 #include "tests/support/corpus.h"
 #include "tests/support/hostile.h"
+#include "tests/support/llama_models.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/hf_folder.h"
 
@@ -53,15 +54,23 @@ inline void write_safetensors(const std::string& path, int generation) {
   writer.commit();
 }
 
-inline Model small_random_model(int generation) {
-  Model m = tiny_model(small_model(), false);
+inline ModelConfig small_llama() {
+  ModelConfig c = tiny_llama();
+  make_bitnet(c, true);
+  c.num_hidden_layers = 1;
+  return c;
+}
+
+inline Model small_random_model(int generation, const ModelConfig& config = small_model()) {
+  Model m = tiny_model(config, false);
   randomise(*m.params, uint64_t(generation));
   m.lm = std::make_unique<LM>(*m.params, m.config);
   return m;
 }
 
-inline void write_folder(const std::string& dir, int generation, int64_t shard_bytes) {
-  const Model m = small_random_model(generation);
+inline void write_folder(const std::string& dir, int generation, int64_t shard_bytes,
+                         const ModelConfig& config = small_model()) {
+  const Model m = small_random_model(generation, config);
   std::vector<std::pair<std::string, Shape>> tensors;
   for (const ParamSpec& spec : m.params->specs()) tensors.emplace_back(spec.name, spec.shape);
   HfWriteOptions options;
@@ -112,6 +121,7 @@ inline std::string hostile_original(const HostileReader& reader, const std::stri
   if (name == "safetensors") write_safetensors(path, generation);
   if (name == "ternary") write_ternary_file(path, small_random_model(generation), EmbeddingStore::int8);
   if (name == "hf_config") write_folder(dir, generation, int64_t(1) << 30);
+  if (name == "hf_llama") write_folder(dir, generation, int64_t(1) << 30, small_llama());
   if (name == "hf_index") write_folder(dir, generation, 300);
   if (name == "yaml") spit(path, some_yaml(generation));
   if (name == "json")

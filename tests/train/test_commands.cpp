@@ -575,6 +575,24 @@ TEST(Commands, InfoNamesEveryKindOfFile) {
   EXPECT_TRUE(contains(output({"info", TinyCorpus::get().tokenizer_path()}), "320 pieces"));
 }
 
+TEST(Commands, InfoTellsTheKindsOfAttention) {
+  const TempDir dir;
+  ModelConfig model = tiny_model_config();
+  attend(model);
+  model.num_hidden_layers = 4, model.sub_norm = true;
+  model.layers = {layer_entry(3, [](LayerEntry&) {}), layer_entry(1, [](LayerEntry& e) { e.sliding_window = 7; })};
+  const Model m = tiny_model(model, false);
+  NamedShapes tensors;
+  for (const ParamSpec& spec : m.params->specs()) tensors.emplace_back(spec.name, spec.shape);
+  write_hf_folder(dir / "m", model, tensors, [&](const std::string& n) { return (*m.params)[n].value(); });
+  const std::string text = output({"info", dir / "m"}), kind = "attention   4 heads of 8, 2 of keys and values, over ";
+  EXPECT_TRUE(contains(text, "numerics    ternary\n")) << text;
+  EXPECT_TRUE(contains(text, "inner norms on, sub-norms on, head of its own\n" + kind +
+                                 "all tokens, rotary base 10000, in 3 of 4 layers\n" + kind +
+                                 "the last 7 tokens, rotary base 10000, in 1 of 4 layers\n"))
+      << text;
+}
+
 TEST(Commands, InfoVerifiesEveryByteIfAsked) {
   const Files& f = Files::get();
   const TempDir dir;
@@ -608,6 +626,22 @@ TEST(Commands, InfoVerifiesEveryByteIfAsked) {
     Program p({"info", damaged, "--verify"});
     EXPECT_EQ(p.wait(), 65) << damaged;
     EXPECT_TRUE(contains(p.err(), ": ")) << p.err();
+  }
+}
+
+TEST(Commands, ExportNamesTheSettingThatOtherProgramsDoNotCompute) {
+  const TempDir dir;
+  RunConfig run;
+  run.model = tiny_model_config();
+  attend(run.model);
+  for (const bool fused : {true, false}) {
+    run.model.fused_gate = fused;
+    const Model m = tiny_model(run.model, false);
+    save_checkpoint(dir / "m.h5", run, *m.params, {m.params->values(), {}}, {}, "");
+    Program p({"export", dir / "m.h5", concat(dir / "hf", fused), "--format", "hf"});
+    EXPECT_EQ(p.wait(), 0);
+    const bool told = contains(p.err(), "only mmfree loads; with model.fused_gate=false it would be a 'mistral'");
+    EXPECT_EQ(told, fused) << p.err();
   }
 }
 

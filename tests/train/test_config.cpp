@@ -59,6 +59,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
     EXPECT_EQ(m.precision_rules[i].layers, n.precision_rules[i].layers);
     EXPECT_EQ(m.precision_rules[i].projections, n.precision_rules[i].projections);
     EXPECT_EQ(m.precision_rules[i].precision, n.precision_rules[i].precision);
+    EXPECT_EQ(m.precision_rules[i].inner_norm, n.precision_rules[i].inner_norm);
   }
   EXPECT_EQ(a.data.train, b.data.train);
   EXPECT_EQ(a.data.valid, b.data.valid);
@@ -143,6 +144,17 @@ RunConfig random_config(std::mt19937_64& random) {
   const auto activation = [&] { return any_of(kAllActivations); };
   const auto gate_order = [&] { return any_of(kAllGateOrders); };
   const auto channel = [&] { return any_of(kAllChannelKinds); };
+  bool attends = false;
+  const auto attend = [&](auto& keys) {
+    const int64_t groups = integer(1, 8);
+    keys.token = TokenKind::attention;
+    keys.heads = groups * integer(1, 4);
+    keys.kv_heads = groups;
+    keys.head_dim = 8 * integer(1, 64);
+    keys.rope_theta = real(1, 1e12);
+    keys.sliding_window = integer(0, 1 << 30);
+    attends = true;
+  };
   c.model.vocab_size = integer(8, 1 << 24);
   c.model.hidden_size = integer(1, 1 << 17);
   c.model.num_hidden_layers = integer(8, 100);
@@ -156,6 +168,8 @@ RunConfig random_config(std::mt19937_64& random) {
   c.model.activation = activation();
   c.model.precision = precision();
   c.model.inner_norm = flag();
+  c.model.fused_gate = flag();
+  c.model.sub_norm = flag();
   c.model.gate_order = gate_order();
   c.model.max_position_embeddings = integer(1, 1 << 30);
   c.model.bos_token_id = integer(-1, 7);
@@ -164,16 +178,21 @@ RunConfig random_config(std::mt19937_64& random) {
     for (int64_t left = c.model.num_hidden_layers; left > 0; left -= c.model.layers.back().repeat) {
       LayerEntry& entry = c.model.layers.emplace_back();
       entry.repeat = integer(1, left);
-      if (flag()) entry.token = any_of(kAllTokenKinds);
+      if (flag()) entry.token = TokenKind::mlgru;
       if (flag()) entry.channel = channel();
       if (flag()) entry.heads = 1;
       if (flag()) entry.kv_heads = integer(0, 1);
+      if (flag()) attend(entry);
       if (flag()) entry.intermediate_size = inner();
       if (flag()) entry.activation = activation();
       if (flag()) entry.precision = precision();
       if (flag()) entry.inner_norm = flag();
+      if (flag()) entry.fused_gate = flag();
+      if (flag()) entry.sub_norm = flag();
       if (flag()) entry.gate_order = gate_order();
     }
+  } else if (flag()) {
+    attend(c.model);
   }
   const std::vector<std::string> names = projection_names(c.model);
   for (int64_t i = integer(0, 3); i > 0; --i) {
@@ -181,7 +200,9 @@ RunConfig random_config(std::mt19937_64& random) {
     for (int64_t j = integer(0, 3); j > 0; --j) rule.layers.push_back(static_cast<int>(integer(0, 7)));
     for (int64_t j = integer(0, 3); j > 0; --j)
       rule.projections.push_back(names[static_cast<size_t>(integer(0, std::ssize(names) - 1))]);
-    rule.precision = precision();
+    const int64_t which = integer(1, 3);
+    if (which & 1) rule.precision = precision();
+    if (which & 2) rule.inner_norm = flag();
   }
   c.data.valid = texts();
   c.data.tokenizer = integer(0, 1) ? text() : "";
@@ -199,7 +220,7 @@ RunConfig random_config(std::mt19937_64& random) {
       for (size_t s = 0; s < c.data.sources.size(); ++s) stage.weights.push_back(real(0.001, 1e9));
     }
   }
-  c.data.carry_state = c.data.sources.size() < 2 && integer(0, 1) == 1;
+  c.data.carry_state = !attends && c.data.sources.size() < 2 && integer(0, 1) == 1;
   c.optim = {OptimizerKind::adamw,
              real(0, 10),
              {real(0, 0.999), real(0, 0.999)},
@@ -301,6 +322,10 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"optm: {}", "x.yaml:1: unknown key 'optm' (did you mean 'optim'?)"},
       {"train: {lr: 1}", "x.yaml:1: unknown key 'train.lr' (did you mean 'optim.lr'?)"},
       {"weight_decay: 1", "x.yaml:1: unknown key 'weight_decay' (did you mean 'optim.weight_decay'?)"},
+      {"model: {num_attention_heads: 4}", "x.yaml:1: unknown key 'model.num_attention_heads' (did you mean 'heads'?)"},
+      {"model: {layers: [{num_kv_heads: 2}]}",
+       "x.yaml:1: unknown key 'model.layers[0].num_kv_heads' (did you mean 'kv_heads'?)"},
+      {"data: {window: 4}", "x.yaml:1: unknown key 'data.window'"},
       {"model: {qqqqqq: 1}", "x.yaml:1: unknown key 'model.qqqqqq'"},
       {"data: {sufhfle: true}", "x.yaml:1: unknown key 'data.sufhfle' (did you mean 'shuffle'?)"},
       {"\"a\\nb\": 1", "x.yaml:1: unknown key 'a\\x0ab'"},
@@ -340,7 +365,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {compute: f64}", "x.yaml:1: train.compute: expected auto|f32|bf16, found 'f64'"},
       {"train: {backward: int4}", "x.yaml:1: train.backward: expected compute|int8, found 'int4'"},
       {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'all'"},
-      {"train: {recompute: true}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
+      {"train: {recompute: true}",
+       "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
       {"train: {capture: 1}", "x.yaml:1: train.capture: expected true or false, found '1'"},
       {"train: {recapture: true}", "x.yaml:1: unknown key 'train.recapture' (did you mean 'capture'?)"},
       {"train: {max_time: 30m2h}",
@@ -354,7 +380,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"data: {train: }", "x.yaml:1: data.train: expected text, found nothing"},
       {"model: {precision: int8}", "x.yaml:1: model.precision: expected ternary|bf16|f32, found 'int8'"},
       {"model: {precision_rules: [3]}",
-       "x.yaml:1: model.precision_rules[0]: expected a map {layers: [...], projections: [...], precision: ...}, found "
+       "x.yaml:1: model.precision_rules[0]: expected a map {layers: [...], projections: [...], precision: ..., "
+       "inner_norm: ...}, found "
        "'3'"},
       {"optim: {rules: [{roles: matrix}]}",
        "x.yaml:1: optim.rules[0]: the rule names no lr_factor and no weight_decay"},
@@ -363,7 +390,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"optim: {rules: [{lr_factor: -1}]}",
        "x.yaml:1: optim.rules[0].lr_factor: expected a number in [0, 1000], found '-1'"},
       {"optim: {name: adam}", "x.yaml:1: optim.name: expected adamw, found 'adam'"},
-      {"model: {precision_rules: [{layers: 0}]}", "x.yaml:1: model.precision_rules[0]: the rule names no precision"},
+      {"model: {precision_rules: [{layers: 0}]}",
+       "x.yaml:1: model.precision_rules[0]: the rule names no precision and no inner_norm"},
       {"model: {precision_rules: [{layer: 0, precision: f32}]}",
        "x.yaml:1: unknown key 'model.precision_rules[0].layer' (did you mean 'layers'?)"},
       {"model: {precision_rules: [{projections: [q_proj], precision: f32}]}",
@@ -383,6 +411,10 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        "out"},
       {"model: {kv_heads: 2}",
        "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+      {"model: {token: attention, heads: 4}\ndata:\n  carry_state: true",
+       "x.yaml:3: data.carry_state: the keys and values of attention grow with every token; set it to false"},
+      {"model: {heads: 4, num_hidden_layers: 2, layers: [{}, {token: attention}]}\ndata: {carry_state: true}",
+       "x.yaml:2: data.carry_state: the keys and values of attention grow with every token; set it to false"},
       {"model: {heads: 16}",
        "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
       {"model:\n  num_hidden_layers: 8\n  layers: [{repeat: 3}]",
@@ -525,7 +557,7 @@ TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
        "flow "
        "not found; write a space after each colon, as in {a: 1}"},
       {"model.precision_rules=[{precision:bf16}]",
-       "command line: model.precision_rules[0]: the rule names no precision\n"
+       "command line: model.precision_rules[0]: the rule names no precision and no inner_norm\n"
        "command line: unknown key 'model.precision_rules[0].precision:bf16' (write 'precision: ', with a space after "
        "the colon)"},
       {"optim=1", "command line: optim: expected keys with values, found '1'"},
@@ -553,9 +585,15 @@ TEST(Config, MissingFilesHaveTheirOwnStatus) {
 }
 
 TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {
-  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248}, {"8m", 10641408},
-                                                     {"50m", 71376384},       {"370m", 374108160},
-                                                     {"1.3b", 1364779008},    {"2.7b", 2702357504}};
+  const std::pair<const char*, int64_t> presets[] = {{"quickstart", 2565248},
+                                                     {"8m", 10641408},
+                                                     {"50m", 71376384},
+                                                     {"370m", 374108160},
+                                                     {"1.3b", 1364779008},
+                                                     {"2.7b", 2702357504},
+                                                     {"transformer-50m", 71315968},
+                                                     {"transformer-370m", 373867520},
+                                                     {"transformer-1.3b", 1364297728}};
   for (const auto& [name, parameters] : presets) {
     const RunConfig c = load_config(preset(name));
     EXPECT_EQ(c.model.parameter_count(), parameters) << name;
@@ -652,7 +690,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (22 + 10 + 14 + 21));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 21));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "tests/support/model_variants.h"
 #include "tests/support/temp_dir.h"
 #include "train/formats/hf_folder.h"
+#include "train/formats/llama_config.h"
 
 namespace mmfree {
 namespace {
@@ -130,8 +131,9 @@ TEST(HfConfig, a_model_that_hgrn_bit_cannot_say_has_a_type_of_its_own_and_keeps_
     }
     const bool own = c.channel != ChannelKind::glu || c.activation != Activation::silu || !c.inner_norm ||
                      !c.uniform() || c.gate_order != GateOrder::reference || c.precision != Precision::ternary ||
-                     !c.precision_rules.empty();
+                     !c.precision_rules.empty() || c.token != TokenKind::mlgru || !c.fused_gate || c.sub_norm;
     const Json json = Json::parse(slurp(dir / "config.json"));
+    if (llama_form(c)) continue;  // see test_llama_config.cpp
     EXPECT_EQ(json["model_type"], own ? "mmfree" : "hgrn_bit");
     EXPECT_EQ(json["architectures"], Json({own ? "MMFreeForCausalLM" : "HGRNBitForCausalLM"}));
   }
@@ -158,7 +160,7 @@ TEST(HfConfig, refuses_other_models_and_bad_values_naming_the_key) {
   TempDir dir;
   EXPECT_THROW(read_hf_config(dir.path()), MissingError);
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {R"("model_type":"llama")", "model_type"},
+      {R"("model_type":"qwen2")", "model_type"},
       {R"("use_short_conv":true)", "use_short_conv"},
       {R"("expand_ratio":2)", "expand_ratio"},
       {R"("hidden_act":"gelu")", "hidden_act"},

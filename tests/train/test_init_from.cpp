@@ -6,6 +6,7 @@
 #include "core/quantize.h"
 #include "layers/parameters.h"
 #include "tests/support/compare.h"
+#include "tests/support/llama_models.h"
 #include "tests/support/program.h"
 #include "tests/support/training.h"
 #include "train/formats/hf_folder.h"
@@ -178,6 +179,145 @@ TEST(InitFrom, KeysThatAreNotGivenComeFromTheSource) {
   EXPECT_EQ(asked, 1);
   EXPECT_EQ(load_config_text("", "x.yaml", {}, defaults).model.hidden_size, ModelConfig().hidden_size);
   EXPECT_EQ(asked, 1) << "without init_from";
+}
+
+/// What `train.init_from` makes of a llama folder with these overrides; the head's precision and norm of it.
+std::pair<Precision, bool> head_of(const ModelConfig& source, const std::vector<std::string>& overrides) {
+  std::vector<std::string> all = {"train.init_from=there"};
+  all.insert(all.end(), overrides.begin(), overrides.end());
+  const RunConfig c = load_config_text("", "x.yaml", all, [&](const TrainConfig&) { return source; });
+  return {c.model.layer(-1).precision_of("lm_head"), c.model.layer(-1).inner_norm_of("lm_head")};
+}
+
+TEST(InitFrom, AModelThatBecomesTernaryKeepsItsHeadUnlessAsked) {
+  const ModelConfig llama = tiny_llama();
+  const auto kept = std::pair(Precision::f32, false), converted = std::pair(Precision::ternary, false);
+  EXPECT_EQ(head_of(llama, {"model.precision=ternary"}), kept);
+  EXPECT_EQ(head_of(llama, {"model.precision=ternary", "model.inner_norm=true"}), kept);
+  EXPECT_EQ(head_of(llama, {"model.precision=ternary", "model.precision_rules=[]"}), converted);
+  EXPECT_EQ(head_of(llama, {"model.inner_norm=true"}), std::pair(Precision::f32, true)) << "not made ternary";
+  EXPECT_EQ(head_of(llama, {"model.precision=bf16"}), std::pair(Precision::bf16, false));
+  ModelConfig ternary = llama;
+  ternary.precision = Precision::ternary;
+  EXPECT_EQ(head_of(ternary, {"model.precision=ternary"}), converted) << "as it was";
+  ModelConfig bits = llama;
+  make_bitnet(bits, true, Precision::bf16);
+  EXPECT_EQ(head_of(bits, {"model.precision=ternary"}), std::pair(Precision::bf16, false)) << "the source's rule";
+  const auto twice = [&](const TrainConfig&) { return bits; };
+  EXPECT_EQ(load_config_text("", "x.yaml", {"train.init_from=there", "model.precision=ternary"}, twice)
+                .model.precision_rules.size(),
+            1u)
+      << "no rule is added to a rule";
+}
+
+TEST(InitFrom, ALlamaFolderIsTrainedOnAsBitNet) {
+  const TempDir dir;
+  ModelConfig llama = tiny_llama();
+  llama.vocab_size = 323;
+  llama.hidden_size = 64, llama.heads = 8;
+  const Model m = tiny_model(llama);
+  save_hf(dir / "llama", m);
+  RunConfig c = tiny_run(dir / "run");
+  c.train.init_from = dir / "llama";
+  spit(dir / "run.yaml", yaml_without_model(c));
+  Program run({"train", dir / "run.yaml", "model.precision=ternary", "model.inner_norm=true", "model.sub_norm=true"});
+  ASSERT_EQ(run.wait(), 0) << run.err();
+  EXPECT_TRUE(contains(run.err(), "projections become ternary, the head stays f32; model.precision_rules=[] makes"))
+      << run.err();
+  EXPECT_TRUE(contains(run.err(), "which start fresh: model.layers.*.attn.q_proj.norm.weight (3)")) << run.err();
+  EXPECT_TRUE(contains(run.err(), "model.layers.*.mlp.sub_norm.weight (3)")) << run.err();
+  EXPECT_FALSE(contains(run.err(), "lacks these parameters of it")) << run.err();
+  const Model trained = load_model(dir / "run");
+  EXPECT_EQ(trained.config.layer(1).precision_of("q_proj"), Precision::ternary);
+  EXPECT_EQ(trained.config.layer(-1).precision_of("lm_head"), Precision::f32);
+  EXPECT_FALSE(trained.params->has("lm_head.norm.weight"));
+  Program exported({"export", dir / "run", dir / "bits", "--format", "hf"});
+  ASSERT_EQ(exported.wait(), 0) << exported.err();
+  EXPECT_EQ(exported.err(), "") << "transformers loads it: nothing to warn of";
+  EXPECT_TRUE(same_bits(logits(load_model(dir / "bits")), logits(trained)));
+}
+
+TEST(InitFrom, GateAndUpProjectionAreJoinedAndSplit) {
+  const TempDir dir;
+  ModelConfig model = tiny_llama();
+  model.vocab_size = 323;
+  for (const bool fused : {false, true}) {
+    model.fused_gate = fused;
+    const Model m = tiny_model(model);
+    save(dir / "m.h5", m);
+    RunConfig c = tiny_run(dir / "run");
+    c.model = model;
+    c.model.fused_gate = !fused;
+    c.train.init_from = dir / "m.h5";
+    const std::string said = start_only(c);
+    EXPECT_FALSE(contains(said, "lacks")) << said;
+    EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m))) << fused;
+    fs::remove_all(dir / "run");
+  }
+  model.fused_gate = true, model.inner_norm = true;
+  const Model m = tiny_model(model);
+  save(dir / "m.h5", m);
+  RunConfig c = tiny_run(dir / "run");
+  c.model = model;
+  c.model.fused_gate = false;
+  c.train.init_from = dir / "m.h5";
+  EXPECT_FALSE(contains(start_only(c), "lacks")) << "both get the norm";
+  EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m)));
+}
+
+TEST(InitFrom, AHeadOfItsOwnStartsAsTheTableThatItWas) {
+  const TempDir dir;
+  for (const bool ternary : {false, true}) {
+    ModelConfig model = tiny_llama();
+    model.vocab_size = 323;
+    if (ternary) model.precision = Precision::ternary;
+    model.tie_word_embeddings = true;
+    const Model m = tiny_model(model);
+    save(dir / "m.h5", m);
+    export_ternary(dir / "m.mmfree", m, EmbeddingStore::f32);
+    for (const std::string name : {"m.h5", "m.mmfree"}) {
+      RunConfig c = tiny_run(dir / "run");
+      c.model = model;
+      c.model.tie_word_embeddings = false;
+      c.train.init_from = dir / name;
+      const std::string said = start_only(c);
+      EXPECT_TRUE(contains(said, "the head starts as a copy of the embedding table\n")) << said;
+      EXPECT_FALSE(contains(said, "lacks")) << said;
+      EXPECT_TRUE(same_bits(logits(load_model(dir / "run")), logits(m))) << name << ' ' << ternary;
+      fs::remove_all(dir / "run");
+    }
+  }
+}
+
+TEST(InitFrom, TheSourcesTokenizerIsTakenIfItMadeTheShards) {
+  const TempDir dir;
+  Model m = tiny_model(tiny_run("").model);
+  save(dir / "m.h5", m);
+  RunConfig c = tiny_run(dir / "run");
+  c.data.tokenizer.clear();
+  c.train.init_from = dir / "m.h5";
+  spit(dir / "run.yaml", yaml_without_model(c));
+  Program first({"train", dir / "run.yaml", "train.max_time=1e-9"});
+  EXPECT_EQ(first.wait(), 75) << first.err();
+  EXPECT_FALSE(contains(first.err(), "warning")) << first.err();
+  fs::remove(dir / "m.h5");
+  Program again({"train", dir / "run.yaml", "--resume"});
+  EXPECT_EQ(again.wait(), 0) << again.err();
+  ASSERT_TRUE(load_model(dir / "run").tokenizer);
+  EXPECT_EQ(load_model(dir / "run").tokenizer->hash(), TinyCorpus::get().tokenizer().hash());
+
+  TokenizerTraining other;
+  other.inputs = {spit(dir / "other.txt", tiny_text(2000, 7))};
+  other.output = dir / "other.model";
+  other.vocab_size = 310;
+  m.tokenizer = Tokenizer::train(other);
+  save(dir / "other.h5", m);
+  c.train.init_from = dir / "other.h5";
+  c.train.run_dir = dir / "run2";
+  EXPECT_TRUE(contains(
+      start_only(c),
+      "warning: the training shards were prepared with another tokenizer than that of " + (dir / "other.h5") + ": "));
+  EXPECT_FALSE(load_model(dir / "run2").tokenizer);
 }
 
 TEST(InitFrom, AResumedRunNeedsItsSourceNoMore) {

@@ -9,6 +9,7 @@
 #include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/hf_folder.h"
+#include "train/formats/tokenizer_json.h"
 #include "train/inference/recall.h"
 
 namespace mmfree {
@@ -262,13 +263,14 @@ TEST(Recall, OfAnUntrainedModelIsChance) {
   }
 }
 
-/// The stored answers of lm-eval to the items of one model; bounds of tests/golden/zeroshot/README.md.
-void expect_as_stored(const std::string& name, double most_apart, double margin) {
+/// The stored answers of lm-eval to `tasks` tasks of a folder by one model; bounds of tests/golden/zeroshot/README.md.
+void expect_as_stored(const std::string& name, double most_apart, double margin, const std::string& items = "items",
+                      size_t tasks = 6) {
   const std::string folder = source_dir() + "/tests/golden/zeroshot/";
   const Model model = load_model(folder + name);
   std::map<std::string, std::vector<json>> stored;
   std::map<std::string, json> metrics;
-  std::ifstream in(folder + name + ".jsonl");
+  std::ifstream in(folder + name + (items == "items" ? "" : "-" + items) + ".jsonl");
   for (std::string line; std::getline(in, line);) {
     const json row = json::parse(line);
     if (row.contains("metrics"))
@@ -276,10 +278,10 @@ void expect_as_stored(const std::string& name, double most_apart, double margin)
     else
       stored[row["task"]].push_back(row);
   }
-  ASSERT_EQ(stored.size(), 6U);
+  ASSERT_EQ(stored.size(), tasks);
   for (const auto& [task_name, rows] : stored) {
     SCOPED_TRACE(task_name);
-    const Task task = read_task(find_task(task_name, folder + "items"), model, model.config.max_position_embeddings, 0);
+    const Task task = read_task(find_task(task_name, folder + items), model, model.config.max_position_embeddings, 0);
     const Answers answers = answer(*model.lm, {task})[0];
     ASSERT_EQ(answers.size(), rows.size());
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -311,6 +313,19 @@ void expect_as_stored(const std::string& name, double most_apart, double margin)
 
 TEST(StoredResults, OfTheHarnessAreFoundInF32) { expect_as_stored("f32", 1e-3, 2e-3); }
 TEST(StoredResults, OfTheHarnessAreFoundWithTernaryWeights) { expect_as_stored("ternary", 0.05, 0.05); }
+TEST(StoredResults, OfTheHarnessesHfModelAreFound) { expect_as_stored("transformer", 1e-3, 2e-3); }
+TEST(StoredResults, OfTheHarnessesHfModelAreFoundForUnusualTexts) {
+  expect_as_stored("transformer", 1e-3, 2e-3, "edges", 4);
+}
+
+TEST(StoredResults, WereMadeFromAFolderAsItIsExportedNow) {
+  const std::string stored = source_dir() + "/tests/golden/zeroshot/transformer";
+  const Model model = load_model(stored);
+  const int64_t length = model.config.max_position_embeddings;
+  const HfTokenizer now = hf_tokenizer(model.need_tokenizer(), model.framing, length);
+  EXPECT_EQ(now.refusal, "");
+  for (const auto& [name, bytes] : now.files) EXPECT_EQ(slurp(stored + "/" + name), bytes) << name;
+}
 
 class EvalTasks : public testing::Test {
  protected:

@@ -9,6 +9,7 @@
 #include "layers/parameters.h"
 #include "train/commands/commands.h"
 #include "train/formats/hf_folder.h"
+#include "train/formats/llama_config.h"
 #include "train/formats/ternary_file.h"
 #include "train/formats/tokenizer_json.h"
 #include "train/inference/model.h"
@@ -59,6 +60,14 @@ void export_to_ternary(const Options& o, const Model& model) {
                       model.kind.c_str());
 }
 
+/// What would make Hugging Face's classes compute the model, if it is one setting; else "".
+std::string missing_for_llama(ModelConfig config) {
+  config.fused_gate = false;
+  for (LayerEntry& entry : config.layers) entry.fused_gate.reset();
+  const auto form = llama_form(config);
+  return form ? concat("; with model.fused_gate=false it would be a '", form->model_type, "'") : std::string();
+}
+
 void export_to_hf(const Options& o, const Model& model) {
   HfWriteOptions options;
   options.data = {model.framing, model.reset_state};
@@ -92,8 +101,8 @@ void export_to_hf(const Options& o, const Model& model) {
   if (&architecture == &own_architecture() && !o.force)
     console::err.format(
         "warning: Hugging Face's classes do not compute this model (see the object `mmfree` in config.json): it is "
-        "written as model_type '%s', which only mmfree loads; --force leaves this warning out\n",
-        architecture.model_type.c_str());
+        "written as model_type '%s', which only mmfree loads%s; --force leaves this warning out\n",
+        architecture.model_type.c_str(), missing_for_llama(config).c_str());
   if (!tokenizer.refusal.empty())
     console::err.format("warning: AutoTokenizer stops at this folder: %s\n", tokenizer.refusal.c_str());
 }
@@ -137,9 +146,12 @@ void run_import(const Options& o) {
   load_stored_config(to_yaml(config), o.model);  // refuses what Checkpoint could not read
   save_checkpoint(o.out, config, *model.params, {model.params->values(), {}}, {},
                   model.tokenizer ? model.tokenizer->serialized() : std::string());
-  console::out.format("wrote %s: %s, %s parameters%s\n", o.out.c_str(), size_text(o.out).c_str(),
+  const bool other = fs::exists(fs::path(o.model) / "tokenizer.json");
+  const std::string none =
+      concat("no tokenizer (", other ? "tokenizer.json is not read; " : "", "give one with --tokenizer)");
+  console::out.format("wrote %s: %s, %s parameters, %s\n", o.out.c_str(), size_text(o.out).c_str(),
                       format_count(double(model.config.parameter_count())).c_str(),
-                      model.tokenizer ? ", tokenizer included" : ", no tokenizer (give one with --tokenizer)");
+                      model.tokenizer ? "tokenizer included" : none.c_str());
 }
 
 }  // namespace
@@ -176,7 +188,8 @@ void add_export_command(CLI::App& app) {
 
 void add_import_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit) into a checkpoint");
+  CLI::App* c =
+      app.add_subcommand("import", "Turn a Hugging Face folder (hgrn_bit, llama, mistral, bitnet) into a checkpoint");
   c->add_option("folder", o->model, "folder with config.json and one or several safetensors (f32, bf16 or f16)")
       ->required();
   c->add_option("out", o->out, "checkpoint to write")->required();

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 
@@ -30,6 +31,30 @@ void print_shards(const std::string& path) {
       shards.sets().size() > 1 ? concat(", of ", shards.sets().size() - 1, " source sets").c_str() : "");
 }
 
+int layers_with(const ModelConfig& c, TokenKind kind) {
+  int n = 0;
+  for (int l = 0; l < int(c.num_hidden_layers); ++l) n += c.layer(l).token == kind;
+  return n;
+}
+
+/// A line for each kind of attention, the first one first.
+void print_attention(const ModelConfig& c) {
+  std::vector<std::pair<std::string, int>> kinds;  // and the number of layers
+  for (int l = 0; l < int(c.num_hidden_layers); ++l) {
+    const LayerConfig layer = c.layer(l);
+    if (layer.token != TokenKind::attention) continue;
+    const std::string sees = layer.sliding_window ? concat("the last ", layer.sliding_window, " tokens") : "all tokens";
+    const std::string text = concat(layer.heads, " heads of ", layer.head_dim, ", ", layer.groups,
+                                    " of keys and values, over ", sees, ", rotary base ", layer.rope_theta);
+    auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k.first == text; });
+    if (kind == kinds.end()) kind = kinds.insert(kind, {text, 0});
+    ++kind->second;
+  }
+  for (const auto& [text, layers] : kinds)
+    console::out.format("attention   %s, in %d of %lld layers\n", text.c_str(), layers,
+                        static_cast<long long>(c.num_hidden_layers));
+}
+
 void print_model(const std::string& path) {
   const Model model = load_model(path);
   const ModelConfig& c = model.config;
@@ -42,11 +67,14 @@ void print_model(const std::string& path) {
   console::out.format("shape       %lld layers x %lld wide, %lld inner, vocabulary %lld\n",
                       static_cast<long long>(c.num_hidden_layers), static_cast<long long>(c.hidden_size),
                       static_cast<long long>(c.intermediate()), static_cast<long long>(c.vocab_size));
-  console::out.format("numerics    %s, gate order %s, lower bounds %s\n", name_of(c.precision), name_of(c.gate_order),
-                      c.use_lower_bound ? "on" : "off");
-  console::out.format("mixers      %s, %s (%s), inner norms %s, head %s\n", name_of(c.token), name_of(c.channel),
-                      name_of(c.activation), c.inner_norm ? "on" : "off",
+  const std::string gates =
+      concat(", gate order ", name_of(c.gate_order), ", lower bounds ", c.use_lower_bound ? "on" : "off");
+  console::out.format("numerics    %s%s\n", name_of(c.precision),
+                      layers_with(c, TokenKind::mlgru) ? gates.c_str() : "");
+  console::out.format("mixers      %s, %s (%s), inner norms %s, %shead %s\n", name_of(c.token), name_of(c.channel),
+                      name_of(c.activation), c.inner_norm ? "on" : "off", c.sub_norm ? "sub-norms on, " : "",
                       c.tie_word_embeddings ? "tied" : "of its own");
+  if (layers_with(c, TokenKind::attention)) print_attention(c);
   if (!c.uniform() || !c.precision_rules.empty())
     console::out.format("exceptions  %zu in layers, %zu precision rules\n", c.layers.size(), c.precision_rules.size());
   if (model.tokenizer)

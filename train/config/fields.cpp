@@ -66,10 +66,19 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return d[a.size()][b.size()];
 }
 
-/// The key that was probably meant by `wrong`: a similar one of the same section, or the same key of another section.
+/// What other programs call a key of ours.
+constexpr std::pair<const char*, const char*> kNamesElsewhere[] = {
+    {"num_attention_heads", "heads"},    {"num_heads", "heads"},       {"n_heads", "heads"},
+    {"num_key_value_heads", "kv_heads"}, {"num_kv_heads", "kv_heads"}, {"n_kv_heads", "kv_heads"},
+    {"hidden_act", "activation"},        {"window", "sliding_window"}};
+
+/// The key that was probably meant by `wrong`: the one that has this name elsewhere, a similar one of the same section,
+/// or the same key of another section.
 std::string suggestion(const std::string& wrong, const std::vector<std::string>& known) {
   constexpr size_t kLongestKey = 64;
   if (wrong.size() > kLongestKey) return {};
+  for (const auto& [name, key] : kNamesElsewhere)
+    if (wrong == name && std::find(known.begin(), known.end(), key) != known.end()) return key;
   std::string best;
   size_t least = std::max<size_t>(1, wrong.size() / 3) + 1;
   for (const std::string& key : known)

@@ -104,8 +104,14 @@ std::string class_of(const ModelConfig& c, const LayerConfig& layer) {
   return llama ? "llama" : "mistral";
 }
 
+/// A value for a message.
+std::string shown(const Json& value) {
+  if (value.is_string()) return quote(value.get<std::string>());
+  return value.is_primitive() ? value.dump() : quote(value.dump());
+}
+
 [[noreturn]] void refuse(const JsonFields& json, const char* key, const std::string& why) {
-  throw DataError(concat(json.where(), key, " is ", json[key].dump(), ": ", why));
+  throw DataError(concat(json.where(), key, " is ", shown(json[key]), ": ", why));
 }
 
 void refuse_unsupported(const JsonFields& json, const std::string& model_type) {
@@ -133,7 +139,8 @@ double rope_theta(const JsonFields& json, double otherwise) {
     if (rope.number("partial_rotary_factor", 1) != 1)
       refuse(rope, "partial_rotary_factor", "rotary positions of a part of each head are not implemented");
     for (const auto& [name, value] : json[key].items())
-      if (value.is_object()) refuse(rope, name.c_str(), "RoPE that differs between layers is not implemented");
+      MMFREE_CHECK(DataError, !value.is_object(), rope.where(), quote(name),
+                   " is an object: RoPE that differs between layers is not implemented");
     const double inside = rope.number("rope_theta", theta.value_or(otherwise));
     if (theta && inside != *theta)
       refuse(rope, "rope_theta", concat("but another rope_theta, ", shown(*theta), ", is given; remove one of them"));
@@ -172,7 +179,7 @@ int64_t sliding_window(const JsonFields& json) {
 void check_layer_types(const JsonFields& json, const ModelConfig& c) {
   const std::string all = c.sliding_window ? "sliding_attention" : "full_attention";
   for (const Json& type : json.list("layer_types"))
-    MMFREE_CHECK(DataError, type == all, json.where(), "layer_types has ", type.dump(), ", but with this ",
+    MMFREE_CHECK(DataError, type == all, json.where(), "layer_types has ", shown(type), ", but with this ",
                  "sliding_window all layers must be ", quote(all));
 }
 

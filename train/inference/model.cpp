@@ -56,7 +56,7 @@ void check_tensors(const HfFolder& folder, const std::string& dir, const HfModel
   for (const std::string& name : folder.names()) {
     if (read.count(name) || name.ends_with(".rotary_emb.inv_freq")) continue;  // older files hold these angles
     const bool head = name == "lm_head.weight" && model.config.tie_word_embeddings;
-    MMFREE_CHECK(DataError, head, dir, ": tensor '", name, "' has no place in a model of type ",
+    MMFREE_CHECK(DataError, head, dir, ": tensor ", quote(name), " has no place in a model of type ",
                  model.architecture->model_type, " as config.json describes it");
   }
 }

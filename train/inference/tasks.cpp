@@ -12,7 +12,11 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kSpaces = " \t\n\r\f\v";
+/// The characters that Python's str.strip takes away, in UTF-8: the harness strips with it.
+constexpr std::string_view kSpaces[] = {" ",      "\t",     "\n",     "\v",     "\f",     "\r",     "\x1C",   "\x1D",
+                                        "\x1E",   "\x1F",   "\u0085", "\u00A0", "\u1680", "\u2000", "\u2001", "\u2002",
+                                        "\u2003", "\u2004", "\u2005", "\u2006", "\u2007", "\u2008", "\u2009", "\u200A",
+                                        "\u2028", "\u2029", "\u202F", "\u205F", "\u3000"};
 
 /// The object in one line of a task file.
 class Row {
@@ -58,9 +62,16 @@ int64_t characters_of(const std::string& text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
 }
 
-std::string without_spaces_around(const std::string& text) {
-  const size_t begin = text.find_first_not_of(kSpaces), end = text.find_last_not_of(kSpaces);
-  return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
+std::string_view without_spaces_behind(std::string_view text) {
+  const auto last = [&text] { return std::ranges::find_if(kSpaces, [&](auto c) { return text.ends_with(c); }); };
+  for (auto space = last(); space != std::end(kSpaces); space = last()) text.remove_suffix(space->size());
+  return text;
+}
+
+std::string_view without_spaces_around(std::string_view text) {
+  const auto first = [&text] { return std::ranges::find_if(kSpaces, [&](auto c) { return text.starts_with(c); }); };
+  for (auto space = first(); space != std::end(kSpaces); space = first()) text.remove_prefix(space->size());
+  return without_spaces_behind(text);
 }
 
 /// "piqa" for itself and for "piqa_validation".
@@ -94,7 +105,7 @@ Question sentence_of(const Row& row, const std::string& where) {
   MMFREE_CHECK(DataError, gap != std::string::npos, where, ": key 'sentence' must hold a '_' for the option");
   MMFREE_CHECK(DataError, answer == "1" || answer == "2", where, ": key 'answer' must be \"1\" or \"2\", got ",
                quote(answer));
-  const std::string rest = " " + without_spaces_around(sentence.substr(gap + 1));
+  const std::string rest = concat(' ', without_spaces_around(std::string_view(sentence).substr(gap + 1)));
   Question q;
   for (const char* option : {"option1", "option2"})
     q.choices.push_back({sentence.substr(0, gap) + row.text(option), rest});
@@ -153,12 +164,12 @@ Question parse_question(const std::string& line, const std::string& task, const 
 
 Request make_request(const Tokenizer& tokenizer, const std::vector<int32_t>& opening, const Question::Pair& pair,
                      int64_t window, const std::string& where) {
-  const size_t context = pair.context.find_last_not_of(kSpaces) + 1;
+  const std::string context(without_spaces_behind(pair.context));
   Request r;
   r.tokens = opening;
   const std::vector<int32_t> all = tokenizer.encode(pair.context + pair.continuation);
   r.tokens.insert(r.tokens.end(), all.begin(), all.end());
-  r.scored = int64_t(all.size()) - int64_t(tokenizer.encode(pair.context.substr(0, context)).size());
+  r.scored = int64_t(all.size()) - int64_t(tokenizer.encode(context).size());
   MMFREE_CHECK(DataError, r.scored > 0, where, ": the continuation ", quote(pair.continuation),
                " has no token of its own");
   MMFREE_CHECK(DataError, r.scored < int64_t(r.tokens.size()), where,

@@ -29,9 +29,9 @@ struct Question {
 /// `where` (file and line) starts every message. @throws DataError
 Question parse_question(const std::string& line, const std::string& task, const std::string& where);
 
-/// Context and continuation as tokens, split as lm-evaluation-harness does: spaces at the end of the context belong to
-/// the continuation, and the continuation is what the tokens of both together have beyond the number of tokens of the
-/// context. `opening` comes first. Of more than window + 1 tokens the last ones are kept.
+/// Context and continuation as tokens, split as lm-evaluation-harness does: spaces (Unicode's) at the end of the
+/// context belong to the continuation, and the continuation is what the tokens of both together have beyond the number
+/// of tokens of the context. `opening` comes first. Of more than window + 1 tokens the last ones are kept.
 /// @throws DataError if no token is left for the context or the continuation
 Request make_request(const Tokenizer& tokenizer, const std::vector<int32_t>& opening, const Question::Pair& pair,
                      int64_t window, const std::string& where);

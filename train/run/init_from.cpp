@@ -81,6 +81,12 @@ Tensor regrouped_gate(const ParamStore& params, const std::string& name, const P
   return {};
 }
 
+/// The head of a source whose head multiplies by the embedding table, if `name` is a head of its own; else undefined.
+Tensor tied_head(const std::string& name, const Model& source) {
+  if (name != "lm_head.weight" || !source.config.tie_word_embeddings) return {};
+  return (*source.params)["model.embeddings.weight"].value();
+}
+
 /// What a model that becomes ternary should know about its head; "" if nothing.
 std::string about_head(const ModelConfig& config, const ModelConfig& source) {
   const auto ternary = [](const ModelConfig& c) {
@@ -118,12 +124,15 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
   });
   std::vector<std::string> fresh, unused, lines;
   std::set<std::string> taken;
+  bool head_is_table = false;
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
     const Shape& shape = params.specs()[i].shape;
-    if (const Tensor rows = regrouped_gate(params, name, *source.params, taken);
-        rows.defined() && rows.shape() == shape) {
-      params.view(params.values(), i).copy_from(rows);
+    Tensor other = exported.count(name) ? Tensor() : tied_head(name, source);
+    head_is_table |= other.defined();
+    if (!other.defined()) other = regrouped_gate(params, name, *source.params, taken);
+    if (other.defined() && other.shape() == shape) {
+      params.view(params.values(), i).copy_from(other);
       continue;
     }
     const auto codes = exported.find(name);
@@ -147,6 +156,7 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
                          exported.empty() ? ""
                                           : "; it holds no latent weights: ternary ones start as codes times a "
                                             "magnitude that quantises to the same codes and scale"));
+  if (head_is_table) lines.push_back("the head starts as a copy of the embedding table");
   if (const std::string head = about_head(config.model, source.config); !head.empty()) lines.push_back(head);
   if (!fresh.empty()) lines.push_back("it lacks these parameters, which start fresh: " + summary(fresh));
   if (!unused.empty()) lines.push_back("this model lacks these parameters of it: " + summary(unused));

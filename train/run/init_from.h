@@ -18,9 +18,10 @@ Model load_source(const TrainConfig& train);
 ModelConfig inherited_model(const TrainConfig& train, bool resume, std::optional<Model>& source);
 
 /// Copies each parameter of `source` to the one of the same name in `params`, which are those of `config` and hold
-/// their initial values. A gate and an up projection that are one matrix in one of the two models are split or joined.
-/// Returns lines for people: what starts fresh because the source lacks it, and what of the source has no place. @throws ConfigError naming key, tensor and both shapes where they differ; DataError as
-/// latents_of
+/// their initial values. A gate and an up projection that are one matrix in one of the two models are split or joined;
+/// a head of its own starts as a copy of the embedding table of a source with tie_word_embeddings. Returns lines for
+/// people: what starts fresh because the source lacks it, and what of the source has no place.
+/// @throws ConfigError naming key, tensor and both shapes where they differ; DataError as latents_of
 std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& config, const Model& source);
 
 /// Latent weights [O, K] f32 that quantise to exactly the codes and the scale of `w`. Codes times scale would not do:

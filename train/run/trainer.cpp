@@ -186,6 +186,8 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
   file.load(params_, optimizer_.get(), runner_->carried());
   state_ = file.state();
   state_.data = data;
+  if (const std::string model = file.tokenizer_model(); !model.empty())
+    adopt_tokenizer(Tokenizer::from_bytes(model, path));
   if (of_this_run) saved_step_ = step;
   resumed_from_ = path;
   reporter_.message(concat("resuming from ", path, " at step ", state_.step));
@@ -196,6 +198,16 @@ void Trainer::start_afresh(std::optional<Model> source) {
   if (config_.train.init_from.empty()) return;
   if (!source) source.emplace(load_source(config_.train));
   for (const std::string& line : init_parameters(params_, config_, *source)) reporter_.message(line);
+  if (source->tokenizer && !adopt_tokenizer(*source->tokenizer))
+    reporter_.message(concat("warning: the training shards were prepared with another tokenizer than that of ",
+                             source->source, ": its weights know other tokens by these numbers"));
+}
+
+/// Takes `tokenizer` if the shards were prepared with it and the configuration names none. Returns whether they were.
+bool Trainer::adopt_tokenizer(const Tokenizer& tokenizer) {
+  const bool fits = tokenizer.hash() == corpus_.info().tokenizer_hash;
+  if (fits && !tokenizer_) tokenizer_ = tokenizer;
+  return fits;
 }
 
 void Trainer::open_run_folder() {

@@ -51,6 +51,7 @@ class Trainer {
   void check_changes(const Checkpoint& file, bool force);
   void tell_jump(const Checkpoint& file);
   void start_afresh(std::optional<Model> source);
+  bool adopt_tokenizer(const Tokenizer& tokenizer);
   void open_run_folder();
 
   void take(const std::optional<StepResult>& result);

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Zero-shot results of lm-evaluation-harness itself, on a PyTorch model written from the published equations.
+"""Zero-shot results of lm-evaluation-harness itself, on a PyTorch model written from the published equations, or on
+its own `hf` model.
 
     pip install lm_eval torch sentencepiece safetensors       # results here: lm_eval 0.4.13, torch 2.x, float64
-    python3 reference.py run MODEL TASK_FOLDER OUT.jsonl [--tasks a,b] [--limit N]
+    python3 reference.py run MODEL TASK_FOLDER OUT.jsonl [--tasks a,b] [--limit N] [--hf]
     python3 reference.py compare OURS.jsonl OUT.jsonl --loglikelihood 1e-3 --margin 0
     python3 reference.py loss MODEL TEXT.txt --seq-len 128 --limit 5000       # what `mmfree eval` gives
 
-MODEL is an exported Hugging Face folder (hgrn_bit; precision ternary or f32). Tasks are lm-eval's own; only where their
-documents come from is replaced, by the files NAME*.jsonl[.zst] in TASK_FOLDER. OUT has one line per item, as
+MODEL is an exported Hugging Face folder: hgrn_bit of precision ternary or f32, or with --hf any that AutoModelForCausalLM
+and AutoTokenizer load (results here: transformers 5.24, accelerate 1.x, float32). Tasks are lm-eval's own; only where
+their documents come from is replaced, by the files NAME*.jsonl[.zst] in TASK_FOLDER. OUT has one line per item, as
 `mmfree eval --log-samples` writes them, and then one line per task.
 """
 import argparse
@@ -180,15 +182,24 @@ def harness_task(name, rows):
     return ConfigurableTask(config=config)
 
 
+def hf_model(folder):
+    """lm-eval's own class for Hugging Face folders: AutoModelForCausalLM and AutoTokenizer, `--model hf`."""
+    import lm_eval.models  # noqa: F401, makes the class known
+    from lm_eval.api.registry import get_model
+
+    arguments = f"pretrained={folder},dtype=float32"
+    return get_model("hf").create_from_arg_string(arguments, {"batch_size": 1, "device": "cpu"})
+
+
 def run(a):
     import torch
     from lm_eval import evaluator
 
-    model = Model(a.model)
+    model = hf_model(a.model) if a.hf else harness_model(Model(a.model))
     names = a.tasks.split(",") if a.tasks else [t for t in TASKS if rows_of(a.task_folder, t)]
     tasks = {name: harness_task(name, rows_of(a.task_folder, name)[: a.limit]) for name in names}
     with torch.inference_mode():
-        found = evaluator.evaluate(harness_model(model), tasks, log_samples=True, bootstrap_iters=1000)
+        found = evaluator.evaluate(model, tasks, log_samples=True, bootstrap_iters=1000)
     with open(a.out, "w") as out:
         for name in names:
             for s in sorted(found["samples"][name], key=lambda s: s["doc_id"]):
@@ -271,6 +282,7 @@ def main():
     c.add_argument("out")
     c.add_argument("--tasks")
     c.add_argument("--limit", type=int)
+    c.add_argument("--hf", action="store_true", help="ask lm-eval's own `hf` model, in float32")
     c.set_defaults(do=run)
     c = commands.add_parser("loss")
     c.add_argument("model")
