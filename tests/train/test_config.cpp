@@ -250,7 +250,7 @@ RunConfig random_config(std::mt19937_64& random) {
              integer(0, INT64_MAX),
              *parse_device(one_of({"auto", "cpu", "cuda", "cuda:0", "cuda:17"})),
              static_cast<ComputeChoice>(integer(0, 2)),
-             static_cast<Products>(integer(0, 1)),
+             micro % 2 == 1 ? Products::int8 : Products::compute,
              integer(0, 1) ? std::optional(static_cast<Recompute>(integer(0, 2))) : std::nullopt,
              integer(0, 1) == 1,
              integer(0, 4096),
