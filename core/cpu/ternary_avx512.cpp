@@ -3,6 +3,9 @@
 #include "core/cpu/ternary_kernel.h"
 
 #if MMFREE_X86
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own header leaves operands undefined on purpose
+#endif
 #include <immintrin.h>
 
 namespace mmfree::cpu {
