@@ -13,10 +13,10 @@ struct Outcome {
   Tensor grads;
 };
 
-Outcome backward(const ModelConfig& c, DType t, Recompute recompute) {
+Outcome backward(const ModelConfig& c, DType t, Recompute recompute, Products products = Products::compute) {
   ParamStore params(parameter_specs(c), t);
   randomise(params, 11);
-  const LM lm(params, c);
+  const LM lm(params, c, t, {products, Products::compute});
   const int64_t batch = 3, steps = 19;
   Outcome out{0, {}};
   params.begin_gradients();
@@ -54,6 +54,17 @@ TEST(RecomputeInTheModel, ChangesNoBitOfLossAndGradients) {
                                                                 << precision << " bound " << bound << ' ' << name_of(t);
           }
         }
+}
+
+TEST(RecomputeInTheModel, ChangesNoBitOfProductsInEightBits) {
+  for (DType t : {DType::f32, DType::f64}) {
+    ModelConfig c = tiny_model_config();
+    const Outcome plain = backward(c, t, Recompute::none), expected = backward(c, t, Recompute::none, Products::int8);
+    EXPECT_EQ(plain.loss, expected.loss) << "the forward pass is the same";
+    EXPECT_FALSE(same_bits(plain.grads, expected.grads));
+    for (Recompute r : {Recompute::rounded, Recompute::selective, Recompute::full})
+      EXPECT_TRUE(same_bits(expected.grads, backward(c, t, r, Products::int8).grads)) << name_of(r);
+  }
 }
 
 TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
