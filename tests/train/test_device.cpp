@@ -29,6 +29,8 @@ TEST(Device, TheCpuIsAlwaysThereAndComputesInF32) {
     EXPECT_EQ(products, backward_products(t, Products::compute).ternary);
     EXPECT_EQ(Products::int8, backward_products(t, Products::int8).ternary);
     EXPECT_EQ(products, backward_products(t, Products::int8).other) << "never in int8";
+    EXPECT_THROW(backward_products({Device::cuda, DType::bf16, Products::compute, "cuda:0"}, Products::int8),
+                 ConfigError);
     EXPECT_EQ(Device::cpu, t.device);
     EXPECT_EQ(DType::f32, t.compute);
     EXPECT_EQ("cpu", t.name);
