@@ -146,11 +146,11 @@ void matmul(const MatmulArgs& p) {
 }
 
 void linear_forward(const LinearArgs& p) {
-  matmul({p.x, p.w, p.y, p.type, p.type, false, true, p.n, p.o, p.k, p.k, p.k, 1, 0, nullptr});
+  matmul({p.x, p.w, p.y, p.type, p.type, false, true, p.n, p.o, p.k, p.k, p.k, 1, 0, false, nullptr});
 }
 
 void int8_product(const int8_t* q, const int8_t* w, int32_t* sums, int64_t n, int64_t o, int64_t k) {
-  matmul({q, w, sums, DType::i8, DType::i32, false, true, n, o, k, k, k, 1, 0, nullptr});
+  matmul({q, w, sums, DType::i8, DType::i32, false, true, n, o, k, k, k, 1, 0, false, nullptr});
 }
 
 }  // namespace mmfree::cuda

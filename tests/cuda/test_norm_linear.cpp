@@ -28,15 +28,15 @@ void expect_product(const Tensor& got, const Tensor& a, bool transpose_a, const 
     ASSERT_NEAR(at(exact, i), at(here, i), relative * std::abs(at(exact, i)) + kF32 * at(size, i)) << i;
 }
 
-struct Products {
+struct Results {
   Tensor y, dx, dw;
 };
 
-Products run(const Tensor& x, const Tensor& w, const Tensor& dy, DType operands) {
+Results run(const Tensor& x, const Tensor& w, const Tensor& dy, DType operands) {
   WeightMatrix matrix;
   matrix.plain = to_gpu(w, operands);
   const QuantTensor values(to_gpu(x, operands), DType::bf16);
-  Products p{gpu_tensor(dy.shape(), DType::bf16), gpu_tensor(x.shape(), DType::bf16),
+  Results p{gpu_tensor(dy.shape(), DType::bf16), gpu_tensor(x.shape(), DType::bf16),
              gpu_tensor(w.shape(), DType::f32)};
   linear(values, matrix, p.y);
   linear_dx(to_gpu(dy, DType::bf16), matrix, p.dx, 0);
@@ -54,7 +54,7 @@ TEST(CudaLinear, OperandsHaveTheDtypeThatTheirPrecisionNames) {
       SCOPED_TRACE(concat(name_of(operands), ' ', k));
       const Tensor x = random_of({24, k}, operands, 1), w = random_of({40, k}, operands, 2);
       const Tensor dy = random_of({24, 40}, DType::bf16, 3);
-      const Products p = run(x, w, dy, operands);
+      const Results p = run(x, w, dy, operands);
       expect_product(p.y, x, false, w, true);
       expect_product(p.dx, dy, false, w, false);
       expect_product(p.dw, dy, true, x, false);
