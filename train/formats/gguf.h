@@ -93,6 +93,8 @@ class GgufReader {
 
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }
+  /// Where the data start.
+  int64_t data_begin() const { return data_begin_; }
   const GgufKeys& keys() const { return keys_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   /// The value of a key, or null.
