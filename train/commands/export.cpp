@@ -76,7 +76,7 @@ void export_to_gguf(const Options& o, const Model& model) {
                       bits.c_str());
   if (!report.fallback.empty()) console::out.format("fallback: %s\n", report.fallback.c_str());
   console::out.format(
-      "checked: loaded again, the same codes, logits within %.2g of the %s's over 1024 tokens (allowed: %.2g)\n",
+      "checked: loaded again, the same codes, logits within %.2g of the %s's over 256 tokens (allowed: %.2g)\n",
       report.difference, model.kind.c_str(), report.bound);
   if (!report.no_tokenizer.empty())
     console::err.format("warning: the file holds no tokenizer: %s\n", report.no_tokenizer.c_str());

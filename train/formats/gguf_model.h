@@ -23,7 +23,7 @@ struct GgufReport {
   int64_t ternary_values = 0, ternary_bytes = 0;  ///< of the ternary matrices
   std::string fallback;      ///< which matrices have another type than asked for, and why; or empty
   std::string no_tokenizer;  ///< why the file holds no tokenizer; empty: it holds one
-  double difference = 0;     ///< ‖logits of the file − the model's‖ / ‖the model's‖, 1024 tokens
+  double difference = 0;     ///< ‖logits of the file − the model's‖ / ‖the model's‖, 256 tokens
   double bound = 0;          ///< what `difference` may be at most
 };
 
@@ -34,9 +34,9 @@ std::string gguf_architecture(const ModelConfig& config, const std::string& wher
 
 /// Writes the model to `path`, reads the file again and checks it before it gets its name: the same ternary codes,
 /// scales and other values within the rounding of their type, the size that follows from bits per weight, and logits
-/// within a bound: 2^-11 (F16 scale; BF16 2^-8, Q8_0 2^-7, F32 0) for each rounded matrix, since RMSNorm lets relative
-/// errors pass as they are, and if a scale is rounded 2^-7·√P for P ternary matrices, one step of int8 activations that
-/// round to the neighbour. `before_tensor` is called before each tensor is written.
+/// within a bound: with ρ = 2^-11 (F16 and its scales; BF16 2^-8, Q8_0 2^-7, F32 0) for each tensor, Σ ρ + 4·d, where d
+/// is the difference that the model shows if each scale, and each value that is not ternary, is off by ρ of itself.
+/// `before_tensor` is called before each tensor is written.
 /// @throws UsageError as gguf_architecture, DataError for a value that its type cannot hold, Error if the check fails
 /// (an older file at `path` is then unchanged), CreateError, IoError, what the callback throws
 GgufReport export_gguf(const std::string& path, const Model& model, const GgufOptions& options = {},
