@@ -118,6 +118,7 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {2, {"generate", ok, "--top-p", "1.5"}, "top-p"},
       {2, {"generate", ok, "--temperature", "nan"}, "temperature"},
       {2, {"export", ok, f.dir / "x", "--format", "onnx"}, "format"},
+      {2, {"export", ok, f.dir / "x", "--format", "gguf", "--gguf-type", "Q4_K"}, "gguf-type"},
       {2, {"train"}, "no configuration"},
       {2, {"eval", ok, f.text, "--compute", "f64"}, "compute"},
       {2, {"score", ok}, "--text"},

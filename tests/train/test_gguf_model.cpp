@@ -3,8 +3,10 @@
 
 #include "tests/support/compare.h"
 #include "tests/support/llama_models.h"
+#include "tests/support/program.h"
 #include "tests/support/tiny_run.h"
 #include "train/formats/gguf_model.h"
+#include "train/run/checkpoint.h"
 
 namespace mmfree {
 namespace {
@@ -223,6 +225,43 @@ TEST(GgufModel, TheHashSeesEveryChange) {
     } catch (const DataError&) {
     }
   }
+}
+
+TEST(GgufModel, TheCommandsExportShowVerifyAndReplace) {
+  const TempDir dir;
+  const Model m = tiny_model(wide_llama());
+  RunConfig config;
+  config.model = m.config;
+  config.data.seq_len = m.seq_len;
+  save_checkpoint(dir / "m.h5", config, *m.params, {m.params->values(), {}}, {}, m.tokenizer->serialized());
+  const auto run = [&](std::vector<std::string> words, int status) {
+    Program p(words);
+    EXPECT_EQ(p.wait(), status) << p.out() << p.err();
+    return p.out() + p.err();
+  };
+  const auto expect = [](const std::string& text, const std::string& part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text << "expected: " << part;
+  };
+  const std::string file = dir / "x.gguf";
+  const std::vector<std::string> words = {"export", dir / "m.h5", file, "--format", "gguf"};
+  std::vector<std::string> again = words;
+  again.insert(again.end(), {"--gguf-type", "TQ1_0", "--gguf-other", "F16", "--overwrite"});
+  const std::string said = run(words, 0);
+  expect(said, "GGUF of architecture llama");
+  expect(said, "fallback: 2 of rows of 64 as Q2_0 instead of TQ2_0 (groups of 256)");
+  expect(said, "checked: loaded again");
+  expect(run({"info", file}, 0), "TQ2_0");
+  expect(run({"info", file}, 0), "llama.block_count = 2");
+  expect(run({"info", "--verify", file}, 0), "verified");
+  run(words, 73);  // it is there already
+  run(again, 0);
+  expect(run({"info", file}, 0), "TQ1_0");
+  std::string bytes = slurp(file);
+  bytes[bytes.size() - 100] ^= 1;
+  spit(file, bytes);
+  expect(run({"info", "--verify", file}, 65), "does not match its hash");
+  run(again, 73);  // changed since: not ours to replace
+  EXPECT_EQ(slurp(file), bytes);
 }
 
 }  // namespace
