@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <set>
 
 #include "core/system/hash.h"
 #include "core/system/utf8.h"
@@ -115,8 +114,7 @@ GgufWriter::GgufWriter(const std::string& path, GgufKeys keys) : path_(path), ke
 void GgufWriter::declare(const std::string& name, GgmlType type, const Shape& shape) {
   const std::string where = concat(path_, ": tensor ", quote(name), ": ");
   MMFREE_CHECK(Error, !header_written_, where, "declared after the first write");
-  const bool known = std::any_of(tensors_.begin(), tensors_.end(), [&](const GgufTensor& t) { return t.name == name; });
-  MMFREE_CHECK(DataError, !known, where, "name is taken");
+  MMFREE_CHECK(DataError, names_.insert(name).second, where, "name is taken");
   MMFREE_CHECK(DataError, name.size() <= kLongestName, where, "the name has ", name.size(), " bytes, at most ",
                kLongestName, " are allowed");
   const int64_t bytes = tensor_bytes(type, shape);

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -78,6 +79,7 @@ class GgufWriter {
   std::string path_;
   GgufKeys keys_;
   std::vector<GgufTensor> tensors_;
+  std::set<std::string> names_;
   size_t next_ = 0;  // first tensor that is not written
   bool header_written_ = false;
   DurableFile file_;

@@ -172,18 +172,17 @@ TernaryTensor ternary_of(const std::string& where, const Tensor& values) {
 
 /// The model with the configuration of `model` and the values that `read` gives in the file's order.
 Model rebuilt(const Model& model, const Plan& plan, const std::function<Tensor(const Part&)>& read) {
-  std::map<std::string, Tensor> whole;  // by our name
+  std::map<std::string, int64_t> rows;  // of our tensors
+  for (const Part& part : plan.parts()) rows[part.ours] = std::max(rows[part.ours], part.end);
+  std::map<std::string, Tensor> whole;
   for (const Part& part : plan.parts()) {
-    const Tensor rows = Plan::permuted(part, read(part), false);
-    MMFREE_CHECK(DataError, rows.shape() == part.shape(), "tensor '", part.name, "' is ", rows.shape(), ", expected ",
-                 part.shape());
+    const Tensor values = Plan::permuted(part, read(part), false);
+    MMFREE_CHECK(DataError, values.shape() == part.shape(), "tensor '", part.name, "' is ", values.shape(),
+                 ", expected ", part.shape());
     Tensor& to = whole[part.ours];
-    if (!to.defined()) {
-      int64_t all = 0;
-      for (const Part& other : plan.parts()) all = other.ours == part.ours ? std::max(all, other.end) : all;
-      to = Tensor(part.cols ? Shape{all, part.cols} : Shape{all}, DType::f32);
-    }
-    to.slice(part.begin, part.end).copy_from(rows);
+    const int64_t all = rows[part.ours];
+    if (!to.defined()) to = Tensor(part.cols ? Shape{all, part.cols} : Shape{all}, DType::f32);
+    to.slice(part.begin, part.end).copy_from(values);
   }
   Model back;
   back.config = model.config;
@@ -254,6 +253,8 @@ void check_written(const std::string& path, const std::string& written, const Mo
                    GgufReport& report) {
   const GgufReader file(written);
   const Model back = rebuilt(model, plan, [&](const Part& p) { return file.read(p.name); });
+  std::map<std::string, Tensor> codes;
+  back.lm->for_each_projection([&](const BitLinear& p) { codes[p.name + ".weight"] = p.matrix->ternary.codes; });
   int64_t expected = 0;
   for (const Part& part : plan.parts()) {
     const std::string where = concat(path, ": tensor '", part.name, "'");
@@ -262,13 +263,9 @@ void check_written(const std::string& path, const std::string& written, const Mo
     expected += (bytes + 31) / 32 * 32;
     if (!part.ternary) continue;
     report.ternary_values += n, report.ternary_bytes += bytes;
-    const BitLinear* ours = plan.projection(part.ours);
-    back.lm->for_each_projection([&](const BitLinear& p) {
-      if (p.name != ours->name) return;
-      const Tensor &a = ours->matrix->ternary.codes, &b = p.matrix->ternary.codes;
-      MMFREE_CHECK(Error, std::memcmp(a.raw(), b.raw(), size_t(a.bytes())) == 0, where,
-                   ": holds other codes than the model; nothing was written");
-    });
+    const Tensor &a = plan.projection(part.ours)->matrix->ternary.codes, &b = codes.at(part.ours);
+    MMFREE_CHECK(Error, std::memcmp(a.raw(), b.raw(), size_t(a.bytes())) == 0, where,
+                 ": holds other codes than the model; nothing was written");
   }
   const int64_t header = file.data_begin(), size = int64_t(std::filesystem::file_size(written));
   MMFREE_CHECK(Error, size == header + expected, path, ": has ", size, " bytes, expected ", header + expected,
