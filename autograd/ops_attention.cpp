@@ -93,7 +93,7 @@ Var attention(const Var& q, const Var& k, const Var& v, const AttentionShape& sh
   int64_t count = steps;
   if (cache) {
     count = extend(*cache, shape.window, keys, values);
-    keys = cache->keys, values = cache->values;
+    if (count > steps) keys = cache->keys, values = cache->values;  // else the call's own, which have no room behind
   }
   Tensor o(turned_q.shape(), turned_q.dtype(), device), lse;
   if (Tape::current()) lse = Tensor({batch, shape.heads, steps}, param_dtype(o.dtype()), device);

@@ -25,8 +25,9 @@ void pack(const WeightMatrix& w, std::vector<SavedTensor>& saved) {
 }
 
 template <class From>
-WeightMatrix unpack(const From& from, size_t first, int64_t cols) {
+WeightMatrix unpack(const From& from, size_t first, int64_t cols, Products backward) {
   WeightMatrix w;
+  w.backward = backward;
   w.ternary.codes = from.saved(first + kCodes);
   w.ternary.scale = from.saved(first + kScale);
   w.ternary.cols = cols;
@@ -44,17 +45,19 @@ struct SavedProjections {
   SavedNorm norm;
   int64_t width;  ///< of the norm's rows
   Rounding roundings[kMaxNormBranches];
-  uint8_t first[kMaxNormBranches];  ///< of each projection: the first one of its branch
+  Products products[kMaxNormBranches];  ///< of each projection's backward pass
+  uint8_t first[kMaxNormBranches];      ///< of each projection: the first one of its branch
   uint8_t count = 0;
 
   SavedProjections(const SavedNorm& norm, int64_t width, const std::vector<Projection>& projections)
-      : norm(norm), width(width), roundings{}, first{} {
+      : norm(norm), width(width), roundings{}, products{}, first{} {
     MMFREE_CHECK(ShapeError, projections.size() <= kMaxNormBranches, "norm_linear: takes up to ", kMaxNormBranches,
                  " projections, got ", projections.size());
     for (const Projection& p : projections) {
-      roundings[count] = p.branch.rounding, first[count] = count;
+      roundings[count] = p.branch.rounding, products[count] = p.matrix->backward, first[count] = count;
       for (uint8_t other = 0; other < count && !p.branch.weight.defined(); ++other)
-        if (!projections[other].branch.weight.defined() && roundings[other] == p.branch.rounding) {
+        if (!projections[other].branch.weight.defined() && roundings[other] == p.branch.rounding &&
+            products[other] == products[count]) {
           first[count] = other;
           break;
         }
@@ -66,7 +69,7 @@ struct SavedProjections {
   static size_t input(size_t p, size_t which) { return kNormInputs + p * kProjectionInputs + which; }
 
   void backward(const BackwardCtx& c) const {
-    std::vector<Tensor> u(count);  // rounded activations of each branch that a weight gradient needs
+    std::vector<QuantTensor> u(count);  // rounded activations of each branch that a weight gradient needs
     {
       std::vector<NormBranchGrad> grads;
       for (size_t p = 0; p < count; ++p)
@@ -78,7 +81,8 @@ struct SavedProjections {
       const Tensor dy = c.out_grad(p);
       const size_t values = slot(first[p], kValues), step = slot(first[p], kStep);
       auto [dw, beta] = c.grad(input(p, kLatent));
-      linear_dw(dy, activations(c.kept(values) ? c.saved(values) : u[first[p]], c.saved(step), dy.dtype()), dw, beta);
+      linear_dw(dy, c.kept(values) ? activations(c.saved(values), c.saved(step), dy.dtype()) : u[first[p]], dw, beta,
+                products[p]);
       if (ends_branch(p)) u[first[p]] = {};
     }
   }
@@ -88,7 +92,7 @@ struct SavedProjections {
 
   /// Adds the gradient of the branch whose first projection is `p` to `grads`, if any reached it. `u`, out: where its
   /// rounded activations will be computed again, if they are needed.
-  void branch_gradient(const BackwardCtx& c, size_t p, std::vector<NormBranchGrad>& grads, Tensor& u) const {
+  void branch_gradient(const BackwardCtx& c, size_t p, std::vector<NormBranchGrad>& grads, QuantTensor& u) const {
     Tensor dq;
     bool wanted = false;
     for (size_t i = p; i < count; ++i) {
@@ -96,16 +100,19 @@ struct SavedProjections {
       const Tensor dy = c.out_grad(i);
       const double beta = dq.defined() ? 1 : 0;
       if (!dq.defined()) dq = Tensor({dy.dim(0), width}, dy.dtype(), dy.device());
-      linear_dx(dy, unpack(c, slot(i, kMatrix), width), dq, beta);
+      linear_dx(dy, unpack(c, slot(i, kMatrix), width, products[i]), dq, beta);
       wanted |= c.needs(input(i, kLatent));
     }
     if (!dq.defined()) return;
     if (wanted && !c.kept(slot(p, kValues))) {
       const DType t = value_dtype(roundings[p], dq.dtype());
-      u = t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device());  // overwrites the gradient if dtypes agree
+      if (products[p] == Products::int8)
+        u = {Tensor(dq.shape(), DType::i8, dq.device()), Tensor({dq.dim(0)}, param_dtype(t), dq.device()), t};
+      else
+        u = {t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device()), t};  // overwrites the gradient if dtypes agree
     }
     auto [dweight, beta] = c.grad_if_needed(input(p, kNormInput));
-    grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u});
+    grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u.values, u.scale});
   }
 
   /// Computes output p again, in the compute dtype t. `From` gives access to the node's saved list.
@@ -116,7 +123,7 @@ struct SavedProjections {
     const Device device = rows.a.device();
     std::vector<NormBranch> branch = {make_branch(from.saved(slot(p, kNorm)), roundings[p], n, width, t, device)};
     norm.again(rows, from.saved(kOuter), branch);
-    const WeightMatrix matrix = unpack(from, slot(p, kMatrix), width);
+    const WeightMatrix matrix = unpack(from, slot(p, kMatrix), width, products[p]);
     Tensor y({n, matrix.rows()}, t, device);
     linear(activations(branch[0].out, branch[0].step, t), matrix, y);
     return y;
@@ -147,17 +154,19 @@ Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
   std::vector<SavedTensor> saved;
   pack(matrix, saved);
   saved.insert(saved.end(), {x.quant().values, x.quant().scale});
-  return record("linear", {x, latent}, {y}, std::move(saved), [cols = matrix.cols()](const BackwardCtx& c) {
-    const Tensor dy = c.out_grad();
-    if (c.needs(kLinearX)) {
-      auto [dx, beta] = c.grad(kLinearX);
-      linear_dx(dy, unpack(c, kLinearMatrix, cols), dx, beta);
-    }
-    if (c.needs(kLinearLatent)) {
-      auto [dw, beta] = c.grad(kLinearLatent);
-      linear_dw(dy, activations(c.saved(kLinearValues), c.saved(kLinearStep), dy.dtype()), dw, beta);
-    }
-  })[0];
+  return record("linear", {x, latent}, {y}, std::move(saved),
+                [cols = matrix.cols(), products = matrix.backward](const BackwardCtx& c) {
+                  const Tensor dy = c.out_grad();
+                  if (c.needs(kLinearX)) {
+                    auto [dx, beta] = c.grad(kLinearX);
+                    linear_dx(dy, unpack(c, kLinearMatrix, cols, products), dx, beta);
+                  }
+                  if (c.needs(kLinearLatent)) {
+                    auto [dw, beta] = c.grad(kLinearLatent);
+                    linear_dw(dy, activations(c.saved(kLinearValues), c.saved(kLinearStep), dy.dtype()), dw, beta,
+                              products);
+                  }
+                })[0];
 }
 
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,

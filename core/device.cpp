@@ -84,6 +84,15 @@ size_t available_host_memory(const std::string& at) {
   return available;
 }
 
+bool fast_bf16_products() {
+#if defined(__x86_64__)
+  static const bool fast = __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel");
+  return fast;
+#else
+  return false;
+#endif
+}
+
 DryRun::DryRun() { ++dry_runs; }
 DryRun::~DryRun() { --dry_runs; }
 bool DryRun::active() { return dry_runs > 0; }

@@ -34,4 +34,8 @@ class DryRun {
   static bool active();
 };
 
+/// Whether this processor multiplies bf16 faster than f32: it has AVX-512 BF16, and is not one of Intel's, where that
+/// instruction runs at half the rate of an f32 multiply-add.
+bool fast_bf16_products();
+
 }  // namespace mmfree

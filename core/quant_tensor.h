@@ -3,6 +3,18 @@
 
 namespace mmfree {
 
+/// The operands of the products in a projection's backward pass.
+enum class Products {
+  compute,  ///< as they are, in the dtype of the activations
+  bf16,     ///< f32 values, rounded to bf16 first; sums in f32. On the CPU: on a GPU activations are bf16 already
+  int8,     ///< of a ternary projection: gradients in 8 bits, sums of integers; see core/ops/ternary_int8.h
+};
+
+/// "compute", "bf16" or "int8"; "?" for an invalid value.
+constexpr const char* name_of(Products p) {
+  return p == Products::compute ? "compute" : p == Products::bf16 ? "bf16" : p == Products::int8 ? "int8" : "?";
+}
+
 /// Which elements of a quantised tensor share a scale.
 enum class ScaleAxis { none, row };
 

@@ -65,6 +65,16 @@ MMFREE_HOST_DEVICE inline int8_t activation_code(T u, T inverse) {
   return int8_t(round_half_away(rounded_product(u, inverse)));
 }
 
+/// Int8 quantiser of gradients. As that of activations, without its lower bound: gradients are small. A row below
+/// kMinGradient, whose reciprocal may be infinite, counts as zeros.
+inline constexpr double kMinGradient = 1e-30;
+
+template <class T>
+MMFREE_HOST_DEVICE inline ActivationScale<T> gradient_scale(T absmax) {
+  if (absmax < T(kMinGradient)) return {T(0), T(0)};
+  return {T(127) / absmax, absmax / T(127)};
+}
+
 /// Per-tensor absmean ternary quantiser of weights (ibid.):
 ///   a = max(mean |W|, 1e-5),  w = clamp(round_half_even(W * (1 / a)), -1, 1),  W ≈ w * a.
 /// round_half_even then clamp is the same as: |v| > 0.5 gives the sign, else 0.

@@ -63,8 +63,8 @@ struct Block {
     const int64_t position = carries ? step.state->position : 0;
     if (carries)
       for (const Tensor& t : step.state->tensors) all.emplace_back(t);
-    const auto out = recompute(
-        "block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
+    const auto out =
+        recompute("block", all, [block = this, batch = step.batch, carries, position](const std::vector<Var>& inputs) {
           LayerState state{{}, position};
           for (size_t i = 3; i < inputs.size(); ++i) state.tensors.push_back(inputs[i].value());
           StepContext inner;

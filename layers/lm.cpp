@@ -69,12 +69,14 @@ QuantTensor rows_of(const QuantTensor& q, const std::vector<RowRange>& ranges) {
 
 }  // namespace
 
-LM::LM(const ParamStore& params, const ModelConfig& config, DType compute)
+LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward)
     : params_(params), config_(config), compute_(compute), parts_(config) {
   BindVisitor bind(params, projections_);
   parts_.visit(bind, config);
   for (const BitLinear* p : projections_) {
     p->prepare(compute_);
+    const bool inner = p->precision == Precision::ternary && p != &parts_.head;
+    if (p->precision != Precision::f32) p->matrix->backward = inner ? backward.ternary : backward.other;
     if (p->weight.defined() && p->precision == Precision::ternary)
       ternary_.push_back({params_.offset(params_.index(p->parameter)), p->matrix->ternary});
   }

@@ -25,6 +25,13 @@ struct RowRange {
   int64_t begin, end;
 };
 
+/// The products of a model's backward pass. Projections of precision f32 are always computed as they are.
+struct BackwardProducts {
+  Products ternary = Products::compute;  ///< of ternary projections other than the head
+  /// Of the head and of bf16 projections: not int8, in which the gradients of a softmax lose all but the target.
+  Products other = Products::compute;
+};
+
 /// A language model with the parts of layers/block.h: embedding, blocks, final norm, head. With the default
 /// configuration it is the MatMul-free LM (Zhu et al. 2024, arXiv:2406.02528).
 ///
@@ -35,7 +42,7 @@ class LM {
   /// Keeps a reference to `params`, which must outlive the model. If `params` has the latent matrices, call
   /// `requantise` after every change of the parameters. If not (see unpacked_specs), the caller fills each projection's
   /// `matrix`.
-  LM(const ParamStore& params, const ModelConfig& config, DType compute);
+  LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward = {});
   LM(const ParamStore& params, const ModelConfig& config) : LM(params, config, params.dtype()) {}
   LM(const LM&) = delete;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/error.h"
 #include "layers/block.h"
@@ -28,7 +29,7 @@ void check_layer(const std::string& where, const LayerConfig& layer) {
   check_range(where + "heads", layer.heads, 1, kMostHeads);
   check_range(where + "kv_heads", layer.kv_heads, 0, layer.heads);
   check_range(where + "head_dim", layer.head_dim, 0, 1 << 17);  // of heads: see check_shape_of_heads
-  check_range(where + "sliding_window", layer.sliding_window, 0, int64_t(1) << 40);
+  check_range(where + "sliding_window", layer.sliding_window, 0, std::numeric_limits<int32_t>::max());
   MMFREE_CHECK(ConfigError, std::isfinite(layer.rope_theta) && layer.rope_theta >= 1 && layer.rope_theta <= 1e12, where,
                "rope_theta: ", layer.rope_theta, " is outside [1, 1e12]");
 }
@@ -48,12 +49,15 @@ void check_shape_of_heads(const std::string& where, const LayerConfig& layer) {
 /// Refuses heads where no mixer has any: in an entry of model.layers, and in the model if none of its layers does.
 void check_heads(const ModelConfig& c) {
   const auto check = [](const std::string& where, bool allowed, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                        int64_t window, TokenKind token) {
+                        int64_t window, double theta, TokenKind token) {
     MMFREE_CHECK(ConfigError, allowed || (heads == 1 && kv_heads <= 1), where, heads == 1 ? "kv_" : "",
                  "heads: ", heads == 1 ? kv_heads : heads, " heads, but ", name_of(token),
-                 " mixes every channel on its own; leave heads and kv_heads out");
-    MMFREE_CHECK(ConfigError, allowed || (head_dim == 0 && window == 0), where, head_dim ? "head_dim" : "sliding_window",
-                 ": ", head_dim ? head_dim : window, ", but ", name_of(token), " has no heads and no window; leave it out");
+                 " mixes every channel on its own; leave heads and kv_heads out, or give 1 and 0");
+    MMFREE_CHECK(ConfigError, allowed || (head_dim == 0 && window == 0), where,
+                 head_dim ? "head_dim" : "sliding_window", ": ", head_dim ? head_dim : window, ", but ", name_of(token),
+                 " has no heads and no window; leave it out, or give 0");
+    MMFREE_CHECK(ConfigError, allowed || theta == kRopeTheta, where, "rope_theta: ", theta, ", but ", name_of(token),
+                 " has no positions; leave it out, or give ", kRopeTheta);
   };
   bool any = c.uniform() && has_heads(c.layer(0));
   int64_t first = 0;
@@ -62,10 +66,11 @@ void check_heads(const ModelConfig& c) {
     const LayerEntry& given = c.layers[i];
     any |= has_heads(layer);
     check(concat("model.layers[", i, "]."), has_heads(layer), given.heads.value_or(1), given.kv_heads.value_or(0),
-          given.head_dim.value_or(0), given.sliding_window.value_or(0), layer.token);
+          given.head_dim.value_or(0), given.sliding_window.value_or(0), given.rope_theta.value_or(kRopeTheta),
+          layer.token);
     if (has_heads(layer)) check_shape_of_heads(concat("model.layers[", i, "]."), layer);
   }
-  check("model.", any, c.heads, c.kv_heads, c.head_dim, c.sliding_window, c.layer(0).token);
+  check("model.", any, c.heads, c.kv_heads, c.head_dim, c.sliding_window, c.rope_theta, c.layer(0).token);
   if (c.uniform() && any) check_shape_of_heads("model.", c.layer(0));
 }
 
@@ -81,6 +86,8 @@ void check_rules(const ModelConfig& c) {
     for (int layer : rule.layers)
       MMFREE_CHECK(ConfigError, layer >= 0 && layer < c.num_hidden_layers, "model.precision_rules: layer ", layer,
                    " is outside 0..", c.num_hidden_layers - 1);
+    MMFREE_CHECK(ConfigError, rule.precision || rule.inner_norm,
+                 "model.precision_rules: a rule names no precision and no inner_norm");
   }
 }
 

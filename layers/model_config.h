@@ -90,6 +90,9 @@ struct PrecisionRule {
 
 struct LayerConfig;
 
+/// Default of rope_theta, that of Llama.
+inline constexpr double kRopeTheta = 10000;
+
 /// Shape and numerics of one language model. Field names are those of Hugging Face's `hgrn_bit` config, if it has them.
 /// The layer keys hold for every layer and the head.
 struct ModelConfig : LayerKeys<std::type_identity_t> {
@@ -109,7 +112,7 @@ struct ModelConfig : LayerKeys<std::type_identity_t> {
 
   ModelConfig() {
     heads = 1;
-    rope_theta = 10000;
+    rope_theta = kRopeTheta;
     fused_gate = true;
     inner_norm = true;
   }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <csignal>
 
+#include "core/cpu/bf16_product.h"
 #include "core/cpu/dots.h"
 #include "core/parallel.h"
 
@@ -105,6 +106,21 @@ void matmul_bf16(const MatmulArgs& p) {
   copy_as(c.data<float>(), static_cast<bf16*>(p.c), c.size());
 }
 
+/// f32 operands rounded to bf16. Sums are f32 in both ways.
+void matmul_rounded(const MatmulArgs& p) {
+  if (fast_bf16_products() && has_bf16_product() && !p.transpose_b) return bf16_product(p);
+  Tensor a({p.m, p.k}, DType::f32), b({p.k, p.n}, DType::f32);
+  const auto round = [](const void* from, Tensor& to) {
+    const float* x = static_cast<const float*>(from);
+    float* y = to.mut<float>();
+    parallel_for(to.size(), 1 << 16, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) y[i] = float(bf16(x[i]));
+    });
+  };
+  round(p.a, a), round(p.b, b);
+  sgemm(p, a.data<float>(), b.data<float>(), static_cast<float*>(p.c));
+}
+
 /// For dtypes without a fast path: sums of type `Sum`, in the order of k.
 template <class In, class Sum>
 void matmul_plain(const MatmulArgs& p) {
@@ -138,6 +154,7 @@ void matmul(const MatmulArgs& p) {
   if (p.type_ab == DType::bf16) return matmul_bf16(p);
   if (p.type_ab == DType::f64) return matmul_plain<double, double>(p);
   if (p.type_ab == DType::i8) return matmul_plain<int8_t, int32_t>(p);
+  if (p.round) return matmul_rounded(p);
   sgemm(p, static_cast<const float*>(p.a), static_cast<const float*>(p.b), static_cast<float*>(p.c));
 }
 

@@ -43,6 +43,7 @@ void forward(const MlgruScanArgs& g) {
       const T* a = static_cast<const T*>(g.a) + at;
       T* h = static_cast<T*>(g.h) + at;
       if (g.starts && g.starts[b * g.t + t]) std::fill_n(state, n, T(0));
+#pragma omp simd
       for (int64_t k = 0; k < n; ++k) {
         const T f = bound[k] + (T(1) - bound[k]) * sigmoid(z[k]);
         state[k] = f * state[k] + silu(a[k], sigmoid(a[k])) * (T(1) - f);
@@ -58,10 +59,9 @@ void backward(const MlgruScanBackwardArgs& g) {
   RowBuffer<T> bound_sums(g.b * g.d);
   for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) {
     const T zeros[kStripe] = {};
-    T carry[kStripe] = {}, bound[kStripe], first_state[kStripe];
+    T carry[kStripe] = {}, dgamma[kStripe] = {}, bound[kStripe], first_state[kStripe];
     load(bound, g.gamma, first, n);
     load(first_state, g.h0, b * g.d + first, n);
-    T* dgamma = bound_sums.data() + b * g.d + first;
     for (int64_t t = g.t - 1; t >= 0; --t) {
       const int64_t at = (b * g.t + t) * g.d + first;
       const T* z = static_cast<const T*>(g.z) + at;
@@ -71,6 +71,7 @@ void backward(const MlgruScanBackwardArgs& g) {
       const T* before = start ? zeros : t ? static_cast<const T*>(g.h) + at - g.d : first_state;
       T* dz = static_cast<T*>(g.dz) + at;
       T* da = static_cast<T*>(g.da) + at;
+#pragma omp simd
       for (int64_t k = 0; k < n; ++k) {
         const T s = sigmoid(z[k]), sa = sigmoid(a[k]);
         const T f = bound[k] + (T(1) - bound[k]) * s;
@@ -83,6 +84,7 @@ void backward(const MlgruScanBackwardArgs& g) {
       }
       if (start) std::fill_n(carry, n, T(0));
     }
+    std::copy_n(dgamma, n, bound_sums.data() + b * g.d + first);
   });
   if (!g.dgamma) return;
   T* out = static_cast<T*>(g.dgamma);

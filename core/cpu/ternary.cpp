@@ -75,12 +75,6 @@ bool has_avx_vnni() {
 }
 #endif
 
-TernaryKernel fastest_kernel() {
-  for (const NamedTernaryKernel& k : ternary_kernels())
-    if (k.usable) return k.kernel;
-  return ternary_tile_scalar;
-}
-
 /// Σ_k q[r, k]. A code is weight + 1, so Σ weight·q = Σ code·q − Σ q.
 Tensor sum_rows(const int8_t* q, int64_t n, int64_t k) {
   Tensor out({n}, DType::i32);
@@ -124,7 +118,7 @@ void linear(const TernaryLinearArgs& p) {
   T* y = static_cast<T*>(p.y);
   const Tensor q_sums = sum_rows(p.q, p.n, p.k);
   const int32_t* offsets = q_sums.data<int32_t>();
-  const TernaryKernel kernel = fastest_kernel();
+  const TernaryKernel kernel = fastest_ternary_kernels().kernel;
   const OutputTile tile(p.n);
   const int64_t across = (p.o + tile.outputs - 1) / tile.outputs, down = (p.n + tile.rows - 1) / tile.rows;
   parallel_for(across * down, 1, [=](int64_t t, int64_t) {
@@ -147,14 +141,20 @@ void linear(const TernaryLinearArgs& p) {
 const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels] {
   static const NamedTernaryKernel kernels[kTernaryKernels] = {
 #if MMFREE_X86
-    {"avx512_vnni", ternary_tile_avx512_vnni,
-     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")},
-    {"avx_vnni", ternary_tile_avx_vnni, has_avx_vnni()},
-    {"avx2", ternary_tile_avx2, bool(__builtin_cpu_supports("avx2"))},
+    {"avx512_vnni", ternary_tile_avx512_vnni, transposed_tile_avx512_vnni, gradient_block_avx512_vnni,
+     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")},
+    {"avx_vnni", ternary_tile_avx_vnni, transposed_tile_avx_vnni, gradient_block_avx_vnni, has_avx_vnni()},
+    {"avx2", ternary_tile_avx2, transposed_tile_avx2, gradient_block_avx2, bool(__builtin_cpu_supports("avx2"))},
 #endif
-    {"scalar", ternary_tile_scalar, true}
+    {"scalar", ternary_tile_scalar, transposed_tile_scalar, gradient_block_scalar, true}
   };
   return kernels;
+}
+
+const NamedTernaryKernel& fastest_ternary_kernels() {
+  static const NamedTernaryKernel& fastest =
+      *std::find_if(std::begin(ternary_kernels()), std::end(ternary_kernels()), [](const auto& k) { return k.usable; });
+  return fastest;
 }
 
 void ternary_tile_scalar(const TernaryTile& t) {

@@ -25,6 +25,7 @@ inline T lane_sum(int64_t n, Term&& term) {
   T lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
+#pragma omp simd
     for (int l = 0; l < kLanes; ++l) lanes[l] += term(i + l);
   for (int l = 0; i + l < n; ++l) lanes[l] += term(i + l);
   for (int width = kLanes / 2; width; width /= 2)
@@ -32,23 +33,19 @@ inline T lane_sum(int64_t n, Term&& term) {
   return lanes[0];
 }
 
-/// Largest |term(i)| over [0, n); 0 if n == 0, NaN if any term is. Compares bit patterns: those of non-negative numbers
-/// have the order of the numbers, and NaN is above infinity, so a NaN is never lost.
+/// Largest |term(i)| over [0, n); 0 if n == 0, NaN if any term is.
 template <class T, class Term>
 inline T lane_absmax(int64_t n, Term&& term) {
-  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  Bits lanes[kLanes] = {};
-  const auto keep = [&](int64_t i, int l) {
-    const Bits b = std::bit_cast<Bits>(std::abs(term(i)));
-    lanes[l] = b > lanes[l] ? b : lanes[l];
-  };
+  T lanes[kLanes] = {};
+  const auto larger = [](T a, T b) { return (a > b) | (a != a) ? a : b; };  // a NaN stays: it is in b, or comes as a
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) keep(i + l, l);
-  for (int l = 0; i + l < n; ++l) keep(i + l, l);
-  Bits largest = lanes[0];
-  for (int l = 1; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
-  return std::bit_cast<T>(largest);
+#pragma omp simd
+    for (int l = 0; l < kLanes; ++l) lanes[l] = larger(std::abs(term(i + l)), lanes[l]);
+  for (int l = 0; i + l < n; ++l) lanes[l] = larger(std::abs(term(i + l)), lanes[l]);
+  T largest = lanes[0];
+  for (int l = 1; l < kLanes; ++l) largest = larger(lanes[l], largest);
+  return largest;
 }
 
 inline double exp_of(double x) { return std::exp(x); }

@@ -56,7 +56,7 @@ void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& target
       Tensor dq = grads->dq.slice(begin, end);
       linear_dx(logits, w, dq, 0);
     }
-    if (grads->dw.defined()) linear_dw(logits, block, grads->dw, begin ? 1 : grads->beta_w);
+    if (grads->dw.defined()) linear_dw(logits, block, grads->dw, begin ? 1 : grads->beta_w, w.backward);
   }
 }
 

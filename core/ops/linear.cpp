@@ -2,6 +2,7 @@
 
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
+#include "core/ops/ternary_int8.h"
 
 namespace mmfree {
 namespace {
@@ -31,18 +32,23 @@ void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y) {
 }
 
 void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta) {
-  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta);
-  if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta);
+  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(dy, w.ternary, dx, beta);
+  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, w.backward);
+  if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta, Tensor(), w.backward);
   Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
   matmul(as_f32(dy), false, w.plain, false, wide, 1, beta);
   cast(wide, dx);
 }
 
-void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta) {
-  if (x.quantised())
-    ternary_linear_dw(dy, x.values, x.scale, dw, beta);
+void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta, Products products) {
+  MMFREE_CHECK(DTypeError, products != Products::int8 || x.quantised(),
+               "linear_dw: products in int8 need quantised activations, got ", x.values.describe());
+  if (products == Products::int8)
+    ternary_dw_int8(dy, x.values, x.scale, dw, beta);
+  else if (x.quantised())
+    ternary_linear_dw(dy, x.values, x.scale, dw, beta, products);
   else
-    matmul(widens(dy, x.values) ? as_f32(dy) : dy, true, x.values, false, dw, 1, beta);
+    matmul(widens(dy, x.values) ? as_f32(dy) : dy, true, x.values, false, dw, 1, beta, Tensor(), products);
 }
 
 }  // namespace mmfree

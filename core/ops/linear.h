@@ -8,7 +8,8 @@ namespace mmfree {
 /// activations the product is computed in f32 (see `linear`).
 struct WeightMatrix {
   TernaryTensor ternary;
-  Tensor plain;  ///< f32 | f64 | bf16; undefined when ternary
+  Tensor plain;                           ///< f32 | f64 | bf16; undefined when ternary
+  Products backward = Products::compute;  ///< of its backward pass; int8 only where it is ternary
 
   bool is_ternary() const { return !plain.defined(); }
   int64_t rows() const { return is_ternary() ? ternary.codes.dim(0) : plain.dim(0); }
@@ -20,14 +21,14 @@ struct WeightMatrix {
 /// row of y do not depend on N or on the other rows. @throws ShapeError, DTypeError
 void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y);
 
-/// dx = beta·dx + dy W with the quantised W. The activation quantiser is differentiated as the identity
-/// (straight-through estimator, STE).  dy [N, O], dx [N, K] in dy's dtype. If dy is bf16 and W f32, the product is
-/// computed in f32.
+/// dx = beta·dx + dy W with the quantised W, in the products `w.backward`. The activation quantiser is differentiated
+/// as the identity (straight-through estimator, STE).  dy [N, O], dx [N, K] in dy's dtype. If dy is bf16 and W f32, the
+/// product is computed in f32.
 /// @throws ShapeError, DTypeError
 void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta);
 
-/// dw = beta·dw + dyᵀ x with the quantised x, and the STE for the weight quantiser.  dy [N, O], dw [O, K] P. If dy is
-/// bf16 and x f32, the product is computed in f32. @throws ShapeError, DTypeError
-void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta);
+/// dw = beta·dw + dyᵀ x with the quantised x, in the given products, and the STE for the weight quantiser.  dy [N, O],
+/// dw [O, K] P. If dy is bf16 and x f32, the product is computed in f32. @throws ShapeError, DTypeError
+void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta, Products products = Products::compute);
 
 }  // namespace mmfree

@@ -24,7 +24,7 @@ void check_devices(const char* op, const Tensor& a, const Tensor& b, const Tenso
 }  // namespace
 
 void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor& c, double alpha, double beta,
-            const Tensor& scale) {
+            const Tensor& scale, Products products) {
   check_devices("matmul", a, b, c);
   check_dtypes(a, b, c, alpha, beta);
   const int64_t m = transpose_a ? a.cols() : a.rows(), k = transpose_a ? a.rows() : a.cols();
@@ -40,9 +40,13 @@ void matmul(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b
                "matmul: with `scale` alpha must be 1 and beta 0 or 1, got ", alpha, " and ", beta);
   MMFREE_CHECK(Error, k > 0 || c.device() == Device::cpu || beta == 0 || beta == 1,
                "matmul: an empty sum on a GPU needs beta 0 or 1, got ", beta);
+  const bool round = products == Products::bf16;
+  MMFREE_CHECK(DTypeError,
+               products == Products::compute || (round && a.dtype() == DType::f32 && c.device() == Device::cpu),
+               "matmul: ", name_of(products), " products of ", a.describe(), "; expected f32 on the CPU for bf16");
   if (m == 0 || n == 0) return;
   const MatmulArgs args{a.raw(), b.raw(), c.raw_mut(), a.dtype(), c.dtype(), transpose_a, transpose_b, m,
-                        n,       k,       a.cols(),    b.cols(),  alpha,     beta,        scale.raw()};
+                        n,       k,       a.cols(),    b.cols(),  alpha,     beta,        round,       scale.raw()};
   MMFREE_DISPATCH(c.device(), matmul, args);
 }
 

@@ -100,10 +100,14 @@ NormBranchArgs check_branch(const char* op, NormBranchGrad& b, const NormArgs& a
   check_optional(op, "weight", b.weight, {args.d}, p);
   check_tensor(op, "dout", b.dout, {args.n, args.d}, t);
   check_optional(op, "dweight", b.dweight, {args.d}, p);
-  check_optional(op, "u", b.u, {args.n, args.d}, value_dtype(op, b.rounding, t));
-  check_device(op, device, {&b.weight, &b.dout, &b.dweight, &b.u});
+  const bool codes = b.step.defined();
+  MMFREE_CHECK(Error, !codes || b.rounding == Rounding::int8, op, ": steps of a branch that is not rounded to int8");
+  check_optional(op, "u", b.u, {args.n, args.d}, codes ? DType::i8 : value_dtype(op, b.rounding, t));
+  check_optional(op, "step", b.step, {args.n}, p);
+  check_device(op, device, {&b.weight, &b.dout, &b.dweight, &b.u, &b.step});
   MMFREE_CHECK(Error, b.weight.defined() || !b.dweight.defined(), op, ": dweight of a branch without a weight");
-  return {b.weight.raw(), b.rounding, b.u.raw_mut(), nullptr, b.dout.raw(), b.dweight.raw_mut(), b.beta_weight};
+  return {b.weight.raw(), b.rounding,          b.u.raw_mut(), b.step.raw_mut(),
+          b.dout.raw(),   b.dweight.raw_mut(), b.beta_weight};
 }
 
 }  // namespace

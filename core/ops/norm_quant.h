@@ -83,6 +83,7 @@ struct NormBranchGrad {
   /// gradient of the projection's weight, with the bits of norm_quant. May be `dout` itself if the dtypes agree;
   /// undefined: not wanted.
   Tensor u = {};
+  Tensor step = {};  ///< [N] P, out, only int8: the steps of the codes, and `u` is those codes, [N, D] i8; or undefined
 };
 
 /// Gradients of a RowSource; undefined: not wanted.

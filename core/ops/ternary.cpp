@@ -4,52 +4,10 @@
 
 #include "core/dispatch.h"
 #include "core/ops/adamw.h"
-#include "core/ops/check.h"
 #include "core/ops/matmul.h"
+#include "core/ops/ternary_check.h"
 
 namespace mmfree {
-namespace {
-
-void check_param(const char* op, const char* name, const Tensor& t) {
-  MMFREE_CHECK(DTypeError, t.defined() && (t.dtype() == DType::f32 || t.dtype() == DType::f64), op, ": expected ", name,
-               " of f32 or f64, got ", t.describe());
-}
-
-/// Checks dtype and [rows(), cols()], for any rank.
-void check_matrix(const char* op, const char* name, const Tensor& t, int64_t rows, int64_t cols, DType dtype) {
-  MMFREE_CHECK(DTypeError, t.defined() && t.dtype() == dtype, op, ": expected ", name, " of ", name_of(dtype), ", got ",
-               t.describe());
-  MMFREE_CHECK(ShapeError, t.rows() == rows && t.cols() == cols, op, ": expected ", name, " of [", rows, ", ", cols,
-               "], got ", t.describe());
-}
-
-void check_ternary(const char* op, const TernaryTensor& w) {
-  const bool packed = w.codes.device() == Device::cpu;
-  const DType type = packed ? DType::u8 : DType::i8;
-  MMFREE_CHECK(DTypeError, w.codes.defined() && w.codes.dtype() == type, op, ": expected ", name_of(type),
-               " codes on this device, got ", w.codes.describe());
-  MMFREE_CHECK(ShapeError, w.cols >= 0 && w.codes.cols() == (packed ? ternary_row_bytes(w.cols) : w.cols), op,
-               ": codes ", w.codes.shape(), " do not hold ", w.cols, " columns");
-  MMFREE_CHECK(ShapeError, w.scale.size() == 1, op, ": expected one scale, got ", w.scale.shape());
-  check_param(op, "scale", w.scale);
-  check_device(op, w.codes.device(), {&w.scale});
-}
-
-void check_codes(const char* op, const Tensor& q, const Tensor& step) {
-  MMFREE_CHECK(DTypeError, q.defined() && q.dtype() == DType::i8, op, ": expected i8 activations, got ", q.describe());
-  MMFREE_CHECK(ShapeError, step.size() == q.rows(), op, ": expected one step per row of ", q.shape(), ", got ",
-               step.shape());
-  check_param(op, "step", step);
-}
-
-/// Checks that t has a dtype A for parameters of dtype p: p itself, or bf16 for f32 on a GPU.
-void check_activation(const char* op, const char* name, const Tensor& t, DType p) {
-  const bool bf16 = p == DType::f32 && t.dtype() == DType::bf16 && t.device() == Device::cuda;
-  MMFREE_CHECK(DTypeError, t.defined() && (t.dtype() == p || bf16), op, ": expected ", name, " of ", name_of(p),
-               " (on a GPU also bf16), got ", t.describe());
-}
-
-}  // namespace
 
 int64_t ternary_row_bytes(int64_t cols) { return (cols + kTernaryBlock - 1) / kTernaryBlock * kTernaryBlockBytes; }
 
@@ -149,20 +107,26 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
   MMFREE_DISPATCH(y.device(), ternary_linear, args);
 }
 
-void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta) {
+void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta, Products products) {
   constexpr const char* op = "ternary_linear_dx";
   check_ternary(op, w);
   check_activation(op, "dy", dy, w.scale.dtype());
   check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
   check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
   // bf16 holds -1, 0 and 1 exactly, but not weight * scale: the scale stays f32 and multiplies the sums.
-  const bool bare = dy.dtype() == DType::bf16;
+  const bool bare = dy.dtype() == DType::bf16 || products == Products::bf16;
   Tensor dense({w.rows(), w.cols}, dy.dtype(), dy.device());
   ternary_dequantise(w, dense, !bare);
+  if (products == Products::bf16) {
+    check_param(op, "scale", w.scale);
+    const double scale = w.scale.dtype() == DType::f32 ? double(*w.scale.data<float>()) : *w.scale.data<double>();
+    return matmul(dy, false, dense, false, dx, scale, beta, Tensor(), products);
+  }
   matmul(dy, false, dense, false, dx, 1, beta, bare ? w.scale : Tensor());
 }
 
-void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta) {
+void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta,
+                       Products products) {
   constexpr const char* op = "ternary_linear_dw";
   check_codes(op, q, step);
   check_activation(op, "dy", dy, step.dtype());
@@ -173,7 +137,7 @@ void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Te
   Tensor u({q.rows(), q.cols()}, dy.dtype(), q.device());
   const ScaleCodesArgs args{q.data<int8_t>(), step.raw(), u.raw_mut(), u.dtype(), q.rows(), q.cols()};
   MMFREE_DISPATCH(q.device(), scale_codes, args);
-  matmul(dy, true, u, false, dw, 1, beta);
+  matmul(dy, true, u, false, dw, 1, beta, Tensor(), products);
 }
 
 }  // namespace mmfree

@@ -1,7 +1,7 @@
 #pragma once
 #include <vector>
 
-#include "core/tensor.h"
+#include "core/quant_tensor.h"
 
 namespace mmfree {
 
@@ -56,13 +56,15 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
 
 /// Gradient of `ternary_linear` with respect to its input q * step: dx [N, K] A = dy [N, O] A * W + beta * dx, W =
 /// weight * scale.
-/// @throws ShapeError, DTypeError
-void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta);
+/// With `products` bf16 dy is rounded to bf16, and the scale multiplies the sums. @throws ShapeError, DTypeError
+void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta,
+                       Products products = Products::compute);
 
 /// Gradient with respect to the latent weight (straight-through): dw [O, K] P = dy [N, O]^T * A(q [N, K] * step [N]) +
 /// beta * dw.
-/// @throws ShapeError, DTypeError
-void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta);
+/// With `products` bf16 both operands, dy and q * step, are rounded to bf16. @throws ShapeError, DTypeError
+void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta,
+                       Products products = Products::compute);
 
 /// Dense weights [rows, cols] -> codes and scale.
 struct TernaryQuantiseArgs {

@@ -1,7 +1,8 @@
 // Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
 //   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
-//   data.carry_state), arch (matmulfree; transformer: Transformer++ of the same sizes, heads of 64, bf16 products).
+//   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
+//   heads of 64, bf16 products).
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, and what the start took: start_s, until the first two
 // steps were made (the second records), and first_ms and second_ms of it.
@@ -51,9 +52,9 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 int run(int argc, char** argv) {
   const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
-      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},       {"recompute", "selective"},
-      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"},    {"capture", "1"},
-      {"reset", "0"},  {"carry", "0"},      {"arch", "matmulfree"}};
+      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},        {"recompute", "selective"},
+      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"},     {"capture", "1"},
+      {"reset", "0"},  {"carry", "0"},      {"arch", "matmulfree"}, {"backward", "compute"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -85,7 +86,8 @@ int run(int argc, char** argv) {
     if (keys["recompute"] == name_of(r)) recompute = r;
   ParamStore params(parameter_specs(config.model), DType::f32, target.device);
   params.initialise(1);
-  LM lm(params, config.model, target.compute);
+  const Products ternary = keys["backward"] == "int8" ? Products::int8 : Products::compute;
+  LM lm(params, config.model, target.compute, backward_products(target, ternary));
   const auto optimizer = make_optimizer(params, config.optim);
   StepRunner runner(lm, params, *optimizer, config, recompute);
   std::mt19937 random(1);

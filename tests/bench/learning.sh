@@ -4,7 +4,7 @@
 #   bash tests/bench/learning.sh TRAIN.h5 VALID.h5 WIKITEXT2.h5 TOKENIZER.model OUT [MODEL:LR:SEED[:key=value,...] ...]
 # MODEL is matmulfree, transformer (Transformer++) or bitnet (BitNet b1.58: a Llama with a BitLinear in place of each
 # projection). 1,500 steps of 64 x 1,024 tokens, 100 of warm-up, cosine to 0, decay 0.1 on matrices. Default runs:
-# matmulfree:4e-3, transformer:1e-3 and bitnet:2e-3 with seeds 0, 1 and 2. Losses over the first 512 windows of 1,024
+# matmulfree:4e-3, transformer:1e-3 and bitnet:4e-3 with seeds 0, 1 and 2. Losses over the first 512 windows of 1,024
 # tokens of the held-out part and the first 320 of WikiText-2. OUT gets a folder and a line of results.jsonl per run.
 # With several GPUs the runs are spread over them; GPUS=N takes the first N.
 set -euo pipefail
@@ -14,7 +14,7 @@ export mmfree=$root/bin/mmfree root
 export train=$1 valid=$2 wikitext=$3 tokenizer=$4 out=$5
 shift 5
 if [ $# -eq 0 ]; then
-  for seed in 0 1 2; do set -- "$@" "bitnet:2e-3:$seed" "matmulfree:4e-3:$seed" "transformer:1e-3:$seed"; done
+  for seed in 0 1 2; do set -- "$@" "bitnet:4e-3:$seed" "matmulfree:4e-3:$seed" "transformer:1e-3:$seed"; done
 fi
 mkdir -p "$out"
 

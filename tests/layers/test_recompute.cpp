@@ -8,16 +8,15 @@
 namespace mmfree {
 namespace {
 
-
 struct Outcome {
   double loss;
   Tensor grads;
 };
 
-Outcome backward(const ModelConfig& c, DType t, Recompute recompute) {
+Outcome backward(const ModelConfig& c, DType t, Recompute recompute, Products products = Products::compute) {
   ParamStore params(parameter_specs(c), t);
   randomise(params, 11);
-  const LM lm(params, c);
+  const LM lm(params, c, t, {products, Products::compute});
   const int64_t batch = 3, steps = 19;
   Outcome out{0, {}};
   params.begin_gradients();
@@ -57,6 +56,17 @@ TEST(RecomputeInTheModel, ChangesNoBitOfLossAndGradients) {
         }
 }
 
+TEST(RecomputeInTheModel, ChangesNoBitOfProductsInEightBits) {
+  for (DType t : {DType::f32, DType::f64}) {
+    ModelConfig c = tiny_model_config();
+    const Outcome plain = backward(c, t, Recompute::none), expected = backward(c, t, Recompute::none, Products::int8);
+    EXPECT_EQ(plain.loss, expected.loss) << "the forward pass is the same";
+    EXPECT_FALSE(same_bits(plain.grads, expected.grads));
+    for (Recompute r : {Recompute::rounded, Recompute::selective, Recompute::full})
+      EXPECT_TRUE(same_bits(expected.grads, backward(c, t, r, Products::int8).grads)) << name_of(r);
+  }
+}
+
 TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
   for (Precision precision : {Precision::ternary, Precision::f32}) {
     ModelConfig c = tiny_model_config();
@@ -81,8 +91,8 @@ TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
       peak[r] = arena->stats().peak;
       EXPECT_EQ(256u, arena->stats().live) << "only the loss is left";
     }
-    // Kept per layer, in bytes: with `full` the stream alone; `rounded` forgets the rounded activations, for int8 a byte
-    // each and a step, else f32; `selective` also gate_proj's output.
+    // Kept per layer, in bytes: with `full` the stream alone; `rounded` forgets the rounded activations, for int8 a
+    // byte each and a step, else f32; `selective` also gate_proj's output.
     const size_t width = size_t(c.hidden_size), inner = size_t(c.intermediate_size), rows = size_t(n);
     const size_t rounded =
         precision == Precision::ternary ? rows * (5 * width + inner) + 6 * 4 * rows : 4 * rows * (5 * width + inner);

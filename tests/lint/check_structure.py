@@ -53,9 +53,9 @@ PRINTS = re.compile(
 PRINTERS = ["core/system/console.cpp", "core/system/signals.cpp", "tests/*"]
 
 # Headers in core/ops that need not have each part that an operation has.
-NO_SOURCE = {"check"}
-NO_KERNEL = {"check", "linear"}  # linear chooses between ternary and matmul
-NO_TEST = {"check"}
+NO_SOURCE = {"check", "ternary_check"}
+NO_KERNEL = {"check", "ternary_check", "linear"}  # linear chooses between ternary and matmul
+NO_TEST = {"check", "ternary_check"}
 
 MAX_LINES = 500
 MAX_LINES_OF_TESTS = 700

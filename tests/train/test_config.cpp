@@ -97,6 +97,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.seed, b.train.seed);
   EXPECT_EQ(a.train.device, b.train.device);
   EXPECT_EQ(a.train.compute, b.train.compute);
+  EXPECT_EQ(a.train.backward, b.train.backward);
   EXPECT_EQ(a.train.recompute, b.train.recompute);
   EXPECT_EQ(a.train.capture, b.train.capture);
   EXPECT_EQ(a.train.threads, b.train.threads);
@@ -249,6 +250,7 @@ RunConfig random_config(std::mt19937_64& random) {
              integer(0, INT64_MAX),
              *parse_device(one_of({"auto", "cpu", "cuda", "cuda:0", "cuda:17"})),
              static_cast<ComputeChoice>(integer(0, 2)),
+             micro % 2 == 1 ? Products::int8 : Products::compute,
              integer(0, 1) ? std::optional(static_cast<Recompute>(integer(0, 2))) : std::nullopt,
              integer(0, 1) == 1,
              integer(0, 4096),
@@ -361,6 +363,7 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {device: [cuda]}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found a list"},
       {"train: {device: }", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found nothing"},
       {"train: {compute: f64}", "x.yaml:1: train.compute: expected auto|f32|bf16, found 'f64'"},
+      {"train: {backward: int4}", "x.yaml:1: train.backward: expected compute|int8, found 'int4'"},
       {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'all'"},
       {"train: {recompute: true}",
        "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
@@ -405,15 +408,21 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        concat("x.yaml:4: model.layers[1].token: expected ", names_of(kAllTokenKinds), ", found 'nothing'")},
       {"model:\n  layers: [{repeat: 3, heads: 4}]",
        "x.yaml:2: model.layers[0].heads: 4 heads, but mlgru mixes every channel on its own; leave heads and kv_heads "
-       "out"},
+       "out, or give 1 and 0"},
+      {"model: {sliding_window: 4}",
+       "x.yaml:1: model.sliding_window: 4, but mlgru has no heads and no window; leave it out, or give 0"},
       {"model: {kv_heads: 2}",
-       "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+       "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out, "
+       "or give 1 and 0"},
+      {"model: {token: attention, heads: 4, sliding_window: 2147483648}",
+       "x.yaml:1: model.sliding_window: expected an integer in 0..2147483647, found '2147483648'"},
       {"model: {token: attention, heads: 4}\ndata:\n  carry_state: true",
        "x.yaml:3: data.carry_state: the keys and values of attention grow with every token; set it to false"},
       {"model: {heads: 4, num_hidden_layers: 2, layers: [{}, {token: attention}]}\ndata: {carry_state: true}",
        "x.yaml:2: data.carry_state: the keys and values of attention grow with every token; set it to false"},
       {"model: {heads: 16}",
-       "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out"},
+       "x.yaml:1: model.heads: 16 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out, "
+       "or give 1 and 0"},
       {"model:\n  num_hidden_layers: 8\n  layers: [{repeat: 3}]",
        "x.yaml:2: model.num_hidden_layers: 8, but model.layers lists 3; leave num_hidden_layers out"},
       {"model: {layers: [{inner_norms: false}]}",
@@ -687,7 +696,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 20));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 21));
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Where to compute, as users name it.
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "core/gpu.h"
 #include "tests/support/gpu.h"
 #include "tests/support/tensors.h"
@@ -19,13 +21,20 @@ TEST(Device, NamesAreAutoCpuCudaAndCudaWithANumber) {
 }
 
 TEST(Device, TheCpuIsAlwaysThereAndComputesInF32) {
-  for (const char* compute : {"auto", "f32"}) {
+  const Products fast = fast_bf16_products() ? Products::bf16 : Products::compute;
+  for (const auto& [compute, products] :
+       std::map<std::string, Products>{{"auto", fast}, {"f32", Products::compute}, {"bf16", Products::bf16}}) {
     const ComputeTarget t = choose_target("cpu", compute, "here");
+    EXPECT_EQ(products, t.products) << compute;
+    EXPECT_EQ(products, backward_products(t, Products::compute).ternary);
+    EXPECT_EQ(Products::int8, backward_products(t, Products::int8).ternary);
+    EXPECT_EQ(products, backward_products(t, Products::int8).other) << "never in int8";
+    EXPECT_THROW(backward_products({Device::cuda, DType::bf16, Products::compute, "cuda:0"}, Products::int8),
+                 ConfigError);
     EXPECT_EQ(Device::cpu, t.device);
     EXPECT_EQ(DType::f32, t.compute);
     EXPECT_EQ("cpu", t.name);
   }
-  expect_error<ConfigError>({"here: ", "bf16", "f32"}, [] { choose_target("cpu", "bf16", "here"); });
 }
 
 TEST(Device, RefusesWhatIsNoDevice) {
@@ -45,7 +54,6 @@ TEST(Device, WithoutAGpuAutoIsTheCpuAndCudaIsRefusedWithTheReason) {
       expect_error<ConfigError>({"--device: ", problem.c_str(), "choose device cpu"},
                                 [&] { choose_target(device, compute, "--device"); });
   EXPECT_THROW(gpu::use(0), DeviceError);
-  EXPECT_THROW(choose_target("auto", "bf16", "here"), ConfigError);
 }
 
 TEST(Device, WithAGpuAutoTakesItInBf16) {

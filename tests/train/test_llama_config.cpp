@@ -205,6 +205,8 @@ TEST(LlamaConfig, ExceptedModulesAreFoundAsTransformersFindsThem) {
   const ModelConfig whole = read(R"(["model.layers.1","lm_head"])"), end = read(R"(["down_proj"])"), none = read("[]");
   EXPECT_TRUE(is_ternary(whole, 0, "q_proj") && !is_ternary(whole, 1, "q_proj") && !is_ternary(whole, 1, "up_proj"));
   EXPECT_FALSE(is_ternary(whole, -1, "lm_head"));
+  const ModelConfig dotted = read(R"(["model.layers.1."])");
+  EXPECT_TRUE(is_ternary(dotted, 0, "q_proj") && !is_ternary(dotted, 1, "q_proj") && is_ternary(dotted, -1, "lm_head"));
   EXPECT_TRUE(is_ternary(end, 0, "up_proj") && !is_ternary(end, 0, "down_proj") && !is_ternary(end, 1, "down_proj"));
   EXPECT_TRUE(is_ternary(end, -1, "lm_head"));
   EXPECT_TRUE(none.precision_rules.empty());
@@ -229,6 +231,7 @@ TEST(LlamaConfig, TheObjectOfOursMayNotContradictTheirKeys) {
       {[](Json& j) { j["mmfree"]["token"] = "mlgru", j["mmfree"]["heads"] = 1, j["mmfree"]["kv_heads"] = 1; },
        "token is attention and mlgru"},
       {[](Json& j) { j["mmfree"]["fused_gate"] = true; }, "no class of transformers computes"},
+      {[](Json& j) { j["mmfree"]["precision_rules"].push_back(Json::object()); }, "a rule names no precision"},
   };
   for (const auto& [change, expected] : cases) {
     Json json = good;
@@ -271,6 +274,7 @@ TEST(LlamaConfig, WhatTheirClassesDoNotComputeHasAnotherType) {
       {"a window with sub norms", "mmfree", [](ModelConfig& c) { c.sub_norm = true, c.sliding_window = 4; }},
       {"sub norms of another width", "mmfree", [](ModelConfig& c) { c.sub_norm = true, c.head_dim = 16; }},
       {"large initial weights", "mistral", [](ModelConfig& c) { c.initializer_range = 2; }},
+      {"the largest window", "mistral", [](ModelConfig& c) { c.sliding_window = (int64_t{1} << 31) - 1; }},
   };
   for (const Case& each : cases) {
     ModelConfig c = tiny_llama();

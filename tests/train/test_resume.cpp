@@ -40,6 +40,7 @@ TEST(Resume, ADangerousChangeNeedsForce) {
            {[](RunConfig& x) { x.data.reset_state = true; }, "data.reset_state"},
            {[](RunConfig& x) { x.train.batch_size = 8; }, "train.batch_size"},
            {[](RunConfig& x) { x.train.seed = 2; }, "train.seed"},
+           {[](RunConfig& x) { x.train.backward = Products::int8; }, "train.backward"},
            {[](RunConfig& x) { x.data.train = {TinyCorpus::get().valid()}; }, "training shards"}}) {
     RunConfig changed = c;
     change(changed);

@@ -13,7 +13,6 @@
 namespace mmfree {
 namespace {
 
-
 /// Everything a run's steps need, as the trainer makes it.
 struct SmallRun {
   RunConfig config;

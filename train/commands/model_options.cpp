@@ -14,7 +14,10 @@ void add_model_options(CLI::App& command, ModelOptions& o) {
 }
 
 Model load_model(const ModelOptions& o) {
-  return move_model(load_model(o.model, o.tokenizer), choose_target(o.device, o.compute, "--device"));
+  const ComputeTarget target = choose_target(o.device, o.compute, "--device");
+  MMFREE_CHECK(ConfigError, target.device != Device::cpu || o.compute != name_of(ComputeChoice::bf16),
+               "--device: bf16 activations need a GPU; the CPU computes in f32");
+  return move_model(load_model(o.model, o.tokenizer), target);
 }
 
 }  // namespace mmfree

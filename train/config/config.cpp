@@ -142,7 +142,7 @@ bool dangerous_on_resume(const std::string& key, const RunConfig& before, const 
   if (key == "data.sources") return !mixed_alike(before, after);
   return (key.starts_with("model.") && !describes_only(key)) || key == "data.seq_len" || key == "data.shuffle" ||
          key == "data.reset_state" || key == "data.carry_state" || key == "data.stages" || key == "train.batch_size" ||
-         key == "train.seed";
+         key == "train.seed" || key == "train.backward";
 }
 
 }  // namespace

@@ -185,7 +185,7 @@ void layer_fields(LayerKeys<Of>& c, Visit&& visit) {
   visit("kv_heads", c.kv_heads, Integer{0, 1 << 12}, "heads of keys and values; 0: as heads");
   visit("head_dim", c.head_dim, Integer{0, 512}, "width of a head, a multiple of 8; 0: D / heads");
   visit("rope_theta", c.rope_theta, Real{1, 1e12}, "base of attention's rotary angles");
-  visit("sliding_window", c.sliding_window, Integer{0, int64_t{1} << 40},
+  visit("sliding_window", c.sliding_window, Integer{0, std::numeric_limits<int32_t>::max()},
         "most tokens that attention sees, the current one among them; 0: all");
   visit("intermediate_size", c.intermediate_size, Integer{0, 1 << 20},
         "width of the channel mixer; 0: 2/3 of hidden_ratio * D, rounded up to a multiple of 256");
@@ -242,7 +242,8 @@ void fields(ModelConfig& c, Visit&& visit) {
   visit("num_hidden_layers", c.num_hidden_layers, Integer{1, 1 << 12},
         "number of blocks; follows from layers if given");
   visit("hidden_ratio", c.hidden_ratio, Integer{1, 1 << 10}, "used only where intermediate_size is 0");
-  visit("rms_norm_eps", c.rms_norm_eps, Real{0, 1, true, true}, "added to the mean square in block, gate and sub norms");
+  visit("rms_norm_eps", c.rms_norm_eps, Real{0, 1, true, true},
+        "added to the mean square in block, gate and sub norms");
   visit("initializer_range", c.initializer_range, Real{0, 1e3, true}, "standard deviation of the initial weights");
   visit("use_lower_bound", c.use_lower_bound, Flag{}, "learned lower bounds of the forget gate");
   visit("tie_word_embeddings", c.tie_word_embeddings, Flag{}, "the head multiplies by the embedding table");
@@ -250,7 +251,8 @@ void fields(ModelConfig& c, Visit&& visit) {
   visit("layers", c.layers, ListOf<MapOf<LayerEntry>>{{"{repeat: ..., token: ..., ...}"}},
         "layers that differ, from the first on; their keys win over the model's own; empty: all alike");
   visit("precision_rules", c.precision_rules,
-        ListOf<MapOf<PrecisionRule>>{{"{layers: [...], projections: [...], precision: ..., inner_norm: ...}", {"precision", "inner_norm"}}},
+        ListOf<MapOf<PrecisionRule>>{
+            {"{layers: [...], projections: [...], precision: ..., inner_norm: ...}", {"precision", "inner_norm"}}},
         "exceptions; later rules win, over layers too");
   visit("max_position_embeddings", c.max_position_embeddings, Integer{1, int64_t{1} << 40},
         "kept for export; nothing that is computed depends on it");
@@ -335,9 +337,13 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
   visit("compute", c.compute,
         Choice<ComputeChoice>{{ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16}},
-        "dtype of activations; auto: bf16 on a GPU, f32 on the CPU");
+        "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 on a "
+        "GPU, and on a CPU whose bf16 products are faster");
+  visit("backward", c.backward, Choice<Products>{{Products::compute, Products::int8}},
+        "products of the ternary projections' backward pass: as compute says, or in 8 bits (on the CPU)");
   visit("recompute", c.recompute,
-        Choice<std::optional<Recompute>>{{{}, Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full}},
+        Choice<std::optional<Recompute>>{
+            {{}, Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full}},
         "what the backward pass computes again instead of keeping it; auto: selective on a GPU, none on the CPU");
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");

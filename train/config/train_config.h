@@ -34,6 +34,7 @@ struct TrainConfig {
   int64_t seed = 1;              ///< of initial weights and data order
   DeviceChoice device;
   ComputeChoice compute = ComputeChoice::automatic;
+  Products backward = Products::compute;
   std::optional<Recompute> recompute;  ///< nullopt: selective on a GPU, none on the CPU
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default

@@ -183,10 +183,11 @@ void check_layer_types(const JsonFields& json, const ModelConfig& c) {
                  "sliding_window all layers must be ", quote(all));
 }
 
-/// Whether `pattern` excepts the module, as transformers matches them: a module with all in it, or the end of a name.
+/// Whether `pattern` excepts the module, as transformers matches them: a module with all in it, with or without a dot
+/// at its end, or the end of a name.
 bool excepts(const std::string& pattern, const std::string& module) {
   if (module.ends_with(pattern)) return true;
-  return module.starts_with(pattern) && (module.size() == pattern.size() || module[pattern.size()] == '.');
+  return module.starts_with(pattern) && (pattern.ends_with('.') || module[pattern.size()] == '.');
 }
 
 std::vector<std::string> kept_patterns(const JsonFields& quantisation) {

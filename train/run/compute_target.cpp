@@ -28,17 +28,23 @@ std::optional<DeviceChoice> parse_device(const std::string& text) {
   return DeviceChoice{DeviceChoice::cuda, std::stoi(number)};
 }
 
+BackwardProducts backward_products(const ComputeTarget& target, Products ternary) {
+  MMFREE_CHECK(ConfigError, ternary != Products::int8 || target.device == Device::cpu,
+               "train.backward: int8 products are computed on the CPU alone, and this run is on ", target.name,
+               "; choose compute, or train.device=cpu");
+  return {ternary == Products::compute ? target.products : ternary, target.products};
+}
+
 ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where) {
   if (!device.wants_gpu()) {
-    MMFREE_CHECK(ConfigError, compute != ComputeChoice::bf16, where,
-                 ": bf16 activations need a GPU; the CPU computes in f32");
-    return {};
+    const bool bf16 = compute == ComputeChoice::bf16 || (compute == ComputeChoice::automatic && fast_bf16_products());
+    return {Device::cpu, DType::f32, bf16 ? Products::bf16 : Products::compute};
   }
   const int index = std::max(device.index, 0);
   const std::string problem = gpu::problem(index);
   MMFREE_CHECK(ConfigError, problem.empty(), where, ": ", problem, "; or choose device cpu");
   gpu::use(index);
-  return {Device::cuda, compute == ComputeChoice::f32 ? DType::f32 : DType::bf16,
+  return {Device::cuda, compute == ComputeChoice::f32 ? DType::f32 : DType::bf16, Products::compute,
           concat("cuda:", index, " (", gpu::info().name, ")")};
 }
 

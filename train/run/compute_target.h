@@ -3,7 +3,8 @@
 #include <string>
 
 #include "core/device.h"
-#include "core/dtype.h"
+#include "core/quant_tensor.h"
+#include "layers/lm.h"
 
 namespace mmfree {
 
@@ -16,7 +17,8 @@ struct DeviceChoice {
   bool wants_gpu() const;
 };
 
-/// The dtype of activations, as users say it; automatic: bf16 on a GPU, f32 on the CPU.
+/// The dtype of activations, as users say it. On the CPU they are f32, and bf16 stands for the operands of backward
+/// products. automatic: bf16 on a GPU, and on a CPU whose bf16 products are faster (`fast_bf16_products`).
 enum class ComputeChoice { automatic, f32, bf16 };
 
 std::string name_of(const DeviceChoice& choice);
@@ -27,9 +29,14 @@ std::optional<DeviceChoice> parse_device(const std::string& text);
 /// Where and in what precision to compute.
 struct ComputeTarget {
   Device device = Device::cpu;
-  DType compute = DType::f32;  ///< dtype of activations
-  std::string name = "cpu";    ///< for people: "cpu" or "cuda:0 (NVIDIA H100 80GB HBM3)"
+  DType compute = DType::f32;             ///< dtype of activations
+  Products products = Products::compute;  ///< of backward passes: bf16 on a CPU that was to compute in it
+  std::string name = "cpu";               ///< for people: "cpu" or "cuda:0 (NVIDIA H100 80GB HBM3)"
 };
+
+/// The products of a model's backward pass there, where those of ternary projections are `ternary` (train.backward).
+/// @throws ConfigError for int8 on a GPU
+BackwardProducts backward_products(const ComputeTarget& target, Products ternary);
 
 /// Resolves the choices and makes the GPU, if it is one, that of this process.
 /// @throws ConfigError naming `where` for a device that cannot be used, with the reason

@@ -11,7 +11,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute
   const auto arena = Arena::counted();
   const ArenaScope scope(arena);
   ParamStore params(parameter_specs(config.model), DType::f32, Device::cuda);
-  LM lm(params, config.model, compute);
+  LM lm(params, config.model, compute, {config.train.backward, Products::compute});
   const auto optimizer = make_optimizer(params, config.optim);
   StepRunner runner(lm, params, *optimizer, config, recompute);
   MemoryEstimate estimate;

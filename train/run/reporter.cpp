@@ -39,13 +39,17 @@ void Reporter::banner(const Corpus& corpus) const {
       format_count(double(corpus.total_tokens())).c_str(), integer(corpus.documents()), integer(batches_.windows()),
       integer(config_.data.seq_len),
       corpus.sources().size() > 1 ? concat(", from ", corpus.sources().size(), " sources").c_str() : "");
-  console::err.format("run     %s: %lld steps of %lld x %lld tokens on %s in %s%s\n", config_.train.run_dir.c_str(),
+  const Products products = backward_products(target_, config_.train.backward).ternary;
+  console::err.format("run     %s: %lld steps of %lld x %lld tokens on %s in %s%s%s\n", config_.train.run_dir.c_str(),
                       integer(config_.train.steps), integer(config_.train.batch_size), integer(config_.data.seq_len),
                       target_.name.c_str(), name_of(target_.compute),
+                      products == Products::compute ? "" : concat(", backward products in ", name_of(products)).c_str(),
                       target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
-  const bool fused = target_.device == Device::cuda && target_.compute == DType::bf16;
-  if (fused && m.uses(TokenKind::attention) && !gpu::attention_problem().empty())
-    console::err.format("note    attention runs on slower kernels: %s\n", gpu::attention_problem().c_str());
+  if (target_.device != Device::cuda || !m.uses(TokenKind::attention)) return;
+  const std::string slower = config_.data.reset_state         ? "data.reset_state keeps documents apart"
+                             : target_.compute != DType::bf16 ? "activations are not bf16"
+                                                              : gpu::attention_problem();
+  if (!slower.empty()) console::err.format("note    attention runs on slower kernels: %s\n", slower.c_str());
 }
 
 void Reporter::open_metrics(const std::string& path, int64_t resume_step) {

@@ -140,6 +140,7 @@ std::map<std::string, std::string> describe_run(const RunConfig& config, const s
                                 {"threads", omp_get_max_threads()},
                                 {"device", facts.target.name},
                                 {"compute", name_of(facts.target.compute)},
+                                {"backward", name_of(backward_products(facts.target, config.train.backward).ternary)},
                                 {"parameters", config.model.parameter_count()},
                                 {"train_tokens", facts.train_tokens},
                                 {"train_data", facts.data}};

@@ -45,7 +45,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       corpus_(config_.data),
       batches_(corpus_, batch_options(config_)),
       params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device),
-      lm_(params_, config_.model, target_.compute),
+      lm_(params_, config_.model, target_.compute, backward_products(target_, config_.train.backward)),
       optimizer_(make_optimizer(params_, config_.optim)),
       folder_(config_.train.run_dir),
       reporter_(config_, target_, batches_, quiet) {
