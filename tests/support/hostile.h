@@ -12,6 +12,7 @@
 #include "optim/adamw.h"
 #include "tests/support/h5_repair.h"
 #include "tests/support/temp_dir.h"
+#include "train/formats/gguf.h"
 #include "train/formats/safetensors.h"
 #include "train/formats/strict_json.h"
 #include "train/formats/ternary_file.h"
@@ -133,6 +134,23 @@ inline std::string load_safetensors(const std::string& path) {
   return digest;
 }
 
+inline std::string load_gguf(const std::string& path) {
+  const GgufReader file(path);
+  std::string digest;
+  for (const auto& [key, value] : file.keys()) {
+    expect(value.shown().size() < 1000, "a value too long to print");
+    digest += key + value.serialized();
+  }
+  for (const GgufTensor& t : file.tensors()) {
+    const std::vector<uint8_t> raw = file.bytes(t.name);
+    const Tensor values = file.read(t.name);
+    expect(values.shape() == t.shape && int64_t(raw.size()) == t.bytes, "a tensor of another shape than promised");
+    for (int64_t i = 0; i < values.size(); ++i) expect(std::isfinite(values.data<float>()[i]), "a value not finite");
+    digest += concat(t.name, ' ', name_of(t.type), ' ', t.shape, ' ') + std::string(raw.begin(), raw.end());
+  }
+  return digest;
+}
+
 inline std::string load_yaml(const std::string& path) {
   const std::string yaml = to_yaml(load_config(path));
   expect(to_yaml(load_config_text(yaml, path)) == yaml, "a configuration that does not survive being written");
@@ -200,6 +218,7 @@ inline const std::vector<HostileReader>& hostile_readers() {
       {"shard", "train-00000.h5", load_shard, repair_shard, 4096},
       {"checkpoint", "step-00000012.h5", load_run_checkpoint, repair_checkpoint, 4096},
       {"safetensors", "x.safetensors", load_safetensors},
+      {"gguf", "x.gguf", load_gguf},
       {"ternary", "x.ternary", load_ternary, repair_ternary},
       {"hf_config", "config.json", load_folder},
       {"hf_llama", "config.json", load_folder},

@@ -54,6 +54,21 @@ inline void write_safetensors(const std::string& path, int generation) {
   writer.commit();
 }
 
+/// A value of each kind of key, a tensor of each type.
+inline void write_gguf(const std::string& path, int generation) {
+  GgufWriter writer(path, {{"general.architecture", GgufValue::text("none")},
+                           {"a.u32", GgufValue::u32(uint32_t(generation))},
+                           {"a.f32", GgufValue::f32(0.5f)},
+                           {"a.bool", GgufValue::boolean(true)},
+                           {"a.texts", GgufValue::array(std::vector<std::string>{"x", "", "\n"})},
+                           {"a.numbers", GgufValue::array(std::vector<int32_t>{1, -2, generation})}});
+  Tensor values({1, 256}, DType::f32);
+  for (int64_t i = 0; i < 256; ++i) values.mut<float>()[i] = float((i * 7 + generation) % 3 - 1);
+  for (const GgmlType type : kAllGgmlTypes) writer.declare(name_of(type), type, values.shape());
+  for (const GgmlType type : kAllGgmlTypes) writer.write(name_of(type), packed("test", type, values));
+  writer.commit();
+}
+
 inline ModelConfig small_llama() {
   ModelConfig c = tiny_llama();
   make_bitnet(c, true);
@@ -119,6 +134,7 @@ inline std::string hostile_original(const HostileReader& reader, const std::stri
   if (name == "shard") write_shard(path, generation);
   if (name == "checkpoint") write_small_checkpoint(path, generation);
   if (name == "safetensors") write_safetensors(path, generation);
+  if (name == "gguf") write_gguf(path, generation);
   if (name == "ternary") write_ternary_file(path, small_random_model(generation), EmbeddingStore::int8);
   if (name == "hf_config") write_folder(dir, generation, int64_t(1) << 30);
   if (name == "hf_llama") write_folder(dir, generation, int64_t(1) << 30, small_llama());

@@ -8,6 +8,7 @@
 #include "core/system/signals.h"
 #include "layers/parameters.h"
 #include "train/commands/commands.h"
+#include "train/formats/gguf_model.h"
 #include "train/formats/hf_folder.h"
 #include "train/formats/llama_config.h"
 #include "train/formats/ternary_file.h"
@@ -22,7 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Options {
-  std::string model, out, tokenizer, format = "ternary", embedding = "f32", dtype = "float32";
+  std::string model, out, tokenizer, format = "ternary", embedding = "f32", dtype = "float32", gguf_type = "TQ2_0",
+                                     gguf_other = "auto";
   int64_t max_shard_mb = 5000;
   bool overwrite = false, force = false;
 };
@@ -58,6 +60,26 @@ void export_to_ternary(const Options& o, const Model& model) {
                       format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
   console::out.format("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n",
                       model.kind.c_str());
+}
+
+void export_to_gguf(const Options& o, const Model& model) {
+  GgufOptions options{ggml_type_of(o.gguf_type), {}};
+  if (o.gguf_other != "auto") options.other = ggml_type_of(o.gguf_other);
+  require_replaceable(o.out, o.overwrite, [&] { verify_gguf(o.out); });
+  const GgufReport report = export_gguf(o.out, model, options, [] { throw_if_stopped(); });
+  std::string bits;
+  if (report.ternary_values)
+    bits = concat(", ternary matrices of ", format_count(double(report.ternary_values)), " weights in ",
+                  8 * double(report.ternary_bytes) / double(report.ternary_values), " bits each");
+  console::out.format("wrote %s: GGUF of architecture %s, %s, %lld tensors%s\n", o.out.c_str(),
+                      report.architecture.c_str(), size_text(o.out).c_str(), static_cast<long long>(report.tensors),
+                      bits.c_str());
+  if (!report.fallback.empty()) console::out.format("fallback: %s\n", report.fallback.c_str());
+  console::out.format(
+      "checked: loaded again, the same codes, logits within %.2g of the %s's over 256 tokens (allowed: %.2g)\n",
+      report.difference, model.kind.c_str(), report.bound);
+  if (!report.no_tokenizer.empty())
+    console::err.format("warning: the file holds no tokenizer: %s\n", report.no_tokenizer.c_str());
 }
 
 /// What would make Hugging Face's classes compute the model, if it is one setting; else "".
@@ -120,6 +142,8 @@ void run_export(const Options& o) {
   refuse_source(o, model);
   if (o.format == "ternary")
     export_to_ternary(o, model);
+  else if (o.format == "gguf")
+    export_to_gguf(o, model);
   else
     export_to_hf(o, model);
 }
@@ -158,11 +182,12 @@ void run_import(const Options& o) {
 
 void add_export_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("export", "Write a model for deployment (ternary) or exchange (hf)");
+  CLI::App* c = app.add_subcommand("export", "Write a model for deployment (ternary) or exchange (hf, gguf)");
   c->add_option("model", o->model, "checkpoint, run folder or Hugging Face folder")->required();
-  c->add_option("out", o->out, "file (ternary) or folder (hf) to write")->required();
-  c->add_option("--format", o->format, "ternary: 2-bit codes and scales; hf: latent weights as safetensors")
-      ->check(CLI::IsMember({"ternary", "hf"}))
+  c->add_option("out", o->out, "file (ternary, gguf) or folder (hf) to write")->required();
+  c->add_option("--format", o->format,
+                "ternary: 2-bit codes and scales; hf: latent weights as safetensors; gguf: a file for llama.cpp")
+      ->check(CLI::IsMember({"ternary", "hf", "gguf"}))
       ->capture_default_str();
   c->add_option("--embedding", o->embedding, "ternary: how the embedding table is stored")
       ->check(CLI::IsMember({"f32", "bf16", "int8"}))
@@ -173,16 +198,27 @@ void add_export_command(CLI::App& app) {
   c->add_option("--max-shard-mb", o->max_shard_mb, "hf: megabytes per safetensors file")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
       ->capture_default_str();
+  c->add_option(
+       "--gguf-type", o->gguf_type,
+       "gguf: type of the ternary matrices; where their rows do not divide by its groups, the output says which "
+       "other one they have")
+      ->check(CLI::IsMember({"TQ2_0", "TQ1_0", "Q2_0", "Q8_0", "BF16", "F16", "F32"}))
+      ->capture_default_str();
+  c->add_option("--gguf-other", o->gguf_other,
+                "gguf: type of the embedding and of matrices that are not ternary; auto: as precise as they compute")
+      ->check(CLI::IsMember({"auto", "F32", "BF16", "F16", "Q8_0"}))
+      ->capture_default_str();
   c->add_flag("--overwrite", o->overwrite, "replace an export that mmfree wrote and nobody changed since");
   c->add_flag("--force", o->force, "hf: without a warning for a model that only mmfree can load");
   c->add_option("--tokenizer", o->tokenizer, "SentencePiece model, if the model file holds none");
   c->footer(
-      "A ternary export is loaded again and must give the model's logits to the bit, an hf one its tensors, before an "
-      "older one is replaced.\n"
+      "A ternary export is loaded again and must give the model's logits to the bit, an hf one its tensors, "
+      "a gguf one the codes and nearly the logits (scales are rounded to F16), before an older one is replaced.\n"
       "Examples:\n"
       "  mmfree export runs/quickstart model.mmfree\n"
       "  mmfree export runs/quickstart model.mmfree --embedding int8 --overwrite\n"
-      "  mmfree export runs/quickstart hf_folder --format hf --dtype bfloat16");
+      "  mmfree export runs/quickstart hf_folder --format hf --dtype bfloat16\n"
+      "  mmfree export runs/quickstart model.gguf --format gguf --gguf-type TQ1_0 --gguf-other Q8_0");
   c->callback([o] { run_export(*o); });
 }
 

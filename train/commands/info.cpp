@@ -4,11 +4,13 @@
 #include <memory>
 
 #include "core/system/console.h"
+#include "core/system/files.h"
 #include "core/system/folder_mark.h"
 #include "data/h5/h5.h"
 #include "data/paths.h"
 #include "data/token_shards.h"
 #include "train/commands/commands.h"
+#include "train/formats/gguf.h"
 #include "train/formats/ternary_file.h"
 #include "train/inference/model.h"
 #include "train/run/progress.h"
@@ -92,6 +94,31 @@ void print_model(const std::string& path) {
                       t.resumable ? "optimizer state included" : "no optimizer state");
 }
 
+bool is_gguf(const std::string& path) {
+  if (!fs::is_regular_file(path)) return false;
+  const Fd file = open_input(path);
+  char begin[4] = {};
+  read_exactly(file, path, 0, begin, std::min<int64_t>(sizeof begin, size_of_file(file, path)));
+  return std::string_view(begin, 4) == "GGUF";
+}
+
+void print_gguf(const std::string& path) {
+  const GgufReader file(path);
+  console::out.format("%s: GGUF file of version 3\n", path.c_str());
+  console::out.format("size        %s, of these %s before the tensors\n", format_bytes(uint64_t(file.size())).c_str(),
+                      format_bytes(uint64_t(file.data_begin())).c_str());
+  for (const GgmlType type : kAllGgmlTypes) {
+    int64_t tensors = 0, values = 0, bytes = 0;
+    for (const GgufTensor& t : file.tensors())
+      if (t.type == type) ++tensors, values += t.shape.size(), bytes += t.bytes;
+    if (tensors)
+      console::out.format("%-12s%lld tensors, %lld values, %s (%g bits each)\n", name_of(type),
+                          static_cast<long long>(tensors), static_cast<long long>(values),
+                          format_bytes(uint64_t(bytes)).c_str(), bits_per_weight(type));
+  }
+  for (const auto& [key, value] : file.keys()) console::out.format("%s = %s\n", key.c_str(), value.shown().c_str());
+}
+
 void print_tokenizer(const std::string& path) {
   const Tokenizer t = Tokenizer::load(path);
   console::out.format("%s: SentencePiece tokenizer, %d pieces, hash %s\n", path.c_str(), t.vocab_size(),
@@ -133,7 +160,10 @@ void verify_export(const std::string& folder) {
 void verify(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
   if (fs::is_regular_file(path) && h5::kind_of(path).empty() && !path.ends_with(".h5")) {
-    read_ternary_file(path);
+    if (is_gguf(path))
+      verify_gguf(path);
+    else
+      read_ternary_file(path);
     console::out.format("%s: verified, the export matches its hash (%s)\n", path.c_str(),
                         format_bytes(fs::file_size(path)).c_str());
     return;
@@ -159,6 +189,7 @@ void verify(const std::string& path) {
 void run(const std::string& path) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
   if (fs::is_regular_file(path) && h5::kind_of(path) == "tokens") return print_shards(path);
+  if (is_gguf(path)) return print_gguf(path);
   if (fs::path(path).extension() == ".model") return print_tokenizer(path);
   print_model(path);
 }
