@@ -87,8 +87,8 @@ struct AttentionShape {
   double theta;    ///< base of the rotary angles
 };
 
-/// Keys and values of earlier tokens. Without a window the first `position` of C are valid; with one C are, of which
-/// the last window − 1 count.
+/// Keys and values of earlier tokens. Without a window the tensors have room for C tokens, and the first `position` are
+/// valid. With a window all C are valid, and the next call reads the last window − 1 of them.
 struct KeyCache {
   Tensor keys, values;   ///< [B, C, G, W] A; keys are rotated. Undefined: none
   Tensor begins;         ///< [B] i32: where each sequence's document began; undefined: at 0
@@ -96,8 +96,9 @@ struct KeyCache {
 };
 
 /// Attention over rotated queries and keys.  q [N, H·W], k, v [N, G·W] with N = B·T → [N, H·W]. `cache`, if given,
-/// holds what came before the first token and receives this call's keys and values, in tensors of its own unless no
-/// other Tensor shares those it has; no gradient flows into it. `starts` as in mlgru_scan.
+/// holds what came before the first token, and receives this call's keys and values. They are appended in place if
+/// there is room and no other Tensor shares the cache; else the cache gets new tensors. No gradient flows into it.
+/// `starts` as in mlgru_scan. Formulas, errors and sources: core/ops/rope.h, core/ops/attention.h.
 Var attention(const Var& q, const Var& k, const Var& v, const AttentionShape& shape, int64_t batch,
               KeyCache* cache = nullptr, const Tensor& starts = {});
 
