@@ -255,6 +255,8 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        "out, or give 1 and 0"},
       {"model: {sliding_window: 4}",
        "x.yaml:1: model.sliding_window: 4, but mlgru has no heads and no window; leave it out, or give 0"},
+      {"model: {rope_theta: 5}",
+       "x.yaml:1: model.rope_theta: 5, but mlgru has no positions; leave it out, or give 10000"},
       {"model: {kv_heads: 2}",
        "x.yaml:1: model.kv_heads: 2 heads, but mlgru mixes every channel on its own; leave heads and kv_heads out, "
        "or give 1 and 0"},
