@@ -34,11 +34,14 @@ MMFREE_HOST_DEVICE inline ActivationScale<T> activation_scale(T absmax) {
   return {T(127) / m, m / T(127)};
 }
 
+/// The largest f32 number below one half.
+inline constexpr float kBelowHalf = 0x1.fffffep-2f;
+
 /// Nearest integer, halves away from zero, exact for every |v| < 2^22. It adds the largest number below one half and
 /// truncates; adding one half itself would round 0.49999997 up. NaN gives 0.
 template <class T>
 MMFREE_HOST_DEVICE inline int32_t round_half_away(T v) {
-  constexpr T below_half = sizeof(T) == 4 ? T(0x1.fffffep-2) : T(0x1.fffffffffffffp-2);
+  constexpr T below_half = sizeof(T) == 4 ? T(kBelowHalf) : T(0x1.fffffffffffffp-2);
 #if defined(__CUDA_ARCH__)
   return int32_t(v + copysign(below_half, v));  // the conversion makes 0 of NaN
 #else

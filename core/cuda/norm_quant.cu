@@ -82,7 +82,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQua
     Scales row;
     const auto take = [&](int v, int64_t k) {
       if constexpr (!L::kept) w[v].load(p, k), chunk[v].load(p.source, n, k, p.d);
-      chunk[v].x(p.source, w[v].gate, x[v]);
+      chunk[v].x(p.source, chunk[v].function(p.source), w[v].gate, x[v]);
     };
     each([&](int v, int64_t k) {
       take(v, k);

@@ -33,6 +33,26 @@ struct Layout {
 template <class L>
 constexpr int64_t most_columns = int64_t(L::vectors) * L::width* L::threads;
 
+/// Values and slopes of a source's function at W columns: of a gate SiLU(b), or σ(b) without a weight; of glu and
+/// activation f(a). Rows and sums have none. `kSilu`: it is known to be SiLU. Where it follows from σ only σ is held,
+/// which spares registers.
+template <Kind kKind, bool kSilu, int W>
+struct Function {
+  static constexpr bool by_sigmoid = kKind == Kind::gate || kSilu;
+  float first[W];                    // σ, or the value
+  float second[by_sigmoid ? 1 : W];  // the slope
+
+  static __device__ bool is_silu(const RowSourceArgs& s) { return kSilu || (kKind == Kind::gate && s.weight); }
+  /// `x` is what the function is applied to.
+  __device__ float value(const RowSourceArgs& s, int i, float x) const {
+    return is_silu(s) ? silu(x, first[i]) : first[i];
+  }
+  __device__ float slope(const RowSourceArgs& s, int i, float x) const {
+    if constexpr (!by_sigmoid) return second[i];
+    return is_silu(s) ? silu_slope(x, first[i]) : first[i] * (1.0f - first[i]);
+  }
+};
+
 /// W columns of a row of the source, in the dtypes of memory.
 template <Kind kKind, class S, class A, int W>
 struct Chunk {
@@ -45,29 +65,36 @@ struct Chunk {
     if constexpr (kKind == Kind::sum || kKind == Kind::gate || kKind == Kind::glu)
       b.load(static_cast<const A*>(s.b) + place);
   }
-  /// x at the chunk's columns; of a gate without the factor r0.
-  __device__ void x(const RowSourceArgs& s, const float (&weight)[W], float (&to)[W]) const {
-    if constexpr (kKind == Kind::rows) {
+  /// What the source's function is applied to.
+  __device__ float operand(int i) const { return kKind == Kind::gate ? b[i] : a[i]; }
+  template <bool kSilu = false>
+  __device__ Function<kKind, kSilu, W> function(const RowSourceArgs& s) const {
+    Function<kKind, kSilu, W> to{};
+    if constexpr (to.by_sigmoid) {
 #pragma unroll
-      for (int i = 0; i < W; ++i) to[i] = a[i];
-    } else if constexpr (kKind == Kind::sum) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) to[i] = to_float(from_float<S>(a[i] + b[i]));
-    } else if constexpr (kKind == Kind::gate) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) {
-        const float right = b[i], gate = sigmoid<A>(right);
-        to[i] = a[i] * weight[i] * (s.weight ? silu(right, gate) : gate);
-      }
-    } else {
-      static_assert(kKind == Kind::glu || kKind == Kind::activation);
+      for (int i = 0; i < W; ++i) to.first[i] = sigmoid<A>(operand(i));
+    } else if constexpr (!is_plain<kKind>) {
       with_activation(s.f, [&]<Activation f>() {
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-          to[i] = activated<f, Maths<A>>(a[i]).value;
-          if constexpr (kKind == Kind::glu) to[i] *= b[i];
+          const Activated<float> at = activated<f, Maths<A>>(a[i]);
+          to.first[i] = at.value, to.second[i] = at.slope;
         }
       });
+    }
+    return to;
+  }
+  /// x at the chunk's columns; of a gate without the factor r0. `f` is `function`.
+  template <bool kSilu>
+  __device__ void x(const RowSourceArgs& s, const Function<kKind, kSilu, W>& f, const float (&weight)[W],
+                    float (&to)[W]) const {
+#pragma unroll
+    for (int i = 0; i < W; ++i) {
+      if constexpr (kKind == Kind::rows) to[i] = a[i];
+      if constexpr (kKind == Kind::sum) to[i] = to_float(from_float<S>(a[i] + b[i]));
+      if constexpr (kKind == Kind::gate) to[i] = a[i] * weight[i] * f.value(s, i, b[i]);
+      if constexpr (kKind == Kind::glu) to[i] = f.value(s, i, a[i]) * b[i];
+      if constexpr (kKind == Kind::activation) to[i] = f.value(s, i, a[i]);
     }
   }
 };
@@ -91,17 +118,24 @@ struct Weights {
   }
 };
 
+/// code · step of a value, with the bits of float(activation_code(v, q.inverse)) * q.step: truncated in floats, because
+/// two conversions less are faster. Adding 0 makes a code of -0 the 0 that an integer is.
+__device__ inline float rounded_activation(float v, ActivationScale<float> q) {
+  const float scaled = __fmul_rn(v, q.inverse);
+  return __fmaf_rn(truncf(scaled + copysignf(kBelowHalf, scaled)), q.step, 0.0f);
+}
+
 /// Rounds values of a branch and stores them as floats.
 template <class A, int W>
 __device__ void store_values(const NormBranchArgs& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
   if (b.rounding == Rounding::none) return store(static_cast<float*>(b.out) + place, v);
   float rounded[W];
+  if (b.rounding == Rounding::int8) {
 #pragma unroll
-  for (int i = 0; i < W; ++i) {
-    if (b.rounding == Rounding::int8)
-      rounded[i] = float(activation_code(v[i], q.inverse)) * q.step;
-    else
-      rounded[i] = to_float(from_float<Bf16>(v[i]));
+    for (int i = 0; i < W; ++i) rounded[i] = rounded_activation(v[i], q);
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; ++i) rounded[i] = to_float(from_float<Bf16>(v[i]));
   }
   store(static_cast<A*>(b.out) + place, rounded);
 }

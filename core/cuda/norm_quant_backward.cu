@@ -94,12 +94,13 @@ struct WeightSums {
   }
 };
 
-/// Computes and stores the gradients of the source from the gradient dx of a row. `mean` is mean(x · dx), for the
-/// gate's norm. `dweight`, out: the row's terms of the gate weight's gradient.
-template <Kind kKind, class S, class A, int W>
+/// Computes and stores the gradients of the source from the gradient dx of a row. `f` is the source's function. `mean`
+/// is mean(x · dx), for the gate's norm. `dweight`, out: the row's terms of the gate weight's gradient.
+template <bool kSilu, Kind kKind, class S, class A, int W>
 __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
-                                      const Loaded<A, W>& incoming, int64_t n, int64_t k, const float (&dx)[W],
-                                      float r0, const float (&weight)[W], float mean, float (&dweight)[W]) {
+                                      const Loaded<A, W>& incoming, const Function<kKind, kSilu, W>& f, int64_t n,
+                                      int64_t k, const float (&dx)[W], float r0, const float (&weight)[W], float mean,
+                                      float (&dweight)[W]) {
   const int64_t place = n * (kKind == Kind::glu ? p.source.stride : p.d) + k;
   const auto store_at = [](void* to, int64_t at, const float(&values)[W]) {
     if (to) store(static_cast<A*>(to) + at, values);
@@ -112,26 +113,22 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
   } else if constexpr (kKind == Kind::gate) {
 #pragma unroll
     for (int i = 0; i < W; ++i) {
-      const float a = source.a[i], b = source.b[i], s = sigmoid<A>(b), normed = a * r0;
-      const float t = dx[i] * (p.source.weight ? silu(b, s) : s);
+      const float normed = source.a[i] * r0, t = dx[i] * f.value(p.source, i, source.b[i]);
       dweight[i] = __fmul_rn(t, normed);
-      da[i] = p.source.weight ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
-      db[i] = dx[i] * normed * weight[i] * (p.source.weight ? silu_slope(b, s) : s * (1.0f - s));
+      da[i] = f.is_silu(p.source) ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
+      db[i] = dx[i] * normed * weight[i] * f.slope(p.source, i, source.b[i]);
     }
     store_at(p.da, place, da);
     store_at(p.db, place, db);
   } else {
     static_assert(kKind == Kind::glu || kKind == Kind::activation);
-    with_activation(p.source.f, [&]<Activation f>() {
 #pragma unroll
-      for (int i = 0; i < W; ++i) {
-        const Activated<float> at = activated<f, Maths<A>>(source.a[i]);
-        da[i] = dx[i] * (kKind == Kind::glu ? source.b[i] : 1.0f) * at.slope;
-        db[i] = dx[i] * at.value;
-      }
-      store_at(p.da, place, da);
-      if constexpr (kKind == Kind::glu) store_at(p.db, place, db);
-    });
+    for (int i = 0; i < W; ++i) {
+      da[i] = dx[i] * (kKind == Kind::glu ? source.b[i] : 1.0f) * f.slope(p.source, i, source.a[i]);
+      db[i] = dx[i] * f.value(p.source, i, source.a[i]);
+    }
+    store_at(p.da, place, da);
+    if constexpr (kKind == Kind::glu) store_at(p.db, place, db);
   }
 }
 
@@ -161,11 +158,11 @@ struct Columns {
   float s[L::width];                 // Σ weight ⊙ dout
   float bare[mixed ? L::width : 1];  // Σ dout of the branches without a weight
 
-  /// Computes x without r0 in `x`, and x̂ in `normed`.
-  template <class Source>
-  __device__ void normalise(const NormQuantBackwardArgs& p, const Source& source, const float (&gate)[L::width],
-                            float r01, float (&x)[L::width]) {
-    source.x(p.source, gate, x);
+  /// Computes x without r0 in `x`, and x̂ in `normed`. `f` is the source's function.
+  template <class Source, class F>
+  __device__ void normalise(const NormQuantBackwardArgs& p, const Source& source, const F& f,
+                            const float (&gate)[L::width], float r01, float (&x)[L::width]) {
+    source.x(p.source, f, gate, x);
 #pragma unroll
     for (int i = 0; i < L::width; ++i) normed[i] = x[i] * r01;
   }
@@ -247,8 +244,9 @@ __device__ void find_absmax(const NormQuantBackwardArgs& p, const float (&x)[L::
 ///
 /// With kEmit a branch may have an `out`. It is stored while x is in registers, or at the end if x is cheap to compute
 /// again, to save registers. kEmit must not change a bit of the gradients: intrinsics fix the rounding wherever the
-/// compiler could make an fma in one of the two kernels and not in the other.
-template <class L, Kind kKind, class S, class A, bool kEmit>
+/// compiler could make an fma in one of the two kernels and not in the other. kSilu spares what other functions of a
+/// source need.
+template <class L, Kind kKind, class S, class A, bool kEmit, bool kSilu>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQuantBackwardArgs p, float* partials,
                                                                     float eps_inner) {
   constexpr int W = L::width;
@@ -271,8 +269,10 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
     uint32_t absmax[L::branches] = {};
     const auto take = [&](int v, int64_t k, float(&x)[W]) {
       if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
-      at[v].normalise(p, in[v].source, w[v].gate, row.r0 * row.r1, x);
+      const auto f = in[v].source.template function<kSilu>(p.source);
+      at[v].normalise(p, in[v].source, f, w[v].gate, row.r0 * row.r1, x);
       at[v].sum_branches(p, in[v], w[v]);
+      return f;
     };
     each([&](int v, int64_t k) {
       float x[W];
@@ -291,21 +291,25 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
     sums.finish(row, 1.0f / float(p.d), eps_inner, p.r2, outer);
     each([&](int v, int64_t k) {
       float x[W], du[W], dx[W], dweight[W];
+      Function<kKind, kSilu, W> f;
       if constexpr (!L::kept) {
-        take(v, k, x), now[v] = in[v];
-      } else if constexpr (kEmit) {
-        now[v].source.a.forget(), now[v].source.b.forget();
-        at[v].normalise(p, now[v].source, w[v].gate, row.r0 * row.r1, x);
+        f = take(v, k, x), now[v] = in[v];
+      } else {
+        if constexpr (kEmit) now[v].source.a.forget(), now[v].source.b.forget();
+        f = now[v].source.template function<kSilu>(p.source);
+        if constexpr (kEmit) at[v].normalise(p, now[v].source, f, w[v].gate, row.r0 * row.r1, x);
       }
       if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
+      if constexpr (kEmit && L::kept && !is_plain<kKind>) now[v].source.a.forget(), now[v].source.b.forget();
       gradient(at[v], w[v], sums, row, outer, du, dx);
       if constexpr (L::outer)
         totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at[v].normed[i], sum); });
-      store_source_gradient(p, now[v].source, now[v].incoming, n, k, dx, row.r0, w[v].gate, sums.source_mean, dweight);
+      store_source_gradient<kSilu>(p, now[v].source, now[v].incoming, f, n, k, dx, row.r0, w[v].gate, sums.source_mean,
+                                   dweight);
       if constexpr (kKind == Kind::gate)
         totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
       if constexpr (kEmit && is_plain<kKind>)
-        now[v].source.x(p.source, w[v].gate, x), store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
+        now[v].source.x(p.source, f, w[v].gate, x), store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
     });
   }
   totals.finish(p.d, each);
@@ -327,14 +331,17 @@ struct RunBackward {
   void operator()() const {
     choose_layout<kKind, BackwardLayout>(p, aligned, [&]<class L>() {
       if (L::kept && !emits) return launch<L, kKind, S, A, !L::kept>();
+      if constexpr (L::kept && (kKind == Kind::glu || kKind == Kind::gate) && std::is_same_v<A, Bf16>)
+        if (kKind == Kind::gate ? p.source.weight != nullptr : p.source.f == Activation::silu)
+          return launch<L, kKind, S, A, true, true>();
       launch<L, kKind, S, A, true>();
     });
   }
-  template <class L, Kind kKind, class S, class A, bool kEmit>
+  template <class L, Kind kKind, class S, class A, bool kEmit, bool kSilu = false>
   void launch() const {
     using Sums = WeightSums<L, kKind>;
     const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
-    const int64_t blocks = persistent_blocks<backward<L, kKind, S, A, kEmit>>(threads, p.n);
+    const int64_t blocks = persistent_blocks<backward<L, kKind, S, A, kEmit, kSilu>>(threads, p.n);
     ColumnSums columns{nullptr, blocks, p.d, Sums::slots, {}};
     for (int b = 0; b < p.count; ++b)
       columns.of[b] = {static_cast<float*>(p.branches[b].dweight), float(p.branches[b].beta)};
@@ -347,7 +354,7 @@ struct RunBackward {
     auto* partials = reinterpret_cast<float*>(partial.raw_mut());
     columns.partial = partials;
     if (blocks) {
-      launch_kernel(backward<L, kKind, S, A, kEmit>, {unsigned(blocks), unsigned(threads)}, p, partials,
+      launch_kernel(backward<L, kKind, S, A, kEmit, kSilu>, {unsigned(blocks), unsigned(threads)}, p, partials,
                     float(p.eps_inner));
       check_launch("norm_quant_backward");
     }
