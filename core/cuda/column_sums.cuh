@@ -17,17 +17,26 @@ struct ColumnSums {
   } of[kMaxColumnSums];
 };
 
-/// A block adds 32 columns of one slot. Warp w adds partials w, w + 32, …; then the 32 warps' sums are added.
+/// A block adds 32 columns of one slot. Warp w adds partials w, w + 32, …, of which kBatch are loaded at a time: that
+/// many blocks are few, and the time is that of the loads that wait for others. Then the 32 warps' sums are added.
 static __global__ void __launch_bounds__(kWarp* kWarp) add_column_sums(const ColumnSums p) {
+  constexpr int kBatch = 24;
   __shared__ float sums[kWarp][kWarp + 1];
   begin_kernel();
   const auto [out, beta] = p.of[blockIdx.y];
   if (!out) return;
   const int64_t first = int64_t(blockIdx.x) * kWarp, column = first + threadIdx.x;
   float sum = 0;
-  if (column < p.d)
-#pragma unroll 4
-    for (int64_t b = threadIdx.y; b < p.blocks; b += kWarp) sum += p.partial[(b * p.slots + blockIdx.y) * p.d + column];
+  for (int64_t first_block = threadIdx.y; first_block < p.blocks; first_block += kBatch * kWarp) {
+    float part[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t b = first_block + i * kWarp;
+      part[i] = b < p.blocks && column < p.d ? p.partial[(b * p.slots + blockIdx.y) * p.d + column] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) sum += part[i];
+  }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   const float total = warp_sum(sums[threadIdx.x][threadIdx.y]);
