@@ -4,8 +4,9 @@
 //   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
 //   heads of 64, bf16 products).
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
-// and after, peak memory (arena and workspace) in decimal GB, and what the start took: start_s, until the first two
-// steps were made (the second records), and first_ms and second_ms of it.
+// and after, peak memory (arena and workspace) in decimal GB, loss and gradient norm of the last step in full, so that
+// two programs' bits can be compared, and what the start took: start_s, until the first two steps were made (the second
+// records), and first_ms and second_ms of it.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -129,14 +130,15 @@ int run(int argc, char** argv) {
       "RESULT {\"size\": \"%s\", \"arch\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": "
       "\"%s\", \"compute\": "
       "\"%s\", \"recompute\": \"%s\", \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, \"ms_max\": %.2f, "
-      "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.4f, \"skipped\": %d, \"micro\": "
+      "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.17g, \"grad_norm\": %.17g, "
+      "\"skipped\": %d, \"micro\": "
       "%lld, "
       "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f}\n",
       argv[1], keys["arch"].c_str(), static_cast<long long>(config.model.parameter_count()),
       static_cast<long long>(config.train.batch_size), static_cast<long long>(config.data.seq_len), target.name.c_str(),
       name_of(target.compute), name_of(recompute), config.train.capture && gpu ? "true" : "false", t * 1e3,
       *std::min_element(times.begin(), times.end()) * 1e3, *std::max_element(times.begin(), times.end()) * 1e3,
-      tokens / t, peak / 1e9, reserved / 1e9, last.loss, int(last.report.skipped),
+      tokens / t, peak / 1e9, reserved / 1e9, last.loss, last.report.grad_norm, int(last.report.skipped),
       static_cast<long long>(config.train.micro_batch()), start_s, start[0] * 1e3, start.back() * 1e3);
   return 0;
 }
