@@ -36,6 +36,7 @@ void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& target
     check_tensor("head_loss", "scale", grads->scale, {1}, DType::f64);
     check_device("head_loss", q.values.device(), {&grads->scale});
   }
+  const Tensor dense = grads && grads->dq.defined() ? linear_dx_weights(w, t) : Tensor();  // once for all blocks
   for (int64_t begin = 0; begin < n; begin += block_rows) {
     const int64_t end = std::min(n, begin + block_rows);
     const QuantTensor block = q.quantised() ? QuantTensor(q.values.slice(begin, end), q.scale.slice(begin, end), t)
@@ -54,7 +55,7 @@ void head_loss(const QuantTensor& q, const WeightMatrix& w, const Tensor& target
     if (!gradient) continue;
     if (grads->dq.defined()) {
       Tensor dq = grads->dq.slice(begin, end);
-      linear_dx(logits, w, dq, 0);
+      linear_dx(logits, w, dq, 0, dense);
     }
     if (grads->dw.defined()) linear_dw(logits, block, grads->dw, begin ? 1 : grads->beta_w, w.backward);
   }

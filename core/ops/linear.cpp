@@ -31,9 +31,13 @@ void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y) {
   cast(wide, y);
 }
 
-void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta) {
+Tensor linear_dx_weights(const WeightMatrix& w, DType t) {
+  return w.is_ternary() && w.backward != Products::int8 ? ternary_dx_weights(w.ternary, t, w.backward) : Tensor();
+}
+
+void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta, const Tensor& dense) {
   if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(dy, w.ternary, dx, beta);
-  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, w.backward);
+  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, w.backward, dense);
   if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta, Tensor(), w.backward);
   Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
   matmul(as_f32(dy), false, w.plain, false, wide, 1, beta);

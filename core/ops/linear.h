@@ -23,9 +23,12 @@ void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y);
 
 /// dx = beta·dx + dy W with the quantised W, in the products `w.backward`. The activation quantiser is differentiated
 /// as the identity (straight-through estimator, STE).  dy [N, O], dx [N, K] in dy's dtype. If dy is bf16 and W f32, the
-/// product is computed in f32.
+/// product is computed in f32. `dense` comes from linear_dx_weights for this W and dtype of dy, where one W serves
+/// several calls; undefined: made for this call.
 /// @throws ShapeError, DTypeError
-void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta);
+void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta, const Tensor& dense = Tensor());
+/// Undefined if linear_dx for a dy of dtype t needs nothing like it.
+Tensor linear_dx_weights(const WeightMatrix& w, DType t);
 
 /// dw = beta·dw + dyᵀ x with the quantised x, in the given products, and the STE for the weight quantiser.  dy [N, O],
 /// dw [O, K] P. If dy is bf16 and x f32, the product is computed in f32. @throws ShapeError, DTypeError

@@ -107,22 +107,30 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
   MMFREE_DISPATCH(y.device(), ternary_linear, args);
 }
 
-void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta, Products products) {
+// bf16 holds -1, 0 and 1 exactly, but not weight * scale: the scale stays f32 and multiplies the sums.
+static bool is_bare(DType t, Products products) { return t == DType::bf16 || products == Products::bf16; }
+
+Tensor ternary_dx_weights(const TernaryTensor& w, DType t, Products products) {
+  Tensor dense({w.rows(), w.cols}, t, w.codes.device());
+  ternary_dequantise(w, dense, !is_bare(t, products));
+  return dense;
+}
+
+void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta, Products products,
+                       const Tensor& made) {
   constexpr const char* op = "ternary_linear_dx";
   check_ternary(op, w);
   check_activation(op, "dy", dy, w.scale.dtype());
   check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
   check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
-  // bf16 holds -1, 0 and 1 exactly, but not weight * scale: the scale stays f32 and multiplies the sums.
-  const bool bare = dy.dtype() == DType::bf16 || products == Products::bf16;
-  Tensor dense({w.rows(), w.cols}, dy.dtype(), dy.device());
-  ternary_dequantise(w, dense, !bare);
+  const Tensor dense = made.defined() ? made : ternary_dx_weights(w, dy.dtype(), products);
+  check_matrix(op, "dense", dense, w.rows(), w.cols, dy.dtype());
   if (products == Products::bf16) {
     check_param(op, "scale", w.scale);
     const double scale = w.scale.dtype() == DType::f32 ? double(*w.scale.data<float>()) : *w.scale.data<double>();
     return matmul(dy, false, dense, false, dx, scale, beta, Tensor(), products);
   }
-  matmul(dy, false, dense, false, dx, 1, beta, bare ? w.scale : Tensor());
+  matmul(dy, false, dense, false, dx, 1, beta, is_bare(dy.dtype(), products) ? w.scale : Tensor());
 }
 
 void ternary_linear_dw(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta,

@@ -56,9 +56,13 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
 
 /// Gradient of `ternary_linear` with respect to its input q * step: dx [N, K] A = dy [N, O] A * W + beta * dx, W =
 /// weight * scale.
-/// With `products` bf16 dy is rounded to bf16, and the scale multiplies the sums. @throws ShapeError, DTypeError
+/// With `products` bf16 dy is rounded to bf16, and the scale multiplies the sums. `dense` comes from ternary_dx_weights
+/// for the same W, dtype of dy and products; undefined: made for this call. @throws ShapeError, DTypeError
 void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta,
-                       Products products = Products::compute);
+                       Products products = Products::compute, const Tensor& dense = Tensor());
+
+/// The matrix [O, K] of dtype t that ternary_linear_dx multiplies a dy of dtype t by.
+Tensor ternary_dx_weights(const TernaryTensor& w, DType t, Products products = Products::compute);
 
 /// Gradient with respect to the latent weight (straight-through): dw [O, K] P = dy [N, O]^T * A(q [N, K] * step [N]) +
 /// beta * dw.
