@@ -61,9 +61,10 @@ struct Projection {
 
 /// What `norm_linear` keeps for its backward pass.
 enum class Keep {
-  all,      ///< the source (of a sum its value) and the rounded activations
-  source,   ///< the source (of a sum its value); the rounded activations are computed again from it
-  nothing,  ///< the source (of a sum its two terms); rounded activations and outputs are computed again when needed
+  all,     ///< the source (of a sum its value) and the rounded activations
+  source,  ///< the source (of a sum its value); the rounded activations are computed again from it
+  codes,   ///< the source (of a sum its two terms), and codes of rounded activations, from which outputs are computed
+           ///< again when needed; the gradient of the weights computes the rounded activations again
 };
 
 /// `norm_quant`, then `linear` of each branch → one Var [N, O] per projection. Projections without a norm of their own

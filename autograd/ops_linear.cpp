@@ -115,17 +115,22 @@ struct SavedProjections {
     grads.push_back({c.saved(slot(p, kNorm)), dq, dweight, beta, roundings[p], u.values, u.scale});
   }
 
-  /// Computes output p again, in the compute dtype t. `From` gives access to the node's saved list.
+  /// Computes output p again, in the compute dtype t. `From` gives access to the node's saved list, in which the
+  /// rounded activations may be kept.
   template <class From>
   Tensor output(const From& from, size_t p, DType t) const {
     const RowSource rows = norm.source(from);
     const int64_t n = rows.rows_count();
     const Device device = rows.a.device();
-    std::vector<NormBranch> branch = {make_branch(from.saved(slot(p, kNorm)), roundings[p], n, width, t, device)};
-    norm.again(rows, from.saved(kOuter), branch);
+    Tensor values = from.saved(slot(first[p], kValues)), step = from.saved(slot(first[p], kStep));
+    if (!values.defined()) {
+      std::vector<NormBranch> branch = {make_branch(from.saved(slot(p, kNorm)), roundings[p], n, width, t, device)};
+      norm.again(rows, from.saved(kOuter), branch);
+      values = branch[0].out, step = branch[0].step;
+    }
     const WeightMatrix matrix = unpack(from, slot(p, kMatrix), width, products[p]);
     Tensor y({n, matrix.rows()}, t, device);
-    linear(activations(branch[0].out, branch[0].step, t), matrix, y);
+    linear(activations(values, step, t), matrix, y);
     return y;
   }
 };
@@ -187,8 +192,8 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   f.run(eps_outer, eps_inner, branches);
 
   std::vector<Var> inputs = f.inputs();
-  std::vector<SavedTensor> saved = f.saved(keep == Keep::nothing);
-  std::vector<QuantTensor> outputs;
+  std::vector<SavedTensor> saved = f.saved(keep == Keep::codes);
+  std::vector<QuantTensor> outputs, rounded(projections.size());
   for (size_t i = 0; i < projections.size(); ++i) {
     const Projection& p = projections[i];
     const QuantTensor u = f.output(branches[branch_of[i]]);
@@ -201,12 +206,17 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
     const bool kept = keep == Keep::all && node.first[i] == i;
     saved.emplace_back(kept ? u.values : Tensor());
     saved.emplace_back(kept ? u.scale : Tensor());
+    if (keep == Keep::codes && node.first[i] == i && u.quantised()) rounded[i] = u;
     if (node.ends_branch(i)) branches[branch_of[i]] = {};
   }
   if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
   std::vector<Var> ys =
       record("norm_linear", inputs, std::move(outputs), saved, [node](const BackwardCtx& c) { node.backward(c); });
-  if (keep != Keep::nothing || !Tape::current()) return ys;
+  if (keep != Keep::codes || !Tape::current()) return ys;
+  for (size_t i = 0; i < projections.size(); ++i) {
+    const size_t slot = SavedProjections::slot(i, 0);
+    saved[slot + kValues] = rounded[i].values, saved[slot + kStep] = rounded[i].scale;
+  }
   for (size_t i = 0; i < projections.size(); ++i)
     ys[i].set_recipe(make_recipe("norm_linear", saved, [node, i, t = ys[i].compute()](const Recipe& recipe) {
       return node.output(RecipeView{recipe}, i, t);

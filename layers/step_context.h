@@ -10,7 +10,8 @@ namespace mmfree {
 enum class Recompute {
   none,       ///< nothing
   rounded,    ///< rounded activations
-  selective,  ///< rounded activations, and the output of the channel mixer's first product, the largest of all
+  selective,  ///< rounded activations, and the output of the channel mixer's first product, the largest of all, from
+              ///< its codes, which are the smallest
   full,       ///< whole blocks: only the residual stream between blocks is saved
 };
 
@@ -40,7 +41,7 @@ struct StepContext {
     return recompute == Recompute::selective || recompute == Recompute::rounded ? Keep::source : Keep::all;
   }
   /// The same for a norm_linear whose output `selective` computes again too.
-  Keep keep_output() const { return recompute == Recompute::selective ? Keep::nothing : keep_rounded(); }
+  Keep keep_output() const { return recompute == Recompute::selective ? Keep::codes : keep_rounded(); }
 };
 
 }  // namespace mmfree

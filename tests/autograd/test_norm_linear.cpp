@@ -14,7 +14,7 @@ using namespace mmfree;
 namespace {
 
 constexpr double kEps = 0.1, kEpsGate = 0.2;
-constexpr Keep kKeeps[] = {Keep::all, Keep::source, Keep::nothing};
+constexpr Keep kKeeps[] = {Keep::all, Keep::source, Keep::codes};
 
 Tensor random_f64(Shape shape, uint32_t seed, double scale = 1, double mean = 0) {
   return random_tensor(shape, DType::f64, seed, scale, mean);
@@ -330,18 +330,18 @@ TEST(NormLinear, KeepsWhatItSaysAndNoMore) {
     Var z;
     {
       const Var y = norm_linear(Source::rows(x), outer, kEps, kEps, {p}, keep)[0];
-      EXPECT_EQ(keep == Keep::nothing, y.recipe() != nullptr);
+      EXPECT_EQ(keep == Keep::codes, y.recipe() != nullptr);
       z = glu(y);
     }
     const auto bytes = tape.saved_bytes();
     EXPECT_EQ(always + (keep == Keep::all ? codes : 0), bytes.at("norm_linear")) << int(keep);
-    EXPECT_EQ(keep == Keep::nothing ? 0 : output, bytes.at("norm_quant")) << int(keep);
+    EXPECT_EQ(keep == Keep::codes ? 0 : output, bytes.at("norm_quant")) << int(keep);
     live[keep] = arena->stats().live - before;
   }
   EXPECT_EQ(size_t(codes), live[Keep::all] - live[Keep::source]);
-  EXPECT_EQ(size_t(output), live[Keep::source] - live[Keep::nothing]);
-  // What the norm leaves (its statistics) and what glu gives (n x inner).
-  EXPECT_EQ(size_t(2 * 4 * n + 4 * n * inner), live[Keep::nothing]);
+  EXPECT_EQ(size_t(output - codes), live[Keep::source] - live[Keep::codes]);
+  // The codes, what the norm leaves (its statistics) and what glu gives (n x inner).
+  EXPECT_EQ(size_t(codes + 2 * 4 * n + 4 * n * inner), live[Keep::codes]);
 }
 
 TEST(NormLinear, RecipesNoticeSourcesModifiedInPlace) {
@@ -349,7 +349,7 @@ TEST(NormLinear, RecipesNoticeSourcesModifiedInPlace) {
             w = Var::leaf(random_f64({6, 4}, 3));
   Matrices m;
   Tape tape;
-  const Var y = norm_linear(Source::rows(x), Var(), kEps, kEps, {m.plain(norm, w)}, Keep::nothing)[0];
+  const Var y = norm_linear(Source::rows(x), Var(), kEps, kEps, {m.plain(norm, w)}, Keep::codes)[0];
   const Var z = glu(y);
   Tensor changed = x.value();
   changed.mut<double>()[5] = 7;
