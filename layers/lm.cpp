@@ -101,7 +101,9 @@ Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Reco
     StepContext step;
     step.batch = batch;
     step.starts = starts;
-    step.recompute = recompute;
+    // The backward pass begins with the last block: what it would compute again at once is kept.
+    const bool last = l + 1 == parts_.blocks.size();
+    step.recompute = last && recompute == Recompute::selective ? Recompute::rounded : recompute;
     step.state = state ? &state->layer(int64_t(l)) : nullptr;
     if (l && !bounds.empty()) step.bound = bounds[l];
     r = parts_.blocks[l](r, step);

@@ -11,7 +11,7 @@ enum class Recompute {
   none,       ///< nothing
   rounded,    ///< rounded activations
   selective,  ///< rounded activations, and the output of the channel mixer's first product, the largest of all, from
-              ///< its codes, which are the smallest
+              ///< its codes, which are the smallest; of the last block, where the backward pass begins, as `rounded`
   full,       ///< whole blocks: only the residual stream between blocks is saved
 };
 
