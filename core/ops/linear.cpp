@@ -31,8 +31,9 @@ void linear(const QuantTensor& x, const WeightMatrix& w, Tensor& y) {
   cast(wide, y);
 }
 
-void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta) {
-  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(dy, w.ternary, dx, beta);
+void linear_dx(const Gradient& gradient, const WeightMatrix& w, Tensor& dx, double beta) {
+  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(gradient, w.ternary, dx, beta);
+  const Tensor& dy = gradient.values;
   if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, w.backward);
   if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta, Tensor(), w.backward);
   Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
@@ -40,9 +41,12 @@ void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta)
   cast(wide, dx);
 }
 
-void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta, Products products) {
+void linear_dw(const Gradient& gradient, const QuantTensor& x, Tensor& dw, double beta, Products products) {
+  if (products == Products::int8 && !int8_weight_gradient(dw.device(), dw.rows(), dw.cols()))
+    products = Products::compute;
   MMFREE_CHECK(DTypeError, products != Products::int8 || x.quantised(),
                "linear_dw: products in int8 need quantised activations, got ", x.values.describe());
+  const Tensor& dy = gradient.values;
   if (products == Products::int8)
     ternary_dw_int8(dy, x.values, x.scale, dw, beta);
   else if (x.quantised())

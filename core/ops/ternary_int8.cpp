@@ -5,17 +5,55 @@
 
 namespace mmfree {
 
-void ternary_dx_int8(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta) {
+namespace {
+
+void check_rows(const char* op, const QuantTensor& rows, int64_t n, int64_t o, DType a) {
+  check_matrix(op, "rows", rows.values, n, o, DType::i8);
+  check_matrix(op, "steps", rows.scale, 1, n, param_dtype(a));
+  check_device(op, rows.values.device(), {&rows.scale});
+}
+
+}  // namespace
+
+QuantTensor make_gradient_rows(int64_t n, int64_t o, DType compute, Device device) {
+  return {Tensor({n, o}, DType::i8, device), Tensor({n}, param_dtype(compute), device), compute};
+}
+
+void gradient_rows(const Tensor& dy, QuantTensor& rows) {
+  constexpr const char* op = "gradient_rows";
+  check_activation(op, "dy", dy, dy.defined() ? param_dtype(dy.dtype()) : DType::f32);
+  check_rows(op, rows, dy.rows(), dy.cols(), dy.dtype());
+  check_device(op, dy.device(), {&rows.values});
+  const GradientRowsArgs args{dy.raw(), rows.values.mut<int8_t>(), rows.scale.raw_mut(), dy.dtype(), dy.rows(),
+                              dy.cols()};
+  MMFREE_DISPATCH(dy.device(), gradient_rows, args);
+}
+
+void ternary_dx_int8(const Gradient& dy, const TernaryTensor& w, Tensor& dx, double beta) {
   constexpr const char* op = "ternary_dx_int8";
   check_ternary(op, w);
-  check_activation(op, "dy", dy, w.scale.dtype());
-  check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
-  check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
-  check_device(op, dx.device(), {&dy, &w.codes});
+  const int64_t n = dy.count();
+  check_activation(op, "dx", dx, w.scale.dtype());
+  check_matrix(op, "dx", dx, n, w.cols, dx.dtype());
+  const bool takes_rows = dx.device() == Device::cuda;
+  if (!takes_rows || !dy.has_rows()) check_matrix(op, "dy", dy.values, n, w.rows(), dx.dtype());
   MMFREE_CHECK(ShapeError, w.rows() <= int64_t(1) << 23, op, ": ", w.rows(), " rows overflow 32-bit sums");
+  check_device(op, dx.device(), {&dy.values, &w.codes});
   if (dx.size() == 0) return;
-  const TernaryDxInt8Args args{dy.raw(),  w.codes.raw(), w.scale.raw(), dx.raw_mut(), dy.dtype(),
-                               dy.rows(), w.rows(),      w.cols,        beta};
+  TernaryDxInt8Args args{dy.values.raw(), nullptr,    nullptr, nullptr,  w.codes.raw(), w.scale.raw(),
+                         dx.raw_mut(),    dx.dtype(), n,       w.rows(), w.cols,        beta};
+  QuantTensor rows = dy.rows;
+  Tensor turned;
+  if (takes_rows) {
+    if (!dy.has_rows()) {
+      rows = make_gradient_rows(n, w.rows(), dx.dtype(), dx.device());
+      gradient_rows(dy.values, rows);
+    }
+    check_rows(op, rows, n, w.rows(), dx.dtype());
+    check_device(op, dx.device(), {&rows.values});
+    turned = Tensor({w.cols, w.rows()}, DType::i8, dx.device());
+    args.rows = rows.values.data<int8_t>(), args.steps = rows.scale.raw(), args.turned = turned.mut<int8_t>();
+  }
   MMFREE_DISPATCH(dx.device(), ternary_dx_int8, args);
 }
 

@@ -6,13 +6,27 @@
 /// threads or the instruction set.
 namespace mmfree {
 
+/// Whether the gradient of a weight [O, K] is computed in 8 bits too. On a GPU that does not pay: it is a product of
+/// values in A there.
+constexpr bool int8_weight_gradient(Device device, int64_t, int64_t) { return device == Device::cpu; }
+
 /// Rows of a gradient that share the scales of `ternary_dw_int8`.
 inline constexpr int64_t kGradientBlock = 128;
 
-/// dx [N, K] A = beta·dx + A(P(Σ_o c[n, o] · weight[o, k]) · (s[n] · scale)), the sum exact in int32 (O <= 2^23).
-///   dy [N, O] A;  c = round(dy / s) with one s per row, s[n] = max_o |dy[n, o]| / 127.
+/// The rows of a gradient in 8 bits, for dy [N, O] A with one step per row:
+///   m[n] = max_o |dy[n, o]|,  c = round_half_away(dy · (127 / m)),  s = m / 127,  dy ≈ c · s
+/// as `gradient_scale` says. A row with a NaN or an infinity has a step that is not finite.
+/// @param rows  i8 codes [N, O] and steps [N] P, out; see `make_gradient_rows`
 /// @throws ShapeError, DTypeError
-void ternary_dx_int8(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta);
+void gradient_rows(const Tensor& dy, QuantTensor& rows);
+/// Uninitialised rows for a gradient of dtype A = `compute`.
+QuantTensor make_gradient_rows(int64_t n, int64_t o, DType compute, Device device);
+
+/// dx [N, K] A = beta·dx + A(P(Σ_o c[n, o] · weight[o, k]) · (s[n] · scale)), the sum exact in int32 (O <= 2^23).
+///   c, s: the rows of dy [N, O]. On a GPU they are used if dy has them; the CPU makes them from the values.
+/// On a GPU the tensor cores multiply where they can; otherwise a plain kernel gives the same bits.
+/// @throws ShapeError, DTypeError
+void ternary_dx_int8(const Gradient& dy, const TernaryTensor& w, Tensor& dx, double beta);
 
 /// dw [O, K] P = beta·dw + Σ_b P(Σ_{n in block b} c[n, o] · q[n, k]) · s[b, o], over blocks of kGradientBlock rows in
 /// index order; the inner sum is exact in int32.
@@ -21,9 +35,19 @@ void ternary_dx_int8(const Tensor& dy, const TernaryTensor& w, Tensor& dx, doubl
 /// @throws ShapeError, DTypeError
 void ternary_dw_int8(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta);
 
+struct GradientRowsArgs {
+  const void* dy;
+  int8_t* codes;
+  void* steps;
+  DType type;  ///< A
+  int64_t n, o;
+};
 /// Operands of `ternary_dx_int8`: dy [n, o], codes of W [o, k], dx [n, k].
 struct TernaryDxInt8Args {
-  const void* dy;
+  const void* dy;      ///< CPU
+  const int8_t* rows;  ///< GPU: dy in 8 bits
+  const void* steps;
+  int8_t* turned;  ///< GPU: workspace for the codes of Wᵀ [k, o]
   const void* codes;
   const void* scale;
   void* dx;
@@ -42,10 +66,12 @@ struct TernaryDwInt8Args {
   double beta;
 };
 namespace cpu {
+void gradient_rows(const GradientRowsArgs& args);
 void ternary_dx_int8(const TernaryDxInt8Args& args);
 void ternary_dw_int8(const TernaryDwInt8Args& args);
 }  // namespace cpu
 namespace cuda {
+void gradient_rows(const GradientRowsArgs& args);
 void ternary_dx_int8(const TernaryDxInt8Args& args);
 void ternary_dw_int8(const TernaryDwInt8Args& args);
 }  // namespace cuda

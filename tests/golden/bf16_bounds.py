@@ -1,6 +1,8 @@
 """How far bf16 activations move a model: the float64 oracle against a float32 one that rounds what a GPU rounds.
 
-    python3 tests/golden/bf16_bounds.py [--models N] [GOLDEN_SET...]
+    python3 tests/golden/bf16_bounds.py [--models N] [--int8] [--f32] [GOLDEN_SET...]
+
+With --int8 the oracle also rounds what a GPU rounds with train.backward: int8; with --f32 it rounds nothing to bf16.
 
 One line per model (its name behind the figures is that of the worst gradient), then the worst, and the bounds: three
 times that. Apart from the loss, figures are norms of errors relative to norms of the float64 results. Besides the
@@ -55,6 +57,20 @@ ROUNDINGS = [
      "dl = bf16(np.where(scored[..., None], dl, 0) / int(scored.sum()))"),
 ]  # fmt: skip
 
+# The same with products of ternary projections' backward passes in 8 bits.
+INT8_ROUNDINGS = [
+    ("dy = bf16(dout @ self.Wq)", "dy = bf16(gradient_rows(self, dout) @ self.Wq)"),
+]
+
+
+def gradient_rows(projection, dout):
+    """A gradient in int8 with a scale per row (core/ops/ternary_int8.h); the head and other precisions keep theirs."""
+    if projection.precision != "ternary" or projection.name == "lm_head":
+        return dout
+    most = np.abs(dout).max(-1, keepdims=True)
+    v = dout * (np.float32(127) / np.maximum(most, np.float32(1e-30)))
+    return np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)) * (most / np.float32(127))
+
 
 def bf16(x):
     """Round to nearest even, kept as float32."""
@@ -62,14 +78,14 @@ def bf16(x):
     return formulas.round_bf16(x)
 
 
-def rounding_formulas():
-    """The formulas as a module that rounds by `bf16`."""
+def rounding_formulas(int8, f32):
+    """The formulas as a module that rounds by `bf16`, unless `f32`, and with `int8` by `gradient_rows`."""
     source = Path(formulas.__file__).read_text()
-    for old, new in ROUNDINGS:
+    for old, new in ROUNDINGS + (INT8_ROUNDINGS if int8 else []):
         assert source.count(old) == 1, f"the formulas have {source.count(old)} times: {old}"
         source = source.replace(old, new)
     module = types.ModuleType("rounding_formulas")
-    module.bf16 = bf16
+    module.bf16, module.gradient_rows = (lambda x: x) if f32 else bf16, gradient_rows
     exec(compile(source, "rounding_formulas", "exec"), module.__dict__)
     return module
 
@@ -115,8 +131,10 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("golden", type=Path, nargs="*", help="folders of golden sets")
     ap.add_argument("--models", type=int, default=12, help="random models")
+    ap.add_argument("--int8", action="store_true", help="also round gradients to 8 bits")
+    ap.add_argument("--f32", action="store_true", help="do not round to bf16")
     a = ap.parse_args()
-    rounded, rng = rounding_formulas(), np.random.default_rng(7)
+    rounded, rng = rounding_formulas(a.int8, a.f32), np.random.default_rng(7)
     models = {str(g): golden_model(g) for g in a.golden}
     models |= {f"random {i}{' plain' * (i % 3 == 2)}": random_model(rng, i % 3 == 2) for i in range(a.models)}
     most = {}
