@@ -1,4 +1,6 @@
+#include "core/cuda/block_mma.h"
 #include "core/cuda/bytes.cuh"
+#include "core/cuda/code_blocks.h"
 #include "core/cuda/rows.cuh"
 #include "core/cuda/ternary_mma.h"
 #include "core/ops/ternary_int8.h"
@@ -152,6 +154,14 @@ void ternary_dx_int8(const TernaryDxInt8Args& g) {
   });
 }
 
-void ternary_dw_int8(const TernaryDwInt8Args&) { throw DeviceError("ternary_dw_int8: not available on a GPU"); }
+void ternary_dw_int8(const TernaryDwInt8Args& g) {
+  MMFREE_CHECK(DTypeError, g.type == DType::f32, "ternary_dw_int8: expected dw of f32 on a GPU, got ", name_of(g.type));
+  const BlockProduct product{g.rows, g.blocks, g.scales, g.parts,      static_cast<float*>(g.dw),
+                             g.o,    g.k,      g.n,      float(g.beta)};
+  if (g.n == 0) return block_product(product);
+  code_blocks(g.q, static_cast<const float*>(g.step), static_cast<const float*>(g.row_steps), g.blocks, g.scales, g.n,
+              g.k);
+  block_mma_fits(product) ? block_mma(product) : block_product(product);
+}
 
 }  // namespace mmfree::cuda

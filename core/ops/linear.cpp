@@ -48,7 +48,7 @@ void linear_dw(const Gradient& gradient, const QuantTensor& x, Tensor& dw, doubl
                "linear_dw: products in int8 need quantised activations, got ", x.values.describe());
   const Tensor& dy = gradient.values;
   if (products == Products::int8)
-    ternary_dw_int8(dy, x.values, x.scale, dw, beta);
+    ternary_dw_int8(gradient, x.values, x.scale, dw, beta);
   else if (x.quantised())
     ternary_linear_dw(dy, x.values, x.scale, dw, beta, products);
   else

@@ -1,5 +1,7 @@
 #include "core/ops/ternary_int8.h"
 
+#include <algorithm>
+
 #include "core/dispatch.h"
 #include "core/ops/ternary_check.h"
 
@@ -57,18 +59,51 @@ void ternary_dx_int8(const Gradient& dy, const TernaryTensor& w, Tensor& dx, dou
   MMFREE_DISPATCH(dx.device(), ternary_dx_int8, args);
 }
 
-void ternary_dw_int8(const Tensor& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta) {
+/// The number with the least work of the busiest of 66 clusters of multiprocessors, those of an H100, which compute
+/// tiles of 256 x 256. A part costs two blocks more: its sums are stored and added.
+int activation_parts(int64_t o, int64_t k, int64_t n) {
+  constexpr int64_t kClusters = 66, kTile = 256, kMost = 16;
+  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t tiles = up(o, kTile) * up(k, kTile), blocks = up(n, kActivationBlock);
+  int64_t best = 1, least = INT64_MAX;
+  for (int64_t parts = 1; parts <= std::min(kMost, blocks); ++parts) {
+    const int64_t work = up(tiles * parts, kClusters) * (up(blocks, parts) + 2);
+    if (work < least) least = work, best = parts;
+  }
+  return int(best);
+}
+
+void ternary_dw_int8(const Gradient& dy, const Tensor& q, const Tensor& step, Tensor& dw, double beta) {
   constexpr const char* op = "ternary_dw_int8";
   check_codes(op, q, step);
-  check_activation(op, "dy", dy, step.dtype());
-  check_device(op, q.device(), {&dy, &step, &dw});
-  MMFREE_CHECK(ShapeError, dy.rows() == q.rows(), op, ": ", dy.shape(), " transposed times ", q.shape(),
+  const bool takes_rows = q.device() == Device::cuda;
+  const int64_t n = q.rows(), k = q.cols(), o = dy.width();
+  if (!takes_rows || !dy.has_rows()) check_activation(op, "dy", dy.values, step.dtype());
+  check_device(op, q.device(), {&dy.values, &step, &dw});
+  MMFREE_CHECK(ShapeError, dy.count() == n, op, ": a gradient of ", dy.count(), " rows transposed times ", q.shape(),
                " does not give ", dw.shape());
-  check_matrix(op, "dw", dw, dy.cols(), q.cols(), step.dtype());
+  check_matrix(op, "dw", dw, o, k, step.dtype());
   if (dw.size() == 0) return;
-  const TernaryDwInt8Args args{dy.raw(),  q.data<int8_t>(), step.raw(), dw.raw_mut(), dy.dtype(),
-                               dy.rows(), dy.cols(),        q.cols(),   beta};
-  MMFREE_DISPATCH(dw.device(), ternary_dw_int8, args);
+  TernaryDwInt8Args args{
+      dy.values.raw(), nullptr, nullptr, q.data<int8_t>(), step.raw(), dw.raw_mut(), dw.dtype(), n, o, k, beta,
+      nullptr,         nullptr, nullptr};
+  QuantTensor rows = dy.rows;
+  Tensor blocks, scales, parts;
+  if (takes_rows) {
+    if (!dy.has_rows()) {
+      rows = make_gradient_rows(n, o, dy.dtype(), q.device());
+      gradient_rows(dy.values, rows);
+    }
+    check_rows(op, rows, n, o, rows.compute);
+    check_device(op, q.device(), {&rows.values});
+    const int64_t count = (n + kActivationBlock - 1) / kActivationBlock, more = activation_parts(o, k, n) - 1;
+    blocks = Tensor({k, count * kActivationBlock}, DType::i8, q.device());
+    scales = Tensor({count, scale_stride(k)}, DType::f32, q.device());
+    if (more > 0) parts = Tensor({more, o, k}, DType::f32, q.device());
+    args.rows = rows.values.data<int8_t>(), args.row_steps = rows.scale.raw(), args.blocks = blocks.mut<int8_t>();
+    args.scales = scales.mut<float>(), args.parts = parts.defined() ? parts.mut<float>() : nullptr;
+  }
+  MMFREE_DISPATCH(q.device(), ternary_dw_int8, args);
 }
 
 }  // namespace mmfree

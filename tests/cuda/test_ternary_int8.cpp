@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/ops/ternary_int8.h"
+#include "core/quantize.h"
 #include "tests/cuda/transfer.h"
 
 namespace mmfree {
@@ -65,6 +66,74 @@ void expect_dx_of_the_cpu(int64_t n, int64_t o, int64_t k) {
       }
 }
 
+/// Operands of a weight's gradient: rows of dy, codes and steps of x.
+struct WeightProblem {
+  QuantTensor rows;
+  Tensor q, step;
+  int64_t n, o, k;
+};
+
+WeightProblem weight_problem(int64_t n, int64_t o, int64_t k) {
+  WeightProblem p{rows_of(gradients(n, o, DType::bf16, uint32_t(n + o))),
+                  Tensor({n, k}, DType::i8),
+                  Tensor({n}, DType::f32),
+                  n,
+                  o,
+                  k};
+  std::mt19937 rng(uint32_t(n + k));
+  for (int64_t i = 0; i < n * k; ++i) p.q.mut<int8_t>()[i] = i % k == 3 ? 0 : int8_t(int(rng() % 255) - 127);
+  for (int64_t i = 0; i < n; ++i) set(p.step, i, 0.01 + 0.001 * double(i % 17));
+  return p;
+}
+
+/// What a GPU computes by the formula, without beta·dw: the sums of the parts.
+std::vector<Tensor> parts_of(const WeightProblem& p) {
+  const int64_t blocks = (p.n + kActivationBlock - 1) / kActivationBlock, parts = activation_parts(p.o, p.k, p.n);
+  const int8_t *q = p.q.data<int8_t>(), *c = p.rows.values.data<int8_t>();
+  const float *step = p.step.data<float>(), *row_step = p.rows.scale.data<float>();
+  std::vector<Tensor> out;
+  for (int64_t part = 0; part < parts; ++part) {
+    Tensor dw = Tensor::zeros({p.o, p.k}, DType::f32);
+    for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b) {
+      const int64_t begin = b * kActivationBlock, end = std::min(p.n, begin + kActivationBlock);
+      for (int64_t k = 0; k < p.k; ++k) {
+        std::vector<int32_t> d;
+        float most = 0;
+        for (int64_t n = begin; n < end; ++n)
+          most = std::max(most, std::abs(float(q[n * p.k + k]) * (step[n] * row_step[n])));
+        const auto scale = gradient_scale(most);
+        for (int64_t n = begin; n < end; ++n)
+          d.push_back(int32_t(std::nearbyint(float(q[n * p.k + k]) * (step[n] * row_step[n]) * scale.inverse)));
+        for (int64_t o = 0; o < p.o; ++o) {
+          int32_t sum = 0;
+          for (int64_t n = begin; n < end; ++n) sum += c[n * p.o + o] * d[size_t(n - begin)];
+          float& to = dw.mut<float>()[o * p.k + k];
+          to = std::fma(float(sum), scale.step, to);
+        }
+      }
+    }
+    out.push_back(dw);
+  }
+  return out;
+}
+
+void expect_dw_of_the_formula(int64_t n, int64_t o, int64_t k) {
+  SCOPED_TRACE(concat(n, 'x', o, 'x', k, " in ", activation_parts(o, k, n), " parts"));
+  const WeightProblem p = weight_problem(n, o, k);
+  const std::vector<Tensor> parts = parts_of(p);
+  const QuantTensor rows(to_gpu(p.rows.values), to_gpu(p.rows.scale), DType::bf16);
+  const Tensor q = to_gpu(p.q), step = to_gpu(p.step), old = random_tensor({o, k}, DType::f32, 5, 1e-3);
+  for (float beta : {0.0f, 1.0f, -0.5f}) {
+    Tensor dw = to_gpu(beta == 0 ? full({o, k}, DType::f32, kNaN) : old), expected = parts[0].clone();
+    for (int64_t i = 0; beta != 0 && i < o * k; ++i)
+      expected.mut<float>()[i] = beta * old.data<float>()[i] + parts[0].data<float>()[i];
+    for (size_t part = 1; part < parts.size(); ++part)
+      for (int64_t i = 0; i < o * k; ++i) expected.mut<float>()[i] += parts[part].data<float>()[i];
+    ternary_dw_int8(Gradient(Tensor(), rows), q, step, dw, beta);
+    ASSERT_TRUE(same_bits(expected, dw.to(Device::cpu))) << "beta " << beta;
+  }
+}
+
 }  // namespace
 
 TEST(CudaTernaryInt8, RowsHaveTheBitsOfTheCpu) {
@@ -98,6 +167,47 @@ TEST(CudaTernaryInt8, DxHasTheBitsOfTheCpu) {
       for (int64_t k : {8, 32, 264, 512}) expect_dx_of_the_cpu(n, o, k);
   expect_dx_of_the_cpu(700, 1408, 512);
   expect_dx_of_the_cpu(2500, 1024, 1032);
+}
+
+TEST(CudaTernaryInt8, DwHasTheBitsOfTheFormula) {
+  MMFREE_NEEDS_GPU();
+  // What the tensor cores do not take, then what they take: sizes below, at and behind those of tiles and blocks.
+  for (int64_t n : {1, 130, 300}) expect_dw_of_the_formula(n, 17, 9);
+  expect_dw_of_the_formula(700, 33, 40);
+  expect_dw_of_the_formula(700, 48, 30);
+  for (int64_t n : {1, 128, 256, 300, 513})
+    for (int64_t o : {16, 128, 272})
+      for (int64_t k : {4, 36, 128, 260}) expect_dw_of_the_formula(n, o, k);
+  expect_dw_of_the_formula(2000, 640, 128);
+  expect_dw_of_the_formula(5000, 528, 300);
+}
+
+TEST(CudaTernaryInt8, DwOfMoreTilesThanClusters) {
+  MMFREE_NEEDS_GPU();
+  expect_dw_of_the_formula(600, 2816, 2048);  // 88 tiles
+}
+
+TEST(CudaTernaryInt8, DwWithoutRowsIsWhatWasThere) {
+  MMFREE_NEEDS_GPU();
+  const WeightProblem p = weight_problem(0, 32, 16);
+  Tensor dw = to_gpu(full({32, 16}, DType::f32, 3));
+  const QuantTensor rows(to_gpu(p.rows.values), to_gpu(p.rows.scale), DType::bf16);
+  ternary_dw_int8(Gradient(Tensor(), rows), to_gpu(p.q), to_gpu(p.step), dw, 0.5);
+  EXPECT_TRUE(same_bits(full({32, 16}, DType::f32, 1.5), dw.to(Device::cpu)));
+}
+
+TEST(CudaTernaryInt8, DwShowsWhatIsNotFinite) {
+  MMFREE_NEEDS_GPU();
+  for (int64_t o : {20, 64})
+    for (double bad : {kNaN, kInfinity})
+      for (bool in_x : {false, true}) {
+        WeightProblem p = weight_problem(600, o, 40);
+        set(in_x ? p.step : p.rows.scale, 300, bad);
+        const QuantTensor rows(to_gpu(p.rows.values), to_gpu(p.rows.scale), DType::bf16);
+        Tensor dw = empty_on_gpu({o, 40}, DType::f32);
+        ternary_dw_int8(Gradient(Tensor(), rows), to_gpu(p.q), to_gpu(p.step), dw, 0);
+        EXPECT_EQ(o * 40, count_non_finite(from_gpu(dw))) << o << ' ' << bad;
+      }
 }
 
 TEST(CudaTernaryInt8, ShowsWhatIsNotFinite) {

@@ -59,17 +59,34 @@ ROUNDINGS = [
 
 # The same with products of ternary projections' backward passes in 8 bits.
 INT8_ROUNDINGS = [
-    ("dy = bf16(dout @ self.Wq)", "dy = bf16(gradient_rows(self, dout) @ self.Wq)"),
+    ("dy = bf16(dout @ self.Wq)", "dy = bf16(np.multiply(*gradient_rows(self, dout)) @ self.Wq)"),
+    ("self.G[self.weight] = dout.reshape(-1, k).T @ bf16(self.yq).reshape(-1, n)",
+     "self.G[self.weight] = weight_gradient(self, dout.reshape(-1, k), self.yq.reshape(-1, n), bf16)"),
 ]
 
 
 def gradient_rows(projection, dout):
-    """A gradient in int8 with a scale per row (core/ops/ternary_int8.h); the head and other precisions keep theirs."""
+    """A gradient in int8 with a step per row (core/ops/ternary_int8.h): codes and steps. The head and projections of
+    other precisions keep theirs, with the step 1."""
     if projection.precision != "ternary" or projection.name == "lm_head":
-        return dout
+        return dout, np.float32(1)
     most = np.abs(dout).max(-1, keepdims=True)
     v = dout * (np.float32(127) / np.maximum(most, np.float32(1e-30)))
-    return np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)) * (most / np.float32(127))
+    return np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)), most / np.float32(127)
+
+
+def weight_gradient(projection, dout, x, bf16, block=256):
+    """doutᵀ x; where W has at least twice as many rows as columns, of rows in int8 and of x times their steps in int8,
+    rounded by column and block of rows (ibid.)."""
+    codes, steps = gradient_rows(projection, dout)
+    if codes is dout or dout.shape[1] < 2 * x.shape[1]:
+        return dout.T @ bf16(x)
+    g, sums = x * steps, 0
+    for b in range(0, len(g), block):
+        most = np.abs(g[b : b + block]).max(0)
+        d = np.rint(g[b : b + block] * (np.float32(127) / np.maximum(most, np.float32(1e-30))))
+        sums = sums + codes[b : b + block].T @ d * (most / np.float32(127))
+    return sums
 
 
 def bf16(x):
@@ -86,6 +103,7 @@ def rounding_formulas(int8, f32):
         source = source.replace(old, new)
     module = types.ModuleType("rounding_formulas")
     module.bf16, module.gradient_rows = (lambda x: x) if f32 else bf16, gradient_rows
+    module.weight_gradient = weight_gradient
     exec(compile(source, "rounding_formulas", "exec"), module.__dict__)
     return module
 
