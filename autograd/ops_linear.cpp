@@ -2,6 +2,7 @@
 
 #include "autograd/ops.h"
 #include "autograd/saved_norm.h"
+#include "core/ops/ternary_int8.h"
 
 namespace mmfree {
 namespace {
@@ -37,6 +38,15 @@ WeightMatrix unpack(const From& from, size_t first, int64_t cols, Products backw
 
 QuantTensor activations(const Tensor& values, const Tensor& step, DType compute) {
   return step.defined() ? QuantTensor(values, step, compute) : QuantTensor(values, compute);
+}
+
+/// What the backward pass of a projection with W [o, k] reads of the gradient of its output.
+GradientForm gradient_form(Products products, Device device, int64_t o, int64_t k) {
+  if (products != Products::int8 || device == Device::cpu) return GradientForm::values;
+  return int8_weight_gradient(device, o, k) ? GradientForm::rows : GradientForm::both;
+}
+void want_gradient(const Var& y, const WeightMatrix& w) {
+  if (y.requires_grad()) y.slot()->wanted = gradient_form(w.backward, y.device(), w.rows(), w.cols());
 }
 
 /// What the node of norm_linear stores besides tensors. Its saved list holds the norm's slots, then those of each
@@ -78,7 +88,7 @@ struct SavedProjections {
     }
     for (size_t p = 0; p < count; ++p) {
       if (!c.has(p) || !c.needs(input(p, kLatent))) continue;
-      const Tensor dy = c.out_grad(p);
+      const Gradient dy = c.out_gradient(p);
       const size_t values = slot(first[p], kValues), step = slot(first[p], kStep);
       auto [dw, beta] = c.grad(input(p, kLatent));
       linear_dw(dy, c.kept(values) ? activations(c.saved(values), c.saved(step), dy.dtype()) : u[first[p]], dw, beta,
@@ -94,19 +104,20 @@ struct SavedProjections {
   /// rounded activations will be computed again, if they are needed.
   void branch_gradient(const BackwardCtx& c, size_t p, std::vector<NormBranchGrad>& grads, QuantTensor& u) const {
     Tensor dq;
-    bool wanted = false;
+    bool wanted = false, codes = false;
     for (size_t i = p; i < count; ++i) {
       if (first[i] != p || !c.has(i)) continue;
-      const Tensor dy = c.out_grad(i);
+      const Gradient dy = c.out_gradient(i);
       const double beta = dq.defined() ? 1 : 0;
-      if (!dq.defined()) dq = Tensor({dy.dim(0), width}, dy.dtype(), dy.device());
+      if (!dq.defined()) dq = Tensor({dy.count(), width}, dy.dtype(), dy.device());
       linear_dx(dy, unpack(c, slot(i, kMatrix), width, products[i]), dq, beta);
       wanted |= c.needs(input(i, kLatent));
+      codes |= products[i] == Products::int8 && int8_weight_gradient(dy.device(), dy.width(), width);
     }
     if (!dq.defined()) return;
     if (wanted && !c.kept(slot(p, kValues))) {
       const DType t = value_dtype(roundings[p], dq.dtype());
-      if (products[p] == Products::int8)
+      if (codes)
         u = {Tensor(dq.shape(), DType::i8, dq.device()), Tensor({dq.dim(0)}, param_dtype(t), dq.device()), t};
       else
         u = {t == dq.dtype() ? dq : Tensor(dq.shape(), t, dq.device()), t};  // overwrites the gradient if dtypes agree
@@ -159,19 +170,20 @@ Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
   std::vector<SavedTensor> saved;
   pack(matrix, saved);
   saved.insert(saved.end(), {x.quant().values, x.quant().scale});
-  return record("linear", {x, latent}, {y}, std::move(saved),
-                [cols = matrix.cols(), products = matrix.backward](const BackwardCtx& c) {
-                  const Tensor dy = c.out_grad();
-                  if (c.needs(kLinearX)) {
-                    auto [dx, beta] = c.grad(kLinearX);
-                    linear_dx(dy, unpack(c, kLinearMatrix, cols, products), dx, beta);
-                  }
-                  if (c.needs(kLinearLatent)) {
-                    auto [dw, beta] = c.grad(kLinearLatent);
-                    linear_dw(dy, activations(c.saved(kLinearValues), c.saved(kLinearStep), dy.dtype()), dw, beta,
-                              products);
-                  }
-                })[0];
+  const auto backward = [cols = matrix.cols(), products = matrix.backward](const BackwardCtx& c) {
+    const Gradient dy = c.out_gradient();
+    if (c.needs(kLinearX)) {
+      auto [dx, beta] = c.grad(kLinearX);
+      linear_dx(dy, unpack(c, kLinearMatrix, cols, products), dx, beta);
+    }
+    if (c.needs(kLinearLatent)) {
+      auto [dw, beta] = c.grad(kLinearLatent);
+      linear_dw(dy, activations(c.saved(kLinearValues), c.saved(kLinearStep), dy.dtype()), dw, beta, products);
+    }
+  };
+  const Var out = record("linear", {x, latent}, {y}, std::move(saved), backward)[0];
+  want_gradient(out, matrix);
+  return out;
 }
 
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
@@ -212,6 +224,7 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
   std::vector<Var> ys =
       record("norm_linear", inputs, std::move(outputs), saved, [node](const BackwardCtx& c) { node.backward(c); });
+  for (size_t i = 0; i < projections.size(); ++i) want_gradient(ys[i], *projections[i].matrix);
   if (keep != Keep::codes || !Tape::current()) return ys;
   for (size_t i = 0; i < projections.size(); ++i) {
     const size_t slot = SavedProjections::slot(i, 0);

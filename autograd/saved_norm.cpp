@@ -1,5 +1,7 @@
 #include "autograd/saved_norm.h"
 
+#include "core/ops/ternary_int8.h"
+
 namespace mmfree {
 
 NormForward::NormForward(const Source& in, const Var& outer)
@@ -45,7 +47,11 @@ void SavedNorm::backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grad
   RowSourceGrad grad;
   if (has_sum) grad.incoming = c.out_grad(sum);
   const bool wants_a = c.needs(kA) || (kind == RowSource::sum && c.needs(kB));
-  if (wants_a) grad.a = Tensor(source.a.shape(), t, source.a.device());
+  const GradientForm form = two && c.needs(kB) ? GradientForm::values : c.wanted(kind == RowSource::sum ? kB : kA);
+  if (form != GradientForm::values)
+    grad.rows = make_gradient_rows(source.a.dim(0), source.a.dim(1), t, source.a.device());
+  if (wants_a && (form != GradientForm::rows || kind == RowSource::sum))
+    grad.a = Tensor(source.a.shape(), t, source.a.device());
   if (two && c.needs(kB)) grad.b = Tensor(source.b.shape(), t, source.a.device());
   if (gate && c.needs(kGateWeight)) {
     const GradTarget target = c.grad(kGateWeight);
@@ -55,8 +61,10 @@ void SavedNorm::backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grad
   auto [douter, beta_outer] = c.grad_if_needed(kOuter);
   norm_quant_backward(source, c.saved(kOuter), eps_inner, {c.saved(kR0), c.saved(kR1), c.saved(kR2)}, grads, grad,
                       douter, beta_outer);
-  if (wants_a) c.pass(kA, grad.a);
-  if (kind == RowSource::sum && wants_a) c.pass(kB, grad.a);
+  if (kind == RowSource::sum && wants_a)
+    c.pass(kA, grad.a), c.pass(kB, {grad.a, grad.rows});
+  else if (wants_a)
+    c.pass(kA, {grad.a, grad.rows});
   if (grad.b.defined()) c.pass(kB, grad.b);
 }
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "core/ops/elementwise.h"
+#include "core/ops/ternary_int8.h"
 
 namespace mmfree {
 namespace {
@@ -44,10 +45,30 @@ Var BackwardCtx::leaf(size_t i) const {
 
 Tensor BackwardCtx::out_grad(size_t i) const {
   const GradSlot& slot = *node_.outputs[i];
+  MMFREE_CHECK(Error, slot.grad.defined() || !slot.written, node_.op, ": the gradient of output ", i,
+               " is there by rows alone");
   return slot.written ? slot.grad : Tensor::zeros(slot.shape, slot.dtype, slot.device);
 }
 
+Gradient BackwardCtx::out_gradient(size_t i) const {
+  GradSlot& slot = *node_.outputs[i];
+  if (slot.wanted == GradientForm::values) return out_grad(i);
+  if (!slot.rows.quantised()) {
+    const Tensor values = out_grad(i);
+    slot.rows = make_gradient_rows(values.rows(), values.cols(), values.dtype(), values.device());
+    gradient_rows(values, slot.rows);
+  }
+  return {slot.grad, slot.rows};
+}
+
+GradientForm BackwardCtx::wanted(size_t i) const {
+  if (!needs(i)) return GradientForm::values;
+  const GradSlot& slot = *node_.inputs[i];
+  return slot.uses == 1 && !slot.written && !slot.parameter ? slot.wanted : GradientForm::values;
+}
+
 GradTarget GradSlot::target() {
+  MMFREE_CHECK(Error, !rows.quantised(), "backward: a second contribution to a gradient that is there by rows");
   const double beta = written ? 1 : 0;
   if (!grad.defined())
     grad = Tensor(shape, dtype, device);
@@ -57,19 +78,21 @@ GradTarget GradSlot::target() {
   return {grad, beta};
 }
 
-void BackwardCtx::pass(size_t i, const Tensor& contribution) const {
+void BackwardCtx::pass(size_t i, const Gradient& contribution) const {
   if (!needs(i)) return;
   GradSlot& slot = *node_.inputs[i];
+  const Tensor values = contribution.values.defined() ? contribution.values.reshape(slot.shape) : Tensor();
   if (!slot.parameter && !slot.written && !slot.grad.defined()) {
-    slot.grad = contribution.reshape(slot.shape);
+    slot.grad = values;
+    slot.rows = contribution.rows;
     slot.written = true;
     return;
   }
   auto [target, beta] = slot.target();
   if (beta == 0)
-    cast(contribution.reshape(slot.shape), target);
+    cast(values, target);
   else
-    add(target, contribution.reshape(slot.shape), target);
+    add(target, values, target);
 }
 
 Tape::Tape(bool recording) : recording_(recording), outer_(current_tape) { current_tape = this; }
@@ -108,9 +131,12 @@ void Tape::backward(const std::vector<Var>& outputs, const std::vector<Tensor>& 
     if (checking_finite())
       for (size_t i = 0; i < node.inputs.size(); ++i)
         if (node.inputs[i] && node.inputs[i]->written)
-          check_finite(node.op, "gradient of input", i, node.inputs[i]->grad);
-    for (const auto& out : node.outputs)
+          check_finite(node.op, "gradient of input", i, node.inputs[i]->grad),
+              check_finite(node.op, "8-bit gradient of input", i, node.inputs[i]->rows.scale);
+    for (const auto& out : node.outputs) {
       if (!out->parameter) out->grad = Tensor();
+      out->rows = {};
+    }
   }
 }
 
@@ -131,7 +157,10 @@ std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::v
     for (QuantTensor& out : outputs) vars.emplace_back(std::move(out));
     return vars;
   }
-  for (const Var& in : inputs) node.inputs.push_back(in.slot());
+  for (const Var& in : inputs) {
+    node.inputs.push_back(in.slot());
+    if (in.slot()) ++in.slot()->uses;
+  }
   for (QuantTensor& out : outputs) {
     const Tensor& t = out.values;
     auto slot = std::make_shared<GradSlot>(GradSlot{t.shape(), out.compute, t.device(), {}, false, false});

@@ -104,12 +104,18 @@ class BackwardCtx {
   bool has(size_t i) const { return node_.outputs[i]->written; }
   /// The gradient of output i; zeros if none reached it.
   Tensor out_grad(size_t i = 0) const;
+  /// The same in the form that the node's maker set as `wanted`: rows in 8 bits are made here if the contributor did
+  /// not write them.
+  Gradient out_gradient(size_t i = 0) const;
   /// Destination of input i's gradient; may be called once per node and input, only if needs(i).
   GradTarget grad(size_t i) const { return node_.inputs[i]->target(); }
   /// As grad(i), or an undefined tensor if input i wants none.
   GradTarget grad_if_needed(size_t i) const { return needs(i) ? grad(i) : GradTarget{}; }
+  /// The form in which input i's gradient is wanted, if it comes from this node alone; otherwise `values`.
+  GradientForm wanted(size_t i) const;
   /// Adds `contribution` to input i's gradient. The first contribution is shared, not copied, unless input i is a leaf.
-  void pass(size_t i, const Tensor& contribution) const;
+  /// It may have rows, or be rows alone, if `wanted` says so.
+  void pass(size_t i, const Gradient& contribution) const;
 
  private:
   const Node& node_;

@@ -11,6 +11,9 @@ struct GradTarget {
   double beta = 0;
 };
 
+/// What the consumer of a gradient reads: its values, its rows in 8 bits (see Gradient), or both.
+enum class GradientForm { values, rows, both };
+
 /// The gradient of one value. The tape holds the slot and not the value, so a value that no backward pass needs is
 /// freed as soon as its Var goes out of scope.
 struct GradSlot {
@@ -21,6 +24,10 @@ struct GradSlot {
   bool parameter = false;     ///< a leaf: grad stays after the backward pass
   bool written = false;       ///< grad holds a value, so the next contribution is added to it
   bool fixed_weight = false;  ///< of a loss whose gradients are already computed, for the weight 1
+  GradientForm wanted = GradientForm::values;  ///< what the node that computed the value reads
+  /// The gradient in 8 bits by rows, if its only contributor made it; grad may be undefined then.
+  QuantTensor rows = {};
+  int uses = 0;  ///< how many inputs of nodes the value is
 
   /// The tensor for a contribution and its beta. Allocates it first if needed, and copies one that another slot shares.
   GradTarget target();

@@ -36,4 +36,18 @@ struct QuantTensor {
   bool quantised() const { return axis != ScaleAxis::none; }
 };
 
+/// The gradient of a projection's output, [N, O]: its values, the same in 8 bits by rows (see `gradient_rows` in
+/// core/ops/ternary_int8.h), or both.
+struct Gradient {
+  Tensor values;     ///< A; undefined: rows alone
+  QuantTensor rows;  ///< i8 codes, [N] P steps; undefined: not made
+  Gradient() = default;
+  Gradient(Tensor values, QuantTensor rows = {}) : values(std::move(values)), rows(std::move(rows)) {}  // NOLINT
+  bool has_rows() const { return rows.quantised(); }
+  int64_t count() const { return has_rows() ? rows.values.rows() : values.rows(); }  ///< N
+  int64_t width() const { return has_rows() ? rows.values.cols() : values.cols(); }  ///< O
+  DType dtype() const { return has_rows() ? rows.compute : values.dtype(); }         ///< A
+  Device device() const { return has_rows() ? rows.values.device() : values.device(); }
+};
+
 }  // namespace mmfree

@@ -16,6 +16,20 @@ struct GradientRows {
   int64_t stride;
 };
 
+/// Writes the codes of a row; returns its step, and the sum of the codes in `sum`.
+template <class T>
+T quantise_row(const T* row, int64_t o, int8_t* to, int32_t& sum) {
+  const auto scale = gradient_scale(lane_absmax<T>(o, [row](int64_t k) { return row[k]; }));
+  int32_t codes = 0;
+#pragma omp simd reduction(+ : codes)
+  for (int64_t k = 0; k < o; ++k) {
+    const int32_t code = round_half_away(row[k] * scale.inverse);
+    to[k] = int8_t(code), codes += code;
+  }
+  sum = codes;
+  return scale.step;
+}
+
 template <class T>
 GradientRows quantise_rows(const T* dy, int64_t n, int64_t o) {
   const int64_t stride = (o + 3) / 4 * 4;
@@ -25,17 +39,9 @@ GradientRows quantise_rows(const T* dy, int64_t n, int64_t o) {
   int32_t* sums = out.sums.mut<int32_t>();
   parallel_for(n, 16, [=](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const T* row = dy + r * o;
       int8_t* to = codes + r * stride;
-      const auto scale = gradient_scale(lane_absmax<T>(o, [row](int64_t k) { return row[k]; }));
-      int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t k = 0; k < o; ++k) {
-        const int32_t code = round_half_away(row[k] * scale.inverse);
-        to[k] = int8_t(code), sum += code;
-      }
+      steps[r] = quantise_row(dy + r * o, o, to, sums[r]);
       std::fill(to + o, to + stride, int8_t(0));
-      steps[r] = scale.step, sums[r] = sum;
     }
   });
   return out;
@@ -193,6 +199,16 @@ void transposed_tile_scalar(const TransposedTile& t) {
 }
 
 void gradient_block_scalar(const GradientBlock& b) { add_block(b, b.scale, b.dw); }
+
+void gradient_rows(const GradientRowsArgs& p) {
+  dispatch_float(p.type, "gradient_rows", [&]<class T>() {
+    parallel_for(p.n, 16, [&](int64_t begin, int64_t end) {
+      int32_t sum;
+      for (int64_t r = begin; r < end; ++r)
+        static_cast<T*>(p.steps)[r] = quantise_row(static_cast<const T*>(p.dy) + r * p.o, p.o, p.codes + r * p.o, sum);
+    });
+  });
+}
 
 void ternary_dx_int8(const TernaryDxInt8Args& p) {
   dispatch_float(p.type, "ternary_dx_int8", [&]<class T>() { dx<T>(p); });

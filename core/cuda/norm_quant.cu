@@ -9,16 +9,6 @@ struct Epsilons {
   float gate, outer, inner;
 };
 
-/// Rounds values of one branch and stores them at `place`.
-template <class A, int W>
-__device__ void store_branch(const NormBranchArgs& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
-  if (!b.step) return store_values<A>(b, place, v, q);
-  Pack<int8_t, W> codes;
-#pragma unroll
-  for (int i = 0; i < W; ++i) codes.at[i] = activation_code(v[i], q.inverse);
-  *reinterpret_cast<Pack<int8_t, W>*>(static_cast<int8_t*>(b.out) + place) = codes;
-}
-
 /// The reductions of one row, and the scales that follow from them: Σ x², Σ (x · outer)², Σ a² of a gate, and the
 /// largest |x · outer · weight| of each branch. Here x is without the factor r0.
 template <class L, bool kGate>

@@ -140,6 +140,16 @@ __device__ void store_values(const NormBranchArgs& b, int64_t place, const float
   store(static_cast<A*>(b.out) + place, rounded);
 }
 
+/// Rounds values of a branch and stores them: codes if the branch has steps, else values.
+template <class A, int W>
+__device__ void store_branch(const NormBranchArgs& b, int64_t place, const float (&v)[W], ActivationScale<float> q) {
+  if (!b.step) return store_values<A>(b, place, v, q);
+  Pack<int8_t, W> codes;
+#pragma unroll
+  for (int i = 0; i < W; ++i) codes.at[i] = activation_code(v[i], q.inverse);
+  *reinterpret_cast<Pack<int8_t, W>*>(static_cast<int8_t*>(b.out) + place) = codes;
+}
+
 /// Most branches of a kept layout.
 constexpr int kKeptBranches = 3;
 

@@ -1,5 +1,6 @@
 #include "core/cuda/column_sums.cuh"
 #include "core/cuda/norm_quant.cuh"
+#include "core/ops/ternary_int8.h"
 #include "core/tensor.h"
 
 namespace mmfree::cuda {
@@ -94,22 +95,18 @@ struct WeightSums {
   }
 };
 
-/// Computes and stores the gradients of the source from the gradient dx of a row. `f` is the source's function. `mean`
-/// is mean(x · dx), for the gate's norm. `dweight`, out: the row's terms of the gate weight's gradient.
-template <bool kSilu, Kind kKind, class S, class A, int W>
-__device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
-                                      const Loaded<A, W>& incoming, const Function<kKind, kSilu, W>& f, int64_t n,
-                                      int64_t k, const float (&dx)[W], float r0, const float (&weight)[W], float mean,
-                                      float (&dweight)[W]) {
-  const int64_t place = n * (kKind == Kind::glu ? p.source.stride : p.d) + k;
-  const auto store_at = [](void* to, int64_t at, const float(&values)[W]) {
-    if (to) store(static_cast<A*>(to) + at, values);
-  };
+/// Computes the gradients of the source from the gradient dx of a row: put<0>(that of a), and for gate and glu
+/// put<1>(that of b). `mean` is mean(x · dx), for the gate's norm. `dweight`, out: the row's terms of the gate weight's
+/// gradient. `f` is the source's function.
+template <bool kSilu, Kind kKind, class S, class A, int W, class Put>
+__device__ void source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
+                                const Loaded<A, W>& incoming, const Function<kKind, kSilu, W>& f, const float (&dx)[W],
+                                float r0, const float (&weight)[W], float mean, float (&dweight)[W], Put&& put) {
   float da[W], db[W];
   if constexpr (is_plain<kKind>) {
 #pragma unroll
     for (int i = 0; i < W; ++i) da[i] = __fadd_rn(dx[i], incoming[i]);
-    store_at(p.da, place, da);
+    put.template operator()<0>(da);
   } else if constexpr (kKind == Kind::gate) {
 #pragma unroll
     for (int i = 0; i < W; ++i) {
@@ -118,8 +115,8 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
       da[i] = f.is_silu(p.source) ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
       db[i] = dx[i] * normed * weight[i] * f.slope(p.source, i, source.b[i]);
     }
-    store_at(p.da, place, da);
-    store_at(p.db, place, db);
+    put.template operator()<0>(da);
+    put.template operator()<1>(db);
   } else {
     static_assert(kKind == Kind::glu || kKind == Kind::activation);
 #pragma unroll
@@ -127,16 +124,52 @@ __device__ void store_source_gradient(const NormQuantBackwardArgs& p, const Chun
       da[i] = dx[i] * (kKind == Kind::glu ? source.b[i] : 1.0f) * f.slope(p.source, i, source.a[i]);
       db[i] = dx[i] * f.value(p.source, i, source.a[i]);
     }
-    store_at(p.da, place, da);
-    if constexpr (kKind == Kind::glu) store_at(p.db, place, db);
+    put.template operator()<0>(da);
+    if constexpr (kKind == Kind::glu) put.template operator()<1>(db);
   }
 }
 
-/// Rounds each branch's values with the bits of the forward kernel: the same products in the same order, x without r0.
-/// `absmax` holds the magnitudes of x · outer · weight.
+/// The gradient of the source's a (of a glu both halves), in bf16, of the row before. It waits in registers for the
+/// absmax of its row, which comes with the reduction of the next row, and is then stored in 8 bits.
+template <class L, Kind kKind>
+struct LateRow {
+  static constexpr int halves = kKind == Kind::glu ? 2 : 1;
+  Loaded<Bf16, L::width> values[halves][L::held];
+  uint32_t most = 0;
+
+  /// Takes a vector of a half; stores it at `to` too, unless that is null.
+  __device__ void take(int half, int v, const float (&x)[L::width], Bf16* to) {
+    Pack<Bf16, L::width> pack;
+#pragma unroll
+    for (int i = 0; i < L::width; ++i) pack.at[i] = from_float<Bf16>(x[i]);
+    Loaded<Bf16, L::width>& mine = values[half][v];
+    mine.words = reinterpret_cast<const typename Loaded<Bf16, L::width>::Words&>(pack);
+    if (to) store_word(reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4&>(pack));
+#pragma unroll
+    for (int i = 0; i < L::width; ++i) most = max(most, magnitude(mine[i]));
+  }
+  template <class Each>
+  __device__ void store(const NormQuantBackwardArgs& p, int64_t n, uint32_t absmax, Each&& each) {
+    const ActivationScale<float> scale = gradient_scale(__uint_as_float(absmax));
+    if (threadIdx.x == 0) static_cast<float*>(p.row_steps)[n] = scale.step;
+    each([&](int v, int64_t k) {
+#pragma unroll
+      for (int half = 0; half < halves; ++half) {
+        Pack<int8_t, L::width> codes;
+#pragma unroll
+        for (int i = 0; i < L::width; ++i) codes.at[i] = activation_code(values[half][v][i], scale.inverse);
+        *reinterpret_cast<Pack<int8_t, L::width>*>(p.rows + (n * halves + half) * p.d + k) = codes;
+      }
+    });
+    most = 0;
+  }
+};
+
+/// Rounds each branch's values at column k of row n with the bits of the forward kernel: the same products in the same
+/// order, x without r0. `absmax` holds the magnitudes of x · outer · weight.
 template <class A, class L, Kind kKind>
 __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
-                               const uint32_t (&absmax)[L::branches], const Stats<L, kKind>& row, int64_t place) {
+                               const uint32_t* absmax, const Stats<L, kKind>& row, int64_t n, int64_t k) {
   const float r01 = row.r0 * row.r1;
 #pragma unroll
   for (int b = 0; b < L::branches; ++b) {
@@ -145,7 +178,9 @@ __device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[
     float value[L::width];
 #pragma unroll
     for (int i = 0; i < L::width; ++i) value[i] = x[i] * w.outer[i] * w.branch[b][i] * scale;
-    store_values<A>(p.branches[b], place, value, activation_scale(__uint_as_float(absmax[b]) * scale));
+    const ActivationScale<float> q = activation_scale(__uint_as_float(absmax[b]) * scale);
+    if (k == 0 && p.branches[b].step) static_cast<float*>(p.branches[b].step)[n] = q.step;
+    store_branch<A>(p.branches[b], n * p.d + k, value, q);
   }
 }
 
@@ -229,7 +264,7 @@ __device__ void gradient(const Columns<L>& at, const Weights<L, kKind>& w, const
 /// The largest |x · outer · weight| of each branch, x without r0, as the forward kernel finds it.
 template <class L, Kind kKind>
 __device__ void find_absmax(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
-                            uint32_t (&absmax)[L::branches]) {
+                            uint32_t* absmax) {
 #pragma unroll
   for (int b = 0; b < L::branches; ++b) {
     if (!L::kept && b >= p.count) break;
@@ -238,20 +273,48 @@ __device__ void find_absmax(const NormQuantBackwardArgs& p, const float (&x)[L::
   }
 }
 
+/// What a kernel writes besides the gradients.
+enum class Extra {
+  none,
+  branches,  ///< the rounded values of branches that have an `out`
+  rows,      ///< these, and the gradient of the source in 8 bits by rows
+};
+
+/// Where source_gradient puts the gradients of row n at columns from k on.
+template <Extra kExtra, class A, class L, Kind kKind>
+struct SourceOut {
+  const NormQuantBackwardArgs& p;
+  LateRow<L, kKind>& late;
+  int v;
+  int64_t place;
+
+  __device__ SourceOut(const NormQuantBackwardArgs& p, LateRow<L, kKind>& late, int v, int64_t n, int64_t k)
+      : p(p), late(late), v(v), place(n * (kKind == Kind::glu ? p.source.stride : p.d) + k) {}
+  template <int kPart>
+  __device__ void operator()(const float (&gradient)[L::width]) const {
+    void* const to = kPart ? p.db : p.da;
+    A* const at = to ? static_cast<A*>(to) + place : nullptr;
+    if constexpr (kExtra == Extra::rows && kPart < LateRow<L, kKind>::halves)
+      late.take(kPart, v, gradient, at);
+    else if (at)
+      store(at, gradient);
+  }
+};
+
 /// The backward pass. A block processes its rows one after the other, with two loops over a row's columns: the first
-/// sums, the second stores. The only reduction over the block is between them: RowSums, and with kEmit the absmax of
-/// each branch. Column sums over rows are in registers (kept layouts) or in `partials`.
+/// sums, the second stores. The only reduction over the block is between them: RowSums, the absmax of each branch, and
+/// that of the LateRow. Column sums over rows are in registers (kept layouts) or in `partials`.
 ///
-/// With kEmit a branch may have an `out`. It is stored while x is in registers, or at the end if x is cheap to compute
-/// again, to save registers. kEmit must not change a bit of the gradients: intrinsics fix the rounding wherever the
-/// compiler could make an fma in one of the two kernels and not in the other. kSilu spares what other functions of a
-/// source need.
-template <class L, Kind kKind, class S, class A, bool kEmit, bool kSilu>
+/// A branch's `out` is stored while x is in registers, or at the end if x is cheap to compute again, to save registers.
+/// kExtra must not change a bit of the gradients: intrinsics fix the rounding wherever the compiler could make an fma
+/// in one of the kernels and not in another. kSilu spares what other functions of a source need.
+template <class L, Kind kKind, class S, class A, Extra kExtra, bool kSilu>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQuantBackwardArgs p, float* partials,
                                                                     float eps_inner) {
   constexpr int W = L::width;
+  constexpr bool kEmit = kExtra != Extra::none, kRows = kExtra == Extra::rows;
   using Sums = WeightSums<L, kKind>;
-  __shared__ RowReduction<RowSums<L, kKind>::count, kEmit ? L::branches : 0> reduce;
+  __shared__ RowReduction<RowSums<L, kKind>::count, (kEmit ? L::branches : 0) + kRows> reduce;
   reduce.clear();
   begin_kernel();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
@@ -261,12 +324,14 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   Inputs<L, kKind, S, A> in[L::held];
   if constexpr (L::kept) each([&](int v, int64_t k) { w[v].load(p, k), in[v].load(p, blockIdx.x, k); });
   auto next = Stats<L, kKind>::of(p, blockIdx.x);
+  LateRow<L, kKind> late;
   int turn = 0;
-  for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x, turn ^= 1) {
+  int64_t n = blockIdx.x;
+  for (; n < p.n; n += gridDim.x, turn ^= 1) {
     const auto row = next;
     Columns<L> at[L::held];
     RowSums<L, kKind> sums;
-    uint32_t absmax[L::branches] = {};
+    uint32_t absmax[L::branches + 1] = {};  // the last one is that of `late`
     const auto take = [&](int v, int64_t k, float(&x)[W]) {
       if constexpr (!L::kept) w[v].load(p, k), in[v].load(p, n, k);
       const auto f = in[v].source.template function<kSilu>(p.source);
@@ -287,7 +352,10 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       if constexpr (L::kept) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
       next = Stats<L, kKind>::of(p, n + gridDim.x);
     }
+    if constexpr (kRows) absmax[L::branches] = late.most;
     reduce(turn, sums.of, absmax);
+    if constexpr (kRows)
+      if (n >= gridDim.x) late.store(p, n - gridDim.x, absmax[L::branches], each);
     sums.finish(row, 1.0f / float(p.d), eps_inner, p.r2, outer);
     each([&](int v, int64_t k) {
       float x[W], du[W], dx[W], dweight[W];
@@ -299,18 +367,25 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
         f = now[v].source.template function<kSilu>(p.source);
         if constexpr (kEmit) at[v].normalise(p, now[v].source, f, w[v].gate, row.r0 * row.r1, x);
       }
-      if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
+      if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], absmax, row, n, k);
       if constexpr (kEmit && L::kept && !is_plain<kKind>) now[v].source.a.forget(), now[v].source.b.forget();
       gradient(at[v], w[v], sums, row, outer, du, dx);
       if constexpr (L::outer)
         totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at[v].normed[i], sum); });
-      store_source_gradient<kSilu>(p, now[v].source, now[v].incoming, f, n, k, dx, row.r0, w[v].gate, sums.source_mean,
-                                   dweight);
+      source_gradient<kSilu>(p, now[v].source, now[v].incoming, f, dx, row.r0, w[v].gate, sums.source_mean, dweight,
+                             SourceOut<kExtra, A, L, kKind>(p, late, v, n, k));
       if constexpr (kKind == Kind::gate)
         totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
       if constexpr (kEmit && is_plain<kKind>)
-        now[v].source.x(p.source, f, w[v].gate, x), store_branches<A>(p, x, w[v], absmax, row, n * p.d + k);
+        now[v].source.x(p.source, f, w[v].gate, x), store_branches<A>(p, x, w[v], absmax, row, n, k);
     });
+  }
+  if constexpr (kRows) {
+    float none[RowSums<L, kKind>::count] = {};
+    uint32_t last[L::branches + 1] = {};
+    last[L::branches] = late.most;
+    reduce(turn, none, last);
+    late.store(p, n - gridDim.x, last[L::branches], each);
   }
   totals.finish(p.d, each);
 }
@@ -330,32 +405,55 @@ struct RunBackward {
   template <Kind kKind, class S, class A>
   void operator()() const {
     choose_layout<kKind, BackwardLayout>(p, aligned, [&]<class L>() {
-      if (L::kept && !emits) return launch<L, kKind, S, A, !L::kept>();
-      if constexpr (L::kept && (kKind == Kind::glu || kKind == Kind::gate) && std::is_same_v<A, Bf16>)
-        if (kKind == Kind::gate ? p.source.weight != nullptr : p.source.f == Activation::silu)
-          return launch<L, kKind, S, A, true, true>();
-      launch<L, kKind, S, A, true>();
+      const bool silu = kKind == Kind::gate ? p.source.weight != nullptr : p.source.f == Activation::silu;
+      if constexpr (L::kept && std::is_same_v<A, Bf16> && kKind != Kind::activation)
+        if (p.rows) return with_silu<L, kKind, S, A, Extra::rows>(silu, p);
+      with_values([&](const NormQuantBackwardArgs& q) {
+        if (L::kept && !emits) return launch < L, kKind, S, A, L::kept ? Extra::none : Extra::branches > (q);
+        with_silu<L, kKind, S, A, Extra::branches>(silu, q);
+      });
     });
   }
-  template <class L, Kind kKind, class S, class A, bool kEmit, bool kSilu = false>
-  void launch() const {
+  /// Calls run(args) for a kernel that does not write `rows`. If they are wanted, it makes them from the values.
+  template <class Run>
+  void with_values(Run&& run) const {
+    if (!p.rows) return run(p);
+    const bool two = p.source.kind == Kind::glu;
+    NormQuantBackwardArgs q = p;
+    Tensor values;
+    if (!q.da) {
+      values = Tensor({p.n, two ? 2 * p.d : p.d}, p.dtype, Device::cuda);
+      q.da = values.raw_mut();
+      if (two) q.db = values.raw_mut() + p.d * size_of(p.dtype);
+    }
+    run(q);
+    gradient_rows({q.da, p.rows, p.row_steps, p.dtype, p.n, two ? 2 * p.d : p.d});
+  }
+  template <class L, Kind kKind, class S, class A, Extra kExtra>
+  void with_silu(bool silu, const NormQuantBackwardArgs& q) const {
+    if constexpr (L::kept && (kKind == Kind::glu || kKind == Kind::gate) && std::is_same_v<A, Bf16>)
+      if (silu) return launch<L, kKind, S, A, kExtra, true>(q);
+    launch<L, kKind, S, A, kExtra>(q);
+  }
+  template <class L, Kind kKind, class S, class A, Extra kExtra, bool kSilu = false>
+  void launch(const NormQuantBackwardArgs& q) const {
     using Sums = WeightSums<L, kKind>;
-    const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
-    const int64_t blocks = persistent_blocks<backward<L, kKind, S, A, kEmit, kSilu>>(threads, p.n);
-    ColumnSums columns{nullptr, blocks, p.d, Sums::slots, {}};
-    for (int b = 0; b < p.count; ++b)
-      columns.of[b] = {static_cast<float*>(p.branches[b].dweight), float(p.branches[b].beta)};
-    if constexpr (L::outer) columns.of[Sums::outer] = {static_cast<float*>(p.douter), float(p.beta_outer)};
-    if constexpr (kKind == Kind::gate) columns.of[Sums::gate] = {static_cast<float*>(p.dweight), float(p.beta_weight)};
+    constexpr auto kernel = backward<L, kKind, S, A, kExtra, kSilu>;
+    const int threads = threads_for(ceil_div(q.d, L::width * L::held), L::threads);
+    const int64_t blocks = persistent_blocks<kernel>(threads, q.n);
+    ColumnSums columns{nullptr, blocks, q.d, Sums::slots, {}};
+    for (int b = 0; b < q.count; ++b)
+      columns.of[b] = {static_cast<float*>(q.branches[b].dweight), float(q.branches[b].beta)};
+    if constexpr (L::outer) columns.of[Sums::outer] = {static_cast<float*>(q.douter), float(q.beta_outer)};
+    if constexpr (kKind == Kind::gate) columns.of[Sums::gate] = {static_cast<float*>(q.dweight), float(q.beta_weight)};
     Tensor partial;
     bool wanted = false;
     for (int slot = 0; slot < Sums::slots; ++slot) wanted |= columns.of[slot].out != nullptr;
-    if (wanted) partial = Tensor({blocks, int64_t(Sums::slots), p.d}, DType::f32, Device::cuda);
+    if (wanted) partial = Tensor({blocks, int64_t(Sums::slots), q.d}, DType::f32, Device::cuda);
     auto* partials = reinterpret_cast<float*>(partial.raw_mut());
     columns.partial = partials;
     if (blocks) {
-      launch_kernel(backward<L, kKind, S, A, kEmit, kSilu>, {unsigned(blocks), unsigned(threads)}, p, partials,
-                    float(p.eps_inner));
+      launch_kernel(kernel, {unsigned(blocks), unsigned(threads)}, q, partials, float(q.eps_inner));
       check_launch("norm_quant_backward");
     }
     finish_column_sums(columns, "norm_quant_backward");
@@ -368,7 +466,7 @@ void norm_quant_backward(const NormQuantBackwardArgs& p) {
   if (p.d == 0) return;
   bool emits = false;
   for (int b = 0; b < p.count; ++b) emits |= p.branches[b].out != nullptr;
-  const bool aligned = rows_aligned(p) && all_aligned({p.incoming, p.da, p.db});
+  const bool aligned = rows_aligned(p) && all_aligned({p.incoming, p.da, p.db, p.rows});
   dispatch_source(p, "norm_quant_backward", RunBackward{p, aligned, emits});
 }
 

@@ -236,7 +236,7 @@ void linear(const TernaryLinearArgs& g) {
   if constexpr (std::is_same_v<A, Bf16>)
     if (ternary_mma_fits(g.n, g.o, g.k))
       return ternary_mma(g.q, static_cast<const float*>(g.step), static_cast<const int8_t*>(g.codes),
-                         static_cast<const float*>(g.scale), static_cast<Bf16*>(g.y), g.n, g.o, g.k, stream());
+                         static_cast<const float*>(g.scale), static_cast<Bf16*>(g.y), g.n, g.o, g.k, 0, stream());
   if (g.k % 4 == 0 && g.k > 0 && g.o % 4 == 0) return product_and_scale<A>(g);
   launch_few_rows<A>(g);
 }

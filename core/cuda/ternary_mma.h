@@ -24,11 +24,12 @@ bool ternary_mma_fits(std::int64_t n, std::int64_t o, std::int64_t k);
 /// w      int8 [o, k] row-major, weights -1, 0, 1 (other int8 values work if the sums fit in int32)
 /// scale  float [1] in device memory
 /// y      bf16 [n, o] row-major; no byte outside it is written
+/// beta   0; or another number: y[i, j] = bf16( beta * y[i, j] + the value above ), the product and the sum rounded
 ///
 /// q, w and y start at multiples of 16 bytes; shapes as ternary_mma_fits. Only launches on `stream`: it neither
 /// allocates nor synchronises, and may be captured in a graph. Throws ShapeError for shapes or addresses that do not
 /// fit, DeviceError if the launch fails.
 void ternary_mma(const std::int8_t* q, const float* step, const std::int8_t* w, const float* scale, __nv_bfloat16* y,
-                 std::int64_t n, std::int64_t o, std::int64_t k, cudaStream_t stream);
+                 std::int64_t n, std::int64_t o, std::int64_t k, float beta, cudaStream_t stream);
 
 }  // namespace mmfree::cuda

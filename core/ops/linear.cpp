@@ -35,8 +35,9 @@ Tensor linear_dx_weights(const WeightMatrix& w, DType t) {
   return w.is_ternary() && w.backward != Products::int8 ? ternary_dx_weights(w.ternary, t, w.backward) : Tensor();
 }
 
-void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta, const Tensor& dense) {
-  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(dy, w.ternary, dx, beta);
+void linear_dx(const Gradient& gradient, const WeightMatrix& w, Tensor& dx, double beta, const Tensor& dense) {
+  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(gradient, w.ternary, dx, beta);
+  const Tensor& dy = gradient.values;
   if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, w.backward, dense);
   if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta, Tensor(), w.backward);
   Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
@@ -44,11 +45,14 @@ void linear_dx(const Tensor& dy, const WeightMatrix& w, Tensor& dx, double beta,
   cast(wide, dx);
 }
 
-void linear_dw(const Tensor& dy, const QuantTensor& x, Tensor& dw, double beta, Products products) {
+void linear_dw(const Gradient& gradient, const QuantTensor& x, Tensor& dw, double beta, Products products) {
+  if (products == Products::int8 && !int8_weight_gradient(dw.device(), dw.rows(), dw.cols()))
+    products = Products::compute;
   MMFREE_CHECK(DTypeError, products != Products::int8 || x.quantised(),
                "linear_dw: products in int8 need quantised activations, got ", x.values.describe());
+  const Tensor& dy = gradient.values;
   if (products == Products::int8)
-    ternary_dw_int8(dy, x.values, x.scale, dw, beta);
+    ternary_dw_int8(gradient, x.values, x.scale, dw, beta);
   else if (x.quantised())
     ternary_linear_dw(dy, x.values, x.scale, dw, beta, products);
   else

@@ -160,6 +160,14 @@ void norm_quant_backward(const RowSource& source, const Tensor& outer, double ep
   args.da = grad.a.raw_mut();
   if (two) args.db = grad.b.raw_mut();
   if (source.halved() && args.da) args.db = grad.a.raw_mut() + args.d * size_of(t);
+  if (grad.rows.quantised()) {
+    MMFREE_CHECK(DeviceError, source.a.device() == Device::cuda, op, ": gradients by rows are for a GPU");
+    MMFREE_CHECK(ShapeError, source.kind != RowSource::glu || source.halved(), op, ": rows of a glu of two parts");
+    check_tensor(op, "rows", grad.rows.values, source.a.shape(), DType::i8);
+    check_tensor(op, "steps of the rows", grad.rows.scale, {args.n}, param_dtype(t));
+    check_device(op, source.a.device(), {&grad.rows.values, &grad.rows.scale});
+    args.rows = grad.rows.values.mut<int8_t>(), args.row_steps = grad.rows.scale.raw_mut();
+  }
   if (has_r0(source)) args.dweight = grad.weight.raw_mut();
   args.beta_weight = grad.beta_weight, args.beta_outer = beta_outer;
   for (NormBranchGrad& b : branches) args.branches[args.count++] = check_branch(op, b, args, source.a.device());

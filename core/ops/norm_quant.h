@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "core/activation.h"
-#include "core/tensor.h"
+#include "core/quant_tensor.h"
 
 namespace mmfree {
 
@@ -87,12 +87,16 @@ struct NormBranchGrad {
 };
 
 /// Gradients of a RowSource; undefined: not wanted.
+///
+/// On a GPU the gradient of a can also be had in 8 bits by rows, beside the values or instead of them: `rows` gets what
+/// `gradient_rows` makes of the values in A. Not of a glu with two parts.
 struct RowSourceGrad {
   Tensor incoming;  ///< rows, sum: [N, D] A, added to the result; may be `a` itself or undefined
   Tensor a;         ///< out, A: gradient of a (rows, sum: of x, and so of a and of b); shape of the source's a
   Tensor b;         ///< out, gate and glu, if the source has a b: [N, D] A
   Tensor weight;    ///< out, gate: [D] P, = beta_weight · weight + …
   double beta_weight = 0;
+  QuantTensor rows;  ///< out: gradient of a, i8 of its shape and [N] P, see above
 };
 
 /// Backward of `norm_quant`. Rounding is differentiated as the identity (straight-through estimator). b runs over the
@@ -147,6 +151,8 @@ struct NormQuantArgs : NormArgs {
 struct NormQuantBackwardArgs : NormArgs {
   const void *r0, *r1, *r2, *incoming;  ///< null: none; r2: no branch has a weight
   void *da, *db, *dweight, *douter;
+  int8_t* rows;     ///< null: not wanted; of a halved glu both halves, 2 d columns
+  void* row_steps;  ///< of `rows`
   double beta_weight, beta_outer;
 };
 

@@ -126,7 +126,7 @@ unsigned long long differences(const Buffer<Bf16>& a, const Buffer<Bf16>& b) {
 using Product = std::function<void(const Inputs&, Bf16* y, Sizes, cudaStream_t)>;
 
 void ours(const Inputs& in, Bf16* y, Sizes s, cudaStream_t stream) {
-  ternary_mma(in.q.data, in.step.data, in.w.data, in.scale.data, y, s.n, s.o, s.k, stream);
+  ternary_mma(in.q.data, in.step.data, in.w.data, in.scale.data, y, s.n, s.o, s.k, 0, stream);
 }
 
 /// Launched plainly and from a graph, into poisoned memory, with a margin behind y that must stay as it was.

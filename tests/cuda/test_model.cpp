@@ -14,6 +14,7 @@ namespace mmfree {
 namespace {
 
 class CudaGolden : public testing::TestWithParam<std::string> {};
+class CudaGoldenInt8 : public CudaGolden {};
 class CudaGoldenBf16 : public CudaGolden {};  // of the oracle's sets, for which the cost of bf16 was measured
 
 // The bounds are those of the CPU's float32 test and for its reasons (see tests/layers/test_golden.cpp).
@@ -91,8 +92,49 @@ TEST_P(CudaGoldenBf16, StaysWithinItsRounding) {
   }
 }
 
+// Products of the backward pass in 8 bits. Fixed before the first run, as above: three times the most that they cost
+// the oracle rounding the same tensors (bf16_bounds.py --int8, in f32 with --f32); in f32 a flipped code adds its own
+// bound.
+struct Int8Bounds {
+  DType compute;
+  double gradient, tensor, flipped;
+};
+constexpr Int8Bounds kInt8Bounds[] = {{DType::f32, 0.046, 0.084, 5e-2}, {DType::bf16, 0.145, 0.205, 0}};
+
+TEST_P(CudaGoldenInt8, StaysWithinItsRounding) {
+  MMFREE_NEEDS_GPU();
+  const Golden g(GetParam());
+  ParamStore params(parameter_specs(g.config), DType::f32, Device::cuda);
+  load_parameters(g, params);
+  const Example e(g.expected, Device::cuda);
+  for (const Int8Bounds& bounds : kInt8Bounds) {
+    const LM lm(params, g.config, bounds.compute, BackwardProducts{Products::int8, Products::compute});
+    Tensor first;
+    for (Recompute r : kAllRecomputes) {
+      SCOPED_TRACE(concat(name_of(bounds.compute), ' ', name_of(r)));
+      run_backward(lm, params, e, r);
+      const Tensor grads = params.grads().to(Device::cpu);
+      EXPECT_TRUE(!first.defined() || same_bits(first, grads));
+      first = grads;
+      double error = 0, size = 0;
+      for (size_t i = 0; i < params.specs().size(); ++i) {
+        const std::string& name = params.specs()[i].name;
+        const Tensor expected = g.gradient(name);
+        const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
+        EXPECT_LT(relative, bounds.tensor + 4 * bounds.flipped) << name;
+        Tensor squares({1}, DType::f64);
+        sum_of_squares(expected, squares);
+        error += relative * relative * *squares.data<double>();
+        size += *squares.data<double>();
+      }
+      EXPECT_LT(std::sqrt(error / size), bounds.gradient + bounds.flipped);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Sets, CudaGolden, testing::ValuesIn(golden_dirs()), set_name);
 INSTANTIATE_TEST_SUITE_P(Sets, CudaGoldenBf16, testing::ValuesIn(golden_dirs()), set_name);
+INSTANTIATE_TEST_SUITE_P(Sets, CudaGoldenInt8, testing::ValuesIn(golden_dirs()), set_name);
 INSTANTIATE_TEST_SUITE_P(Transformers, CudaGolden, testing::ValuesIn(transformers_dirs()), set_name);
 
 /// A small model of shapes that the fast kernels take, trained on random tokens.
@@ -104,7 +146,7 @@ struct SmallRun {
   std::unique_ptr<StepRunner> runner;
 
   explicit SmallRun(bool capture, DType compute = DType::bf16, Recompute recompute = Recompute::selective,
-                    int64_t micro = 0, bool carry = false) {
+                    int64_t micro = 0, bool carry = false, Products ternary = Products::compute) {
     config.model.hidden_size = 128;
     config.model.num_hidden_layers = 3;
     config.model.intermediate_size = 320;
@@ -117,9 +159,13 @@ struct SmallRun {
     config.data.reset_state = config.data.carry_state = carry;
     params = std::make_unique<ParamStore>(parameter_specs(config.model), DType::f32, Device::cuda);
     params->initialise(3);
-    lm = std::make_unique<LM>(*params, config.model, compute);
+    lm = std::make_unique<LM>(*params, config.model, compute, BackwardProducts{ternary, Products::compute});
     optimizer = std::make_unique<AdamW>(*params, config.optim);
     runner = std::make_unique<StepRunner>(*lm, *params, *optimizer, config, recompute);
+  }
+  /// With products of the backward pass in 8 bits.
+  static SmallRun int8(bool capture, Recompute recompute = Recompute::selective, int64_t micro = 0) {
+    return SmallRun(capture, DType::bf16, recompute, micro, false, Products::int8);
   }
   /// On the batch of step s, of which only every `of`-th target is scored.
   StepResult step(int64_t s, int64_t of = 1) {
@@ -143,12 +189,16 @@ struct SmallRun {
   }
 };
 
+/// Sizes of micro-batches (0, 2, 1: one, two and four of them) and products of the backward pass.
+constexpr std::pair<int64_t, Products> kMicroBatches[] = {
+    {0, Products::compute}, {2, Products::compute}, {1, Products::compute}, {0, Products::int8}, {2, Products::int8}};
+
 TEST(CudaStep, ARecordedStepEqualsAnEagerOneToTheBit) {
   MMFREE_NEEDS_GPU();
-  for (const int64_t micro : {0, 2, 1}) {  // one, two and four micro-batches
-    SCOPED_TRACE(concat("micro-batches of ", micro));
-    SmallRun eager(false, DType::bf16, Recompute::selective, micro),
-        recorded(true, DType::bf16, Recompute::selective, micro);
+  for (const auto& [micro, products] : kMicroBatches) {
+    SCOPED_TRACE(concat("micro-batches of ", micro, ' ', name_of(products)));
+    SmallRun eager(false, DType::bf16, Recompute::selective, micro, false, products),
+        recorded(true, DType::bf16, Recompute::selective, micro, false, products);
     for (int64_t s = 0; s < 20; ++s) {
       const int64_t of = s % 4 == 3 ? 1 + s : 1;  // the number of scored targets is not recorded
       const StepResult a = eager.step(s, of), b = recorded.step(s, of);
@@ -224,8 +274,11 @@ TEST(CudaStep, TensorsMadeAfterTheRecordingAreNoticed) {
 
 TEST(CudaStep, LossFallsAndEveryParameterGetsAGradient) {
   MMFREE_NEEDS_GPU();
-  for (DType compute : {DType::bf16, DType::f32}) {
-    SmallRun run(true, compute);
+  for (const auto& [compute, products] : {std::pair{DType::bf16, Products::compute},
+                                          {DType::f32, Products::compute},
+                                          {DType::bf16, Products::int8},
+                                          {DType::f32, Products::int8}}) {
+    SmallRun run(true, compute, Recompute::selective, 0, false, products);
     double first = 0, last = 0;
     for (int64_t s = 0; s < 10; ++s) {
       const StepResult r = run.step(s);
@@ -266,6 +319,27 @@ TEST(CudaStep, WaysToRecomputeGiveTheSameBits) {
   }
 }
 
+TEST(CudaStep, WaysToRecomputeGiveTheSameBitsInEightBits) {
+  MMFREE_NEEDS_GPU();
+  SmallRun none = SmallRun::int8(true, Recompute::none), plain(true, DType::bf16, Recompute::none);
+  std::vector<StepResult> expected;
+  for (int64_t s = 0; s < 4; ++s) {
+    expected.push_back(none.step(s));
+    const StepResult other = plain.step(s);
+    EXPECT_EQ(s == 0, expected.back().loss == other.loss) << "step " << s;
+    EXPECT_NE(expected.back().report.grad_norm, other.report.grad_norm) << "nothing was rounded";
+    EXPECT_NEAR(expected.back().report.grad_norm, other.report.grad_norm, 0.1 * other.report.grad_norm);
+  }
+  for (Recompute recompute : {Recompute::rounded, Recompute::selective, Recompute::full}) {
+    SmallRun run = SmallRun::int8(true, recompute);
+    for (int64_t s = 0; s < 4; ++s) {
+      const StepResult got = run.step(s);
+      EXPECT_EQ(expected[size_t(s)].loss, got.loss) << name_of(recompute) << " step " << s;
+      EXPECT_EQ(expected[size_t(s)].report.grad_norm, got.report.grad_norm) << name_of(recompute) << " step " << s;
+    }
+  }
+}
+
 TEST(CudaStep, MicroBatchesAgreeWithTheWholeBatch) {
   MMFREE_NEEDS_GPU();
   SmallRun whole(true, DType::f32), parts(true, DType::f32, Recompute::selective, 2);
@@ -276,9 +350,7 @@ TEST(CudaStep, MicroBatchesAgreeWithTheWholeBatch) {
   }
 }
 
-TEST(CudaStep, AnInfinityLeavesTheParametersAlone) {
-  MMFREE_NEEDS_GPU();
-  SmallRun run(true);
+void expect_no_update_from_an_infinity(SmallRun run) {
   for (int64_t s = 0; s < 4; ++s) run.step(s);
   Tensor weight = run.params->view(run.params->values(), 1);
   const Tensor kept = weight.to(Device::cpu);  // not on the GPU: a recorded step owns the arena's free memory
@@ -291,6 +363,12 @@ TEST(CudaStep, AnInfinityLeavesTheParametersAlone) {
   run.lm->requantise();
   run.optimizer->measure();
   EXPECT_FALSE(run.step(5).report.skipped);
+}
+
+TEST(CudaStep, AnInfinityLeavesTheParametersAlone) {
+  MMFREE_NEEDS_GPU();
+  expect_no_update_from_an_infinity(SmallRun(true));
+  expect_no_update_from_an_infinity(SmallRun::int8(true));
 }
 
 TEST(CudaStep, DecodingTokenByTokenAgreesWithTheWholeSequence) {

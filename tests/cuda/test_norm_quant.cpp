@@ -2,6 +2,7 @@
 
 #include "core/ops/check.h"
 #include "core/ops/norm_quant.h"
+#include "core/ops/ternary_int8.h"
 #include "core/quantize.h"
 #include "tests/cuda/twins.h"
 #include "tests/support/composed.h"
@@ -218,6 +219,13 @@ void check_backward(const Case& c, Problem gpu_problem, Problem p, double beta) 
     if (c.d == 1) continue;  // differences of nearly equal numbers
     EXPECT_LE(relative_error(g, exact_all[i]), gpu_bound(got_all[i].dtype())) << "gradient " << i;
   }
+}
+
+void expect_same_bits(const Gradients& expected, const Gradients& got) {
+  const std::vector<Tensor> a = expected.all(), b = got.all();
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_TRUE(same_bits(a[i].to(Device::cpu), b[i].to(Device::cpu))) << "gradient " << i;
 }
 
 /// `branches` modes starting at `first`.
@@ -442,11 +450,80 @@ TEST(CudaNormQuant, BackwardGivesTheRoundedValuesAgainToTheBit) {
             if (got.branches[b].u.defined()) {
               EXPECT_TRUE(same_bits(host(o.branches[b].out), host(got.branches[b].u))) << "branch " << b;
             }
-          const std::vector<Tensor> expected = plain.all(), all = got.all();
-          ASSERT_EQ(expected.size(), all.size());
-          for (size_t i = 0; i < all.size(); ++i)
-            EXPECT_TRUE(same_bits(host(expected[i]), host(all[i]))) << "gradient " << i;
+          expect_same_bits(plain, got);
         }
+}
+
+TEST(CudaNormQuant, BackwardGivesTheCodesAgainToTheBit) {
+  MMFREE_NEEDS_GPU();
+  int turn = 0;
+  for (Case c : sources())
+    for (int64_t d : {33, 64, 1024, 1408, 2048, 5632, 8192})
+      for (size_t branches : {1, 3}) {
+        c.bare = ++turn % 4 == 0 ? 0b111 : turn % 4 == 1 ? 0b010 : 0;
+        c.n = turn % 3 ? 5 : 450, c.d = d, c.outer = turn % 2, c.modes.assign(branches, kCodes);
+        SCOPED_TRACE(c.name());
+        Problem p = on_gpu(make_problem(c), c);
+        const Outputs o = forward(p, c.type, c.modes);
+        if (o.x.defined()) p.source = {RowSource::rows, o.x, {}, {}, 0};
+        const Gradients plain = backward(p, o.stats, c.type, 0);
+        Gradients got = backward(p, o.stats, c.type, 0);
+        for (NormBranchGrad& b : got.branches)
+          b.u = Tensor({c.n, c.d}, DType::i8, Device::cuda), b.step = Tensor({c.n}, DType::f32, Device::cuda);
+        norm_quant_backward(p.source, p.outer, kEpsInner, o.stats, got.branches, got.source, got.douter, 0);
+        for (size_t b = 0; b < branches; ++b) {
+          EXPECT_TRUE(same_bits(o.branches[b].out.to(Device::cpu), got.branches[b].u.to(Device::cpu))) << b;
+          EXPECT_TRUE(same_bits(o.branches[b].step.to(Device::cpu), got.branches[b].step.to(Device::cpu))) << b;
+        }
+        expect_same_bits(plain, got);
+      }
+}
+
+TEST(CudaNormQuant, BackwardGivesTheSourcesGradientByRows) {
+  MMFREE_NEEDS_GPU();
+  int turn = 0;
+  for (Case c : sources())
+    for (int64_t d : {1, 33, 64, 1024, 1408, 2048, 2816, 5632, 8192})
+      for (size_t branches : {1, 3})
+        for (bool alone : {false, true}) {
+          ++turn;
+          c.n = turn % 3 ? 5 : 450, c.d = d, c.outer = turn % 4 < 2, c.modes.assign(branches, kValues);
+          SCOPED_TRACE(concat(c.name(), alone ? " alone" : ""));
+          Problem p = on_gpu(make_problem(c), c);
+          const Outputs o = forward(p, c.type, c.modes);
+          if (o.x.defined() && turn % 2) p.source = {RowSource::rows, o.x, {}, {}, 0};
+          const Gradients plain = backward(p, o.stats, c.type, 0);
+          QuantTensor expected = make_gradient_rows(c.n, p.source.a.cols(), c.type, Device::cuda);
+          gradient_rows(plain.source.a, expected);
+          Gradients got = backward(p, o.stats, c.type, 0);
+          got.source.rows = make_gradient_rows(c.n, p.source.a.cols(), c.type, Device::cuda);
+          if (alone) got.source.a = {};
+          if (turn % 5 < 2)
+            got.branches[0].rounding = Rounding::int8, got.branches[0].u = Tensor({c.n, d}, c.type, Device::cuda);
+          norm_quant_backward(p.source, p.outer, kEpsInner, o.stats, got.branches, got.source, got.douter, 0);
+          EXPECT_TRUE(same_bits(expected.values.to(Device::cpu), got.source.rows.values.to(Device::cpu)));
+          EXPECT_TRUE(same_bits(expected.scale.to(Device::cpu), got.source.rows.scale.to(Device::cpu)));
+          if (alone) got.source.a = plain.source.a;
+          expect_same_bits(plain, got);
+        }
+}
+
+TEST(CudaNormQuant, RowsOfAGradientShowWhatIsNotFinite) {
+  MMFREE_NEEDS_GPU();
+  for (Case c : sources())
+    for (int64_t d : {33, 64})
+      for (double bad : {kNaN, kInfinity}) {
+        c.n = 300, c.d = d;
+        Problem p = make_problem(c);
+        set(p.douts[0], 7 * d + 5, bad);
+        p = on_gpu(p, c);
+        const Outputs o = forward(p, c.type, c.modes);
+        Gradients got = backward(p, o.stats, c.type, 0);
+        got.source.rows = make_gradient_rows(c.n, p.source.a.cols(), c.type, Device::cuda);
+        norm_quant_backward(p.source, p.outer, kEpsInner, o.stats, got.branches, got.source, got.douter, 0);
+        const Tensor steps = from_gpu(got.source.rows.scale);
+        for (int64_t n = 0; n < c.n; ++n) EXPECT_EQ(n != 7, std::isfinite(at(steps, n))) << c.name() << " row " << n;
+      }
 }
 
 TEST(CudaNormQuant, AddsTheIncomingGradientInPlace) {

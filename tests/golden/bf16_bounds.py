@@ -1,6 +1,8 @@
 """How far bf16 activations move a model: the float64 oracle against a float32 one that rounds what a GPU rounds.
 
-    python3 tests/golden/bf16_bounds.py [--models N] [GOLDEN_SET...]
+    python3 tests/golden/bf16_bounds.py [--models N] [--int8] [--f32] [GOLDEN_SET...]
+
+With --int8 the oracle also rounds what a GPU rounds with train.backward: int8; with --f32 it rounds nothing to bf16.
 
 One line per model (its name behind the figures is that of the worst gradient), then the worst, and the bounds: three
 times that. Apart from the loss, figures are norms of errors relative to norms of the float64 results. Besides the
@@ -55,6 +57,37 @@ ROUNDINGS = [
      "dl = bf16(np.where(scored[..., None], dl, 0) / int(scored.sum()))"),
 ]  # fmt: skip
 
+# The same with products of ternary projections' backward passes in 8 bits.
+INT8_ROUNDINGS = [
+    ("dy = bf16(dout @ self.Wq)", "dy = bf16(np.multiply(*gradient_rows(self, dout)) @ self.Wq)"),
+    ("self.G[self.weight] = dout.reshape(-1, k).T @ bf16(self.yq).reshape(-1, n)",
+     "self.G[self.weight] = weight_gradient(self, dout.reshape(-1, k), self.yq.reshape(-1, n), bf16)"),
+]
+
+
+def gradient_rows(projection, dout):
+    """A gradient in int8 with a step per row (core/ops/ternary_int8.h): codes and steps. The head and projections of
+    other precisions keep theirs, with the step 1."""
+    if projection.precision != "ternary" or projection.name == "lm_head":
+        return dout, np.float32(1)
+    most = np.abs(dout).max(-1, keepdims=True)
+    v = dout * (np.float32(127) / np.maximum(most, np.float32(1e-30)))
+    return np.sign(v) * np.floor(np.abs(v) + np.float32(0.5)), most / np.float32(127)
+
+
+def weight_gradient(projection, dout, x, bf16, block=256):
+    """doutᵀ x; where W has at least twice as many rows as columns, of rows in int8 and of x times their steps in int8,
+    rounded by column and block of rows (ibid.)."""
+    codes, steps = gradient_rows(projection, dout)
+    if codes is dout or dout.shape[1] < 2 * x.shape[1]:
+        return dout.T @ bf16(x)
+    g, sums = x * steps, 0
+    for b in range(0, len(g), block):
+        most = np.abs(g[b : b + block]).max(0)
+        d = np.rint(g[b : b + block] * (np.float32(127) / np.maximum(most, np.float32(1e-30))))
+        sums = sums + codes[b : b + block].T @ d * (most / np.float32(127))
+    return sums
+
 
 def bf16(x):
     """Round to nearest even, kept as float32."""
@@ -62,14 +95,15 @@ def bf16(x):
     return formulas.round_bf16(x)
 
 
-def rounding_formulas():
-    """The formulas as a module that rounds by `bf16`."""
+def rounding_formulas(int8, f32):
+    """The formulas as a module that rounds by `bf16`, unless `f32`, and with `int8` by `gradient_rows`."""
     source = Path(formulas.__file__).read_text()
-    for old, new in ROUNDINGS:
+    for old, new in ROUNDINGS + (INT8_ROUNDINGS if int8 else []):
         assert source.count(old) == 1, f"the formulas have {source.count(old)} times: {old}"
         source = source.replace(old, new)
     module = types.ModuleType("rounding_formulas")
-    module.bf16 = bf16
+    module.bf16, module.gradient_rows = (lambda x: x) if f32 else bf16, gradient_rows
+    module.weight_gradient = weight_gradient
     exec(compile(source, "rounding_formulas", "exec"), module.__dict__)
     return module
 
@@ -115,8 +149,10 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("golden", type=Path, nargs="*", help="folders of golden sets")
     ap.add_argument("--models", type=int, default=12, help="random models")
+    ap.add_argument("--int8", action="store_true", help="also round gradients to 8 bits")
+    ap.add_argument("--f32", action="store_true", help="do not round to bf16")
     a = ap.parse_args()
-    rounded, rng = rounding_formulas(), np.random.default_rng(7)
+    rounded, rng = rounding_formulas(a.int8, a.f32), np.random.default_rng(7)
     models = {str(g): golden_model(g) for g in a.golden}
     models |= {f"random {i}{' plain' * (i % 3 == 2)}": random_model(rng, i % 3 == 2) for i in range(a.models)}
     most = {}

@@ -340,7 +340,7 @@ void fields(TrainConfig& c, Visit&& visit) {
         "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 on a "
         "GPU, and on a CPU whose bf16 products are faster");
   visit("backward", c.backward, Choice<Products>{{Products::compute, Products::int8}},
-        "products of the ternary projections' backward pass: as compute says, or in 8 bits (on the CPU)");
+        "products of the ternary projections' backward pass: as compute says, or in 8 bits");
   visit("recompute", c.recompute,
         Choice<std::optional<Recompute>>{
             {{}, Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full}},

@@ -29,9 +29,6 @@ std::optional<DeviceChoice> parse_device(const std::string& text) {
 }
 
 BackwardProducts backward_products(const ComputeTarget& target, Products ternary) {
-  MMFREE_CHECK(ConfigError, ternary != Products::int8 || target.device == Device::cpu,
-               "train.backward: int8 products are computed on the CPU alone, and this run is on ", target.name,
-               "; choose compute, or train.device=cpu");
   return {ternary == Products::compute ? target.products : ternary, target.products};
 }
 

@@ -35,7 +35,6 @@ struct ComputeTarget {
 };
 
 /// The products of a model's backward pass there, where those of ternary projections are `ternary` (train.backward).
-/// @throws ConfigError for int8 on a GPU
 BackwardProducts backward_products(const ComputeTarget& target, Products ternary);
 
 /// Resolves the choices and makes the GPU, if it is one, that of this process.

@@ -127,7 +127,7 @@ inline void ProjectionTimer::time_bf16(Times& t) {
 
 inline void ProjectionTimer::time_products(Times& t) {
   t.dx = time([&](Set& s) {
-    cuda::ternary_mma(s.dy_rows.data, step_.data, w_.data, one_.data, s.dx.data, n_, k_, o_, nullptr);
+    cuda::ternary_mma(s.dy_rows.data, step_.data, w_.data, one_.data, s.dx.data, n_, k_, o_, 0, nullptr);
   });
   t.as_stored = time_dw<false, Scale::rows>(&Set::dy_blocks);
   t.turned_rows = time_dw<true, Scale::rows>(&Set::dy_rows);
