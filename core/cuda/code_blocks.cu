@@ -24,6 +24,8 @@ struct Four {
       for (int i = 0; i < 4 && i < left; ++i) bytes |= (uint32_t(from[i]) & 0xffu) << (8 * i);
     }
   }
+  /// Makes the compiler compute the floats again instead of keeping them in registers.
+  __device__ void forget() { asm volatile("" : "+r"(bytes)); }
   /// Code i as a float: its byte + 128 is the low byte of a float 2^23 + ...
   __device__ float operator[](int i) const {
     return __uint_as_float(__byte_perm(bytes ^ 0x80808080u, 0x4b000000u, 0x7650 + i)) - 8388736.0f;
@@ -63,6 +65,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     inverse[c] = s.inverse;
     if (warp == 0 && col + c < k) scale[blockIdx.x * stride + col + c] = s.step;
   }
+#pragma unroll
+  for (Four& x : in) x.forget();
   uint32_t words[4][4];
 #pragma unroll
   for (int g = 0; g < 4; ++g) {

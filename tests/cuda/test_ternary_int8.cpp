@@ -104,11 +104,12 @@ std::vector<Tensor> parts_of(const WeightProblem& p) {
         const auto scale = gradient_scale(most);
         for (int64_t n = begin; n < end; ++n)
           d.push_back(int32_t(std::nearbyint(float(q[n * p.k + k]) * (step[n] * row_step[n]) * scale.inverse)));
+        std::vector<int32_t> sums(size_t(p.o), 0);
+        for (int64_t n = begin; n < end; ++n)
+          for (int64_t o = 0; o < p.o; ++o) sums[size_t(o)] += c[n * p.o + o] * d[size_t(n - begin)];
         for (int64_t o = 0; o < p.o; ++o) {
-          int32_t sum = 0;
-          for (int64_t n = begin; n < end; ++n) sum += c[n * p.o + o] * d[size_t(n - begin)];
           float& to = dw.mut<float>()[o * p.k + k];
-          to = std::fma(float(sum), scale.step, to);
+          to = std::fma(float(sums[size_t(o)]), scale.step, to);
         }
       }
     }
