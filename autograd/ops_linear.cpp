@@ -42,7 +42,8 @@ QuantTensor activations(const Tensor& values, const Tensor& step, DType compute)
 
 /// What the backward pass of a projection with W [o, k] reads of the gradient of its output.
 GradientForm gradient_form(Products products, Device device, int64_t o, int64_t k) {
-  if (products != Products::int8 || device == Device::cpu) return GradientForm::values;
+  if (products != Products::int8 || device == Device::cpu || !int8_input_gradient(device, o, k))
+    return GradientForm::values;
   return int8_weight_gradient(device, o, k) ? GradientForm::rows : GradientForm::both;
 }
 void want_gradient(const Var& y, const WeightMatrix& w) {

@@ -216,6 +216,7 @@ void add_parts(const BlockProduct& p) {
 
 /// One output of one part a thread; x runs fastest.
 __global__ void __launch_bounds__(256) plain_product(const BlockProduct p, int parts, int64_t stride) {
+  begin_kernel();
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, part = blockIdx.y;
   if (at >= p.m * p.j) return;
   const int64_t row = at / p.j, col = at % p.j, blocks = (p.n + kActivationBlock - 1) / kActivationBlock;
@@ -260,8 +261,8 @@ void block_mma(const BlockProduct& p) {
 
 void block_product(const BlockProduct& p) {
   const int parts = activation_parts(p.m, p.j, p.n);
-  plain_product<<<dim3(unsigned(ceil_div(p.m * p.j, 256)), unsigned(parts)), 256, 0, stream()>>>(p, parts,
-                                                                                                 scale_stride(p.j));
+  launch_kernel(plain_product, {dim3(unsigned(ceil_div(p.m * p.j, 256)), unsigned(parts)), 256}, p, parts,
+                scale_stride(p.j));
   check_launch("block_product");
   add_parts(p);
 }

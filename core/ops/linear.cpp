@@ -36,10 +36,12 @@ Tensor linear_dx_weights(const WeightMatrix& w, DType t) {
 }
 
 void linear_dx(const Gradient& gradient, const WeightMatrix& w, Tensor& dx, double beta, const Tensor& dense) {
-  if (w.is_ternary() && w.backward == Products::int8) return ternary_dx_int8(gradient, w.ternary, dx, beta);
+  Products products = w.backward;
+  if (products == Products::int8 && !int8_input_gradient(dx.device(), w.rows(), w.cols())) products = Products::compute;
+  if (w.is_ternary() && products == Products::int8) return ternary_dx_int8(gradient, w.ternary, dx, beta);
   const Tensor& dy = gradient.values;
-  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, w.backward, dense);
-  if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta, Tensor(), w.backward);
+  if (w.is_ternary()) return ternary_linear_dx(dy, w.ternary, dx, beta, products, dense);
+  if (!widens(dy, w.plain)) return matmul(dy, false, w.plain, false, dx, 1, beta, Tensor(), products);
   Tensor wide = beta != 0 ? as_f32(dx) : Tensor(dx.shape(), DType::f32, dx.device());
   matmul(as_f32(dy), false, w.plain, false, wide, 1, beta);
   cast(wide, dx);

@@ -9,6 +9,12 @@ namespace mmfree {
 /// Whether the gradient of a weight [O, K] is computed in 8 bits too. On a GPU that pays where x, which is rounded
 /// again for it, is narrow against dy; elsewhere it is a product of values in A.
 constexpr bool int8_weight_gradient(Device device, int64_t o, int64_t k) { return device == Device::cpu || o >= 2 * k; }
+/// Whether the gradient of the input of a weight [O, K] is computed in 8 bits. Rounding costs O numbers a row, and a
+/// product of depth O gains O · K: on a GPU it pays for wide rows of x, or where the weight's gradient takes the same
+/// codes.
+constexpr bool int8_input_gradient(Device device, int64_t o, int64_t k) {
+  return k >= 1024 || int8_weight_gradient(device, o, k);
+}
 
 /// Rows of a gradient that share the scales of `ternary_dw_int8`.
 inline constexpr int64_t kGradientBlock = 128;
