@@ -63,7 +63,7 @@ struct Projection {
 enum class Keep {
   all,      ///< the source (of a sum its value) and the rounded activations
   source,   ///< the source (of a sum its value); the rounded activations are computed again from it
-  nothing,  ///< the source (of a sum its two terms); rounded activations and outputs are computed again when needed
+  nothing,  ///< the source (of a sum its two terms), on the CPU codes too; the rest is computed again when needed
 };
 
 /// `norm_quant`, then `linear` of each branch → one Var [N, O] per projection. Projections without a norm of their own

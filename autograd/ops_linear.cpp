@@ -121,10 +121,15 @@ struct SavedProjections {
     const RowSource rows = norm.source(from);
     const int64_t n = rows.rows_count();
     const Device device = rows.a.device();
-    std::vector<NormBranch> branch = {make_branch(from.saved(slot(p, kNorm)), roundings[p], n, width, t, device)};
-    norm.again(rows, from.saved(kOuter), branch);
     const WeightMatrix matrix = unpack(from, slot(p, kMatrix), width, products[p]);
     Tensor y({n, matrix.rows()}, t, device);
+    const size_t values = slot(first[p], kValues), step = slot(first[p], kStep);
+    if (from.kept(values)) {
+      linear(activations(from.saved(values), from.saved(step), t), matrix, y);
+      return y;
+    }
+    std::vector<NormBranch> branch = {make_branch(from.saved(slot(p, kNorm)), roundings[p], n, width, t, device)};
+    norm.again(rows, from.saved(kOuter), branch);
     linear(activations(branch[0].out, branch[0].step, t), matrix, y);
     return y;
   }
@@ -140,10 +145,11 @@ bool passes_through(const Source& source, const Var& outer, const std::vector<Pr
   return as_it_is;
 }
 
-/// Gives a Recipe the member `saved` of a BackwardCtx.
+/// Gives a Recipe the members `saved` and `kept` of a BackwardCtx.
 struct RecipeView {
   const Recipe& recipe;
   Tensor saved(size_t i) const { return recipe.tensor(i); }
+  bool kept(size_t i) const { return recipe.saved[i].defined(); }
 };
 
 }  // namespace
@@ -198,7 +204,10 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
     inputs.insert(inputs.end(), {p.branch.weight, p.latent});
     saved.emplace_back(p.branch.weight.value());
     pack(*p.matrix, saved);
-    const bool kept = keep == Keep::all && node.first[i] == i;
+    // Codes take a byte where the output takes four for each of its columns. On the CPU, where their norm costs more of
+    // the time of the product that follows, they are worth it.
+    const bool codes = keep == Keep::nothing && u.quantised() && u.values.device() == Device::cpu;
+    const bool kept = (keep == Keep::all || codes) && node.first[i] == i;
     saved.emplace_back(kept ? u.values : Tensor());
     saved.emplace_back(kept ? u.scale : Tensor());
     if (node.ends_branch(i)) branches[branch_of[i]] = {};

@@ -171,6 +171,13 @@ void ternary_tile_scalar(const TernaryTile& t) {
     }
 }
 
+std::vector<std::string> ternary_instruction_sets() {
+  std::vector<std::string> names;
+  for (const NamedTernaryKernel& k : ternary_kernels())
+    if (k.usable) names.push_back(k.name);
+  return names;
+}
+
 void ternary_quantise(const TernaryQuantiseArgs& p) {
   dispatch_float(p.type, "ternary_quantise", [&]<class T>() { quantise<T>(p, nullptr); });
 }

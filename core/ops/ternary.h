@@ -1,4 +1,5 @@
 #pragma once
+#include <string>
 #include <vector>
 
 #include "core/quant_tensor.h"
@@ -112,6 +113,8 @@ struct ScaleCodesArgs {
   int64_t n, k;
 };
 namespace cpu {
+/// The instruction sets for products of ternary matrices that this machine has, fastest first. The first is used.
+std::vector<std::string> ternary_instruction_sets();
 void ternary_quantise(const TernaryQuantiseArgs& args);
 void ternary_quantise_flat(const TernaryQuantiseFlatArgs& args);
 void ternary_dequantise(const TernaryDequantiseArgs& args);

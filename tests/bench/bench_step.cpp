@@ -1,5 +1,5 @@
 // Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
-//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
+//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (auto), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
 //   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
 //   heads of 64, bf16 products), profile (0; 1, on the CPU: a table of where the steps' time goes, op by op).
@@ -66,10 +66,9 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 int run(int argc, char** argv) {
   const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
-      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},        {"recompute", "selective"},
-      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"},     {"capture", "1"},
-      {"reset", "0"},  {"carry", "0"},      {"arch", "matmulfree"}, {"backward", "compute"},
-      {"profile", "0"}};
+      {"seq", "2048"},        {"steps", "20"},         {"warmup", "5"},  {"recompute", "auto"}, {"micro", "0"},
+      {"compute", "bf16"},    {"device", "cuda"},      {"capture", "1"}, {"reset", "0"},        {"carry", "0"},
+      {"arch", "matmulfree"}, {"backward", "compute"}, {"profile", "0"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -96,7 +95,7 @@ int run(int argc, char** argv) {
   config.train.capture = keys["capture"] == "1";
   config.optim.lr = 1e-3;
   const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device");
-  Recompute recompute = Recompute::selective;
+  Recompute recompute = recompute_of(config.train, target.device);
   for (Recompute r : kAllRecomputes)
     if (keys["recompute"] == name_of(r)) recompute = r;
   ParamStore params(parameter_specs(config.model), DType::f32, target.device);
@@ -144,14 +143,15 @@ int run(int argc, char** argv) {
   if (gpu) gpu::profile(false);
   faults = (page_faults() - faults) / steps;
   op_watch = nullptr;
+  const ArenaStats memory = Arena::current(target.device)->stats();
   double floor = 0;
   if (keys["profile"] == "1")
     floor = profile.print(steps, std::accumulate(times.begin(), times.end(), 0.0),
                           measure_rates(target.products == Products::bf16));
   const StepResult last = *runner.collect();
   const double t = median(times), tokens = double(targets);
-  const double peak = double(Arena::current(target.device)->stats().peak + (gpu ? gpu::workspace_bytes() : 0));
-  const double reserved = double(Arena::current(target.device)->stats().reserved);
+  const double peak = double(memory.peak + (gpu ? gpu::workspace_bytes() : 0));
+  const double reserved = double(memory.reserved);
   std::printf(
       "RESULT {\"size\": \"%s\", \"arch\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": "
       "\"%s\", \"compute\": "

@@ -8,8 +8,8 @@
 #include <fstream>
 #include <thread>
 
-#include "core/cpu/ternary_kernel.h"
 #include "core/gpu.h"
+#include "core/ops/ternary.h"
 #include "core/system/machine.h"
 #include "core/thread_pool.h"
 #include "tests/support/model_variants.h"
@@ -584,7 +584,7 @@ TEST(Commands, InfoWithoutAFileTellsWhatThisMachineComputesWith) {
   const std::string text = output({"info"});
   for (const std::string& part :
        {concat("threads     ", threads::limit(), " ("),
-        concat("products in 8 bits by ", cpu::fastest_ternary_kernels().name, ", the first of: "),
+        concat("products in 8 bits by ", cpu::ternary_instruction_sets().front(), ", the first of: "),
         concat("auto on the CPU is ", fast_bf16_products() ? "bf16" : "f32", " for backward"),
         concat("huge pages: ", huge_pages()), concat("device      auto is ", gpu::problem().empty() ? "cuda" : "cpu")})
     EXPECT_TRUE(contains(text, part)) << part << " in\n" << text;

@@ -2,9 +2,9 @@
 
 #include <string>
 
-#include "core/cpu/ternary_kernel.h"
 #include "core/device.h"
 #include "core/gpu.h"
+#include "core/ops/ternary.h"
 #include "core/system/console.h"
 #include "core/system/machine.h"
 #include "core/thread_pool.h"
@@ -13,14 +13,6 @@
 
 namespace mmfree {
 namespace {
-
-/// The instruction sets of the ternary products that this machine has, fastest first.
-std::string usable_kernels() {
-  std::string names;
-  for (const cpu::NamedTernaryKernel& k : cpu::ternary_kernels())
-    if (k.usable) names += (names.empty() ? "" : ", ") + std::string(k.name);
-  return names;
-}
 
 void print_gpu() {
   const std::string problem = gpu::problem();
@@ -36,12 +28,14 @@ void print_gpu() {
 }  // namespace
 
 void print_machine() {
+  std::string sets;
+  for (const std::string& name : cpu::ternary_instruction_sets()) sets += (sets.empty() ? "" : ", ") + name;
   const std::string huge = huge_pages();
   console::out.format("processor   %s\n", processor_name().c_str());
   console::out.format("threads     %d (train.threads, OMP_NUM_THREADS); idle ones sleep after %d us\n",
                       threads::limit(), threads::kSpinMicroseconds);
-  console::out.format("ternary     products in 8 bits by %s, the first of: %s\n", cpu::fastest_ternary_kernels().name,
-                      usable_kernels().c_str());
+  console::out.format("ternary     products in 8 bits by %s, the first of: %s\n",
+                      cpu::ternary_instruction_sets().front().c_str(), sets.c_str());
   console::out.format("compute     auto on the CPU is %s for backward products, f32 for all else\n",
                       fast_bf16_products() ? "bf16" : "f32");
   console::out.format("memory      %s available, huge pages: %s%s\n", format_bytes(available_host_memory()).c_str(),
