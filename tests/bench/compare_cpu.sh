@@ -50,9 +50,10 @@ for run in runs:
     ours += [f"steps={steps}", "warmup=2", *filter(None, keys.split(","))]
     ways = {"PyTorch, compiled": theirs, "PyTorch, eager": theirs + ["--eager"], "mmfree, compute": ours}
     ways["mmfree, int8"] = ours + ["backward=int8"]
-    for name in ["mmfree, compute", "mmfree, int8"]:
-        ways[f"{name}, selective"] = ways[name] + ["recompute=selective"]
-    profiles += [(f"{size}, {batch} × {seq}, {name}", way) for name, way in ways.items() if name in ("mmfree, compute", "mmfree, int8")]
+    mine = [name for name in ways if name.startswith("mmfree")]
+    profiles += [(f"{size}, {batch} × {seq}, {name}", ways[name]) for name in mine]
+    for name in mine if int(batch) % 2 == 0 else []:
+        ways[f"{name}, two micro-batches"] = ways[name] + [f"micro={int(batch) // 2}"]
     found = {name: [] for name in ways}
     for _ in range(rounds):
         for name, command in ways.items():
