@@ -1,5 +1,6 @@
 #pragma once
 #include "core/device.h"
+#include "core/op_watch.h"
 
 namespace mmfree {
 
@@ -17,10 +18,10 @@ inline void require_cpu(Device device, const char* op) {
 #else
 #define MMFREE_DISPATCH_CUDA(device, fn, ...) ::mmfree::require_cpu((device), #fn)
 #endif
-#define MMFREE_DISPATCH(device, fn, ...)             \
-  do {                                               \
-    if ((device) == ::mmfree::Device::cpu)           \
-      ::mmfree::cpu::fn(__VA_ARGS__);                \
-    else if (!::mmfree::DryRun::active())            \
-      MMFREE_DISPATCH_CUDA(device, fn, __VA_ARGS__); \
+#define MMFREE_DISPATCH(device, fn, ...)                         \
+  do {                                                           \
+    if ((device) == ::mmfree::Device::cpu)                       \
+      ::mmfree::run_on_cpu(#fn, ::mmfree::cpu::fn, __VA_ARGS__); \
+    else if (!::mmfree::DryRun::active())                        \
+      MMFREE_DISPATCH_CUDA(device, fn, __VA_ARGS__);             \
   } while (0)

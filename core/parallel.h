@@ -4,10 +4,13 @@
 #include <exception>
 #include <vector>
 
+#include "core/thread_pool.h"
+
 namespace mmfree {
 
-/// Calls body(begin, end) for consecutive ranges of at most `grain` items that cover [0, n), in parallel over OpenMP
-/// threads. The ranges depend on n and grain alone, never on the number of threads. body must not throw.
+/// Calls body(begin, end) for consecutive ranges of at most `grain` items that cover [0, n), in parallel over the
+/// program's threads (see core/thread_pool.h). The ranges depend on n and grain alone, never on the number of threads.
+/// body must not throw.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, Body&& body) {
   const int64_t chunks = (n + grain - 1) / grain;
@@ -15,8 +18,9 @@ void parallel_for(int64_t n, int64_t grain, Body&& body) {
     if (n > 0) body(int64_t(0), n);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t c = 0; c < chunks; ++c) body(c * grain, std::min(n, (c + 1) * grain));
+  const auto chunk = [&](int64_t c) { body(c * grain, std::min(n, (c + 1) * grain)); };
+  threads::run(
+      chunks, [](const void* call, int64_t c) { (*static_cast<const decltype(chunk)*>(call))(c); }, &chunk);
 }
 
 /// Sum over [0, n) of partial(begin, end), where the ranges are fixed blocks of `grain` items and the partials are

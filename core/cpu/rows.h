@@ -1,25 +1,28 @@
 #pragma once
-#include <omp.h>
-
 #include <cmath>
 
 #include "core/cpu/vec.h"
+#include "core/parallel.h"
 
 /// Functions of one row, shared by the kernels that fuse them.
 namespace mmfree::cpu {
 
-/// Scratch rows of d elements for each OpenMP thread. Allocated before a parallel region, whose body must not throw.
+/// Scratch rows of d elements for each thread of a parallel_for that this thread starts.
 template <class T>
 class ThreadRows {
  public:
   ThreadRows(int64_t d, int count)
-      : d_((d + kLanes - 1) / kLanes * kLanes), count_(count), rows_(size_t(omp_get_max_threads() * count * d_)) {}
-  T* row(int i) { return rows_.data() + (omp_get_thread_num() * count_ + i) * d_; }
+      : d_((d + kLanes - 1) / kLanes * kLanes),
+        count_(count),
+        rows_(Tensor::zeros({threads::limit() * count * d_}, dtype_of<T>())),
+        data_(rows_.template mut<T>()) {}
+  T* row(int i) { return data_ + (threads::index() * count_ + i) * d_; }
 
  private:
   int64_t d_;
   int count_;
-  std::vector<T> rows_;
+  Tensor rows_;
+  T* data_;
 };
 
 /// rstd of a row: 1 / sqrt(mean x² + eps). If the squares overflow it is NaN: 0 would turn the row into zeros silently.

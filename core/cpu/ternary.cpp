@@ -40,9 +40,14 @@ void quantise(const TernaryQuantiseArgs& p, const double* sums) {
     for (int64_t o = begin; o < end; ++o)
       for (int64_t b = 0; b < row_bytes / kTernaryBlockBytes; ++b) {
         uint8_t codes[kTernaryBlock];
-        std::memset(codes, 1, sizeof codes);
         const int64_t first = b * kTernaryBlock, count = std::min(kTernaryBlock, p.cols - first);
-        for (int64_t k = 0; k < count; ++k) codes[k] = uint8_t(1 + weight_code(w[o * p.cols + first + k], inverse));
+        const T* from = w + o * p.cols + first;
+        if (count == kTernaryBlock) {  // of a known length, so that it is vectorised
+          for (int64_t k = 0; k < kTernaryBlock; ++k) codes[k] = uint8_t(1 + weight_code(from[k], inverse));
+        } else {
+          std::memset(codes, 1, sizeof codes);
+          for (int64_t k = 0; k < count; ++k) codes[k] = uint8_t(1 + weight_code(from[k], inverse));
+        }
         uint8_t* packed = static_cast<uint8_t*>(p.codes) + o * row_bytes + b * kTernaryBlockBytes;
         for (int j = 0; j < 32; ++j)
           packed[j] = uint8_t(codes[j] | codes[j + 32] << 2 | codes[j + 64] << 4 | codes[j + 96] << 6);
@@ -169,6 +174,13 @@ void ternary_tile_scalar(const TernaryTile& t) {
         }
       t.out[r * t.out_stride + o] = sum;
     }
+}
+
+std::vector<std::string> ternary_instruction_sets() {
+  std::vector<std::string> names;
+  for (const NamedTernaryKernel& k : ternary_kernels())
+    if (k.usable) names.push_back(k.name);
+  return names;
 }
 
 void ternary_quantise(const TernaryQuantiseArgs& p) {

@@ -107,10 +107,39 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
   MMFREE_DISPATCH(y.device(), ternary_linear, args);
 }
 
+namespace {
+
 // bf16 holds -1, 0 and 1 exactly, but not weight * scale: the scale stays f32 and multiplies the sums.
-static bool is_bare(DType t, Products products) { return t == DType::bf16 || products == Products::bf16; }
+bool is_bare(DType t, Products products) { return t == DType::bf16 || products == Products::bf16; }
+
+/// Whether ternary_linear_dx makes a few rows of the matrix dense at a time.
+bool goes_in_blocks(const TernaryTensor& w, DType t, Products products) {
+  return w.codes.device() == Device::cpu && t == DType::f32 && products == Products::compute;
+}
+
+/// ternary_linear_dx in f32 on the CPU, from a few rows of the matrix at a time: 6 MiB of one 512 wide, where a head of
+/// 32,000 tokens would take 65. Blocks end where oneDNN ends its own of 256 or 384, and the last one is not shorter
+/// than those, so the bits are those of one product.
+void dx_in_blocks(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta) {
+  constexpr int64_t kRows = 3072, kLeast = 384;
+  constexpr DType t = DType::f32;
+  const int64_t n = dy.rows(), o = w.rows(), k = w.cols;
+  Tensor dense({std::min(kRows + kLeast, o), k}, t);
+  for (int64_t begin = 0, end = 0; begin < o; begin = end) {
+    end = o - begin < kRows + kLeast ? o : begin + kRows;
+    Tensor block = dense.slice(0, end - begin);
+    ternary_dequantise({w.codes.slice(begin, end), w.scale, k}, block);
+    const char* const from = dy.raw() + begin * size_of(t);
+    const MatmulArgs args{from, block.raw(), dx.raw_mut(),     t,     t,      false, false, n, k, end - begin, o,
+                          k,    1,           begin ? 1 : beta, false, nullptr};
+    MMFREE_DISPATCH(dx.device(), matmul, args);
+  }
+}
+
+}  // namespace
 
 Tensor ternary_dx_weights(const TernaryTensor& w, DType t, Products products) {
+  if (goes_in_blocks(w, t, products)) return {};
   Tensor dense({w.rows(), w.cols}, t, w.codes.device());
   ternary_dequantise(w, dense, !is_bare(t, products));
   return dense;
@@ -123,6 +152,7 @@ void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, dou
   check_activation(op, "dy", dy, w.scale.dtype());
   check_matrix(op, "dx", dx, dy.rows(), w.cols, dy.dtype());
   check_matrix(op, "dy", dy, dy.rows(), w.rows(), dy.dtype());
+  if (goes_in_blocks(w, dy.dtype(), products) && dx.size() > 0) return dx_in_blocks(dy, w, dx, beta);
   const Tensor dense = made.defined() ? made : ternary_dx_weights(w, dy.dtype(), products);
   check_matrix(op, "dense", dense, w.rows(), w.cols, dy.dtype());
   if (products == Products::bf16) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <string>
 #include <vector>
 
 #include "core/quant_tensor.h"
@@ -61,7 +62,8 @@ void ternary_linear(const Tensor& q, const Tensor& step, const TernaryTensor& w,
 void ternary_linear_dx(const Tensor& dy, const TernaryTensor& w, Tensor& dx, double beta,
                        Products products = Products::compute, const Tensor& dense = Tensor());
 
-/// The matrix [O, K] of dtype t that ternary_linear_dx multiplies a dy of dtype t by.
+/// The matrix [O, K] of dtype t that ternary_linear_dx multiplies a dy of dtype t by; undefined where it makes a few
+/// rows of it at a time.
 Tensor ternary_dx_weights(const TernaryTensor& w, DType t, Products products = Products::compute);
 
 /// Gradient with respect to the latent weight (straight-through): dw [O, K] P = dy [N, O]^T * A(q [N, K] * step [N]) +
@@ -116,6 +118,8 @@ struct ScaleCodesArgs {
   int64_t n, k;
 };
 namespace cpu {
+/// The instruction sets for products of ternary matrices that this machine has, fastest first. The first is used.
+std::vector<std::string> ternary_instruction_sets();
 void ternary_quantise(const TernaryQuantiseArgs& args);
 void ternary_quantise_flat(const TernaryQuantiseFlatArgs& args);
 void ternary_dequantise(const TernaryDequantiseArgs& args);

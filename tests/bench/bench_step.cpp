@@ -1,16 +1,22 @@
 // Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
-//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (selective), micro (BATCH),
+//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (auto), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
 //   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
-//   heads of 64, bf16 products).
+//   heads of 64, bf16 products), profile (0; 1, on the CPU: a table of where the steps' time goes, op by op).
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, loss and gradient norm of the last step in full, so that
 // two programs' bits can be compared, and what the start took: start_s, until the first two steps were made (the second
-// records), and first_ms and second_ms of it.
+// records), and first_ms and second_ms of it; faults, the page faults of a step after the warm-up. With profile=1 also
+// floor_ms: what the products of a step take at the best measured rates and its other ops at the rate of a copy; see
+// step_profile.h.
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <map>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,6 +24,7 @@
 #include "core/gpu.h"
 #include "layers/parameters.h"
 #include "optim/optimizer.h"
+#include "tests/bench/step_profile.h"
 #include "train/run/compute_target.h"
 #include "train/run/step.h"
 
@@ -48,14 +55,21 @@ double median(std::vector<double> v) {
 }
 
 using Clock = std::chrono::steady_clock;
+/// Page faults of this process so far that needed no reading.
+long page_faults() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt;
+}
+
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 int run(int argc, char** argv) {
   const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
-      {"seq", "2048"}, {"steps", "20"},     {"warmup", "5"},        {"recompute", "selective"},
-      {"micro", "0"},  {"compute", "bf16"}, {"device", "cuda"},     {"capture", "1"},
-      {"reset", "0"},  {"carry", "0"},      {"arch", "matmulfree"}, {"backward", "compute"}};
+      {"seq", "2048"},        {"steps", "20"},         {"warmup", "5"},  {"recompute", "auto"}, {"micro", "0"},
+      {"compute", "bf16"},    {"device", "cuda"},      {"capture", "1"}, {"reset", "0"},        {"carry", "0"},
+      {"arch", "matmulfree"}, {"backward", "compute"}, {"profile", "0"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -82,7 +96,7 @@ int run(int argc, char** argv) {
   config.train.capture = keys["capture"] == "1";
   config.optim.lr = 1e-3;
   const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device");
-  Recompute recompute = Recompute::selective;
+  Recompute recompute = recompute_of(config.train, target.device);
   for (Recompute r : kAllRecomputes)
     if (keys["recompute"] == name_of(r)) recompute = r;
   ParamStore params(parameter_specs(config.model), DType::f32, target.device);
@@ -110,36 +124,51 @@ int run(int argc, char** argv) {
   };
   const int64_t warmup = std::stoll(keys["warmup"]), steps = std::stoll(keys["steps"]);
   const int64_t targets = config.train.batch_size * config.data.seq_len;
-  std::vector<double> times, start;
+  std::vector<double> times, busy, start;
   double start_s = 0;
+  StepProfile profile(size.vocabulary);
+  long faults = 0;
   for (int64_t s = 0; s < warmup + steps; ++s) {
     wait();
     if (gpu && s == warmup) gpu::profile(true);
+    if (s == warmup) faults = page_faults();
+    if (s == warmup && keys["profile"] == "1") profile.start();
     const auto begin = Clock::now();
+    const std::clock_t used = std::clock();
     runner.launch(s, targets);
     wait();
-    if (s >= warmup) times.push_back(seconds_since(begin));
+    if (s >= warmup)
+      times.push_back(seconds_since(begin)), busy.push_back(double(std::clock() - used) / CLOCKS_PER_SEC);
     if (s < 2) start.push_back(seconds_since(begin)), start_s = seconds_since(program);
   }
   if (gpu) gpu::profile(false);
+  faults = (page_faults() - faults) / steps;
+  op_watch = nullptr;
+  const ArenaStats memory = Arena::current(target.device)->stats();
+  double floor = 0;
+  if (keys["profile"] == "1")
+    floor = profile.print(steps, std::accumulate(times.begin(), times.end(), 0.0),
+                          measure_rates(target.products == Products::bf16));
   const StepResult last = *runner.collect();
   const double t = median(times), tokens = double(targets);
-  const double peak = double(Arena::current(target.device)->stats().peak + (gpu ? gpu::workspace_bytes() : 0));
-  const double reserved = double(Arena::current(target.device)->stats().reserved);
+  const double peak = double(memory.peak + (gpu ? gpu::workspace_bytes() : 0));
+  const double reserved = double(memory.reserved);
   std::printf(
       "RESULT {\"size\": \"%s\", \"arch\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": "
       "\"%s\", \"compute\": "
       "\"%s\", \"recompute\": \"%s\", \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, \"ms_max\": %.2f, "
+      "\"cpu_ms_min\": %.2f, "
       "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.17g, \"grad_norm\": %.17g, "
       "\"skipped\": %d, \"micro\": "
       "%lld, "
-      "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f}\n",
+      "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f, \"faults\": %ld, \"floor_ms\": %.2f}\n",
       argv[1], keys["arch"].c_str(), static_cast<long long>(config.model.parameter_count()),
       static_cast<long long>(config.train.batch_size), static_cast<long long>(config.data.seq_len), target.name.c_str(),
       name_of(target.compute), name_of(recompute), config.train.capture && gpu ? "true" : "false", t * 1e3,
       *std::min_element(times.begin(), times.end()) * 1e3, *std::max_element(times.begin(), times.end()) * 1e3,
-      tokens / t, peak / 1e9, reserved / 1e9, last.loss, last.report.grad_norm, int(last.report.skipped),
-      static_cast<long long>(config.train.micro_batch()), start_s, start[0] * 1e3, start.back() * 1e3);
+      *std::min_element(busy.begin(), busy.end()) * 1e3, tokens / t, peak / 1e9, reserved / 1e9, last.loss,
+      last.report.grad_norm, int(last.report.skipped), static_cast<long long>(config.train.micro_batch()), start_s,
+      start[0] * 1e3, start.back() * 1e3, faults, floor * 1e3);
   return 0;
 }
 

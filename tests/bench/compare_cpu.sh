@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Whole training steps of mmfree and of a PyTorch baseline, in turn on the same cores, with speed and memory side by side.
-#   bash tests/bench/compare_cpu.sh BASELINE.py [MODEL:BATCH:SEQ ...]
+# Whole training steps of mmfree and of a PyTorch baseline, in turn on the same cores, with speed and memory side by side;
+# then where mmfree's steps spend their time, op by op, and their floor: the products at the best rates measured there, the
+# other ops at the rate of a copy.
+#   bash tests/bench/compare_cpu.sh BASELINE.py [MODEL:BATCH:SEQ[:key=value,...] ...]
 # BASELINE.py takes --size, --batch, --seq, --steps, --warmup, --device and --eager, tries f32 and bf16 products, and prints
-# "RESULT {json}" of the faster with tokens_per_s. Default runs: 8M:8:256 50M:4:512. ROUNDS (2) is how often all take their
+# "RESULT {json}" of the faster with tokens_per_s. Default runs: 8M:8:256 50M:4:512; the keys are bench_step's. ROUNDS (2) is how often all take their
 # turn, STEPS (5) of how many steps a figure is the median, PYTHON (python3) what runs the baseline. Memory is the largest
 # resident size of each process.
 set -euo pipefail
@@ -32,13 +34,26 @@ def result(command):
     return json.loads(lines[-1][7:])["tokens_per_s"], usage.ru_maxrss * 1024 / 1e9
 
 
-table = []
+def profile(name, command):
+    """The table of ops that `command` prints, and the step beside its floor."""
+    lines = subprocess.run(command + ["profile=1"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    step = json.loads(lines[-1][7:])
+    print(f"\n{name}: a step of {step['ms']:.0f} ms, floor {step['floor_ms']:.0f} ms ({step['floor_ms'] / step['ms']:.2f})")
+    print("\n".join(lines[:-1]))
+
+
+table, profiles = [], []
 for run in runs:
-    size, batch, seq = run.split(":")
+    size, batch, seq, keys = (run + ":").split(":")[:4]
     theirs = [python, baseline, "--size", size, "--batch", batch, "--seq", seq, "--device", "cpu", "--steps", steps]
-    ours = [bench, size, batch, f"seq={seq}", "device=cpu", "compute=auto", "recompute=none", f"steps={steps}", "warmup=2"]
+    ours = [bench, size, batch, f"seq={seq}", "device=cpu", "compute=auto", "recompute=auto"]
+    ours += [f"steps={steps}", "warmup=2", *filter(None, keys.split(","))]
     ways = {"PyTorch, compiled": theirs, "PyTorch, eager": theirs + ["--eager"], "mmfree, compute": ours}
     ways["mmfree, int8"] = ours + ["backward=int8"]
+    mine = [name for name in ways if name.startswith("mmfree")]
+    profiles += [(f"{size}, {batch} × {seq}, {name}", ways[name]) for name in mine]
+    for name in mine if int(batch) % 2 == 0 else []:
+        ways[f"{name}, two micro-batches"] = ways[name] + [f"micro={int(batch) // 2}"]
     found = {name: [] for name in ways}
     for _ in range(rounds):
         for name, command in ways.items():
@@ -55,4 +70,6 @@ for run in runs:
 print("| model, batch | program | tokens/s, median (range) | against PyTorch's best | GB | against it |")
 print("| --- | --- | --- | --- | --- | --- |")
 print("\n".join(table))
+for name, command in profiles:
+    profile(name, command)
 PY

@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <atomic>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "core/parallel.h"
 
@@ -63,4 +65,63 @@ TEST(Parallel, OrderedSumHasTheSameBitsForAnyThreads) {
   }
   omp_set_num_threads(saved);
   EXPECT_EQ(0, ordered_sum(0, 7, [](int64_t, int64_t) { return 1.0; }));
+}
+
+TEST(Parallel, GivesEachThreadAnIndexOfItsOwnBelowTheLimit) {
+  const int saved = omp_get_max_threads();
+  for (int threads : {1, 2, 5, 3}) {
+    omp_set_num_threads(threads);
+    ASSERT_EQ(threads, threads::limit());
+    std::vector<std::atomic<int>> inside(static_cast<size_t>(threads));
+    for (int round = 0; round < 200; ++round)
+      parallel_for(17, 1, [&](int64_t, int64_t) {
+        const int index = threads::index();
+        if (index >= threads || inside[size_t(index)]++ != 0) ADD_FAILURE() << "index " << index << " of " << threads;
+        std::this_thread::yield();
+        if (index < threads) --inside[size_t(index)];
+      });
+    EXPECT_EQ(0, threads::index());
+  }
+  omp_set_num_threads(saved);
+}
+
+TEST(Parallel, ALoopInsideOfAnotherAndLoopsOfSeveralThreadsCoverTheirItems) {
+  const int saved = omp_get_max_threads();
+  omp_set_num_threads(3);
+  const auto nested = [] {
+    std::atomic<int64_t> sum = 0;
+    for (int round = 0; round < 100; ++round)
+      parallel_for(9, 2, [&](int64_t begin, int64_t end) {
+        EXPECT_LT(threads::index(), threads::limit());
+        parallel_for(end - begin, 1, [&](int64_t i, int64_t) { sum += begin + i; });
+      });
+    return int64_t(sum);
+  };
+  std::vector<int64_t> sums(4);
+  std::vector<std::thread> others;
+  for (int64_t& sum : sums)
+    others.emplace_back([&sum, nested] {
+      omp_set_num_threads(3);
+      sum = nested();
+    });
+  EXPECT_EQ(100 * 36, nested());
+  for (std::thread& t : others) t.join();
+  for (int64_t sum : sums) EXPECT_EQ(100 * 36, sum);
+  omp_set_num_threads(saved);
+}
+
+TEST(Parallel, ASleepingThreadIsWokenForTheNextLoop) {
+  const int saved = omp_get_max_threads();
+  omp_set_num_threads(2);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::microseconds(20 * threads::kSpinMicroseconds));
+    // Each item waits for the other, so that one thread alone would wait for ever.
+    std::atomic<int> arrived = 0;
+    parallel_for(2, 1, [&](int64_t, int64_t) {
+      ++arrived;
+      while (arrived < 2) std::this_thread::yield();
+    });
+    EXPECT_EQ(2, arrived);
+  }
+  omp_set_num_threads(saved);
 }

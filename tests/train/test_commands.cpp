@@ -9,6 +9,9 @@
 #include <thread>
 
 #include "core/gpu.h"
+#include "core/ops/ternary.h"
+#include "core/system/machine.h"
+#include "core/thread_pool.h"
 #include "tests/support/model_variants.h"
 #include "tests/support/program.h"
 #include "tests/support/shard_damage.h"
@@ -122,6 +125,7 @@ TEST(Commands, EveryMistakeHasItsStatusAndOneLine) {
       {2, {"train"}, "no configuration"},
       {2, {"eval", ok, f.text, "--compute", "f64"}, "compute"},
       {2, {"score", ok}, "--text"},
+      {2, {"info", "--verify"}, "needs a file"},
       {2, {"import", ok, f.dir / "x"}, "not a folder"},
       {2, {"export", ok, ok, "--overwrite"}, "is the model"},
       {66, {"train", none}, none},
@@ -574,6 +578,17 @@ TEST(Commands, InfoNamesEveryKindOfFile) {
   const std::string shard = fs::path(TinyCorpus::get().train()).parent_path() / "train-00000.h5";
   EXPECT_TRUE(contains(output({"info", shard}), "token shard (train)"));
   EXPECT_TRUE(contains(output({"info", TinyCorpus::get().tokenizer_path()}), "320 pieces"));
+}
+
+TEST(Commands, InfoWithoutAFileTellsWhatThisMachineComputesWith) {
+  const std::string text = output({"info"});
+  for (const std::string& part :
+       {concat("threads     ", threads::limit(), " ("),
+        concat("products in 8 bits by ", cpu::ternary_instruction_sets().front(), ", the first of: "),
+        concat("auto on the CPU is ", fast_bf16_products() ? "bf16" : "f32", " for backward"),
+        concat("huge pages: ", huge_pages()), concat("device      auto is ", gpu::problem().empty() ? "cuda" : "cpu")})
+    EXPECT_TRUE(contains(text, part)) << part << " in\n" << text;
+  EXPECT_TRUE(gpu::problem().empty() || contains(text, "GPU         none to use: " + gpu::problem())) << text;
 }
 
 TEST(Commands, InfoTellsTheKindsOfAttention) {

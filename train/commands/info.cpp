@@ -10,6 +10,7 @@
 #include "data/paths.h"
 #include "data/token_shards.h"
 #include "train/commands/commands.h"
+#include "train/commands/machine.h"
 #include "train/formats/gguf.h"
 #include "train/formats/ternary_file.h"
 #include "train/inference/model.h"
@@ -198,15 +199,21 @@ void run(const std::string& path) {
 
 void add_info_command(CLI::App& app) {
   auto path = std::make_shared<std::string>();
-  CLI::App* c = app.add_subcommand("info", "Say what a file is: checkpoint, run folder, export, shard or tokenizer");
-  c->add_option("file", *path, "file or folder")->required();
+  CLI::App* c = app.add_subcommand(
+      "info",
+      "Say what a file is: checkpoint, run folder, export, shard or tokenizer; or what this machine computes with");
+  const CLI::Option* file = c->add_option("file", *path, "file or folder; none: what would be computed with here");
   auto all = std::make_shared<bool>(false);
   c->add_flag("--verify", *all,
               "read every byte of a shard, a checkpoint, an export or a folder of them, and compare the hashes");
   c->footer(
-      "Examples:\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5\n"
+      "Examples:\n  mmfree info\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5\n"
       "  mmfree info shards --verify");
-  c->callback([path, all] { *all ? verify(*path) : run(*path); });
+  c->callback([path, all, file] {
+    const bool named = file->count() > 0;
+    MMFREE_CHECK(UsageError, named || !*all, "info: --verify needs a file or folder; --help tells more");
+    !named ? print_machine() : *all ? verify(*path) : run(*path);
+  });
 }
 
 }  // namespace mmfree
