@@ -78,6 +78,8 @@ class Group {
   /// Piece r of `all` is rank r's at first and everybody's afterwards.
   void all_gather(Tensor& all, const Bounds& bounds);
 
+  /// The GPU for this rank, for gpu::use: the one of its number on this machine, or the only one that it sees.
+  int gpu_index() const;
   /// Opens NCCL for the GPU in use. Call it once, after gpu::use.
   /// @throws ConfigError as `require` does: NCCL is missing, or two ranks use one GPU, or the GPUs' models differ
   void use_gpu();

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/gpu.h"
+#include "core/ops/elementwise.h"
 #include "core/ranks/group.h"
 #include "core/system/console.h"
 #include "core/system/report.h"
@@ -215,6 +217,93 @@ void time(Group& group, const Arguments& a) {
                               " bytes a piece: ", took.count() / double(count) * 1e6, " us\n"));
 }
 
+void use_gpu(Group& group) {
+  gpu::use(group.gpu_index());
+  group.use_gpu();
+}
+
+/// Pieces between GPUs, recorded and not.
+void gpu_exchange(Group& group, const Arguments&) {
+  use_gpu(group);
+  for (const int64_t each : {1, 1000, 1 << 20}) {
+    check_tensors(group, Device::cuda, uneven_bounds(group.size(), each));
+    check_tensors(group, Device::cuda, even_bounds(each * group.size() + group.size() / 2, group.size()));
+    check_tensors(group, Device::cuda, even_bounds(each * group.size(), group.size()));
+  }
+  const int64_t n = 1000;
+  const Bounds bounds = even_bounds(n * group.size(), group.size());
+  Tensor from({n * group.size()}, DType::f32, Device::cuda), to(from.shape(), DType::f32, Device::cuda);
+  gpu::Graph graph([&] {
+    add(from, from, from);
+    group.all_to_all(from, bounds, to);
+    group.all_gather(to, bounds);
+  });
+  for (int replay = 0; replay < 3; ++replay) {
+    std::vector<float> mine, wanted;
+    for (int r = 0; r < group.size(); ++r)
+      for (int64_t i = 0; i < n; ++i) {
+        mine.push_back(number_of(group.rank() + replay, r, i));
+        wanted.push_back(2 * number_of(r + replay, r, i));  // rank r's piece of what it received: from itself
+      }
+    from.copy_from(on(Device::cuda, mine));
+    graph.launch();
+    expect(values_of(to) == wanted, "a recorded exchange");
+  }
+  group.check();
+  introduce(group, {});
+}
+
+/// All ranks take the same GPU.
+void gpu_shared(Group& group, const Arguments&) {
+  gpu::use(0);
+  group.use_gpu();
+}
+
+/// That rank is killed while the GPUs of the others wait for it.
+void gpu_end(Group& group, const Arguments& a) {
+  use_gpu(group);
+  if (group.rank() == std::stoi(a.at(0))) {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    ::raise(SIGKILL);
+  }
+  Tensor all({1 << 20}, DType::f32, Device::cuda);
+  group.all_gather(all, even_bounds(all.size(), group.size()));
+  gpu::Readback back(4);
+  back.start(all.raw(), 4);
+  back.wait([&] { group.check(); });
+}
+
+/// Time of COUNT exchanges of BYTES a piece, recorded.
+void gpu_time(Group& group, const Arguments& a) {
+  use_gpu(group);
+  const int64_t n = std::stol(a.at(0)) / 4, count = std::stol(a.at(1));
+  const Bounds bounds = even_bounds(n * group.size(), group.size());
+  Tensor from = Tensor::zeros({n * group.size()}, DType::f32, Device::cuda), to = from.clone();
+  const auto measure = [&](const char* what, const std::function<void()>& call) {
+    gpu::Graph graph([&] {
+      for (int64_t i = 0; i < count; ++i) call();
+    });
+    std::chrono::duration<double> took{};
+    for (int round = 0; round < 3; ++round) {
+      gpu::synchronize();
+      group.barrier();
+      const auto begin = std::chrono::steady_clock::now();
+      graph.launch();
+      gpu::synchronize();
+      took = std::chrono::steady_clock::now() - begin;
+    }
+    const double each = took.count() / double(count), sent = double(n * 4 * (group.size() - 1));
+    if (group.rank() == 0)
+      console::out.format("%d GPUs, %s of %s bytes a piece: %.1f us, %.1f GB/s sent by each\n", group.size(), what,
+                          a.at(0).c_str(), each * 1e6, sent / each * 1e-9);
+  };
+  measure("all_to_all", [&] { group.all_to_all(from, bounds, to); });
+  measure("all_gather", [&] { group.all_gather(from, bounds); });
+  Bounds uneven = bounds;
+  uneven[1] -= uneven[1] / 2;
+  measure("all_gather of uneven pieces", [&] { group.all_gather(from, uneven); });
+}
+
 int work(int argc, char** argv) {
   const std::map<std::string, std::function<void(Group&, const Arguments&)>> scenarios = {
       {"exchange", exchange},
@@ -227,7 +316,11 @@ int work(int argc, char** argv) {
       {"problem", problem},
       {"mismatch", mismatch},
       {"late", late},
-      {"time", time}};
+      {"time", time},
+      {"gpu_exchange", gpu_exchange},
+      {"gpu_shared", gpu_shared},
+      {"gpu_end", gpu_end},
+      {"gpu_time", gpu_time}};
   return run_reporting([&] {
     const auto scenario = scenarios.find(argc > 1 ? argv[1] : "");
     MMFREE_CHECK(UsageError, scenario != scenarios.end(), "usage: rank_worker SCENARIO [ARGUMENT...]");
