@@ -29,8 +29,31 @@ std::string random_bytes(Random& random, size_t most) {
   return bytes;
 }
 
-/// What a stranger may say. Half of them know how a rank begins.
+template <class Number>
+void append(std::string& bytes, Number number) {
+  bytes.append(reinterpret_cast<const char*>(&number), sizeof number);
+}
+
+/// What a rank says, but for what tells its run from others.
+std::string nearly_a_rank(Random& random) {
+  std::string bytes;
+  if (random() % 2) {  // from, to, channel
+    bytes = "mmfreeL1";
+    for (int i = 0; i < 2; ++i) append(bytes, uint64_t(random()));
+    for (const uint32_t number : {uint32_t(1 + random() % 3), uint32_t(random() % 2), uint32_t(random() % 2), 0u})
+      append(bytes, number);
+  } else {  // rank, size, port, process, run, machine, host
+    bytes = "mmfreeH1";
+    for (const uint32_t number : {uint32_t(random() % 4), uint32_t(2 + random() % 3), 1u, 1u}) append(bytes, number);
+    for (int i = 0; i < 2; ++i) append(bytes, uint64_t(random()));
+    bytes.resize(bytes.size() + 64, 'h');
+  }
+  return bytes;
+}
+
+/// What a stranger may say.
 std::string words_of_stranger(Random& random) {
+  if (random() % 4 == 0) return nearly_a_rank(random);
   const char* begins[] = {"mmfreeH1",      "mmfreeA1",     "mmfreeL1", "mmfw", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
                           "SSH-2.0-x\r\n", "\x16\x03\x01", ""};
   std::string bytes = begins[random() % std::size(begins)];
@@ -39,13 +62,15 @@ std::string words_of_stranger(Random& random) {
 }
 
 /// Calls until the run has met: says something, at once or slowly, waits or goes.
-void be_a_stranger(uint64_t seed, const std::vector<int>& ports, const std::atomic<bool>& over) {
+void be_a_stranger(uint64_t seed, const std::vector<int>& ports, const std::atomic<bool>& over,
+                   std::atomic<int64_t>& calls) {
   Random random(seed);
   std::vector<Fd> waiting;
   while (!over && waiting.size() < 40) {
     std::string problem;
     Fd socket = tcp::connect_once("127.0.0.1", ports[random() % ports.size()], Clock::now() + kSoon, problem);
     if (!socket.is_open()) continue;
+    ++calls;
     const std::string words = words_of_stranger(random);
     const size_t step = random() % 3 == 0 ? 1 + random() % 7 : words.size();
     for (size_t at = 0; at < words.size() && !over; at += step) {
@@ -128,8 +153,10 @@ class Strangers {
     }
     ranks[0].meeting_port = std::move(first);
     std::atomic<bool> over = false, failed = false;
+    std::atomic<int64_t> calls = 0;
     std::vector<std::thread> strangers, threads;
-    for (int i = 0; i < 3; ++i) strangers.emplace_back(be_a_stranger, random(), ports, std::cref(over));
+    for (int i = 0; i < 3; ++i)
+      strangers.emplace_back(be_a_stranger, random(), ports, std::cref(over), std::ref(calls));
     const bool other_run = random() % 2;
     std::string wrong;
     MeetingPlace place = ranks[0].place;
@@ -147,7 +174,8 @@ class Strangers {
     for (std::thread& t : strangers) t.join();
     for (const Rank& rank : ranks)
       if (!rank.problem.empty()) return rank.problem;
-    tally.count("meetings among strangers");
+    tally.count("meetings");
+    for (int64_t i = 0; i < calls; ++i) tally.count("calls of strangers");
     return wrong;
   }
 
