@@ -27,6 +27,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       params_(params),
       optimizer_(optimizer),
       rows_(config.train.batch_size),
+      leaf_rows_(config.train.leaf_rows()),
       micro_(config.train.micro_batch()),
       seq_len_(config.data.seq_len),
       steps_(config.train.steps),
@@ -42,7 +43,8 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       carried_(config.data.carry_state ? lm.zero_state(rows_) : DecodeState()),
       micro_carried_(carried_),
       scale_({1}, DType::f64, lm.device()),
-      outcome_({1 + kStepParams}, DType::f64, lm.device()) {
+      outcome_({1 + kStepParams}, DType::f64, lm.device()),
+      losses_({rows_ / leaf_rows_}, DType::f64, lm.device()) {
   if (micro_ < rows_) {
     micro_ids_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
     micro_targets_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
@@ -50,6 +52,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
     if (!carried_.empty()) micro_carried_ = lm.zero_state(micro_);
   }
   params_.begin_gradients();
+  if (losses_.size() > 1) sums_.emplace(losses_.size(), params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
     gpu_->staging =
@@ -62,8 +65,9 @@ StepRunner::~StepRunner() = default;
 void StepRunner::each_part(const std::function<void(Part)>& run) {
   for (int64_t row = 0; row < rows_; row += micro_) {
     take_rows(row);
-    run(row == 0 ? Part::first : Part::later);
+    run(row % leaf_rows_ == 0 ? Part::first : Part::later);
     return_state(row);
+    if ((row + micro_) % leaf_rows_ == 0) end_leaf(row / leaf_rows_);
   }
   run(Part::update);
 }
@@ -87,14 +91,24 @@ void StepRunner::return_state(int64_t row) {
   });
 }
 
+/// Where the gradients go depends on the leaf, so this is part of no graph.
+void StepRunner::end_leaf(int64_t leaf) {
+  if (!sums_) return;
+  losses_.slice(leaf, leaf + 1).copy_from(outcome_.slice(0, 1));
+  params_.finish_gradients();
+  sums_->add(leaf, params_.grads());
+}
+
 void StepRunner::work() {
   each_part([this](Part part) { compute(part); });
 }
 
 void StepRunner::compute(Part part) {
   if (part != Part::update) return compute_micro_batch(part == Part::first);
+  Tensor loss = outcome_.slice(0, 1);
   params_.finish_gradients();
-  optimizer_.update(outcome_.slice(0, 1));
+  if (sums_) sum(losses_, 1, loss);
+  optimizer_.update(loss);
   lm_.requantise(optimizer_.abs_sums());
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
 }

@@ -7,6 +7,7 @@
 #include "layers/lm.h"
 #include "optim/optimizer.h"
 #include "train/config/config.h"
+#include "train/run/leaf_sums.h"
 
 namespace mmfree {
 
@@ -18,10 +19,11 @@ struct StepResult {
   StepReport report;
 };
 
-/// Runs whole training steps: forward, backward, clip, update, requantise. A step consists of parts: its first
-/// micro-batch, whose gradients are written, those after it, whose gradients are added, and the update. On a GPU the
-/// first step runs kernel by kernel; in the second each kind of part is recorded as a graph, which from then on is
-/// replayed: the same kernels on the same addresses, so the same bits, without allocations or host work in between.
+/// Runs whole training steps: forward, backward, clip, update, requantise. A step consists of parts: the first
+/// micro-batch of each leaf, whose gradients are written, those after it, whose gradients are added, and the update.
+/// Between leaves LeafSums adds their gradients. On a GPU the first step runs kernel by kernel; in the second each kind
+/// of part is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the same
+/// bits, without allocations or host work in between.
 /// Results come back one step late, so that the GPU never waits for the host.
 class StepRunner {
  public:
@@ -60,6 +62,7 @@ class StepRunner {
   void compute_micro_batch(bool first);
   void take_rows(int64_t row);
   void return_state(int64_t row);
+  void end_leaf(int64_t leaf);
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   void start(int64_t step, int64_t scored);
@@ -69,14 +72,16 @@ class StepRunner {
   LM& lm_;
   ParamStore& params_;
   Optimizer& optimizer_;
-  int64_t rows_, micro_, seq_len_, steps_;
+  int64_t rows_, leaf_rows_, micro_, seq_len_, steps_;
   Recompute recompute_;
   bool record_;
-  Tensor ids_, targets_, starts_;                    ///< [rows · T]; starts undefined without data.reset_state and carry_state
+  Tensor ids_, targets_, starts_;  ///< [rows · T]; starts undefined without data.reset_state and carry_state
   Tensor micro_ids_, micro_targets_, micro_starts_;  ///< [micro · T]: the micro-batch at work, always at one place
   DecodeState carried_, micro_carried_;              ///< of all rows, and of the micro-batch at work
   Tensor scale_;                                     ///< [1] f64: 1 / scored targets of the batch
   Tensor outcome_;                                   ///< [1 + kStepParams] f64: loss, then StepParams
+  Tensor losses_;                                    ///< [leaves] f64
+  std::optional<LeafSums> sums_;                     ///< with more than one leaf
   std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
