@@ -37,7 +37,8 @@ void print_result(const RunConfig& config, const RunResult& r) {
 }
 
 /// Prints the memory that training would take, for each train.recompute.
-void print_memory(const RunConfig& config) {
+void print_memory(const RunConfig& config, const Group& group) {
+  if (group.rank() != 0) return;
   const TrainConfig& t = config.train;
   const bool gpu = t.device.wants_gpu();
   const Device device = gpu ? Device::cuda : Device::cpu;
@@ -56,8 +57,7 @@ void print_memory(const RunConfig& config) {
   if (gpu && gpu::problem().empty()) console::out.format("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 
-void run(const Options& o) {
-  if (o.help_config) return console::out.print(config_reference());
+void run_rank(const Options& o, Group& group) {
   // Never destroyed: a signal may arrive while the process ends.
   alignas(StopSignals) static char forever[sizeof(StopSignals)];
   new (forever) StopSignals;
@@ -74,17 +74,23 @@ void run(const Options& o) {
   const bool elsewhere = config.train.resume.mode == ResumeFrom::checkpoint;
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};
-  if (o.dry_run) return print_memory(config);
+  if (o.dry_run) return print_memory(config, group);
   MMFREE_CHECK(ConfigError, !config.data.train.empty() || !config.data.sources.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
   // A run's results are in its folder: that nobody takes its last words does not make it fail.
   console::out.set_stuck(console::Stream::Stuck::given_up);
-  Trainer trainer(config, o.quiet, o.force, std::move(source));
+  Trainer trainer(config, o.quiet, o.force, std::move(source), group);
   const RunResult result = trainer.run();
-  print_result(config, result);
+  if (group.rank() == 0) print_result(config, result);
   if (!result.finished)
     throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"),
                 Exit::stopped);
+}
+
+void run(const Options& o) {
+  if (o.help_config) return console::out.print(config_reference());
+  const std::unique_ptr<Group> group = Group::join(detect_launch());
+  group->run([&] { run_rank(o, *group); });
 }
 
 }  // namespace

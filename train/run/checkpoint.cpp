@@ -23,6 +23,13 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
   });
 }
 
+/// Whether a tensor of shape `stored` has `rows` rows like those of `some`.
+bool are_rows(const Shape& stored, int64_t rows, const Shape& some) {
+  bool alike = stored.rank() == some.rank() && stored.rank() > 0 && stored[0] == rows;
+  for (int i = 1; alike && i < stored.rank(); ++i) alike = stored[i] == some[i];
+  return alike;
+}
+
 std::string state_name(int64_t layer, size_t index) { return concat("state/", layer, '/', index); }
 
 }  // namespace
@@ -91,13 +98,17 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
+  read_rows(name, 0, to);
+}
+
+void Checkpoint::read_rows(const std::string& name, int64_t first, const Tensor& to) const {
   const int64_t rows = to.dim(0),
                 at_a_time = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
   Tensor total({1}, DType::f64);
   for (int64_t begin = 0; begin < rows; begin += at_a_time) {
     Tensor part = to.slice(begin, std::min(rows, begin + at_a_time));
     Tensor host = part.device() == Device::cpu ? part : Tensor(part.shape(), part.dtype());
-    reader_.read(name, begin, part.dim(0), part.dtype(), host.raw_mut());
+    reader_.read(name, first + begin, part.dim(0), part.dtype(), host.raw_mut());
     sum(host, 1, total);
     MMFREE_CHECK(DataError, std::isfinite(*total.data<double>()), reader_.path(), ": tensor '", name,
                  "' holds a NaN or an infinity");
@@ -106,7 +117,8 @@ void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
 }
 
 /// In the order in which save_checkpoint writes.
-void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried) const {
+void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried, int64_t first_row,
+                      int64_t all_rows) const {
   const auto states = optimizer ? optimizer->states() : std::vector<OptimizerState>();
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
@@ -115,11 +127,12 @@ void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeStat
   }
   carried.for_each([&](int64_t layer, size_t index, const Tensor& t) {
     const std::string name = state_name(layer, index);
-    MMFREE_CHECK(ConfigError, reader_.has(name) && reader_.shape(name) == t.shape(), path(), ": holds no state '", name,
-                 "' of shape ", t.shape(),
+    MMFREE_CHECK(ConfigError,
+                 reader_.has(name) && are_rows(reader_.shape(name), all_rows > 0 ? all_rows : t.dim(0), t.shape()),
+                 path(), ": holds no state '", name, "' of shape ", t.shape(),
                  " that rows of the batch could go on with: resume with the data.carry_state and train.batch_size of "
                  "its run");
-    read_into(name, t);
+    read_rows(name, first_row, t);
   });
   verify();
   if (optimizer) optimizer->set_updates(state_.updates);

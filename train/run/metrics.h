@@ -12,7 +12,9 @@ namespace mmfree {
 
 /// Keys and values of one line of a metrics file, in the order they are written. Names in use: step time
 /// train/loss train/grad_norm train/learning_rate train/epoch train/tokens train/tokens_per_sec train/step_time_ms
-/// train/mfu train/data_wait train/peak_memory val/loss val/ppl val/bpb.
+/// train/mfu train/data_wait train/peak_memory val/loss val/ppl val/bpb; with several ranks train/ranks, of each rank's
+/// own milliseconds per step train/rank_slowest_ms (of rank train/rank_slowest) and train/rank_fastest_ms, the share of
+/// the time that ranks wait for others train/rank_wait, and the bytes per step that all send train/rank_bytes.
 using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double>>>;
 
 /// One JSON object without a newline. Doubles read back exactly (shortest form); non-finite ones become null.

@@ -5,9 +5,13 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <utility>
 
 #include "core/ops/elementwise.h"
+#include "core/ops/tree_sum.h"
+#include "core/ranks/agreement.h"
 
 namespace mmfree {
 
@@ -22,11 +26,13 @@ struct StepRunner::Gpu {
   size_t live = 0;    ///< bytes of the arena in use when the parts were recorded
 };
 
-StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const RunConfig& config, Recompute recompute)
+StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const RunConfig& config, Recompute recompute,
+                       Group& group)
     : lm_(lm),
       params_(params),
       optimizer_(optimizer),
-      rows_(config.train.batch_size),
+      group_(group),
+      rows_(config.train.batch_size / group.size()),
       leaf_rows_(config.train.leaf_rows()),
       micro_(config.train.micro_batch()),
       seq_len_(config.data.seq_len),
@@ -44,7 +50,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       micro_carried_(carried_),
       scale_({1}, DType::f64, lm.device()),
       outcome_({1 + kStepParams}, DType::f64, lm.device()),
-      losses_({rows_ / leaf_rows_}, DType::f64, lm.device()) {
+      losses_({config.train.batch_size / leaf_rows_}, DType::f64, lm.device()) {
   if (micro_ < rows_) {
     micro_ids_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
     micro_targets_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
@@ -52,7 +58,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
     if (!carried_.empty()) micro_carried_ = lm.zero_state(micro_);
   }
   params_.begin_gradients();
-  if (losses_.size() > 1) sums_.emplace(losses_.size(), params_.grads());
+  if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
     gpu_->staging =
@@ -91,10 +97,26 @@ void StepRunner::return_state(int64_t row) {
   });
 }
 
+DecodeState StepRunner::all_carried() const {
+  if (group_.size() == 1) return carried_;
+  DecodeState all = carried_;
+  carried_.for_each([&](int64_t l, size_t i, const Tensor& t) {
+    const Tensor mine = t.to(Device::cpu);
+    std::vector<int64_t> dims = {group_.size() * rows_};
+    for (int d = 1; d < mine.shape().rank(); ++d) dims.push_back(mine.dim(d));
+    Tensor rows(Shape(std::span<const int64_t>(dims)), mine.dtype());
+    group_.all_gather(mine.raw(), size_t(mine.bytes()), rows.raw_mut());
+    all.layer(l).at(i) = rows;
+  });
+  return all;
+}
+
 /// Where the gradients go depends on the leaf, so this is part of no graph.
 void StepRunner::end_leaf(int64_t leaf) {
+  if (losses_.size() == 1) return;
+  const int64_t number = group_.rank() * (rows_ / leaf_rows_) + leaf;
+  losses_.slice(number, number + 1).copy_from(outcome_.slice(0, 1));
   if (!sums_) return;
-  losses_.slice(leaf, leaf + 1).copy_from(outcome_.slice(0, 1));
   params_.finish_gradients();
   sums_->add(leaf, params_.grads());
 }
@@ -107,10 +129,27 @@ void StepRunner::compute(Part part) {
   if (part != Part::update) return compute_micro_batch(part == Part::first);
   Tensor loss = outcome_.slice(0, 1);
   params_.finish_gradients();
-  if (sums_) sum(losses_, 1, loss);
+  if (losses_.size() > 1) {
+    group_.all_gather(losses_, even_bounds(losses_.size(), group_.size()));
+    sum(losses_, 1, loss);
+  }
+  if (group_.size() > 1) add_ranks();
   optimizer_.update(loss);
   lm_.requantise(optimizer_.abs_sums());
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
+}
+
+/// Adds the gradients of all ranks: each is a subtree of the leaves' tree.
+void StepRunner::add_ranks() {
+  Tensor& grads = params_.grads();
+  Bounds bounds = even_bounds(grads.size() / kParamBlock, group_.size());
+  for (int64_t& b : bounds) b *= kParamBlock;
+  const auto rank = size_t(group_.rank());
+  Tensor mine = grads.slice(bounds[rank], bounds[rank + 1]);
+  Tensor pieces({group_.size() * mine.size()}, grads.dtype(), grads.device());
+  group_.all_to_all(grads, bounds, pieces);
+  tree_sum(pieces, group_.size(), mine);
+  group_.all_gather(grads, bounds);
 }
 
 void StepRunner::compute_micro_batch(bool first) {
@@ -152,8 +191,13 @@ void StepRunner::launch(int64_t step, int64_t scored) {
   finish(step, scored);
 }
 
-/// Fills the inputs; gives the number of scored targets.
+/// Fills the inputs; gives the number of scored targets over all ranks.
 int64_t StepRunner::load(int64_t step, BatchFeed& feed) {
+  const std::vector<int64_t> scored = agree(group_, [&] { return fill_inputs(step, feed); });
+  return std::accumulate(scored.begin(), scored.end(), int64_t{0});
+}
+
+int64_t StepRunner::fill_inputs(int64_t step, BatchFeed& feed) {
   if (!gpu_) {
     BatchFeed::Slot* slot = feed.next();
     std::memcpy(ids_.raw_mut(), slot->data(), size_t(ids_.bytes()));
@@ -212,7 +256,8 @@ StepResult StepRunner::result(const Pending& pending) {
   StepResult result{pending.step + 1, pending.scored, std::numeric_limits<double>::quiet_NaN(), {}};
   result.report.skipped = true;
   if (pending.scored == 0) return result;
-  const double* numbers = gpu_ ? static_cast<const double*>(gpu_->readback.wait()) : outcome_.data<double>();
+  const auto wait = [&] { return gpu_->readback.wait([&] { group_.check(); }); };
+  const double* numbers = gpu_ ? static_cast<const double*>(wait()) : outcome_.data<double>();
   std::array<double, kStepParams> params;
   std::copy_n(numbers + 1, kStepParams, params.begin());
   result.loss = numbers[0];
