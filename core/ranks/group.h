@@ -9,15 +9,10 @@
 
 #include "core/error.h"
 #include "core/ranks/launch.h"
+#include "core/ranks/watch.h"
 #include "core/tensor.h"
 
 namespace mmfree {
-
-/// Another rank ended, does not answer, or failed: this one cannot go on. Its message is empty where another rank
-/// prints it; then nobody prints anything here.
-struct LostRank : Error {
-  explicit LostRank(const std::string& message, Exit status = Exit::lost) : Error(message, status) {}
-};
 
 /// Where the pieces of a flat tensor begin, in elements: size() + 1 numbers that do not fall. Piece r is rank r's.
 using Bounds = std::vector<int64_t>;

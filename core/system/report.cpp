@@ -43,7 +43,7 @@ int report() {
   try {
     throw;
   } catch (const Error& e) {
-    say(e.what(), "", e.status() == Exit::bad_config);
+    if (*e.what()) say(e.what(), "", e.status() == Exit::bad_config);
     return int(e.status());
   } catch (const std::filesystem::filesystem_error& e) {
     say(e.what());
@@ -64,6 +64,8 @@ int report() {
 }
 
 }  // namespace
+
+void print_message(const std::string& message) { say(message.c_str()); }
 
 int run_reporting(const std::function<void()>& body) {
   std::set_terminate(end);
