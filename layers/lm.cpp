@@ -1,5 +1,7 @@
 #include "layers/lm.h"
 
+#include <algorithm>
+
 #include "core/ops/check.h"
 #include "core/ops/elementwise.h"
 
@@ -86,6 +88,53 @@ LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, Backw
 void LM::requantise(const Tensor& abs_sums) const {
   ternary_quantise_flat(params_.values(), abs_sums, ternary_);
   for (const BitLinear* p : projections_) p->round();
+  if (!share_.group) return;
+  share_.group->all_gather(codes_, code_bounds_);
+  share_.group->all_gather(scales_, scale_bounds_);
+}
+
+LM::Use LM::use_of(size_t i) const {
+  const ParamSpec& spec = params_.specs()[i];
+  Use use;
+  use.values = spec.role == ParamRole::embedding || spec.role == ParamRole::vector;
+  for (const BitLinear* p : projections_)
+    if (p->parameter == spec.name) (p->precision == Precision::ternary ? use.codes : use.values) = true;
+  return use;
+}
+
+void LM::share(const Share& share) {
+  share_ = share;
+  if (!share.group) return;
+  constexpr int64_t kAlign = 256;
+  std::vector<const BitLinear*> matrices;
+  for (const BitLinear* p : projections_)
+    if (p->weight.defined() && p->precision == Precision::ternary) matrices.push_back(p);
+  const auto offset = [&](const BitLinear* p) { return params_.offset(params_.index(p->parameter)); };
+  std::sort(matrices.begin(), matrices.end(), [&](auto* a, auto* b) { return offset(a) < offset(b); });
+  int64_t bytes = 0;
+  std::vector<int64_t> begins;
+  for (const BitLinear* p : matrices) {
+    begins.push_back(bytes);
+    bytes += (p->matrix->ternary.codes.bytes() + kAlign - 1) / kAlign * kAlign;
+  }
+  begins.push_back(bytes);
+  for (const int64_t bound : share.bounds) {
+    const auto first = std::find_if(matrices.begin(), matrices.end(), [&](auto* p) { return offset(p) >= bound; });
+    code_bounds_.push_back(begins[size_t(first - matrices.begin())]);
+    scale_bounds_.push_back(first - matrices.begin());
+  }
+  if (matrices.empty()) return;
+  const TernaryTensor& any = matrices[0]->matrix->ternary;
+  codes_ = Tensor::zeros({bytes}, any.codes.dtype(), device());
+  scales_ = Tensor({int64_t(matrices.size())}, any.scale.dtype(), device());
+  ternary_.clear();
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    TernaryTensor& matrix = matrices[i]->matrix->ternary;
+    matrix.codes = codes_.slice(begins[i], begins[i] + matrix.codes.bytes()).reshape(matrix.codes.shape());
+    matrix.scale = scales_.slice(int64_t(i), int64_t(i) + 1);
+    const int64_t begin = offset(matrices[i]);
+    if (begin >= share.begin() && begin < share.end(0)) ternary_.push_back({begin, matrix});
+  }
 }
 
 Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute) const {

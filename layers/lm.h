@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/ops/ternary.h"
+#include "core/ranks/share.h"
 #include "layers/block.h"
 
 namespace mmfree {
@@ -51,6 +52,15 @@ class LM {
   Device device() const { return params_.device(); }
   /// Computes every projection's `matrix` from the latent weights. `abs_sums` as Optimizer::abs_sums, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
+  /// From now on `requantise`, then collective, computes only the ternary matrices whose latent weights lie in this
+  /// rank's piece, and their owners send the others: codes and scales, no weights. The pieces must not divide one.
+  void share(const Share& share);
+  /// What forward passes read of a parameter: its values, and codes made of it. An embedding table may have both uses.
+  struct Use {
+    bool values = false, codes = false;
+  };
+  /// Of parameter i of the store.
+  Use use_of(size_t i) const;
   void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
     for (const BitLinear* p : projections_) visit(*p);
   }
@@ -83,7 +93,10 @@ class LM {
   DType compute_;
   ModelParts parts_;
   std::vector<const BitLinear*> projections_;
-  mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents
+  mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents; with a share those of this rank
+  Share share_;
+  mutable Tensor codes_, scales_;      ///< of all matrices, in the order of their latent weights, if they are shared
+  Bounds code_bounds_, scale_bounds_;  ///< of the ranks' pieces
 };
 
 }  // namespace mmfree

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
 #include "optim/adamw.h"
 #include "optim/rules.h"
@@ -22,13 +23,35 @@ StepParams initial(const OptimConfig& config) {
 
 }  // namespace
 
-Optimizer::Optimizer(ParamStore& params, const OptimConfig& config)
+Optimizer::Optimizer(ParamStore& params, const OptimConfig& config, Share share)
     : params_(params),
+      share_(std::move(share)),
       step_(step_tensor(initial(config), params.device())),
-      rates_(block_rates(params, config)),
+      rates_(share_.my_blocks(block_rates(params, config))),
       sums_(Tensor::zeros({2, params.values().size() / kParamBlock}, DType::f64, params.device())),
-      abs_sums_(sums_.slice(0, 1).reshape({params.values().size() / kParamBlock})),
-      config_(config) {}
+      my_sums_(sums_),
+      abs_sums_(sums_.slice(0, 1).reshape({sums_.cols()})),
+      config_(config) {
+  if (!share_.group) return;
+  my_sums_ = Tensor::zeros({2, rates_.dim(0)}, DType::f64, params.device());
+  squares_ = Tensor::zeros({sums_.cols()}, DType::f64, params.device());
+}
+
+void Optimizer::begin_update(const Tensor& loss) {
+  if (!share_.group) return adamw_begin(params_.grads(), step_, sums_, loss);
+  Tensor mine = share_.my_blocks(squares_);
+  squares_of_blocks(share_.mine(params_.grads()), mine);
+  share_.gather_blocks(squares_);
+  adamw_begin_blocks(squares_, step_, sums_, loss);
+}
+
+void Optimizer::share_sums() {
+  for (int64_t row = 0; share_.group && row < 2; ++row) {
+    const Tensor all = sums_.slice(row, row + 1).reshape({sums_.cols()});
+    share_.my_blocks(all).copy_from(my_sums_.slice(row, row + 1).reshape({my_sums_.cols()}));
+    share_.gather_blocks(all);
+  }
+}
 
 void Optimizer::begin_step(int64_t step, int64_t steps) {
   static_assert(offsetof(StepParams, lr) == 0 && offsetof(StepParams, decay_factor) == sizeof(double));
@@ -45,10 +68,10 @@ void Optimizer::set_updates(int64_t n) {
   measured_ = false;
 }
 
-std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config) {
+std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config, Share share) {
   switch (config.name) {
     case OptimizerKind::adamw:
-      return std::make_unique<AdamW>(params, config);
+      return std::make_unique<AdamW>(params, config, std::move(share));
   }
   throw Error("optim: unknown optimizer");
 }

@@ -5,6 +5,7 @@
 
 #include "autograd/parameter.h"
 #include "core/ops/adamw.h"
+#include "core/ranks/share.h"
 #include "optim/optim_config.h"
 
 namespace mmfree {
@@ -16,15 +17,17 @@ struct StepReport {
   bool skipped = false;  ///< a value was not finite (see adamw_begin): parameters and states are unchanged
 };
 
-/// A tensor of optimizer state with one element per parameter element, in the layout of ParamStore::values. The name
-/// identifies it in files.
+/// A tensor of optimizer state with one element per parameter element, in the layout of ParamStore::values; of several
+/// ranks that share it, this one's piece. The name identifies it in files.
 struct OptimizerState {
   std::string name;
   Tensor tensor;
 };
 
 /// Updates parameters from gradients, with rates from OptimConfig's schedule and rules. Every number that changes
-/// between steps is in a tensor on the parameters' device, so that a step can be recorded once and replayed.
+/// between steps is in a tensor on the parameters' device, so that a step can be recorded once and replayed. With a
+/// Share it has the states of this rank's piece alone and updates that alone; update, measure and begin_step are
+/// collective.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -42,7 +45,8 @@ class Optimizer {
 
   virtual std::vector<OptimizerState> states() const = 0;
   const Tensor& step() const { return step_; }  ///< StepParams
-  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values.
+  const Share& share() const { return share_; }
+  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, all ranks'.
   const Tensor& abs_sums() const { return abs_sums_; }
   int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
   /// Continues after `n` updates. The caller has filled in parameters and states.
@@ -52,19 +56,26 @@ class Optimizer {
 
  protected:
   /// @throws ConfigError naming a rule that matches no parameter
-  Optimizer(ParamStore& params, const OptimConfig& config);
+  Optimizer(ParamStore& params, const OptimConfig& config, Share share);
+  /// Computes the scalars of the update, from the gradients of all ranks' pieces.
+  void begin_update(const Tensor& loss);
+  /// Tells all ranks the sums of this one's piece.
+  void share_sums();
   ParamStore& params_;
+  Share share_;
   Tensor step_;      ///< StepParams
-  Tensor rates_;     ///< see block_rates
+  Tensor rates_;     ///< see block_rates; of this rank's piece
   Tensor sums_;      ///< of the values and the states, see `adamw`
+  Tensor my_sums_;   ///< the same of this rank's piece
   Tensor abs_sums_;  ///< the values' part of it
 
  private:
   OptimConfig config_;
+  Tensor squares_;  ///< with a Share: Σ grads² of each block
   bool measured_ = false;
 };
 
 /// The optimizer that `config` names.
-std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config);
+std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config, Share share = {});
 
 }  // namespace mmfree

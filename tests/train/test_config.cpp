@@ -453,6 +453,8 @@ TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {
                                                      {"370m", 374108160},
                                                      {"1.3b", 1364779008},
                                                      {"2.7b", 2702357504},
+                                                     {"1.3b-8gpu", 1364779008},
+                                                     {"2.7b-8gpu", 2702357504},
                                                      {"transformer-50m", 71315968},
                                                      {"transformer-370m", 373867520},
                                                      {"transformer-1.3b", 1364297728}};

@@ -45,7 +45,8 @@ int64_t checkpoint_bytes(const ParamStore& layout, const FlatState& flat, const 
 }
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
-                     const LoopState& state, const std::string& tokenizer_model) {
+                     const LoopState& state, const std::string& tokenizer_model, const ParameterOf& parameter) {
+  const auto part = [&](size_t i, const Tensor& from) { return parameter ? parameter(i, from) : layout.view(from, i); };
   require_space(path, checkpoint_bytes(layout, flat, tokenizer_model));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
@@ -56,9 +57,9 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   writer.attribute("data", state.data);
   for (size_t i = 0; i < layout.specs().size(); ++i) {
     const std::string& name = layout.specs()[i].name;
-    write_finite(writer, path, "param/" + name, layout.view(flat.values, i));
+    write_finite(writer, path, "param/" + name, part(i, flat.values));
     for (const OptimizerState& state : flat.states)
-      write_finite(writer, path, concat(state.name, '/', name), layout.view(state.tensor, i));
+      write_finite(writer, path, concat(state.name, '/', name), part(i, state.tensor));
   }
   flat.carried.for_each(
       [&](int64_t layer, size_t index, const Tensor& t) { write_finite(writer, path, state_name(layer, index), t); });
@@ -116,6 +117,16 @@ void Checkpoint::read_rows(const std::string& name, int64_t first, const Tensor&
   }
 }
 
+/// Elements from `begin` on of a tensor of any shape.
+void Checkpoint::read_elements(const std::string& name, int64_t begin, const Tensor& to) const {
+  const Shape shape = reader_.shape(name);
+  const int64_t cols = shape.size() / std::max<int64_t>(1, shape[0]);
+  const int64_t first = begin / cols, last = (begin + to.size() + cols - 1) / cols;
+  Tensor rows({last - first, cols}, to.dtype());
+  read_rows(name, first, rows);
+  Tensor(to).copy_from(rows.reshape({rows.size()}).slice(begin - first * cols, begin - first * cols + to.size()));
+}
+
 /// In the order in which save_checkpoint writes.
 void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried, int64_t first_row,
                       int64_t all_rows) const {
@@ -123,7 +134,15 @@ void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeStat
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
     read_into("param/" + name, params.view(params.values(), i));
-    for (const OptimizerState& state : states) read_into(concat(state.name, '/', name), params.view(state.tensor, i));
+    const int64_t offset = params.offset(i), size = params.specs()[i].shape.size();
+    const Share share = optimizer ? optimizer->share() : Share();
+    const int64_t begin = std::max(offset, share.begin()), end = std::min(offset + size, share.end(offset + size));
+    for (const OptimizerState& state : states) {
+      const std::string of_state = concat(state.name, '/', name);
+      require(of_state, params.specs()[i].shape);
+      if (begin < end)
+        read_elements(of_state, begin - offset, state.tensor.slice(begin - share.begin(), end - share.begin()));
+    }
   }
   carried.for_each([&](int64_t layer, size_t index, const Tensor& t) {
     const std::string name = state_name(layer, index);

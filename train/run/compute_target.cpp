@@ -41,8 +41,7 @@ ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, c
     const bool bf16 = compute == ComputeChoice::bf16 || (compute == ComputeChoice::automatic && fast_bf16_products());
     return {Device::cpu, DType::f32, bf16 ? Products::bf16 : Products::compute};
   }
-  const bool one_each = local_rank > 0 && gpu::problem(local_rank).empty();
-  const int index = device.index >= 0 ? device.index : one_each ? local_rank : 0;
+  const int index = device.index >= 0 ? device.index : gpu::count() == 1 ? 0 : local_rank;
   const std::string problem = gpu::problem(index);
   MMFREE_CHECK(ConfigError, problem.empty(), where, ": ", problem, "; or choose device cpu");
   gpu::use(index);

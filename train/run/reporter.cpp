@@ -12,6 +12,7 @@
 #include "core/gpu.h"
 #include "core/system/console.h"
 #include "layers/parameters.h"
+#include "train/run/digest.h"
 
 namespace mmfree {
 
@@ -103,6 +104,7 @@ void Reporter::log(const StepResult& result, double waited) {
                      {"train/loss", result.loss},
                      {"train/grad_norm", result.report.grad_norm},
                      {"train/learning_rate", result.report.learning_rate},
+                     {"train/digest", step_digest(result.loss, result.report.grad_norm)},
                      {"train/epoch", batches_.epochs(tokens / config_.data.seq_len)},
                      {"train/tokens", tokens},
                      {"train/tokens_per_sec", speed},
@@ -144,6 +146,10 @@ void Reporter::add_ranks(double window, ProgressState& state, Metrics& metrics) 
                                    {"train/rank_wait", sum.waited},
                                    {"train/rank_bytes", sum.bytes / steps}})
     metrics.emplace_back(key, value);
+}
+
+void Reporter::weights(int64_t step, const std::string& digest) {
+  write({{"step", step}, {"checkpoint/weights", digest}});
 }
 
 void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {

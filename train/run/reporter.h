@@ -53,6 +53,8 @@ class Reporter {
 
   /// Counts a finished step, and writes its line if one is due. `waited` are the seconds spent waiting for data so far.
   void step(const StepResult& result, double waited);
+  /// Writes the digest of the weights after `step` steps.
+  void weights(int64_t step, const std::string& digest);
   /// Writes an evaluation after `step` steps and `tokens` trained tokens.
   void evaluation(int64_t step, int64_t tokens, const Evaluation& evaluation);
   /// The step of the newest evaluation in the metrics, -1 without one.

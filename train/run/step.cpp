@@ -9,6 +9,7 @@
 #include <span>
 #include <utility>
 
+#include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/tree_sum.h"
 #include "core/ranks/agreement.h"
@@ -58,6 +59,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
     if (!carried_.empty()) micro_carried_ = lm.zero_state(micro_);
   }
   params_.begin_gradients();
+  list_values();
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
@@ -135,21 +137,57 @@ void StepRunner::compute(Part part) {
   }
   if (group_.size() > 1) add_ranks();
   optimizer_.update(loss);
+  share_values();
   lm_.requantise(optimizer_.abs_sums());
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
 }
 
-/// Adds the gradients of all ranks: each is a subtree of the leaves' tree.
+/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece.
 void StepRunner::add_ranks() {
   Tensor& grads = params_.grads();
-  Bounds bounds = even_bounds(grads.size() / kParamBlock, group_.size());
-  for (int64_t& b : bounds) b *= kParamBlock;
+  const Share& share = optimizer_.share();
+  Bounds bounds = share.bounds;
+  if (!share.group) {
+    bounds = even_bounds(grads.size() / kParamBlock, group_.size());
+    for (int64_t& b : bounds) b *= kParamBlock;
+  }
   const auto rank = size_t(group_.rank());
   Tensor mine = grads.slice(bounds[rank], bounds[rank + 1]);
   Tensor pieces({group_.size() * mine.size()}, grads.dtype(), grads.device());
   group_.all_to_all(grads, bounds, pieces);
   tree_sum(pieces, group_.size(), mine);
-  group_.all_gather(grads, bounds);
+  if (!share.group) group_.all_gather(grads, bounds);
+}
+
+/// Lists the blocks of which forward passes read the values, by owner.
+void StepRunner::list_values() {
+  const Share& share = optimizer_.share();
+  if (!share.group) return;
+  std::vector<int32_t> blocks, places;
+  value_bounds_ = {0};
+  for (size_t i = 0; i < params_.specs().size(); ++i) {
+    if (!lm_.use_of(i).values) continue;
+    const int64_t begin = params_.offset(i), end = begin + params_.specs()[i].shape.size();
+    for (int64_t at = begin; at < end; at += kParamBlock) {
+      while (share.bounds[value_bounds_.size()] <= at) value_bounds_.push_back(int64_t(blocks.size()) * kParamBlock);
+      places.push_back(int32_t(blocks.size()));
+      blocks.push_back(int32_t(at / kParamBlock));
+    }
+  }
+  value_bounds_.resize(share.bounds.size(), int64_t(blocks.size()) * kParamBlock);
+  value_blocks_ = Tensor::from({int64_t(blocks.size())}, blocks.data()).to(lm_.device());
+  packed_blocks_ = Tensor::from({int64_t(places.size())}, places.data()).to(lm_.device());
+}
+
+/// Gives all ranks the updated values that their forward passes read.
+void StepRunner::share_values() {
+  if (value_bounds_.empty()) return;
+  const auto rank = size_t(group_.rank());
+  const int64_t begin = value_bounds_[rank] / kParamBlock, end = value_bounds_[rank + 1] / kParamBlock;
+  Tensor packed({value_bounds_.back()}, params_.dtype(), lm_.device());
+  copy_blocks(params_.values(), value_blocks_.slice(begin, end), packed, packed_blocks_.slice(begin, end));
+  group_.all_gather(packed, value_bounds_);
+  copy_blocks(packed, packed_blocks_, params_.values(), value_blocks_);
 }
 
 void StepRunner::compute_micro_batch(bool first) {

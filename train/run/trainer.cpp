@@ -12,7 +12,9 @@
 #include "core/system/folder_mark.h"
 #include "layers/parameters.h"
 #include "optim/schedule.h"
+#include "train/run/digest.h"
 #include "train/run/init_from.h"
+#include "train/run/run_batches.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
@@ -25,17 +27,6 @@ const RunConfig& validated(const RunConfig& config, const Corpus& corpus) {
   return config;
 }
 
-/// The mixture of data.sources and data.stages. A stage begins with the first sample after its tokens.
-std::vector<Mixture::Stage> stages_of(const DataConfig& data) {
-  std::vector<Mixture::Stage> stages;
-  if (data.sources.empty()) return stages;
-  stages.emplace_back();
-  for (const DataSource& source : data.sources) stages[0].weights.push_back(source.weight);
-  for (const DataStage& stage : data.stages)
-    stages.push_back({(stage.from_tokens + data.seq_len - 1) / data.seq_len, stage.weights});
-  return stages;
-}
-
 /// Bits of Trainer::wishes.
 constexpr int64_t kSignal = 0xFF, kTimeIsUp = 1 << 8, kStopFile = 1 << 9, kSaveFile = 1 << 10;
 
@@ -45,12 +36,6 @@ std::string cpu_model() {
   for (std::string line; std::getline(in, line);)
     if (line.starts_with("model name")) return line;
   return {};
-}
-
-BatchOptions batch_options(const RunConfig& config) {
-  const DataConfig& data = config.data;
-  const int64_t tracks = data.carry_state ? config.train.batch_size : 0;
-  return {data.seq_len, uint64_t(config.train.seed), data.shuffle, stages_of(data), data.reset_state, tracks};
 }
 
 }  // namespace
@@ -65,7 +50,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       batches_(corpus_, batch_options(config_)),
       params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device),
       lm_(params_, config_.model, target_.compute, backward_products(target_, config_.train.backward)),
-      optimizer_(make_optimizer(params_, config_.optim)),
+      optimizer_(make_optimizer(params_, config_.optim, share_state(lm_, params_, group_, config_.train.shard))),
       folder_(config_.train.run_dir, leads()),
       reporter_(config_, target_, batches_, quiet, group) {
   const auto threads = config_.train.threads > 0 ? int(config_.train.threads) : group_.threads();
@@ -276,8 +261,7 @@ void Trainer::open_run_folder() {
     reporter_.message("warning: the damaged checkpoint is now called " + name);
   if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
   try {
-    const FlatState mine{params_.values(), optimizer_->states(), runner_->carried()};
-    require_space(checkpoint_path(folder_.path(), 0), checkpoint_bytes(params_, mine, tokenizer_bytes()));
+    require_space(checkpoint_path(folder_.path(), 0), checkpoint_bytes(params_, flat(), tokenizer_bytes()));
   } catch (const IoError& e) {
     reporter_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
@@ -365,28 +349,44 @@ std::string Trainer::newest() const {
   return fs::exists(path, ignored) ? path : "";
 }
 
+bool Trainer::save_due() const { return config_.train.save_every > 0 && state_.step % config_.train.save_every == 0; }
+
 /// Starts to save the state, unless the newest checkpoint holds it.
 void Trainer::save() {
   const Reporter::Pause not_training(reporter_);
   take(runner_->collect());
   settle_save(true);
   if (decide(group_, [&] { return saved_step_ == state_.step && !newest().empty(); })) return;
-  const FlatState state_of_all = flat();
-  if (!leads()) return;
   saving_step_ = state_.step;
+  FlatState state = flat();
+  // A run that was stopped and resumed has the same lines as one that was not: none where no checkpoint was due.
+  if (save_due() || state_.step == config_.train.steps)
+    reporter_.weights(state_.step, weights_digest(state.values, state.share));
+  state.carried = runner_->all_carried();
+  if (!leads()) {
+    if (state.share.group) saving_.start(state, [this](const FlatState& mine) { send_parts(params_, mine); });
+    return;
+  }
   const std::string path = checkpoint_path(folder_.path(), state_.step);
-  const auto write = [this, path, state = state_](const FlatState& flat) {
-    save_checkpoint(path, config_, params_, flat, state, tokenizer_bytes());
-    retain_checkpoints(config_.train.run_dir, state.step, config_.train.keep_last);
+  const auto collector = std::make_shared<Collector>(state.share);
+  const auto write = [this, path, collector, loop = state_](const FlatState& mine) {
+    save_checkpoint(path, config_, params_, mine, loop, tokenizer_bytes(),
+                    [&](size_t i, const Tensor& piece) { return collector->parameter(params_, i, piece); });
+    retain_checkpoints(config_.train.run_dir, loop.step, config_.train.keep_last);
   };
   try {
     folder_.restore();
     reporter_.sync();
-    saving_.start(state_of_all, write);
+    saving_.start(state, write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     write_failed(e);
   }
+}
+
+FlatState Trainer::flat() const {
+  const Share& share = optimizer_->share();
+  return {share.mine(params_.values()), optimizer_->states(), runner_->carried(), share};
 }
 
 /// Takes note of how the save under way ended: if it has, or with `wait` in any case.
@@ -394,6 +394,8 @@ void Trainer::settle_save(bool wait) try {
   if (!saving_.pending()) return;
   if (wait) saving_.wait();
   if (wait || saving_.poll()) saved_step_ = saving_step_;
+} catch (const LostRank&) {
+  throw;
 } catch (const Error& e) {
   write_failed(e);
 }
@@ -429,8 +431,7 @@ RunResult Trainer::run() {
   reporter_.start(state_.step, state_.tokens);
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
   const int64_t length = config_.data.seq_len;
-  const BatchFeed::Samples samples{state_.tokens / length + runner_->first_row(), t.batch_size / group_.size(),
-                                   t.batch_size};
+  const BatchFeed::Samples samples = samples_of(config_, state_.tokens, group_.rank(), group_.size());
   feed_ = std::make_unique<BatchFeed>(batches_, samples, t.steps - state_.step, length, target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
     if (std::exchange(save_asked_, false)) save();
@@ -440,11 +441,11 @@ RunResult Trainer::run() {
     take(finished);
     settle_save(false);
     if (state_.step == t.steps) break;
+    if (save_due()) save();
     if (evaluation_due()) {
       take(runner_->collect());
       evaluate_valid(t.eval_tokens);
     }
-    if (t.save_every > 0 && state_.step % t.save_every == 0) save();
   }
   finish();
   return result_;

@@ -15,6 +15,7 @@
 #include "train/run/compute_target.h"
 #include "train/run/reporter.h"
 #include "train/run/run_folder.h"
+#include "train/run/shards.h"
 #include "train/run/step.h"
 
 namespace mmfree {
@@ -73,11 +74,12 @@ class Trainer {
   bool should_stop();
   void finish();
 
+  bool save_due() const;
   void save();
   void settle_save(bool wait);
   void write_failed(const Error& error);
   std::string newest() const;
-  FlatState flat() const { return {params_.values(), optimizer_->states(), runner_->all_carried()}; }
+  FlatState flat() const;
   std::string tokenizer_bytes() const { return tokenizer_ ? tokenizer_->serialized() : std::string(); }
 
   StopSignals signals_;
