@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/ranks/group_state.h"
+#include "core/system/report.h"
 
 namespace mmfree {
 namespace {
@@ -22,17 +23,23 @@ Bounds even_bounds(int64_t count, int size) {
   return bounds;
 }
 
-void Group::State::leave(Exit status) {
+void Group::State::leave(Exit status, const std::string& message) {
   if (std::exchange(left, true)) return;
-  all_left = watch->leave(status);
+  // Before the others end: what started them may then end this process too.
+  if (rank == 0 && !message.empty()) print_message(message, status);
+  all_left = watch->leave(status, message);
+}
+
+void Group::State::refuse(const std::string& problem) {
+  leave(Exit::bad_config, problem);
+  throw ConfigError("");
 }
 
 void Group::State::check(bool idle, const std::vector<Outgoing>& out, const std::vector<Incoming>& in) {
   watch->check();
   if (!idle) return;
   const auto see = [&](int peer) {
-    if (const int status = watch->left(peer); status >= 0)
-      watch->accuse(concat("waits for rank ", peer, ", which has ended with status ", status), Exit(status));
+    if (watch->left(peer) >= 0) watch->miss(peer);
   };
   for (const Outgoing& piece : out) see(piece.to);
   for (const Incoming& piece : in) see(piece.from);
@@ -111,15 +118,13 @@ void Group::run(const std::function<void()>& body) {
     throw;
   } catch (const Error& e) {
     if (s.left) throw;
-    if (e.status() == Exit::stopped) {
-      s.leave(e.status());
-      if (s.rank == 0) throw;
-    } else if (s.watch->fail(e.status(), e.what())) {
+    if (e.status() == Exit::stopped)
+      s.leave(e.status(), e.what());
+    else if (!s.watch->fail(e.status(), e.what()))
       throw;
-    }
     throw Error("", e.status());
   } catch (const std::exception& e) {
-    if (s.watch->fail(Exit::internal, concat("internal error: ", e.what()))) throw;
+    if (!s.watch->fail(Exit::internal, concat("internal error: ", e.what()))) throw;
     throw Error("");
   }
 }
@@ -202,12 +207,8 @@ void Group::require(const std::string& problem) {
   const auto first = std::find_if(problems.begin(), problems.end(), [](const std::string& p) { return !p.empty(); });
   if (first == problems.end()) return;
   if (!s.has_others()) throw ConfigError(*first);
-  const auto same = [&](const std::string& p) { return p == *first; };
-  const bool everywhere = std::all_of(problems.begin(), problems.end(), same);
-  s.leave(Exit::bad_config);  // all know, so all may say goodbye
-  if (s.rank != 0) throw ConfigError("");
-  throw ConfigError(everywhere ? *first
-                               : concat(s.watch->meeting().name_of(int(first - problems.begin())), ": ", *first));
+  const bool everywhere = std::count(problems.begin(), problems.end(), *first) == s.size;
+  s.refuse(everywhere ? *first : concat(s.watch->meeting().name_of(int(first - problems.begin())), ": ", *first));
 }
 
 void Group::require_same(const std::string& what, const std::string& mine) {
@@ -216,15 +217,13 @@ void Group::require_same(const std::string& what, const std::string& mine) {
   const std::vector<std::string> all = gather_texts(mine);
   const auto other = std::find_if(all.begin(), all.end(), [&](const std::string& text) { return text != all[0]; });
   if (other == all.end()) return;
-  s.leave(Exit::bad_config);
-  if (s.rank != 0) throw ConfigError("");
   const size_t at =
       size_t(std::mismatch(all[0].begin(), all[0].end(), other->begin(), other->end()).first - all[0].begin());
   const auto part = [&](const std::string& text) { return quote(text.substr(std::min(at, text.size()), 60)); };
   const Meeting& meeting = s.watch->meeting();
-  throw ConfigError(concat("ranks have different ", what, ": ", meeting.name_of(0), " has ", part(all[0]), ", ",
-                           meeting.name_of(int(other - all.begin())), " has ", part(*other),
-                           "; all must be started with the same"));
+  s.refuse(concat("ranks have different ", what, ": ", meeting.name_of(0), " has ", part(all[0]), ", ",
+                  meeting.name_of(int(other - all.begin())), " has ", part(*other),
+                  "; all must be started with the same"));
 }
 
 }  // namespace mmfree

@@ -51,8 +51,9 @@ class Group {
   /// "4 ranks on 2 machines, by mpirun over MPI (Open MPI 4.1.4)"; empty if alone.
   std::string describe() const;
 
-  /// Runs `body`. If it throws, all other ranks end with the status of that error, and rank 0 prints its message.
-  /// @throws what `body` throws, with an empty message in all ranks but 0
+  /// Runs `body`. If it throws, rank 0 prints the message, and all ranks end with the status of that error: those that
+  /// exchange something, or check, with a LostRank. One that is asked to stop (Exit::stopped) waits for all others.
+  /// @throws what `body` throws; an Error with an empty message if rank 0 has printed it
   void run(const std::function<void()>& body);
 
   /// Host memory. all: size() · bytes, in the order of ranks. @throws LostRank, as all of these
@@ -77,13 +78,15 @@ class Group {
   /// Piece r of `all` is rank r's at first and everybody's afterwards.
   void all_gather(Tensor& all, const Bounds& bounds);
 
+  /// The GPU for this rank, for gpu::use: the one of its number on this machine, or the only one that it sees.
+  int gpu_index() const;
   /// Opens NCCL for the GPU in use. Call it once, after gpu::use.
-  /// @throws ConfigError as `require`: NCCL is missing, or two ranks use one GPU, or the GPUs' models differ
+  /// @throws ConfigError as `require` does: NCCL is missing, or two ranks use one GPU, or the GPUs' models differ
   void use_gpu();
 
-  /// @throws ConfigError with the first problem, by its rank, unless all ranks' are empty; rank 0's has the message
+  /// Unless all ranks' problems are empty, rank 0 prints the first one and whose it is. @throws ConfigError
   void require(const std::string& problem);
-  /// @throws ConfigError naming two ranks whose texts differ. what: "configurations"; mine: at most 1 MiB.
+  /// The same if two ranks' texts differ. what: "configurations"; mine: at most 1 MiB. @throws ConfigError
   void require_same(const std::string& what, const std::string& mine);
 
   /// Not collective, any thread. @throws LostRank if a rank is lost. For loops that wait for something else, such as

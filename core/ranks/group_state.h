@@ -24,8 +24,10 @@ struct Group::State {
   bool left = false, all_left = false;  ///< this rank has said goodbye; so have all others
 
   bool has_others() const { return watch != nullptr; }
-  /// Says goodbye, once.
-  void leave(Exit status);
+  /// Says goodbye, once; rank 0 prints the message first.
+  void leave(Exit status, const std::string& message = "");
+  /// All ranks know the problem: rank 0 prints it, and all end. @throws ConfigError
+  [[noreturn]] void refuse(const std::string& problem);
   /// Throws if what the exchange waits for cannot come.
   void check(bool idle, const std::vector<Outgoing>& out, const std::vector<Incoming>& in);
   void exchange(Transport::Channel channel, const std::vector<Outgoing>& out, const std::vector<Incoming>& in);

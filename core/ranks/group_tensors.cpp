@@ -81,6 +81,8 @@ void Group::State::exchange_on(Device device, const Pieces& pieces) {
   for (const Outgoing& piece : pieces.out) bytes += piece.bytes;
 }
 
+int Group::gpu_index() const { return gpu::count() == 1 ? 0 : state_->local_rank; }
+
 void Group::use_gpu() {
   State& s = *state_;
   if (!s.has_others()) return;

@@ -1,5 +1,8 @@
 #include "core/ranks/mpi_module.h"
 
+// The C++ bindings of old MPIs would want their own library.
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 
 #include <string>

@@ -131,12 +131,14 @@ void* open_module(std::string& problem) {
   const char* name = "libmmfree_mpi.so";
   std::error_code error;
   const std::string folder = std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
+  problem = concat(name, " was not found beside the program");
   for (const std::string& path : {folder + "/" + name, folder + "/../lib/" + name, std::string(name)}) {
     // Open MPI's own plug-ins find its symbols in the global scope.
     if (void* module = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL)) return module;
     const char* reason = ::dlerror();
-    if (problem.empty() || std::filesystem::exists(path, error)) problem = reason ? reason : "cannot be opened";
-    if (std::filesystem::exists(path, error)) break;
+    if (!std::filesystem::exists(path, error)) continue;
+    problem = reason ? reason : "it cannot be opened";
+    break;
   }
   return nullptr;
 }

@@ -103,10 +103,9 @@ void Watch::judge(Exit status, const std::string& message, Prints prints) {
   if (judged_) return;
   judged_ = true;
   status_ = int(status);
-  verdict_ = message;
+  verdict_ = concat(message, status == Exit::lost || status == Exit::stopped ? kAdvice : "");
   prints_ = prints;
   judged_at_ = Clock::now();
-  if (meeting_.rank == 0) tell_all(Frame::of(Frame::verdict, 0, int(status)));
   changed_.notify_all();
   wake();
 }
@@ -117,45 +116,61 @@ void Watch::lose(int rank, const std::string& how) {
   const auto mine = [&](const Member& m) { return m.machine == all[size_t(meeting_.rank)].machine; };
   const bool first_here = std::find_if(all.begin(), all.end(), mine) - all.begin() == meeting_.rank;
   const bool prints = meeting_.rank <= 1 || first_here;
-  judge(Exit::lost, concat(meeting_.name_of(rank), how, kAdvice), prints ? Prints::here : Prints::elsewhere);
+  judge(Exit::lost, meeting_.name_of(rank) + how, prints ? Prints::here : Prints::elsewhere);
 }
 
-void Watch::accuse(const std::string& message, Exit status) {
-  Lock lock(mutex_);
+void Watch::end_by_verdict(Lock& lock, const std::string& message, Exit status) {
   const auto judged = [&] { return lost_.load(); };
-  if (!changed_.wait_for(lock, kVerdictTime, judged)) {
-    if (meeting_.rank != 0) tell(*peers_[0], Frame::of(Frame::failed, meeting_.rank, int(status)), message);
-    if (meeting_.rank == 0) judge(status, concat(meeting_.name_of(0), ": ", message, kAdvice), Prints::here);
-    if (!changed_.wait_for(lock, kVerdictTime, judged)) judge(status, message, Prints::here);
-  }
+  if (meeting_.rank == 0)
+    judge(status, message, Prints::here);
+  else if (!judged_)
+    tell(*peers_[0], Frame::of(Frame::failed, meeting_.rank, int(status)), message);
+  if (!changed_.wait_for(lock, kVerdictTime, judged)) judge(status, message, Prints::here);
   changed_.wait(lock, judged);
   throw LostRank(Exit(status_.load()));
+}
+
+void Watch::accuse(const std::string& message) {
+  Lock lock(mutex_);
+  changed_.wait_for(lock, kVerdictTime, [&] { return lost_.load(); });
+  end_by_verdict(lock, message, Exit::lost);
+}
+
+void Watch::miss(int rank) {
+  Lock lock(mutex_);
+  const int status = left(rank);
+  const bool known = status != 0 && !left_message_.empty();
+  const std::string message = known ? left_message_ : concat(meeting_.name_of(rank), " has ended before others");
+  end_by_verdict(lock, message, status != 0 ? Exit(status) : Exit::internal);
 }
 
 bool Watch::fail(Exit status, const std::string& message) {
   Lock lock(mutex_);
   if (meeting_.rank == 0) {
-    judge(status, "", Prints::elsewhere);
-    return !std::exchange(printed_, true);
+    judge(status, message, Prints::here);
+    // Another rank may have been faster with the same error.
+    if (prints_ == Prints::here_unless_own_error && !printed_) verdict_ = message, prints_ = Prints::here;
+    return changed_.wait_for(lock, kVerdictTime, [&] { return printed_; });
   }
-  if (judged_) return false;
+  if (judged_) return true;
   tell(*peers_[0], Frame::of(Frame::failed, meeting_.rank, int(status)), message);
-  if (changed_.wait_for(lock, kVerdictTime, [&] { return judged_; })) return false;
+  if (changed_.wait_for(lock, kVerdictTime, [&] { return judged_; })) return true;
   judge(status, "", Prints::elsewhere);
-  return true;
+  return false;
 }
 
-bool Watch::leave(Exit status) {
+bool Watch::leave(Exit status, const std::string& message) {
   Lock lock(mutex_);
-  note_left(meeting_.rank, int(status));
-  if (meeting_.rank != 0) tell(*peers_[0], Frame::of(Frame::left, meeting_.rank, int(status)));
+  note_left(meeting_.rank, int(status), message);
+  if (meeting_.rank != 0) tell(*peers_[0], Frame::of(Frame::left, meeting_.rank, int(status)), message);
   changed_.wait(lock, [&] { return all_left_ || judged_; });
   return !judged_;
 }
 
 /// Needs the lock.
-void Watch::note_left(int rank, int status) {
+void Watch::note_left(int rank, int status, const std::string& message) {
   left_[size_t(rank)] = status;
+  if (left_message_.empty() && !message.empty()) left_message_ = concat(meeting_.name_of(rank), ": ", message);
   if (meeting_.rank != 0) return;
   tell_all(Frame::of(Frame::left, rank, status));
   if (std::any_of(left_.begin(), left_.end(), [](const auto& left) { return left < 0; })) return;
@@ -168,15 +183,14 @@ void Watch::take(Peer& peer, const Frame& frame, const std::string& text) {
   peer.heard = Clock::now();
   const bool from_rank_0 = meeting_.rank != 0;
   if (frame.kind == Frame::failed && !from_rank_0) {
-    const bool lost = frame.status == int(Exit::lost);
-    judge(Exit(frame.status),
-          concat(meeting_.name_of(peer.rank), text.empty() ? concat(" failed with status ", frame.status) : ": " + text,
-                 lost ? kAdvice : ""),
+    const std::string what = text.empty() ? concat(" failed with status ", frame.status) : ": " + text;
+    const bool left_so = frame.status == int(Exit::stopped) && !left_message_.empty();
+    judge(Exit(frame.status), left_so ? left_message_ : meeting_.name_of(peer.rank) + what,
           Prints::here_unless_own_error);
   } else if (frame.kind == Frame::verdict && from_rank_0) {
     judge(Exit(frame.status), "", Prints::elsewhere);
   } else if (frame.kind == Frame::left) {
-    note_left(from_rank_0 ? frame.rank : peer.rank, frame.status);
+    note_left(from_rank_0 ? frame.rank : peer.rank, frame.status, text);
   } else if (frame.kind == Frame::all_left && from_rank_0) {
     all_left_ = true;
     changed_.notify_all();
@@ -258,26 +272,38 @@ void Watch::cancel_waits() {
     std::this_thread::sleep_for(milliseconds(5));
 }
 
-/// Tells this process of the verdict, prints it, and ends the process if it does not end by itself.
+/// Prints the verdict when it is time, then tells the others of it: what starts the ranks may end all when the first
+/// one ends.
+void Watch::print_verdict() {
+  std::string line;
+  {
+    const Lock lock(mutex_);
+    if (told_) return;
+    const bool own_error_may_come = prints_ == Prints::here_unless_own_error && !ending_;
+    if (own_error_may_come && Clock::now() - judged_at_ < kOwnErrorTime) return;
+    if (prints_ != Prints::elsewhere) line = verdict_;
+    told_ = true;
+  }
+  if (!line.empty()) print_message(line, Exit(status_.load()));
+  const Lock lock(mutex_);
+  printed_ = true;
+  if (meeting_.rank == 0) tell_all(Frame::of(Frame::verdict, 0, status_));
+  changed_.notify_all();
+}
+
+/// Prints the verdict, lets this process know, and ends it if it does not end by itself.
 void Watch::act_on_verdict() {
   {
     const Lock lock(mutex_);
     if (!judged_) return;
   }
+  print_verdict();
   if (!lost_) {
     cancel_waits();
     const Lock lock(mutex_);
     lost_ = true;
     changed_.notify_all();
   }
-  std::string line;
-  {
-    const Lock lock(mutex_);
-    const auto since = Clock::now() - judged_at_;
-    const bool own_error_may_come = prints_ == Prints::here_unless_own_error && since < kOwnErrorTime && !ending_;
-    if (prints_ != Prints::elsewhere && !own_error_may_come && !std::exchange(printed_, true)) line = verdict_;
-  }
-  if (!line.empty()) print_message(line);
   if (!ending_ && Clock::now() - judged_at_ > kEndTime) ::_exit(status_);
 }
 
@@ -289,6 +315,7 @@ void Watch::run() {
   }
   // Goodbyes and verdicts that are not sent yet.
   for (const auto end = Clock::now() + seconds(2); Clock::now() < end;) {
+    act_on_verdict();
     {
       const Lock lock(mutex_);
       if (std::all_of(peers_.begin(), peers_.end(), [](auto& p) { return p->unsent.empty() || !p->socket.is_open(); }))
@@ -296,7 +323,6 @@ void Watch::run() {
     }
     wait_and_read();
   }
-  act_on_verdict();
 }
 
 }  // namespace mmfree

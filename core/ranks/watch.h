@@ -43,12 +43,15 @@ class Watch {
   int left(int rank) const { return left_[size_t(rank)]; }
   /// This rank cannot go on because of another: waits some seconds for what the watch knows of it, then says so itself.
   /// @throws LostRank
-  [[noreturn]] void accuse(const std::string& message, Exit status = Exit::lost);
-  /// This rank has failed: all others end with `status`, and rank 0 prints the message, if it is not rank 0. Returns
-  /// whether the caller has to print it: as rank 0, or if nobody hears.
+  [[noreturn]] void accuse(const std::string& message);
+  /// This rank waits for one that has left. @throws LostRank with that one's status, or internal if it was 0
+  [[noreturn]] void miss(int rank);
+  /// This rank has failed: all end with `status`. Returns when rank 0 has printed the message, or what it had to say
+  /// before; false if nobody hears: then the caller has to print it.
   bool fail(Exit status, const std::string& message);
-  /// Says goodbye, and waits until all have: true, or a rank is lost. `status`: for those who still wait for this rank.
-  bool leave(Exit status);
+  /// Says goodbye, and waits until all have: true, or a rank is lost. status and message: for those who still wait for
+  /// this rank.
+  bool leave(Exit status, const std::string& message);
   /// Called once when a rank is lost, from another thread: ends what this process may wait for on its GPU.
   void set_cancel(std::function<void()> cancel);
 
@@ -65,11 +68,13 @@ class Watch {
   void keep_time();
   void tell(Peer&, const Frame&, const std::string& text = "");
   void tell_all(const Frame&);
-  void note_left(int rank, int status);
+  void note_left(int rank, int status, const std::string& message);
+  [[noreturn]] void end_by_verdict(Lock&, const std::string& message, Exit status);
   void judge(Exit status, const std::string& message, Prints prints);
   void lose(int rank, const std::string& how);
   void cancel_waits();
   void act_on_verdict();
+  void print_verdict();
   void wake() const;
 
   Meeting meeting_;
@@ -84,9 +89,9 @@ class Watch {
 
   std::mutex mutex_;  ///< guards what follows, and the peers' unsent bytes
   std::condition_variable changed_;
-  bool judged_ = false, printed_ = false, all_left_ = false;
+  bool judged_ = false, printed_ = false, told_ = false, all_left_ = false;
   Prints prints_ = Prints::elsewhere;
-  std::string verdict_;
+  std::string verdict_, left_message_;
   tcp::Deadline judged_at_;
   std::function<void()> cancel_;
   std::thread thread_;
