@@ -6,7 +6,7 @@ namespace mmfree {
 /// AdamW with decoupled weight decay: see `adamw`. The bias correction does not count skipped updates.
 class AdamW final : public Optimizer {
  public:
-  AdamW(ParamStore& params, const OptimConfig& config, Share share = {});
+  AdamW(ParamStore& params, const OptimConfig& config);
 
   void update(const Tensor& loss = Tensor()) override;
   std::vector<OptimizerState> states() const override { return {{"adam_m", m_}, {"adam_v", v_}}; }

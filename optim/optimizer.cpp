@@ -23,33 +23,38 @@ StepParams initial(const OptimConfig& config) {
 
 }  // namespace
 
-Optimizer::Optimizer(ParamStore& params, const OptimConfig& config, Share share)
+Optimizer::Optimizer(ParamStore& params, const OptimConfig& config)
     : params_(params),
-      share_(std::move(share)),
       step_(step_tensor(initial(config), params.device())),
-      rates_(share_.my_blocks(block_rates(params, config))),
-      sums_(Tensor::zeros({2, params.values().size() / kParamBlock}, DType::f64, params.device())),
+      rates_(params.share().my_blocks(block_rates(params, config))),
+      sums_(Tensor::zeros({2, params.size() / kParamBlock}, DType::f64, params.device())),
       my_sums_(sums_),
       abs_sums_(sums_.slice(0, 1).reshape({sums_.cols()})),
       config_(config) {
-  if (!share_.group) return;
+  if (!params.share().group) return;
   my_sums_ = Tensor::zeros({2, rates_.dim(0)}, DType::f64, params.device());
   squares_ = Tensor::zeros({sums_.cols()}, DType::f64, params.device());
 }
 
+Tensor Optimizer::my_gradients() const {
+  return params_.divides_gradients() ? params_.grads() : params_.share().mine(params_.grads());
+}
+
 void Optimizer::begin_update(const Tensor& loss) {
-  if (!share_.group) return adamw_begin(params_.grads(), step_, sums_, loss);
-  Tensor mine = share_.my_blocks(squares_);
-  squares_of_blocks(share_.mine(params_.grads()), mine);
-  share_.gather_blocks(squares_);
+  const Share& share = params_.share();
+  if (!share.group) return adamw_begin(params_.grads(), step_, sums_, loss);
+  Tensor mine = share.my_blocks(squares_);
+  squares_of_blocks(my_gradients(), mine);
+  share.gather_blocks(squares_);
   adamw_begin_blocks(squares_, step_, sums_, loss);
 }
 
 void Optimizer::share_sums() {
-  for (int64_t row = 0; share_.group && row < 2; ++row) {
+  const Share& share = params_.share();
+  for (int64_t row = 0; share.group && row < 2; ++row) {
     const Tensor all = sums_.slice(row, row + 1).reshape({sums_.cols()});
-    share_.my_blocks(all).copy_from(my_sums_.slice(row, row + 1).reshape({my_sums_.cols()}));
-    share_.gather_blocks(all);
+    share.my_blocks(all).copy_from(my_sums_.slice(row, row + 1).reshape({my_sums_.cols()}));
+    share.gather_blocks(all);
   }
 }
 
@@ -68,10 +73,10 @@ void Optimizer::set_updates(int64_t n) {
   measured_ = false;
 }
 
-std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config, Share share) {
+std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config) {
   switch (config.name) {
     case OptimizerKind::adamw:
-      return std::make_unique<AdamW>(params, config, std::move(share));
+      return std::make_unique<AdamW>(params, config);
   }
   throw Error("optim: unknown optimizer");
 }

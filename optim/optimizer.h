@@ -5,7 +5,6 @@
 
 #include "autograd/parameter.h"
 #include "core/ops/adamw.h"
-#include "core/ranks/share.h"
 #include "optim/optim_config.h"
 
 namespace mmfree {
@@ -45,7 +44,6 @@ class Optimizer {
 
   virtual std::vector<OptimizerState> states() const = 0;
   const Tensor& step() const { return step_; }  ///< StepParams
-  const Share& share() const { return share_; }
   /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, all ranks'.
   const Tensor& abs_sums() const { return abs_sums_; }
   int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
@@ -56,13 +54,14 @@ class Optimizer {
 
  protected:
   /// @throws ConfigError naming a rule that matches no parameter
-  Optimizer(ParamStore& params, const OptimConfig& config, Share share);
+  Optimizer(ParamStore& params, const OptimConfig& config);
   /// Computes the scalars of the update, from the gradients of all ranks' pieces.
   void begin_update(const Tensor& loss);
   /// Tells all ranks the sums of this one's piece.
   void share_sums();
+  /// This rank's piece of the gradients.
+  Tensor my_gradients() const;
   ParamStore& params_;
-  Share share_;
   Tensor step_;      ///< StepParams
   Tensor rates_;     ///< see block_rates; of this rank's piece
   Tensor sums_;      ///< of the values and the states, see `adamw`
@@ -71,11 +70,11 @@ class Optimizer {
 
  private:
   OptimConfig config_;
-  Tensor squares_;  ///< with a Share: Σ grads² of each block
+  Tensor squares_;  ///< of a divided store: Σ grads² of each block
   bool measured_ = false;
 };
 
 /// The optimizer that `config` names.
-std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config, Share share = {});
+std::unique_ptr<Optimizer> make_optimizer(ParamStore& params, const OptimConfig& config);
 
 }  // namespace mmfree

@@ -20,12 +20,11 @@ std::vector<int64_t> fill(const Units& units, int64_t most) {
 
 }  // namespace
 
-Bounds owner_bounds(const ParamStore& params, int ranks, const std::function<bool(size_t)>& divisible) {
+Bounds owner_bounds(const std::vector<ParamSpec>& specs, int ranks, const std::function<bool(size_t)>& divisible) {
   Units units;
   int64_t largest = 1, all = 0;
-  for (size_t i = 0; i < params.specs().size(); ++i) {
-    const int64_t end = i + 1 < params.specs().size() ? params.offset(i + 1) : params.values().size();
-    const int64_t blocks = (end - params.offset(i)) / kParamBlock;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const int64_t blocks = (specs[i].shape.size() + kParamBlock - 1) / kParamBlock;
     all += blocks;
     if (divisible(i)) {
       units.insert(units.end(), size_t(blocks), 1);

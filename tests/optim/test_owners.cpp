@@ -7,16 +7,16 @@
 namespace mmfree {
 namespace {
 
-/// A store of parameters of so many blocks each.
-ParamStore store(const std::vector<int64_t>& blocks) {
+/// Parameters of so many blocks each.
+std::vector<ParamSpec> parameters(const std::vector<int64_t>& blocks) {
   std::vector<ParamSpec> specs;
   for (size_t i = 0; i < blocks.size(); ++i)
     specs.push_back({concat("p", i), {blocks[i] * kParamBlock - 1}, {}, ParamRole::matrix});
-  return ParamStore(specs, DType::f32);
+  return specs;
 }
 
 std::vector<int64_t> pieces(const std::vector<int64_t>& blocks, int ranks, const std::vector<size_t>& divisible = {}) {
-  const Bounds bounds = owner_bounds(store(blocks), ranks, [&](size_t i) {
+  const Bounds bounds = owner_bounds(parameters(blocks), ranks, [&](size_t i) {
     return std::find(divisible.begin(), divisible.end(), i) != divisible.end();
   });
   EXPECT_EQ(size_t(ranks) + 1, bounds.size());

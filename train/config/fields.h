@@ -338,7 +338,9 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("micro_batch_size", c.micro_batch_size, Integer{0, 1 << 20},
         "sequences per forward pass, divides those of a leaf; 0: all of a leaf");
   visit("shard", c.shard, choice_of(kAllShards),
-        "what the ranks divide among them: nothing, the optimizer's state with the master weights, or gradients too");
+        "what the ranks divide among them: nothing, the optimizer's state and master weights, or gradients too, where "
+        "a rank "
+        "has one leaf of one micro-batch");
   visit("seed", c.seed, Integer{0}, "of initial weights and data order");
   visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
   visit("compute", c.compute,

@@ -117,14 +117,18 @@ void Checkpoint::read_rows(const std::string& name, int64_t first, const Tensor&
   }
 }
 
-/// Elements from `begin` on of a tensor of any shape.
-void Checkpoint::read_elements(const std::string& name, int64_t begin, const Tensor& to) const {
-  const Shape shape = reader_.shape(name);
-  const int64_t cols = shape.size() / std::max<int64_t>(1, shape[0]);
-  const int64_t first = begin / cols, last = (begin + to.size() + cols - 1) / cols;
+/// Fills what `piece`, a buffer like the values of `params`, holds of parameter i.
+void Checkpoint::read_part(const std::string& name, const ParamStore& params, size_t i, const Tensor& piece) const {
+  const Shape& shape = params.specs()[i].shape;
+  const ParamStore::Part part = params.own(i);
+  Tensor to = params.own_part(piece, i);
+  if (part.size() == shape.size()) return read_into(name, to.reshape(shape));
+  require(name, shape);
+  if (part.size() == 0) return;
+  const int64_t cols = shape.size() / shape[0], first = part.begin / cols, last = (part.end + cols - 1) / cols;
   Tensor rows({last - first, cols}, to.dtype());
   read_rows(name, first, rows);
-  Tensor(to).copy_from(rows.reshape({rows.size()}).slice(begin - first * cols, begin - first * cols + to.size()));
+  to.copy_from(rows.reshape({rows.size()}).slice(part.begin - first * cols, part.end - first * cols));
 }
 
 /// In the order in which save_checkpoint writes.
@@ -133,16 +137,13 @@ void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeStat
   const auto states = optimizer ? optimizer->states() : std::vector<OptimizerState>();
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
-    read_into("param/" + name, params.view(params.values(), i));
-    const int64_t offset = params.offset(i), size = params.specs()[i].shape.size();
-    const Share share = optimizer ? optimizer->share() : Share();
-    const int64_t begin = std::max(offset, share.begin()), end = std::min(offset + size, share.end(offset + size));
-    for (const OptimizerState& state : states) {
-      const std::string of_state = concat(state.name, '/', name);
-      require(of_state, params.specs()[i].shape);
-      if (begin < end)
-        read_elements(of_state, begin - offset, state.tensor.slice(begin - share.begin(), end - share.begin()));
+    if (params.is_read(i)) {
+      read_into("param/" + name, params[name].value());
+      params.assign(i, params[name].value());
+    } else {
+      read_part("param/" + name, params, i, params.values());
     }
+    for (const OptimizerState& state : states) read_part(concat(state.name, '/', name), params, i, state.tensor);
   }
   carried.for_each([&](int64_t layer, size_t index, const Tensor& t) {
     const std::string name = state_name(layer, index);

@@ -57,8 +57,9 @@ class Checkpoint {
   std::string tokenizer_model() const;
   /// Compares the content with its hash, unless that is done. @throws DataError if the file is damaged, IoError
   void verify() const { reader_.verify_content(); }
-  /// Fills every parameter, the optimizer's states (those of its share) when given, and the tensors of `carried`, then
-  /// verifies the file; all in one pass over it. With `all_rows` the tensors are rows of as many, from `first_row` on.
+  /// Fills every parameter, the optimizer's states when given (of a divided store what it holds), and the tensors of
+  /// `carried`, then verifies the file; all in one pass over it. With `all_rows` the tensors are rows of as many, from
+  /// `first_row` on.
   /// @throws DataError if it is damaged, or naming a missing or misshapen tensor; ConfigError if it holds no such
   /// carried state. What was filled is then not to be used
   void load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried = DecodeState(), int64_t first_row = 0,
@@ -67,7 +68,7 @@ class Checkpoint {
  private:
   void require(const std::string& name, const Shape& shape) const;
   void read_into(const std::string& name, const Tensor& to) const;
-  void read_elements(const std::string& name, int64_t begin, const Tensor& to) const;
+  void read_part(const std::string& name, const ParamStore& params, size_t i, const Tensor& piece) const;
   void read_rows(const std::string& name, int64_t first, const Tensor& to) const;
   h5::Reader reader_;
   RunConfig config_;

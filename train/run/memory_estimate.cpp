@@ -12,9 +12,10 @@ MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute
   const DryRun dry;
   const auto arena = Arena::counted();
   const ArenaScope scope(arena);
-  ParamStore params(parameter_specs(config.model), DType::f32, Device::cuda);
+  ParamStore params(parameter_specs(config.model), DType::f32, Device::cuda,
+                    divide(config.model, *group, config.train.shard));
   LM lm(params, config.model, compute, {config.train.backward, Products::compute});
-  const auto optimizer = make_optimizer(params, config.optim, share_state(lm, params, *group, config.train.shard));
+  const auto optimizer = make_optimizer(params, config.optim);
   StepRunner runner(lm, params, *optimizer, config, recompute, *group);
   MemoryEstimate estimate;
   estimate.state = arena->stats().live;

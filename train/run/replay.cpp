@@ -43,9 +43,10 @@ class Again {
                               group.local_rank())),
         corpus_(config.data),
         batches_(corpus_, batch_options(config)),
-        params_(parameter_specs(config.model), DType::f32, target_.device),
+        params_(parameter_specs(config.model), DType::f32, target_.device,
+                divide(config.model, group, config.train.shard)),
         lm_(params_, config.model, target_.compute, backward_products(target_, config.train.backward)),
-        optimizer_(make_optimizer(params_, config.optim, share_state(lm_, params_, group, config.train.shard))),
+        optimizer_(make_optimizer(params_, config.optim)),
         runner_(lm_, params_, *optimizer_, config_, recompute_of(config.train, target_.device), group) {
     if (target_.device == Device::cuda) group_.use_gpu();
     if (path.empty())
@@ -62,10 +63,7 @@ class Again {
   /// Makes the next step; gives its result, or on a GPU that of the step before it, if there is one.
   std::optional<StepResult> step(int64_t number) { return runner_.run(number, *feed_); }
   std::optional<StepResult> last() { return runner_.collect(); }
-  std::string weights() const {
-    const Share& share = optimizer_->share();
-    return weights_digest(share.mine(params_.values()), share);
-  }
+  std::string weights() const { return weights_digest(params_.values(), params_.share()); }
 
  private:
   void load(const std::string& path) {

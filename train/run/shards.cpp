@@ -1,7 +1,10 @@
 #include "train/run/shards.h"
 
 #include <algorithm>
+#include <set>
+#include <string>
 
+#include "layers/parameters.h"
 #include "optim/owners.h"
 
 namespace mmfree {
@@ -10,8 +13,13 @@ namespace {
 /// What rank 0 tells the others.
 enum class Wish : uint8_t { no_more, next };
 
+/// Elements [begin, end) of a flat buffer.
+struct Part {
+  int64_t begin, end;
+};
+
 /// The elements of parameter i that rank r owns.
-RowRange part_of(const ParamStore& layout, size_t i, const Share& share, size_t r) {
+Part part_of(const ParamStore& layout, size_t i, const Share& share, size_t r) {
   const int64_t begin = layout.offset(i), end = begin + layout.specs()[i].shape.size();
   const int64_t from = std::max(begin, share.bounds[r]);
   return {from, std::max(from, std::min(end, share.bounds[r + 1]))};
@@ -19,15 +27,25 @@ RowRange part_of(const ParamStore& layout, size_t i, const Share& share, size_t 
 
 }  // namespace
 
-Share share_state(LM& lm, const ParamStore& params, Group& group, Shard shard) {
+Division divide(const ModelConfig& model, Group& group, Shard shard) {
   if (group.size() == 1 || shard == Shard::none) return {};
+  std::set<std::string> multiplied, ternary;  // names of matrices that forward passes use as they are, and as codes
+  for (const ProjectionSpec& p : projections(model)) {
+    const std::string name = p.matrix.tied ? "model.embeddings.weight" : p.path + ".weight";
+    (p.precision == Precision::ternary ? ternary : multiplied).insert(name);
+  }
+  const std::vector<ParamSpec> specs = parameter_specs(model);
+  Division division;
+  for (const ParamSpec& spec : specs) {
+    const bool looked_up = spec.role == ParamRole::embedding || spec.role == ParamRole::vector;
+    division.read.push_back(looked_up || multiplied.count(spec.name) > 0);
+  }
   const auto divisible = [&](size_t i) {
-    const ParamRole role = params.specs()[i].role;
-    return (role == ParamRole::embedding || role == ParamRole::head) && !lm.use_of(i).codes;
+    const ParamRole role = specs[i].role;
+    return (role == ParamRole::embedding || role == ParamRole::head) && ternary.count(specs[i].name) == 0;
   };
-  const Share share{&group, owner_bounds(params, group.size(), divisible)};
-  lm.share(share);
-  return share;
+  division.share = {&group, owner_bounds(specs, group.size(), divisible)};
+  return division;
 }
 
 Collector::~Collector() {
@@ -43,11 +61,11 @@ Collector::~Collector() {
 Tensor Collector::parameter(const ParamStore& layout, size_t i, const Tensor& mine) {
   const Shape& shape = layout.specs()[i].shape;
   if (!share_.group) return layout.view(mine, i);
-  const RowRange own = part_of(layout, i, share_, 0);
+  const Part own = part_of(layout, i, share_, 0);
   if (own.end - own.begin == shape.size()) return mine.slice(own.begin, own.end).reshape(shape);
   Tensor all({shape.size()}, mine.dtype());
   for (size_t r = 0; r + 1 < share_.bounds.size(); ++r) {
-    const RowRange part = part_of(layout, i, share_, r);
+    const Part part = part_of(layout, i, share_, r);
     if (part.begin == part.end) continue;
     Tensor to = all.slice(part.begin - layout.offset(i), part.end - layout.offset(i));
     if (r == 0) {
@@ -69,7 +87,7 @@ void send_parts(const ParamStore& layout, const FlatState& flat) {
     return wish == Wish::next;
   };
   for (size_t i = 0; i < layout.specs().size(); ++i) {
-    const RowRange part = part_of(layout, i, flat.share, size_t(group.rank()));
+    const Part part = part_of(layout, i, flat.share, size_t(group.rank()));
     if (part.begin == part.end) continue;
     for (size_t s = 0; s <= flat.states.size(); ++s) {
       const Tensor& mine = s == 0 ? flat.values : flat.states[s - 1].tensor;

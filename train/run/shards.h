@@ -1,13 +1,14 @@
 #pragma once
-#include "layers/lm.h"
+#include "autograd/parameter.h"
+#include "layers/model_config.h"
 #include "train/config/train_config.h"
 #include "train/run/checkpoint.h"
 
 namespace mmfree {
 
-/// Divides the state of training among the ranks as train.shard says, and tells the model. With Shard::none, and to a
-/// run's only rank, the Share gives everything.
-Share share_state(LM& lm, const ParamStore& params, Group& group, Shard shard);
+/// How train.shard divides the parameters of a model among the ranks; not at all with Shard::none, or for a run's only
+/// rank. A matrix has one owner; embedding table and head may have several, unless they are ternary.
+Division divide(const ModelConfig& model, Group& group, Shard shard);
 
 /// Rank 0's view of pieces that other ranks own, for a checkpoint; they must be in send_parts meanwhile. One thread of
 /// each rank uses it beside training.

@@ -58,8 +58,10 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
     if (starts_.defined()) micro_starts_ = Tensor({micro_ * seq_len_}, DType::u8, lm.device());
     if (!carried_.empty()) micro_carried_ = lm.zero_state(micro_);
   }
+  // A leaf of several micro-batches, or several leaves, need all gradients at a time.
+  if (config.train.shard == Shard::gradients && group.size() > 1 && micro_ == rows_ && leaf_rows_ == rows_)
+    params_.divide_gradients();
   params_.begin_gradients();
-  list_values();
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
@@ -135,59 +137,29 @@ void StepRunner::compute(Part part) {
     group_.all_gather(losses_, even_bounds(losses_.size(), group_.size()));
     sum(losses_, 1, loss);
   }
-  if (group_.size() > 1) add_ranks();
+  if (group_.size() > 1 && !params_.divides_gradients()) add_ranks(params_.grads());
   optimizer_.update(loss);
-  share_values();
+  params_.share_values();
   lm_.requantise(optimizer_.abs_sums());
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
 }
 
-/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece.
-void StepRunner::add_ranks() {
-  Tensor& grads = params_.grads();
-  const Share& share = optimizer_.share();
-  Bounds bounds = share.bounds;
-  if (!share.group) {
-    bounds = even_bounds(grads.size() / kParamBlock, group_.size());
+/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece, its own if the store
+/// is divided.
+void StepRunner::add_ranks(const Tensor& gradients) {
+  const bool divided = params_.share().group;
+  Bounds bounds = params_.share().bounds;
+  if (!divided) {
+    bounds = even_bounds(gradients.size() / kParamBlock, group_.size());
     for (int64_t& b : bounds) b *= kParamBlock;
   }
   const auto rank = size_t(group_.rank());
-  Tensor mine = grads.slice(bounds[rank], bounds[rank + 1]);
+  Tensor& grads = params_.grads();
+  Tensor mine = params_.divides_gradients() ? grads : grads.slice(bounds[rank], bounds[rank + 1]);
   Tensor pieces({group_.size() * mine.size()}, grads.dtype(), grads.device());
-  group_.all_to_all(grads, bounds, pieces);
+  group_.all_to_all(gradients, bounds, pieces);
   tree_sum(pieces, group_.size(), mine);
-  if (!share.group) group_.all_gather(grads, bounds);
-}
-
-/// Lists the blocks of which forward passes read the values, by owner.
-void StepRunner::list_values() {
-  const Share& share = optimizer_.share();
-  if (!share.group) return;
-  std::vector<int32_t> blocks, places;
-  value_bounds_ = {0};
-  for (size_t i = 0; i < params_.specs().size(); ++i) {
-    if (!lm_.use_of(i).values) continue;
-    const int64_t begin = params_.offset(i), end = begin + params_.specs()[i].shape.size();
-    for (int64_t at = begin; at < end; at += kParamBlock) {
-      while (share.bounds[value_bounds_.size()] <= at) value_bounds_.push_back(int64_t(blocks.size()) * kParamBlock);
-      places.push_back(int32_t(blocks.size()));
-      blocks.push_back(int32_t(at / kParamBlock));
-    }
-  }
-  value_bounds_.resize(share.bounds.size(), int64_t(blocks.size()) * kParamBlock);
-  value_blocks_ = Tensor::from({int64_t(blocks.size())}, blocks.data()).to(lm_.device());
-  packed_blocks_ = Tensor::from({int64_t(places.size())}, places.data()).to(lm_.device());
-}
-
-/// Gives all ranks the updated values that their forward passes read.
-void StepRunner::share_values() {
-  if (value_bounds_.empty()) return;
-  const auto rank = size_t(group_.rank());
-  const int64_t begin = value_bounds_[rank] / kParamBlock, end = value_bounds_[rank + 1] / kParamBlock;
-  Tensor packed({value_bounds_.back()}, params_.dtype(), lm_.device());
-  copy_blocks(params_.values(), value_blocks_.slice(begin, end), packed, packed_blocks_.slice(begin, end));
-  group_.all_gather(packed, value_bounds_);
-  copy_blocks(packed, packed_blocks_, params_.values(), value_blocks_);
+  if (!divided) group_.all_gather(grads, bounds);
 }
 
 void StepRunner::compute_micro_batch(bool first) {
@@ -198,6 +170,7 @@ void StepRunner::compute_micro_batch(bool first) {
   const Sequences sequences(micro_, micro_starts_, state.empty() ? nullptr : &state);
   const Var part = lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
   tape.backward(part);
+  if (params_.divides_gradients()) add_ranks(params_.take_gradients());
   sum(part.value(), 1, loss, first ? 0 : 1);
   state.for_each([&](int64_t l, size_t i, const Tensor& from) { micro_carried_.layer(l).at(i).copy_from(from); });
 }

@@ -75,9 +75,7 @@ class StepRunner {
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   int64_t fill_inputs(int64_t step, BatchFeed& feed);
-  void add_ranks();
-  void list_values();
-  void share_values();
+  void add_ranks(const Tensor& gradients);
   void start(int64_t step, int64_t scored);
   void finish(int64_t step, int64_t scored);
   StepResult result(const Pending& pending);
@@ -95,8 +93,6 @@ class StepRunner {
   Tensor scale_;                                     ///< [1] f64: 1 / scored targets of the batch
   Tensor outcome_;                                   ///< [1 + kStepParams] f64: loss, then StepParams
   Tensor losses_;                                    ///< [leaves] f64
-  Tensor value_blocks_, packed_blocks_;              ///< i32: blocks that all read as values, and 0, 1, 2, …
-  Bounds value_bounds_;                              ///< of the ranks' pieces of these blocks, packed, in elements
   std::optional<LeafSums> sums_;                     ///< of this rank's leaves, if there are several
   std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;

@@ -48,9 +48,10 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
                             group.local_rank())),
       corpus_(config_.data),
       batches_(corpus_, batch_options(config_)),
-      params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device),
+      params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device,
+              divide(config_.model, group_, config_.train.shard)),
       lm_(params_, config_.model, target_.compute, backward_products(target_, config_.train.backward)),
-      optimizer_(make_optimizer(params_, config_.optim, share_state(lm_, params_, group_, config_.train.shard))),
+      optimizer_(make_optimizer(params_, config_.optim)),
       folder_(config_.train.run_dir, leads()),
       reporter_(config_, target_, batches_, quiet, group) {
   const auto threads = config_.train.threads > 0 ? int(config_.train.threads) : group_.threads();
@@ -385,8 +386,7 @@ void Trainer::save() {
 }
 
 FlatState Trainer::flat() const {
-  const Share& share = optimizer_->share();
-  return {share.mine(params_.values()), optimizer_->states(), runner_->carried(), share};
+  return {params_.values(), optimizer_->states(), runner_->carried(), params_.share()};
 }
 
 /// Takes note of how the save under way ended: if it has, or with `wait` in any case.
