@@ -127,12 +127,13 @@ inline std::vector<nlohmann::json> all_metrics(const std::string& run_dir) {
   return rows;
 }
 
-/// The same without the fields that measure time and memory.
+/// The same without the fields that measure time and memory, or tell of ranks.
 inline std::vector<nlohmann::json> timeless_metrics(const std::string& run_dir) {
   std::vector<nlohmann::json> rows = all_metrics(run_dir);
   for (nlohmann::json& row : rows)
-    for (const char* key :
-         {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait", "train/peak_memory", "train/mfu"})
+    for (const char* key : {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait",
+                            "train/peak_memory", "train/mfu", "train/ranks", "train/rank_slowest_ms",
+                            "train/rank_fastest_ms", "train/rank_slowest", "train/rank_wait", "train/rank_bytes"})
       row.erase(key);
   return rows;
 }
