@@ -24,7 +24,7 @@ constexpr auto kStopped = seconds(5);
 constexpr auto kVerdictTime = seconds(5), kOwnErrorTime = seconds(1), kCancelTime = seconds(3), kEndTime = seconds(10);
 constexpr size_t kLongestText = 4096;
 constexpr char kMagic[5] = "mmfw";
-constexpr const char* kAdvice = "; run the same command again to continue from the last checkpoint";
+constexpr const char* kAdvice = "; run again, training with --resume";
 
 }  // namespace
 
@@ -103,7 +103,7 @@ void Watch::judge(Exit status, const std::string& message, Prints prints) {
   if (judged_) return;
   judged_ = true;
   status_ = int(status);
-  verdict_ = concat(message, status == Exit::lost || status == Exit::stopped ? kAdvice : "");
+  verdict_ = concat(message, status == Exit::lost ? kAdvice : "");
   prints_ = prints;
   judged_at_ = Clock::now();
   changed_.notify_all();

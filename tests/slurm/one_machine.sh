@@ -36,12 +36,13 @@ SlurmctldPort=$((21000 + $$ % 1000))
 SlurmdPort=$((22000 + $$ % 1000))
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$slurm/munge.socket
+AuthInfo=socket=$slurm/munge.socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation=$slurm/state
 SlurmdSpoolDir=$slurm/spool
 SlurmctldPidFile=$slurm/slurmctld.pid
 SlurmdPidFile=$slurm/slurmd.pid
+SlurmctldDebug=debug
 SlurmctldLogFile=$slurm/slurmctld.log
 SlurmdLogFile=$slurm/slurmd.log
 ProctrackType=proctrack/linuxproc
