@@ -6,6 +6,7 @@
 
 #include "tests/support/rank_run.h"
 #include "tests/support/tiny_run.h"
+#include "train/run/metrics.h"
 #include "train/run/run_folder.h"
 
 namespace mmfree {
@@ -13,6 +14,7 @@ namespace {
 
 struct Outcome {
   std::vector<nlohmann::json> metrics;
+  std::map<int64_t, std::string> digests;  ///< of the weights, by step
   std::map<std::string, std::string> learned;
 };
 
@@ -56,10 +58,15 @@ class Ranks : public testing::Test {
   Outcome outcome(const std::string& name) const {
     const std::string last = checkpoint_path(dir_ / name, leafy_run().train.steps);
     if (!std::filesystem::exists(last)) return {};
-    return {timeless_metrics(dir_ / name), learned(last)};
+    Outcome outcome{timeless_metrics(dir_ / name), {}, learned(last)};
+    for (const auto& [step, digests] : read_digests(dir_ / name + "/metrics.jsonl"))
+      if (!digests.weights.empty()) outcome.digests[step] = digests.weights;
+    return outcome;
   }
   static void expect_same(const Outcome& expected, const Outcome& got) {
     EXPECT_EQ(expected.metrics, got.metrics);
+    EXPECT_EQ(4u, expected.digests.size()) << "three checkpoints were due, and the last";
+    EXPECT_EQ(expected.digests, got.digests);
     EXPECT_FALSE(expected.learned.empty());
     EXPECT_TRUE(expected.learned == got.learned);
   }

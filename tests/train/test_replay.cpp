@@ -1,6 +1,7 @@
 // Replaying steps of a run: they are the same, unless something changed, and then the first that differs is named.
 #include <gtest/gtest.h>
 
+#include "tests/support/tensors.h"
 #include "tests/support/training.h"
 #include "train/run/digest.h"
 #include "train/run/replay.h"
