@@ -1,7 +1,6 @@
 // Replaying steps of a run: they are the same, unless something changed, and then the first that differs is named.
 #include <gtest/gtest.h>
 
-#include "tests/support/tensors.h"
 #include "tests/support/training.h"
 #include "train/run/digest.h"
 #include "train/run/replay.h"
@@ -66,7 +65,8 @@ TEST(Replay, SaysWhatIsMissing) {
 }
 
 TEST(Digest, OfWeightsIsTheSumOverPieces) {
-  const Tensor values = random_tensor({5 * kParamBlock}, DType::f32, 3);
+  Tensor values({5 * kParamBlock}, DType::f32);
+  for (int64_t i = 0; i < values.size(); ++i) values.mut<float>()[i] = float(i) - 7000.5f;
   const std::string all = weights_digest(values, {});
   EXPECT_EQ(16u, all.size());
   Tensor other = values.clone();
