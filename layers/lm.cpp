@@ -91,7 +91,8 @@ LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, Backw
 
 void LM::requantise(const Tensor& abs_sums) const {
   const Share& share = params_.share();
-  ternary_quantise_flat(params_.values(), abs_sums.defined() ? share.my_blocks(abs_sums) : abs_sums, ternary_);
+  if (!ternary_.empty())
+    ternary_quantise_flat(params_.values(), abs_sums.defined() ? share.my_blocks(abs_sums) : abs_sums, ternary_);
   for (const BitLinear* p : projections_) p->round();
   if (!codes_.defined()) return;
   share.group->all_gather(codes_, code_bounds_);

@@ -119,11 +119,13 @@ inline std::map<std::string, std::string> learned(const std::string& checkpoint)
   return all;
 }
 
-/// The whole lines of a run's metrics: while it goes on, the last may be half written.
+/// The whole lines of a run's metrics but those of weights: while it goes on, the last may be half written.
 inline std::vector<nlohmann::json> all_metrics(const std::string& run_dir) {
   std::vector<nlohmann::json> rows;
   std::ifstream in(run_dir + "/metrics.jsonl");
-  for (std::string line; std::getline(in, line) && !in.eof();) rows.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(in, line) && !in.eof();)
+    if (nlohmann::json row = nlohmann::json::parse(line); !row.contains("checkpoint/weights"))
+      rows.push_back(std::move(row));
   return rows;
 }
 
