@@ -157,7 +157,7 @@ bool passes_through(const Source& source, const Var& outer, const std::vector<Pr
   return as_it_is;
 }
 
-/// Gives a Recipe the members `saved` and `kept` of a BackwardCtx.
+/// Gives a Recipe the member `saved` of a BackwardCtx.
 struct RecipeView {
   const Recipe& recipe;
   Tensor saved(size_t i) const { return recipe.tensor(i); }

@@ -1,6 +1,12 @@
 #include "autograd/parameter.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <utility>
+
 #include "core/ops/adamw.h"
+#include "core/ops/blocks.h"
 #include "core/parallel.h"
 #include "core/rng.h"
 
@@ -20,24 +26,103 @@ const char* name_of(ParamRole role) {
   throw Error("parameters: unknown role");
 }
 
-ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device) : specs_(std::move(specs)) {
-  int64_t size = 0;
+namespace {
+
+/// Memory that nobody may touch: what is there has a shape and an address, and a kernel that reads it fails at once.
+std::shared_ptr<Arena> nowhere(Device device) {
+  const auto obtain = [](size_t bytes) {
+    void* p = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? nullptr : p;
+  };
+  return std::make_shared<Arena>(Arena::Source{device, obtain, [](void*) {}});
+}
+
+int64_t padded(int64_t size) { return (size + kParamBlock - 1) / kParamBlock * kParamBlock; }
+
+}  // namespace
+
+ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device, Division division)
+    : division_(std::move(division)), specs_(std::move(specs)) {
   for (const ParamSpec& s : specs_) {
-    offsets_.push_back(size);
-    size += (s.shape.size() + kParamBlock - 1) / kParamBlock * kParamBlock;
+    offsets_.push_back(size_);
+    size_ += padded(s.shape.size());
   }
-  values_ = Tensor::zeros({size}, dtype, device);
+  values_ = Tensor::zeros({share().count(size_)}, dtype, device);
+  const std::vector<int64_t> places = list_read();
+  const ArenaScope no_memory(share().group ? nowhere(device) : Arena::current(device));
   for (size_t i = 0; i < specs_.size(); ++i) {
     const ParamSpec& s = specs_[i];
     MMFREE_CHECK(Error, index_.emplace(s.name, i).second, "parameters: '", s.name, "' is declared twice");
-    vars_.emplace_back(QuantTensor(view(values_, i)),
+    vars_.emplace_back(QuantTensor(value_of(i, places)),
                        std::make_shared<GradSlot>(GradSlot{s.shape, dtype, device, {}, true, false}));
   }
+}
+
+/// Lays out read_; gives the place of each parameter in it.
+std::vector<int64_t> ParamStore::list_read() {
+  if (!share().group) return {};
+  const Bounds& bounds = share().bounds;
+  std::vector<int64_t> places;
+  std::vector<int32_t> mine, my_places;
+  int64_t count = 0;
+  read_bounds_ = {0};
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    places.push_back(count * kParamBlock);
+    const int64_t end = division_.read[i] ? offsets_[i] + padded(specs_[i].shape.size()) : offsets_[i];
+    for (int64_t at = offsets_[i]; at < end; at += kParamBlock, ++count) {
+      while (bounds[read_bounds_.size()] <= at) read_bounds_.push_back(count * kParamBlock);
+      if (at < share().begin() || at >= share().end(size_)) continue;
+      mine.push_back(int32_t((at - share().begin()) / kParamBlock));
+      my_places.push_back(int32_t(count));
+    }
+  }
+  read_bounds_.resize(bounds.size(), count * kParamBlock);
+  read_ = Tensor::zeros({count * kParamBlock}, dtype(), device());
+  my_blocks_ = Tensor::from({int64_t(mine.size())}, mine.data()).to(device());
+  my_read_blocks_ = Tensor::from({int64_t(my_places.size())}, my_places.data()).to(device());
+  return places;
+}
+
+Tensor ParamStore::value_of(size_t i, const std::vector<int64_t>& places) const {
+  const Shape& shape = specs_[i].shape;
+  if (is_read(i)) return read_.slice(places[i], places[i] + shape.size()).reshape(shape);
+  if (own(i).size() == shape.size()) return own_part(values_, i).reshape(shape);
+  return Tensor(shape, dtype(), device());
+}
+
+ParamStore::Part ParamStore::own(size_t i) const {
+  const int64_t size = specs_[i].shape.size(), begin = share().begin() - offsets_[i],
+                end = share().end(size_) - offsets_[i];
+  const int64_t first = std::clamp<int64_t>(begin, 0, size);
+  return {first, std::clamp(end, first, size)};
+}
+
+Tensor ParamStore::own_part(const Tensor& piece, size_t i) const {
+  MMFREE_CHECK(ShapeError, piece.size() == values_.size(), "parameters: a piece must have ", values_.size(),
+               " elements, got ", piece.size());
+  const Part part = own(i);
+  const int64_t at = part.size() > 0 ? offsets_[i] + part.begin - share().begin() : 0;
+  return piece.slice(at, at + part.size());
+}
+
+void ParamStore::assign(size_t i, const Tensor& value) {
+  MMFREE_CHECK(ShapeError, value.shape() == specs_[i].shape, "parameters: '", specs_[i].name, "' is ", specs_[i].shape,
+               ", got ", value.shape());
+  if (is_read(i)) Tensor(vars_[i].value()).copy_from(value);
+  const Part part = own(i);
+  if (part.size() > 0) own_part(values_, i).copy_from(value.reshape({value.size()}).slice(part.begin, part.end));
+}
+
+void ParamStore::share_values() {
+  if (!share().group) return;
+  copy_blocks(values_, my_blocks_, read_, my_read_blocks_);
+  share().group->all_gather(read_, read_bounds_);
 }
 
 void ParamStore::initialise(uint64_t seed) {
   dispatch_float(dtype(), "initialise", [&]<class T>() {
     for (size_t i = 0; i < specs_.size(); ++i) {
+      if (!is_read(i) && own(i).size() == 0) continue;
       const ParamSpec& s = specs_[i];
       const RandomStream random(seed, 0, s.name);
       Tensor host(s.shape, dtype());
@@ -50,7 +135,7 @@ void ParamStore::initialise(uint64_t seed) {
           out[k] = T(float(x));
         }
       });
-      view(values_, i).copy_from(host);
+      assign(i, host);
     }
   });
 }
@@ -64,25 +149,41 @@ size_t ParamStore::index(const std::string& name) const {
 const Var& ParamStore::operator[](const std::string& name) const { return vars_[index(name)]; }
 
 Tensor ParamStore::view(const Tensor& flat, size_t i) const {
-  MMFREE_CHECK(ShapeError, flat.size() == values_.size(), "parameters: a flat buffer must have ", values_.size(),
-               " elements, got ", flat.size());
+  MMFREE_CHECK(ShapeError, flat.size() == size_, "parameters: a flat buffer must have ", size_, " elements, got ",
+               flat.size());
   return flat.slice(offsets_[i], offsets_[i] + specs_[i].shape.size()).reshape(specs_[i].shape);
 }
 
 void ParamStore::begin_gradients() {
   if (!grads_.defined()) {
-    grads_ = Tensor::zeros({values_.size()}, values_.dtype(), values_.device());
-    for (size_t i = 0; i < vars_.size(); ++i) vars_[i].slot()->grad = view(grads_, i);
+    grads_ = Tensor::zeros({gradients_divided_ ? values_.size() : size_}, dtype(), device());
+    for (size_t i = 0; i < vars_.size() && !gradients_divided_; ++i) vars_[i].slot()->grad = view(grads_, i);
   }
   for (const Var& v : vars_) v.slot()->written = false;
 }
 
+void ParamStore::divide_gradients() {
+  if (std::exchange(gradients_divided_, true)) return;
+  grads_ = Tensor();
+  for (const Var& v : vars_) v.slot()->grad = Tensor();
+}
+
 void ParamStore::finish_gradients() {
   for (const Var& v : vars_)
-    if (!v.slot()->written) {
+    if (!v.slot()->written && v.slot()->grad.defined()) {
       Tensor grad = v.slot()->grad;
       grad.fill_zero();
     }
+}
+
+Tensor ParamStore::take_gradients() {
+  Tensor flat = Tensor::zeros({size_}, dtype(), device());
+  for (size_t i = 0; i < vars_.size(); ++i) {
+    GradSlot& slot = *vars_[i].slot();
+    if (slot.written) view(flat, i).copy_from(slot.grad);
+    slot.grad = Tensor();
+  }
+  return flat;
 }
 
 }  // namespace mmfree

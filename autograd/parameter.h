@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "autograd/var.h"
+#include "core/ranks/share.h"
 
 namespace mmfree {
 
@@ -31,25 +32,37 @@ struct ParamSpec {
   ParamRole role = ParamRole::vector;
 };
 
+/// How the ranks of a run divide parameters.
+struct Division {
+  Share share = {};
+  std::vector<bool> read = {};  ///< of each parameter: forward passes read its values, so every rank has them
+};
+
 /// All parameters of a model in one flat buffer, and their gradients in another (f32; f64 in tests), on one device.
 /// Each parameter starts on a block of kParamBlock elements; padding is zero. The layout is in no file: files use
 /// names.
+///
+/// A divided store has the same layout, of which `values` holds this rank's piece. Parameters that forward passes read
+/// are there once more, in full; the value of any other is a shape without memory.
 class ParamStore {
  public:
-  ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device = Device::cpu);
+  ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device = Device::cpu, Division division = {});
   /// Fills every parameter as its Init says, with random numbers that depend on (seed, name, element index) alone.
   void initialise(uint64_t seed);
 
   const std::vector<ParamSpec>& specs() const { return specs_; }
   DType dtype() const { return values_.dtype(); }
   Device device() const { return values_.device(); }
+  const Share& share() const { return division_.share; }
   bool has(const std::string& name) const { return index_.count(name) != 0; }
   /// @throws Error naming an unknown parameter
   const Var& operator[](const std::string& name) const;
 
-  Tensor& values() { return values_; }  ///< [P]
+  int64_t size() const { return size_; }  ///< P, elements of a flat buffer of all parameters
+  Tensor& values() { return values_; }    ///< [P], or this rank's piece
   const Tensor& values() const { return values_; }
-  Tensor& grads() { return grads_; }  ///< [P]; allocated by the first begin_gradients
+  /// [P], or with divided gradients this rank's piece; allocated by the first begin_gradients.
+  Tensor& grads() { return grads_; }
   /// The elements of parameter i in a flat buffer of size P, in its shape. @throws ShapeError for another size
   Tensor view(const Tensor& flat, size_t i) const;
   /// Element of a flat buffer where parameter i starts.
@@ -57,17 +70,47 @@ class ParamStore {
   /// @throws Error naming an unknown parameter
   size_t index(const std::string& name) const;
 
+  /// Elements [begin, end) of parameter i.
+  struct Part {
+    int64_t begin, end;
+    int64_t size() const { return end - begin; }
+  };
+  /// The part of parameter i that lies in `values`.
+  Part own(size_t i) const;
+  /// These elements, in a buffer like `values`.
+  Tensor own_part(const Tensor& piece, size_t i) const;
+  /// Whether parameter i is there in full besides.
+  bool is_read(size_t i) const { return share().group && division_.read[i]; }
+  /// Sets what the store holds of parameter i. `value`: in its shape, of any device.
+  void assign(size_t i, const Tensor& value);
+  /// Gives all ranks the owners' values of the parameters that forward passes read. Collective if the store is divided.
+  void share_values();
+
   /// Starts a step: the next backward pass overwrites the gradients, later ones add to them.
   void begin_gradients();
   /// Sets gradients to zero that no backward pass wrote.
   void finish_gradients();
+  /// From now on `grads` of a divided store holds this rank's piece alone, and each backward pass gives gradients of
+  /// its own.
+  void divide_gradients();
+  bool divides_gradients() const { return gradients_divided_; }
+  /// With divided gradients: those of a backward pass as a flat buffer [P], which the store then forgets.
+  Tensor take_gradients();
 
  private:
+  Tensor value_of(size_t i, const std::vector<int64_t>& places) const;
+  std::vector<int64_t> list_read();
+  Division division_;
+  bool gradients_divided_ = false;
+  int64_t size_ = 0;
   std::vector<ParamSpec> specs_;
   std::vector<int64_t> offsets_;
   std::vector<Var> vars_;
   std::map<std::string, size_t> index_;
   Tensor values_, grads_;
+  Tensor read_;                        ///< [n]: the blocks that all ranks read, one behind the other
+  Bounds read_bounds_;                 ///< of the ranks' pieces of these
+  Tensor my_blocks_, my_read_blocks_;  ///< i32: those of this rank's piece, and their places in read_
 };
 
 }  // namespace mmfree

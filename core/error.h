@@ -13,6 +13,7 @@ enum class Exit : int {
   usage = 2,           ///< wrong command line
   bad_data = 65,       ///< a file is damaged or of another kind than expected
   missing_input = 66,  ///< an input file does not exist or cannot be read
+  lost = 69,           ///< another rank of the run ended or does not answer: run again to continue
   diverged = 70,       ///< loss or gradients stayed non-finite
   cannot_create = 73,  ///< an output cannot be created
   io = 74,             ///< read, write or sync failed (disk full, quota, device error)

@@ -11,6 +11,9 @@
 /// `problem` says so, and every other function throws DeviceError.
 namespace mmfree::gpu {
 
+/// Number of GPUs that this process sees; 0 without a driver.
+int count();
+
 /// Why GPU `index` cannot be used, in one line; empty if it can.
 std::string problem(int index = 0);
 
@@ -27,6 +30,8 @@ struct Info {
   double bf16_rate = 0;         ///< dense bf16 flop/s by the vendor's data sheet; 0: unknown
 };
 Info info();
+/// What no other GPU of the world is called: its UUID.
+std::string identity();
 
 /// The GPU's part of copy_bytes and zero_bytes (core/device.h).
 void copy(void* to, Device to_device, const void* from, Device from_device, size_t bytes);

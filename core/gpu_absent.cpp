@@ -14,9 +14,11 @@ struct CopyStream::Handles {};
 struct Readback::Handles {};
 struct Graph::Handles {};
 
+int count() { return 0; }
 std::string problem(int) { return kProblem; }
 void use(int) { absent(); }
 Info info() { absent(); }
+std::string identity() { absent(); }
 size_t workspace_bytes() { absent(); }
 std::string attention_problem() { return kProblem; }
 void profile(bool) { absent(); }

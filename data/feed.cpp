@@ -10,10 +10,9 @@
 
 namespace mmfree {
 
-BatchFeed::BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps, int64_t rows, int64_t seq_len,
-                     bool pinned)
-    : batches_(batches), rows_(rows), slots_(3) {
-  const int64_t size = rows * seq_len;
+BatchFeed::BatchFeed(const Batches& batches, const Samples& samples, int64_t steps, int64_t seq_len, bool pinned)
+    : batches_(batches), samples_(samples), slots_(3) {
+  const int64_t size = samples.rows * seq_len;
   const size_t count = size_t(2 * size + (size + 3) / 4);
   for (Slot& s : slots_) {
     s.size = size;
@@ -25,7 +24,7 @@ BatchFeed::BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps
     empty_.push_back(&s);
   }
   try {
-    thread_ = std::thread([this, first_sample, steps] { read_ahead(first_sample, steps); });
+    thread_ = std::thread([this, steps] { read_ahead(steps); });
   } catch (const std::system_error& e) {
     throw IoError(concat("feed: cannot start the thread that reads data: ", e.code().message(),
                          "; raise the limit of processes (ulimit -u)"));
@@ -41,9 +40,9 @@ BatchFeed::~BatchFeed() {
   thread_.join();
 }
 
-void BatchFeed::read_ahead(int64_t first_sample, int64_t steps) {
+void BatchFeed::read_ahead(int64_t steps) {
   try {
-    int64_t sample = first_sample;
+    int64_t sample = samples_.first;
     for (int64_t step = 0; step < steps; ++step) {
       Slot* slot = nullptr;
       {
@@ -53,8 +52,9 @@ void BatchFeed::read_ahead(int64_t first_sample, int64_t steps) {
         slot = empty_.front();
         empty_.pop_front();
       }
-      batches_.read(sample, rows_, {slot->data(), slot->targets(), batches_.has_starts() ? slot->starts() : nullptr});
-      if (__builtin_add_overflow(sample, rows_, &sample)) sample = std::numeric_limits<int64_t>::max();
+      batches_.read(sample, samples_.rows,
+                    {slot->data(), slot->targets(), batches_.has_starts() ? slot->starts() : nullptr});
+      if (__builtin_add_overflow(sample, samples_.stride, &sample)) sample = std::numeric_limits<int64_t>::max();
       slot->scored = slot->size - std::count(slot->targets(), slot->targets() + slot->size, kIgnoreTarget);
       std::lock_guard lock(mutex_);
       full_.push_back(slot);

@@ -16,7 +16,13 @@ namespace mmfree {
 class BatchFeed {
  public:
   /// `steps` batches of `rows` samples from `first_sample` on. `pinned`: in page-locked memory, to be copied to a GPU.
-  BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps, int64_t rows, int64_t seq_len, bool pinned);
+  BatchFeed(const Batches& batches, int64_t first_sample, int64_t steps, int64_t rows, int64_t seq_len, bool pinned)
+      : BatchFeed(batches, {first_sample, rows, rows}, steps, seq_len, pinned) {}
+  /// The samples of a step: `rows` from `first` on, and from one step to the next `stride` samples further.
+  struct Samples {
+    int64_t first, rows, stride;
+  };
+  BatchFeed(const Batches& batches, const Samples& samples, int64_t steps, int64_t seq_len, bool pinned);
   ~BatchFeed();
   BatchFeed(const BatchFeed&) = delete;
 
@@ -38,9 +44,9 @@ class BatchFeed {
   double waited() const { return waited_; }
 
  private:
-  void read_ahead(int64_t first_sample, int64_t steps);
+  void read_ahead(int64_t steps);
   const Batches& batches_;
-  int64_t rows_;
+  Samples samples_;
   double waited_ = 0;
   std::vector<Slot> slots_;
   std::deque<Slot*> empty_, full_;

@@ -40,8 +40,8 @@ struct BackwardProducts {
 class LM {
  public:
   /// Keeps a reference to `params`, which must outlive the model. If `params` has the latent matrices, call
-  /// `requantise` after every change of the parameters. If not (see unpacked_specs), the caller fills each projection's
-  /// `matrix`.
+  /// `requantise` after every change of the parameters, and of a divided store before the first use. If not (see
+  /// unpacked_specs), the caller fills each projection's `matrix`.
   LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward = {});
   LM(const ParamStore& params, const ModelConfig& config) : LM(params, config, params.dtype()) {}
   LM(const LM&) = delete;
@@ -49,7 +49,9 @@ class LM {
   const ModelConfig& config() const { return config_; }
   const ModelParts& parts() const { return parts_; }
   Device device() const { return params_.device(); }
-  /// Computes every projection's `matrix` from the latent weights. `abs_sums` as Optimizer::abs_sums, or undefined.
+  /// Computes every projection's `matrix` from the latent weights. Of a divided store each rank computes the ternary
+  /// matrices of its piece, and sends the others their codes and scales: then collective. `abs_sums` as
+  /// Optimizer::abs_sums, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
   void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
     for (const BitLinear* p : projections_) visit(*p);
@@ -78,12 +80,15 @@ class LM {
 
  private:
   Tensor head(const QuantTensor& q) const;
+  void share_codes();
   const ParamStore& params_;
   ModelConfig config_;
   DType compute_;
   ModelParts parts_;
   std::vector<const BitLinear*> projections_;
-  mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents
+  mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents that the store's values hold
+  mutable Tensor codes_, scales_;      ///< of a divided store: of all matrices, in the order of their latent weights
+  Bounds code_bounds_, scale_bounds_;  ///< of the ranks' pieces of these
 };
 
 }  // namespace mmfree

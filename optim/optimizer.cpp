@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
 #include "optim/adamw.h"
 #include "optim/rules.h"
@@ -25,10 +26,37 @@ StepParams initial(const OptimConfig& config) {
 Optimizer::Optimizer(ParamStore& params, const OptimConfig& config)
     : params_(params),
       step_(step_tensor(initial(config), params.device())),
-      rates_(block_rates(params, config)),
-      sums_(Tensor::zeros({2, params.values().size() / kParamBlock}, DType::f64, params.device())),
-      abs_sums_(sums_.slice(0, 1).reshape({params.values().size() / kParamBlock})),
-      config_(config) {}
+      rates_(params.share().my_blocks(block_rates(params, config))),
+      sums_(Tensor::zeros({2, params.size() / kParamBlock}, DType::f64, params.device())),
+      my_sums_(sums_),
+      abs_sums_(sums_.slice(0, 1).reshape({sums_.cols()})),
+      config_(config) {
+  if (!params.share().group) return;
+  my_sums_ = Tensor::zeros({2, rates_.dim(0)}, DType::f64, params.device());
+  squares_ = Tensor::zeros({sums_.cols()}, DType::f64, params.device());
+}
+
+Tensor Optimizer::my_gradients() const {
+  return params_.divides_gradients() ? params_.grads() : params_.share().mine(params_.grads());
+}
+
+void Optimizer::begin_update(const Tensor& loss) {
+  const Share& share = params_.share();
+  if (!share.group) return adamw_begin(params_.grads(), step_, sums_, loss);
+  Tensor mine = share.my_blocks(squares_);
+  squares_of_blocks(my_gradients(), mine);
+  share.gather_blocks(squares_);
+  adamw_begin_blocks(squares_, step_, sums_, loss);
+}
+
+void Optimizer::share_sums() {
+  const Share& share = params_.share();
+  for (int64_t row = 0; share.group && row < 2; ++row) {
+    const Tensor all = sums_.slice(row, row + 1).reshape({sums_.cols()});
+    share.my_blocks(all).copy_from(my_sums_.slice(row, row + 1).reshape({my_sums_.cols()}));
+    share.gather_blocks(all);
+  }
+}
 
 void Optimizer::begin_step(int64_t step, int64_t steps) {
   static_assert(offsetof(StepParams, lr) == 0 && offsetof(StepParams, decay_factor) == sizeof(double));

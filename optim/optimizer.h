@@ -16,15 +16,17 @@ struct StepReport {
   bool skipped = false;  ///< a value was not finite (see adamw_begin): parameters and states are unchanged
 };
 
-/// A tensor of optimizer state with one element per parameter element, in the layout of ParamStore::values. The name
-/// identifies it in files.
+/// A tensor of optimizer state with one element per parameter element, in the layout of ParamStore::values; of several
+/// ranks that share it, this one's piece. The name identifies it in files.
 struct OptimizerState {
   std::string name;
   Tensor tensor;
 };
 
 /// Updates parameters from gradients, with rates from OptimConfig's schedule and rules. Every number that changes
-/// between steps is in a tensor on the parameters' device, so that a step can be recorded once and replayed.
+/// between steps is in a tensor on the parameters' device, so that a step can be recorded once and replayed. With a
+/// Share it has the states of this rank's piece alone and updates that alone; update, measure and begin_step are
+/// collective.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -42,7 +44,7 @@ class Optimizer {
 
   virtual std::vector<OptimizerState> states() const = 0;
   const Tensor& step() const { return step_; }  ///< StepParams
-  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values.
+  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, all ranks'.
   const Tensor& abs_sums() const { return abs_sums_; }
   int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
   /// Continues after `n` updates. The caller has filled in parameters and states.
@@ -53,14 +55,22 @@ class Optimizer {
  protected:
   /// @throws ConfigError naming a rule that matches no parameter
   Optimizer(ParamStore& params, const OptimConfig& config);
+  /// Computes the scalars of the update, from the gradients of all ranks' pieces.
+  void begin_update(const Tensor& loss);
+  /// Tells all ranks the sums of this one's piece.
+  void share_sums();
+  /// This rank's piece of the gradients.
+  Tensor my_gradients() const;
   ParamStore& params_;
   Tensor step_;      ///< StepParams
-  Tensor rates_;     ///< see block_rates
+  Tensor rates_;     ///< see block_rates; of this rank's piece
   Tensor sums_;      ///< of the values and the states, see `adamw`
+  Tensor my_sums_;   ///< the same of this rank's piece
   Tensor abs_sums_;  ///< the values' part of it
 
  private:
   OptimConfig config_;
+  Tensor squares_;  ///< of a divided store: Σ grads² of each block
   bool measured_ = false;
 };
 

@@ -49,7 +49,7 @@ Tensor block_rates(const ParamStore& params, const OptimConfig& config) {
                  "optim.rules[", r, "]: no parameter matches (", describe(rule), "); expected names such as ",
                  specs.front().name);
   }
-  Tensor rates({params.values().size() / kParamBlock, 2}, DType::f64);
+  Tensor rates({params.size() / kParamBlock, 2}, DType::f64);
   double* out = rates.mut<double>();
   for (size_t i = 0; i < specs.size(); ++i) {
     const ParamRates r = rates_of(specs[i], config);

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source train/setup.sh
+mmfree_packages+=(openmpi-bin libopenmpi-dev)  # for runs of several ranks under mpirun
 mmfree_install
 mmfree_build all
 log=build/ctest.log

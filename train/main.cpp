@@ -54,6 +54,7 @@ int main(int argc, char** argv) {
   mmfree::add_prepare_command(app);
   mmfree::add_tokenizer_command(app);
   mmfree::add_train_command(app);
+  mmfree::add_replay_command(app);
   mmfree::add_eval_command(app);
   mmfree::add_score_command(app);
   mmfree::add_generate_command(app);

@@ -1,5 +1,6 @@
 #include "core/cuda/common.cuh"
 #include "core/ops/adamw.h"
+#include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
 
 namespace mmfree::cuda {
@@ -147,6 +148,14 @@ __global__ void __launch_bounds__(kTotalThreads)
   *out = __dadd_rn(beta == 0 ? 0 : __dmul_rn(beta, *out), __dmul_rn(scale, sum));
 }
 
+__global__ void __launch_bounds__(kThreads)
+    copy_block(const uint4* from, uint4* to, const int32_t* from_index, const int32_t* to_index, int words) {
+  begin_kernel();
+  from += int64_t(from_index[blockIdx.x]) * words;
+  to += int64_t(to_index[blockIdx.x]) * words;
+  for (int i = threadIdx.x; i < words; i += kThreads) to[i] = from[i];
+}
+
 template <bool kSquares>
 void reduce(const SumArgs& g, const char* op) {
   const int64_t count = ceil_div(g.n, kParamBlock);
@@ -215,5 +224,27 @@ void fill(const FillArgs& g) {
 void sum(const SumArgs& g) { reduce<false>(g, "sum"); }
 
 void sum_of_squares(const SumArgs& g) { reduce<true>(g, "sum_of_squares"); }
+
+void squares_of_blocks(const SquaresArgs& g) {
+  if (g.blocks == 0) return;
+  dispatch_any_float(g.dtype, "squares_of_blocks", [&]<class T>(Type<T>) {
+    const T* x = static_cast<const T*>(g.x);
+    launch_kernel(sum_blocks<4, true, std::decay_t<decltype(*x)>>, {unsigned(g.blocks), kThreads}, x, g.squares,
+                  g.blocks * (kParamBlock / 4));
+  });
+  check_launch("squares_of_blocks");
+}
+
+void add_blocks(const AddBlocksArgs& g) {
+  launch_kernel(add_partials, {1, kTotalThreads}, g.squares, g.blocks, 1, 0, nullptr, g.out);
+  check_launch("add_blocks");
+}
+
+void copy_blocks(const CopyBlocksArgs& g) {
+  if (g.count == 0) return;
+  launch_kernel(copy_block, {unsigned(g.count), kThreads}, static_cast<const uint4*>(g.from), static_cast<uint4*>(g.to),
+                g.from_index, g.to_index, int(g.bytes / sizeof(uint4)));
+  check_launch("copy_blocks");
+}
 
 }  // namespace mmfree::cuda

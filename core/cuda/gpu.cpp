@@ -178,6 +178,13 @@ bool capturing() {
 
 }  // namespace
 
+int count() {
+  int n = 0;
+  if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
+  cudaGetLastError();
+  return 0;
+}
+
 std::string problem(int index) {
   int count = 0, driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
@@ -232,6 +239,13 @@ Info info() {
   const double clock = std::min(1e3 * clock_khz, p.major == 9 ? 1.83e9 : 1e12);
   i.bf16_rate = flops_per_clock(p.major, p.minor) * p.multiProcessorCount * clock;
   return i;
+}
+
+std::string identity() {
+  std::string text = "GPU-";
+  for (const char byte : cuda::context().properties.uuid.bytes)
+    for (const int half : {byte >> 4 & 15, byte & 15}) text += "0123456789abcdef"[half];
+  return text;
 }
 
 size_t workspace_bytes() { return cuda::kWorkspaceBytes; }

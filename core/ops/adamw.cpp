@@ -1,8 +1,10 @@
 #include "core/ops/adamw.h"
 
 #include <cstring>
+#include <functional>
 
 #include "core/dispatch.h"
+#include "core/ops/blocks.h"
 #include "core/ops/check.h"
 #include "core/ops/elementwise.h"
 
@@ -21,19 +23,36 @@ StepParams step_params(const Tensor& step) {
   return p;
 }
 
-void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums, const Tensor& loss) {
+namespace {
+
+/// `add_squares` computes Σ grads² of so many blocks.
+void begin(Device device, int64_t blocks, const std::function<void(Tensor&)>& add_squares, Tensor& step,
+           const Tensor& sums, const Tensor& loss) {
   check_tensor("adamw_begin", "step", step, {kStepParams}, DType::f64);
-  check_optional("adamw_begin", "sums", sums, {2, grads.size() / kParamBlock}, DType::f64);
+  check_optional("adamw_begin", "sums", sums, {2, blocks}, DType::f64);
   check_optional("adamw_begin", "loss", loss, {1}, DType::f64);
-  check_device("adamw_begin", grads.device(), {&step, &sums, &loss});
-  Tensor totals = Tensor::zeros({3}, DType::f64, grads.device());
+  check_device("adamw_begin", device, {&step, &sums, &loss});
+  Tensor totals = Tensor::zeros({3}, DType::f64, device);
   Tensor squares = totals.slice(0, 1), moments = totals.slice(1, 2), finite = totals.slice(2, 3);
-  sum_of_squares(grads, squares);
+  add_squares(squares);
   // 0 times what is not finite is NaN.
   if (sums.defined()) sum(sums.slice(0, 1), 0, finite), sum(sums.slice(1, 2), 1, moments);
   if (loss.defined()) sum(loss, 0, finite, 1);
   const AdamwBeginArgs args{totals.data<double>(), reinterpret_cast<StepParams*>(step.mut<double>())};
-  MMFREE_DISPATCH(grads.device(), adamw_begin, args);
+  MMFREE_DISPATCH(device, adamw_begin, args);
+}
+
+}  // namespace
+
+void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums, const Tensor& loss) {
+  begin(
+      grads.device(), grads.size() / kParamBlock, [&](Tensor& total) { sum_of_squares(grads, total); }, step, sums,
+      loss);
+}
+
+void adamw_begin_blocks(const Tensor& squares, Tensor& step, const Tensor& sums, const Tensor& loss) {
+  begin(
+      squares.device(), squares.size(), [&](Tensor& total) { add_blocks(squares, total); }, step, sums, loss);
 }
 
 void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,

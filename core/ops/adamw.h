@@ -41,6 +41,10 @@ StepParams step_params(const Tensor& step);
 /// @throws ShapeError, DTypeError, DeviceError
 void adamw_begin(const Tensor& grads, Tensor& step, const Tensor& sums = Tensor(), const Tensor& loss = Tensor());
 
+/// The same where of the gradients only `squares` [P / kParamBlock] f64 are given, as squares_of_blocks computes them.
+void adamw_begin_blocks(const Tensor& squares, Tensor& step, const Tensor& sums = Tensor(),
+                        const Tensor& loss = Tensor());
+
 /// AdamW with decoupled weight decay over flat buffers (Loshchilov & Hutter 2019, arXiv:1711.05101), in one pass:
 ///   g = grad·grad_scale,  m = β1 m + (1−β1) g,  v = β2 v + (1−β2) g²
 ///   p = p (1 − r·decay) − r (m / bias1) / (sqrt(v / bias2) + eps)

@@ -38,12 +38,15 @@ void say(const char* message, const char* rest = "", bool several = false) {
   console::err.print({out, n});
 }
 
+/// `message` of an error with this status.
+void say_error(const char* message, Exit status) { say(message, "", status == Exit::bad_config); }
+
 /// Prints the exception that is being handled and returns the exit status.
 int report() {
   try {
     throw;
   } catch (const Error& e) {
-    say(e.what(), "", e.status() == Exit::bad_config);
+    if (*e.what()) say_error(e.what(), e.status());
     return int(e.status());
   } catch (const std::filesystem::filesystem_error& e) {
     say(e.what());
@@ -64,6 +67,8 @@ int report() {
 }
 
 }  // namespace
+
+void print_message(const std::string& message, Exit status) { say_error(message.c_str(), status); }
 
 int run_reporting(const std::function<void()>& body) {
   std::set_terminate(end);

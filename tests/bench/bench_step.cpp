@@ -2,7 +2,9 @@
 //   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (auto), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
 //   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
-//   heads of 64, bf16 products), profile (0; 1, on the CPU: a table of where the steps' time goes, op by op).
+//   heads of 64, bf16 products), profile (0; 1, on the CPU: a table of where the steps' time goes, op by op), leaves
+//   (0: the number of ranks), shard (none).
+// Started as several ranks, each has BATCH sequences, and rank 0 prints the tokens of all.
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, loss and gradient norm of the last step in full, so that
 // two programs' bits can be compared, and what the start took: start_s, until the first two steps were made (the second
@@ -22,10 +24,12 @@
 #include <vector>
 
 #include "core/gpu.h"
+#include "core/ranks/group.h"
 #include "layers/parameters.h"
 #include "optim/optimizer.h"
 #include "tests/bench/step_profile.h"
 #include "train/run/compute_target.h"
+#include "train/run/shards.h"
 #include "train/run/step.h"
 
 using namespace mmfree;
@@ -69,7 +73,7 @@ int run(int argc, char** argv) {
   std::map<std::string, std::string> keys = {
       {"seq", "2048"},        {"steps", "20"},         {"warmup", "5"},  {"recompute", "auto"}, {"micro", "0"},
       {"compute", "bf16"},    {"device", "cuda"},      {"capture", "1"}, {"reset", "0"},        {"carry", "0"},
-      {"arch", "matmulfree"}, {"backward", "compute"}, {"profile", "0"}};
+      {"arch", "matmulfree"}, {"backward", "compute"}, {"profile", "0"}, {"leaves", "0"},       {"shard", "none"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -81,6 +85,7 @@ int run(int argc, char** argv) {
   if (keys["arch"] != "matmulfree" && keys["arch"] != "transformer")
     return std::fprintf(stderr, "arch is %s, expected matmulfree or transformer\n", keys["arch"].c_str()), 2;
   const Size& size = kSizes.at(argv[1]);
+  const std::unique_ptr<Group> group = Group::join(detect_launch());
   RunConfig config;
   config.model.hidden_size = size.width;
   config.model.num_hidden_layers = size.layers;
@@ -88,23 +93,30 @@ int run(int argc, char** argv) {
   config.model.vocab_size = size.vocabulary;
   if (keys["arch"] == "transformer") make_transformer(config.model);
   config.data.seq_len = std::stoll(keys["seq"]);
-  config.train.batch_size = std::stoll(argv[2]);
+  config.train.batch_size = std::stoll(argv[2]) * group->size();
+  config.train.leaves = std::stoll(keys["leaves"]);
+  if (config.train.leaves == 0) config.train.leaves = group->size();
+  for (const Shard shard : kAllShards)
+    if (keys["shard"] == name_of(shard)) config.train.shard = shard;
   config.train.micro_batch_size = std::stoll(keys["micro"]);
   config.data.reset_state = keys["reset"] == "1";
   config.data.carry_state = keys["carry"] == "1";
   config.train.steps = 1 << 20;
   config.train.capture = keys["capture"] == "1";
   config.optim.lr = 1e-3;
-  const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device");
+  const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device", group->local_rank());
+  if (target.device == Device::cuda) group->use_gpu();
   Recompute recompute = recompute_of(config.train, target.device);
   for (Recompute r : kAllRecomputes)
     if (keys["recompute"] == name_of(r)) recompute = r;
-  ParamStore params(parameter_specs(config.model), DType::f32, target.device);
+  ParamStore params(parameter_specs(config.model), DType::f32, target.device,
+                    divide(config.model, *group, config.train.shard));
   params.initialise(1);
   const Products ternary = keys["backward"] == "int8" ? Products::int8 : Products::compute;
   LM lm(params, config.model, target.compute, backward_products(target, ternary));
   const auto optimizer = make_optimizer(params, config.optim);
-  StepRunner runner(lm, params, *optimizer, config, recompute);
+  lm.requantise();
+  StepRunner runner(lm, params, *optimizer, config, recompute, *group);
   std::mt19937 random(1);
   const auto fill = [&](Tensor& device_tokens) {
     Tensor tokens(device_tokens.shape(), DType::i32);
@@ -150,6 +162,7 @@ int run(int argc, char** argv) {
     floor = profile.print(steps, std::accumulate(times.begin(), times.end(), 0.0),
                           measure_rates(target.products == Products::bf16));
   const StepResult last = *runner.collect();
+  if (group->rank() != 0) return 0;
   const double t = median(times), tokens = double(targets);
   const double peak = double(memory.peak + (gpu ? gpu::workspace_bytes() : 0));
   const double reserved = double(memory.reserved);
@@ -160,15 +173,16 @@ int run(int argc, char** argv) {
       "\"cpu_ms_min\": %.2f, "
       "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.17g, \"grad_norm\": %.17g, "
       "\"skipped\": %d, \"micro\": "
-      "%lld, "
+      "%lld, \"ranks\": %d, \"leaves\": %lld, \"shard\": \"%s\", "
       "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f, \"faults\": %ld, \"floor_ms\": %.2f}\n",
       argv[1], keys["arch"].c_str(), static_cast<long long>(config.model.parameter_count()),
       static_cast<long long>(config.train.batch_size), static_cast<long long>(config.data.seq_len), target.name.c_str(),
       name_of(target.compute), name_of(recompute), config.train.capture && gpu ? "true" : "false", t * 1e3,
       *std::min_element(times.begin(), times.end()) * 1e3, *std::max_element(times.begin(), times.end()) * 1e3,
       *std::min_element(busy.begin(), busy.end()) * 1e3, tokens / t, peak / 1e9, reserved / 1e9, last.loss,
-      last.report.grad_norm, int(last.report.skipped), static_cast<long long>(config.train.micro_batch()), start_s,
-      start[0] * 1e3, start.back() * 1e3, faults, floor * 1e3);
+      last.report.grad_norm, int(last.report.skipped), static_cast<long long>(config.train.micro_batch()),
+      group->size(), static_cast<long long>(config.train.leaves), name_of(config.train.shard), start_s, start[0] * 1e3,
+      start.back() * 1e3, faults, floor * 1e3);
   return 0;
 }
 

@@ -36,6 +36,8 @@ OWNERS = {
     "xxhash*": ["core/system/hash.cpp"],
     "nlohmann/*": ["train/*", "tests/*"],
     "gtest/*": ["tests/*"],
+    "mpi.h": ["core/ranks/mpi_module.cpp"],
+    "nccl.h": ["core/cuda/nccl.cpp"],
     "glob.h": ["tests/data/test_paths.cpp"],  # the oracle for our own patterns
     **dict.fromkeys(["cuda*", "cub/*", "cublas*", "cudnn*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
 }
@@ -43,6 +45,7 @@ OWNERS = {
 BACKENDS = ["core/cpu", "core/cuda"]
 # Headers of the system and the compiler that are not the C++ library's (those have neither a dot nor a slash).
 SYSTEM = ["sys/*", "dirent.h", "fcntl.h", "fnmatch.h", "poll.h", "pthread.h", "pty.h", "termios.h", "unistd.h"]
+SYSTEM += ["arpa/*", "ifaddrs.h", "net/*", "netdb.h", "netinet/*", "sched.h"]
 SYSTEM += ["dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
 
 # What writes to a standard stream, and the only product files that may: all other text reaches a terminal escaped, and

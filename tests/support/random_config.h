@@ -137,10 +137,12 @@ inline RunConfig random_config(std::mt19937_64& random) {
     if (which & 1) rule.lr_factor = real(0, 1000);
     if (which & 2) rule.weight_decay = real(0, 10);
   }
-  const int64_t micro = integer(1, 100);
+  const int64_t micro = integer(1, 100), leaves = int64_t{1} << integer(0, 4);
   c.train = {integer(100, 1 << 30),
-             micro * integer(1, 100),
+             leaves * micro * integer(1, 100),
+             integer(0, 1) * leaves,
              integer(0, 1) * micro,
+             any_of(kAllShards),
              integer(0, INT64_MAX),
              *parse_device(one_of({"auto", "cpu", "cuda", "cuda:0", "cuda:17"})),
              static_cast<ComputeChoice>(integer(0, 2)),

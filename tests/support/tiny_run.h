@@ -119,20 +119,23 @@ inline std::map<std::string, std::string> learned(const std::string& checkpoint)
   return all;
 }
 
-/// The whole lines of a run's metrics: while it goes on, the last may be half written.
+/// The whole lines of a run's metrics but those of weights: while it goes on, the last may be half written.
 inline std::vector<nlohmann::json> all_metrics(const std::string& run_dir) {
   std::vector<nlohmann::json> rows;
   std::ifstream in(run_dir + "/metrics.jsonl");
-  for (std::string line; std::getline(in, line) && !in.eof();) rows.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(in, line) && !in.eof();)
+    if (nlohmann::json row = nlohmann::json::parse(line); !row.contains("checkpoint/weights"))
+      rows.push_back(std::move(row));
   return rows;
 }
 
-/// The same without the fields that measure time and memory.
+/// The same without the fields that measure time and memory, or tell of ranks.
 inline std::vector<nlohmann::json> timeless_metrics(const std::string& run_dir) {
   std::vector<nlohmann::json> rows = all_metrics(run_dir);
   for (nlohmann::json& row : rows)
-    for (const char* key :
-         {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait", "train/peak_memory", "train/mfu"})
+    for (const char* key : {"time", "train/tokens_per_sec", "train/step_time_ms", "train/data_wait",
+                            "train/peak_memory", "train/mfu", "train/ranks", "train/rank_slowest_ms",
+                            "train/rank_fastest_ms", "train/rank_slowest", "train/rank_wait", "train/rank_bytes"})
       row.erase(key);
   return rows;
 }

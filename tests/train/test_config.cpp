@@ -92,7 +92,9 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   }
   EXPECT_EQ(a.train.steps, b.train.steps);
   EXPECT_EQ(a.train.batch_size, b.train.batch_size);
+  EXPECT_EQ(a.train.leaves, b.train.leaves);
   EXPECT_EQ(a.train.micro_batch_size, b.train.micro_batch_size);
+  EXPECT_EQ(a.train.shard, b.train.shard);
   EXPECT_EQ(a.train.seed, b.train.seed);
   EXPECT_EQ(a.train.device, b.train.device);
   EXPECT_EQ(a.train.compute, b.train.compute);
@@ -277,8 +279,15 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        "x.yaml:3: model.precision_rules: layer 2 is outside 0..1"},
       {"\nmodel: {vocab_size: 2}", "x.yaml:2: model.eos_token_id: 2 is outside -1..1"},
       {"model:\n  vocab_size: 10\n  eos_token_id: 10", "x.yaml:3: model.eos_token_id: 10 is outside -1..9"},
+      {"train: {batch_size: 24, leaves: 6}",
+       "x.yaml:1: train.leaves: 6 is no power of two that divides train.batch_size (24)"},
+      {"train: {batch_size: 24, leaves: 16}",
+       "x.yaml:1: train.leaves: 16 is no power of two that divides train.batch_size (24)"},
+      {"train:\n  batch_size: 24\n  leaves: 4\n  micro_batch_size: 4",
+       "x.yaml:4: train.micro_batch_size: 4 does not divide the 6 sequences of a leaf (train.batch_size / "
+       "train.leaves)"},
       {"train:\n  batch_size: 10\n  micro_batch_size: 4",
-       "x.yaml:3: train.micro_batch_size: 4 does not divide train.batch_size (10)"},
+       "x.yaml:3: train.micro_batch_size: 4 does not divide the 10 sequences of train.batch_size"},
       {"optim: {warmup_steps: 11}\ntrain: {steps: 10}",
        "x.yaml:1: optim.warmup_steps: 11 is more than train.steps (10)"},
       {"train: {eval_every: 5}", "x.yaml:1: train.eval_every: 5 asks for evaluations but data.valid is empty"},
@@ -418,7 +427,8 @@ TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
       {"data.train=a\nb", "command line: 'data.train=a\\x0ab' is not UTF-8 text on one line"},
       {"train.steps=", "command line: train.steps: expected an integer, found ''"},
       {"optim={lr: 1, lr: 2}", "command line: duplicate key 'lr'"},
-      {"train.micro_batch_size=3", "command line: train.micro_batch_size: 3 does not divide train.batch_size (16)"},
+      {"train.micro_batch_size=3",
+       "command line: train.micro_batch_size: 3 does not divide the 16 sequences of train.batch_size"},
   };
   for (const auto& [text, message] : bad) EXPECT_EQ(message_of("", {text}), message);
 }
@@ -443,6 +453,8 @@ TEST(Config, PresetsHaveTheirParametersAndReadBackFromTheirResolvedForm) {
                                                      {"370m", 374108160},
                                                      {"1.3b", 1364779008},
                                                      {"2.7b", 2702357504},
+                                                     {"1.3b-8gpu", 1364779008},
+                                                     {"2.7b-8gpu", 2702357504},
                                                      {"transformer-50m", 71315968},
                                                      {"transformer-370m", 373867520},
                                                      {"transformer-1.3b", 1364297728}};
@@ -542,7 +554,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 21));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 23));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ class App;
 namespace mmfree {
 
 void add_train_command(CLI::App& app);
+void add_replay_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_score_command(CLI::App& app);
 void add_generate_command(CLI::App& app);

@@ -36,9 +36,22 @@ void print_result(const RunConfig& config, const RunResult& r) {
   if (!r.finished) console::out.format("continue with  the same command and --resume\n");
 }
 
-/// Prints the memory that training would take, for each train.recompute.
-void print_memory(const RunConfig& config) {
-  const TrainConfig& t = config.train;
+/// The numbers of ranks whose memory a dry run tells: that of this run, or without others all that its leaves allow.
+std::vector<int> rank_counts(const TrainConfig& train, const Group& group) {
+  if (group.size() > 1) return {group.size()};
+  std::vector<int> counts = {1};
+  while (2 * counts.back() <= train.leaves) counts.push_back(2 * counts.back());
+  return counts;
+}
+
+/// Prints the memory that training would take, for each train.recompute and number of ranks.
+void print_memory(RunConfig config, const Group& group) {
+  if (group.rank() != 0) return;
+  TrainConfig& t = config.train;
+  if (t.leaves == 0) t.leaves = group.size();
+  MMFREE_CHECK(ConfigError, t.splits_into(t.leaves) && t.leaves % group.size() == 0, config.source, ": the ",
+               t.batch_size, " sequences of train.batch_size do not divide into ", t.leaves, " leaves for ",
+               group.size(), " ranks");
   const bool gpu = t.device.wants_gpu();
   const Device device = gpu ? Device::cuda : Device::cpu;
   const bool f32 = t.compute == ComputeChoice::f32 || (t.compute == ComputeChoice::automatic && !gpu);
@@ -47,17 +60,21 @@ void print_memory(const RunConfig& config) {
                       format_count(double(config.model.parameter_count())).c_str(),
                       static_cast<long long>(t.micro_batch()), static_cast<long long>(config.data.seq_len),
                       name_of(compute), gpu ? "a GPU" : "the CPU");
-  for (Recompute r : kAllRecomputes) {
-    const MemoryEstimate m = estimate_memory(config, compute, r);
-    console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
-                        double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
+  const std::vector<int> counts = rank_counts(t, group);
+  for (const int ranks : counts) {
+    if (ranks > 1 || counts.size() > 1)
+      console::out.format("each of %d ranks, train.shard=%s\n", ranks, name_of(t.shard));
+    for (Recompute r : kAllRecomputes) {
+      const MemoryEstimate m = estimate_memory(config, compute, r, ranks);
+      console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
+                          double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
+    }
   }
   if (gpu) console::out.print("the driver's context and scratch memory of kernels take about 0.6 GB more\n");
   if (gpu && gpu::problem().empty()) console::out.format("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 
-void run(const Options& o) {
-  if (o.help_config) return console::out.print(config_reference());
+void run_rank(const Options& o, Group& group) {
   // Never destroyed: a signal may arrive while the process ends.
   alignas(StopSignals) static char forever[sizeof(StopSignals)];
   new (forever) StopSignals;
@@ -74,17 +91,23 @@ void run(const Options& o) {
   const bool elsewhere = config.train.resume.mode == ResumeFrom::checkpoint;
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};
-  if (o.dry_run) return print_memory(config);
+  if (o.dry_run) return print_memory(config, group);
   MMFREE_CHECK(ConfigError, !config.data.train.empty() || !config.data.sources.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
   // A run's results are in its folder: that nobody takes its last words does not make it fail.
   console::out.set_stuck(console::Stream::Stuck::given_up);
-  Trainer trainer(config, o.quiet, o.force, std::move(source));
+  Trainer trainer(config, o.quiet, o.force, std::move(source), group);
   const RunResult result = trainer.run();
-  print_result(config, result);
+  if (group.rank() == 0) print_result(config, result);
   if (!result.finished)
     throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"),
                 Exit::stopped);
+}
+
+void run(const Options& o) {
+  if (o.help_config) return console::out.print(config_reference());
+  const std::unique_ptr<Group> group = Group::join(detect_launch());
+  group->run([&] { run_rank(o, *group); });
 }
 
 }  // namespace

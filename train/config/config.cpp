@@ -60,8 +60,11 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
       problems.add(line_of(root, key), key, concat(key, ": ", message...));
   };
   const TrainConfig& train = config.train;
-  rule("train.micro_batch_size", "train.batch_size", train.batch_size % train.micro_batch() == 0,
-       train.micro_batch_size, " does not divide train.batch_size (", train.batch_size, ")");
+  rule("train.leaves", "train.batch_size", train.leaves == 0 || train.splits_into(train.leaves), train.leaves,
+       " is no power of two that divides train.batch_size (", train.batch_size, ")");
+  rule("train.micro_batch_size", "train.batch_size", train.leaf_rows() % train.micro_batch() == 0,
+       train.micro_batch_size, " does not divide the ", train.leaf_rows(), " sequences of ",
+       train.leaves > 1 ? "a leaf (train.batch_size / train.leaves)" : "train.batch_size");
   rule("optim.warmup_steps", "train.steps", config.optim.warmup_steps <= train.steps, config.optim.warmup_steps,
        " is more than train.steps (", train.steps, ")");
   rule("train.eval_every", "data.valid", train.eval_every == 0 || !config.data.valid.empty(), train.eval_every,
@@ -142,7 +145,7 @@ bool dangerous_on_resume(const std::string& key, const RunConfig& before, const 
   if (key == "data.sources") return !mixed_alike(before, after);
   return (key.starts_with("model.") && !describes_only(key)) || key == "data.seq_len" || key == "data.shuffle" ||
          key == "data.reset_state" || key == "data.carry_state" || key == "data.stages" || key == "train.batch_size" ||
-         key == "train.seed" || key == "train.backward";
+         key == "train.leaves" || key == "train.seed" || key == "train.backward";
 }
 
 }  // namespace
@@ -183,7 +186,9 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
 
 RunConfig load_stored_config(const std::string& text, const std::string& path) {
   try {
-    return load_config_text(text, path);
+    RunConfig config = load_config_text(text, path);
+    if (config.train.leaves == 0) config.train.leaves = 1;  // written before there were leaves
+    return config;
   } catch (const ConfigError& e) {
     const std::string all = e.what();
     throw DataError(concat(path, ": the configuration inside is not readable: ", all.substr(0, all.find('\n')),

@@ -331,13 +331,22 @@ template <class Visit>
 void fields(TrainConfig& c, Visit&& visit) {
   visit("steps", c.steps, Integer{1, int64_t{1} << 40}, "optimizer steps of the whole run");
   visit("batch_size", c.batch_size, Integer{1, 1 << 20}, "sequences per optimizer step");
+  visit("leaves", c.leaves, Integer{0, 1 << 16},
+        "equal parts of the batch whose gradients add in a tree, a power of two: the ranks share them, so the bits "
+        "depend on "
+        "leaves and not on ranks; 0: the checkpoint's, and in a new run the number of ranks");
   visit("micro_batch_size", c.micro_batch_size, Integer{0, 1 << 20},
-        "sequences per forward pass, divides batch_size; 0: batch_size");
+        "sequences per forward pass, divides those of a leaf; 0: all of a leaf");
+  visit("shard", c.shard, choice_of(kAllShards),
+        "what the ranks divide among them: nothing, the optimizer's state and master weights, or gradients too, where "
+        "a rank "
+        "has one leaf of one micro-batch");
   visit("seed", c.seed, Integer{0}, "of initial weights and data order");
   visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
   visit("compute", c.compute,
         Choice<ComputeChoice>{{ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16}},
-        "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 on a "
+        "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 "
+        "on a "
         "GPU, and on a CPU whose bf16 products are faster");
   visit("backward", c.backward, Choice<Products>{{Products::compute, Products::int8}},
         "products of the ternary projections' backward pass: as compute says, or in 8 bits");

@@ -24,6 +24,10 @@ ResumeFrom parse_resume(const std::string& text) {
 
 const char* name_of(OnSaveError choice) { return choice == OnSaveError::stop ? "stop" : "continue"; }
 
+const char* name_of(Shard shard) {
+  return shard == Shard::none ? "none" : shard == Shard::optimizer ? "optimizer" : "gradients";
+}
+
 const char* name_of(const std::optional<Recompute>& recompute) { return recompute ? name_of(*recompute) : "auto"; }
 
 Recompute recompute_of(const TrainConfig& train, Device device) {

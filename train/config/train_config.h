@@ -1,4 +1,5 @@
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -19,10 +20,19 @@ struct ResumeFrom {
 /// What a run does if a checkpoint cannot be written.
 enum class OnSaveError { carry_on, stop };
 
+/// What the ranks of a run divide among them instead of each keeping all of it.
+enum class Shard {
+  none,
+  optimizer,  ///< the optimizer's states and the master values of ternary matrices
+  gradients,  ///< the sums of gradients too
+};
+inline constexpr Shard kAllShards[] = {Shard::none, Shard::optimizer, Shard::gradients};
+
 /// "false", "true", "auto" or the path.
 std::string name_of(const ResumeFrom& resume);
 ResumeFrom parse_resume(const std::string& text);
 const char* name_of(OnSaveError choice);
+const char* name_of(Shard shard);
 /// "auto" for nullopt.
 const char* name_of(const std::optional<Recompute>& recompute);
 
@@ -30,8 +40,10 @@ const char* name_of(const std::optional<Recompute>& recompute);
 struct TrainConfig {
   int64_t steps = 1000;          ///< optimizer steps of the whole run
   int64_t batch_size = 16;       ///< sequences per optimizer step
-  int64_t micro_batch_size = 0;  ///< sequences per forward pass, divides batch_size; 0: batch_size
-  int64_t seed = 1;              ///< of initial weights and data order
+  int64_t leaves = 0;            ///< groups of sequences whose gradients add in a tree, a power of two; 0: not decided
+  int64_t micro_batch_size = 0;  ///< sequences per forward pass, divides those of a leaf; 0: all of a leaf
+  Shard shard = Shard::none;
+  int64_t seed = 1;  ///< of initial weights and data order
   DeviceChoice device;
   ComputeChoice compute = ComputeChoice::automatic;
   Products backward = Products::compute;
@@ -50,8 +62,12 @@ struct TrainConfig {
   OnSaveError on_save_error = OnSaveError::carry_on;
   int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
 
-  /// Sequences per forward pass: micro_batch_size, or batch_size if that is 0.
-  int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : batch_size; }
+  /// Sequences per leaf; as long as leaves are not decided, of the whole batch.
+  int64_t leaf_rows() const { return leaves > 0 ? batch_size / leaves : batch_size; }
+  /// Whether the batch divides into `n` leaves.
+  bool splits_into(int64_t n) const { return std::has_single_bit(uint64_t(n)) && batch_size % n == 0; }
+  /// Sequences per forward pass: micro_batch_size, or those of a leaf if that is 0.
+  int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : leaf_rows(); }
 };
 
 /// train.recompute, with auto resolved: selective on a GPU, none on the CPU.

@@ -6,7 +6,9 @@
 #include <limits>
 #include <memory>
 
+#include "core/ops/check.h"
 #include "core/ops/head_loss.h"
+#include "core/ranks/agreement.h"
 
 namespace mmfree {
 namespace {
@@ -155,6 +157,25 @@ Tensor nll_of(const LM& lm, const Windows& w) {
   return nll;
 }
 
+/// Calls compute(rank, ranks) in every rank and gives the results of all, tensors of one dtype.
+std::vector<Tensor> computed_by_ranks(Group* group, const std::function<Tensor(int, int)>& compute) {
+  if (!group || group->size() == 1) return {compute(0, 1)};
+  Tensor mine;
+  const std::vector<int64_t> sizes = agree(*group, [&] {
+    mine = compute(group->rank(), group->size());
+    return mine.defined() ? mine.size() : 0;
+  });
+  const DType dtype = param_dtype(mine.dtype());
+  const int64_t most = *std::max_element(sizes.begin(), sizes.end());
+  Tensor padded = Tensor::zeros({most}, dtype), all({group->size() * most}, dtype);
+  if (mine.defined()) padded.slice(0, mine.size()).copy_from(mine);
+  group->all_gather(padded.raw(), size_t(padded.bytes()), all.raw_mut());
+  std::vector<Tensor> results;
+  for (size_t r = 0; r < sizes.size(); ++r)
+    results.push_back(all.slice(int64_t(r) * most, int64_t(r) * most + sizes[r]));
+  return results;
+}
+
 }  // namespace
 
 TokenSource TokenSource::shards(const TokenShards& shards) {
@@ -207,10 +228,17 @@ Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptio
   Evaluation sum;
   Sums sums(source, sum);
   int64_t left = limit;
-  for (int64_t first = 0; first < windows && left > 0; first += batch) {
-    const Windows w = read_windows(source, first, std::min(batch, windows - first), options, left);
-    sums.add(w, nll_of(lm, w));
-    const int64_t all = std::min(limit, scorable), done = std::max(limit - left, (first + w.rows) * t * all / scorable);
+  for (int64_t next = 0; next < windows && left > 0;) {
+    std::vector<Windows> round;  // one batch for each rank: all read all of them, and each computes its own
+    const std::vector<Tensor> nlls = computed_by_ranks(options.group, [&](int rank, int ranks) {
+      for (; int(round.size()) < ranks && next < windows && left > 0; next += batch)
+        round.push_back(read_windows(source, next, std::min(batch, windows - next), options, left));
+      return rank < int(round.size()) ? nll_of(lm, round[size_t(rank)]) : Tensor();
+    });
+    for (size_t i = 0; i < round.size(); ++i) sums.add(round[i], nlls[i]);
+    const Windows& last = round.back();
+    const int64_t all = std::min(limit, scorable),
+                  done = std::max(limit - left, (last.first + last.rows) * t * all / scorable);
     if (options.on_progress && !options.on_progress(std::min(done, all), all)) return sum;
   }
   MMFREE_CHECK(DataError, sum.tokens > 0, "evaluate: the mask scores none of the ", source.tokens, " tokens");

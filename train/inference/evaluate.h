@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/ranks/group.h"
 #include "data/token_shards.h"
 #include "layers/lm.h"
 
@@ -59,10 +60,12 @@ struct EvaluateOptions {
   std::function<bool(int64_t done, int64_t total)> on_progress = nullptr;  ///< returns false to stop early
   bool reset_state = false;  ///< forget the recurrent state where a document starts, as the model was trained
   int64_t batch = 0;         ///< windows per forward pass, at most as many as fill the kernels; 0: so many
+  Group* group = nullptr;    ///< ranks that share the forward passes, each with the same model and source; null: alone
 };
 
-/// Scores the source in windows of seq_len inputs, in order: token-weighted, the same bits for any thread count, and on
-/// the CPU for any batch. A long window is computed in pieces that pass the state on, so memory does not grow with it.
+/// Scores the source in windows of seq_len inputs, in order: token-weighted, the same bits for any number of threads
+/// and ranks, and on the CPU for any batch. A long window is computed in pieces that pass the state on, so memory does
+/// not grow with it.
 /// @throws DataError if there is no token to score, and what reading throws
 Evaluation evaluate(const LM& lm, const TokenSource& source, const EvaluateOptions& options);
 

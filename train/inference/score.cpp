@@ -36,7 +36,7 @@ TokenScores score_rows(const Tensor& logits, std::span<const int32_t> targets) {
 }
 
 /// Requests with the same inputs, and so the same logits: all but their last tokens are equal.
-using Group = std::vector<const Request*>;
+using RequestGroup = std::vector<const Request*>;
 
 int64_t inputs_of(const Request& r) { return int64_t(r.tokens.size()) - 1; }
 
@@ -45,13 +45,13 @@ bool same_inputs(const Request& a, const Request& b) {
 }
 
 /// The longest first: the most memory is needed at once, and an estimate of the time left is never too low.
-std::vector<Group> grouped(const std::vector<Request>& requests) {
-  Group order;
+std::vector<RequestGroup> grouped(const std::vector<Request>& requests) {
+  RequestGroup order;
   for (const Request& r : requests) order.push_back(&r);
   std::stable_sort(order.begin(), order.end(), [](const Request* a, const Request* b) {
     return inputs_of(*a) != inputs_of(*b) ? inputs_of(*a) > inputs_of(*b) : a->tokens < b->tokens;
   });
-  std::vector<Group> groups;
+  std::vector<RequestGroup> groups;
   for (const Request* r : order) {
     if (groups.empty() || !same_inputs(*groups.back().front(), *r)) groups.emplace_back();
     groups.back().push_back(r);
@@ -60,7 +60,8 @@ std::vector<Group> grouped(const std::vector<Request>& requests) {
 }
 
 /// One forward pass over sequences that are padded at their ends, where nothing is scored.
-void score_batch(const LM& lm, std::span<const Group> batch, const Request* first, std::vector<Likelihood>& results) {
+void score_batch(const LM& lm, std::span<const RequestGroup> batch, const Request* first,
+                 std::vector<Likelihood>& results) {
   const int64_t steps = inputs_of(*batch[0][0]), rows = int64_t(batch.size());
   Tensor ids = Tensor::zeros({rows * steps}, DType::i32);
   std::vector<RowRange> positions;
@@ -72,7 +73,7 @@ void score_batch(const LM& lm, std::span<const Group> batch, const Request* firs
   }
   const Tensor logits = host_f32(lm.logits_at(ids.to(lm.device()), rows, positions));
   int64_t at = 0;
-  for (const Group& group : batch) {
+  for (const RequestGroup& group : batch) {
     const int64_t scored = group[0]->scored;
     for (const Request* r : group) {
       const TokenScores s = score_rows(logits.slice(at, at + scored), std::span(r->tokens).last(size_t(scored)));
@@ -106,9 +107,9 @@ TokenScores score(const LM& lm, const std::vector<int32_t>& tokens) {
 std::vector<Likelihood> likelihoods(const LM& lm, const std::vector<Request>& requests,
                                     const LikelihoodOptions& options) {
   std::vector<Likelihood> results(requests.size());
-  const std::vector<Group> groups = grouped(requests);
+  const std::vector<RequestGroup> groups = grouped(requests);
   int64_t total = 0, done = 0;
-  for (const Group& g : groups) total += inputs_of(*g[0]);
+  for (const RequestGroup& g : groups) total += inputs_of(*g[0]);
   // Enough tokens to fill the kernels; few enough logits (f32, on the host) to stay below half a gigabyte.
   const int64_t most_tokens = options.batch_tokens > 0     ? options.batch_tokens
                               : lm.device() == Device::cpu ? 4096

@@ -19,7 +19,7 @@ FlatState snapshot(const FlatState& state) {
   if (!gpu && bytes > available_host_memory() / 2) return {};
   try {
     const ArenaScope own(gpu ? Arena::gpu() : Arena::host());
-    FlatState copies{state.values.clone(), {}, state.carried.copy()};
+    FlatState copies{state.values.clone(), {}, state.carried.copy(), state.share};
     for (const OptimizerState& s : state.states) copies.states.push_back({s.name, s.tensor.clone()});
     if (gpu) gpu::synchronize();
     return copies;

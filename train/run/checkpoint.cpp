@@ -23,6 +23,13 @@ void write_finite(h5::Writer& writer, const std::string& path, const std::string
   });
 }
 
+/// Whether a tensor of shape `stored` has `rows` rows like those of `some`.
+bool are_rows(const Shape& stored, int64_t rows, const Shape& some) {
+  bool alike = stored.rank() == some.rank() && stored.rank() > 0 && stored[0] == rows;
+  for (int i = 1; alike && i < stored.rank(); ++i) alike = stored[i] == some[i];
+  return alike;
+}
+
 std::string state_name(int64_t layer, size_t index) { return concat("state/", layer, '/', index); }
 
 }  // namespace
@@ -38,7 +45,8 @@ int64_t checkpoint_bytes(const ParamStore& layout, const FlatState& flat, const 
 }
 
 void save_checkpoint(const std::string& path, const RunConfig& config, const ParamStore& layout, const FlatState& flat,
-                     const LoopState& state, const std::string& tokenizer_model) {
+                     const LoopState& state, const std::string& tokenizer_model, const ParameterOf& parameter) {
+  const auto part = [&](size_t i, const Tensor& from) { return parameter ? parameter(i, from) : layout.view(from, i); };
   require_space(path, checkpoint_bytes(layout, flat, tokenizer_model));
   h5::Writer writer(path, "checkpoint");
   writer.attribute("config", to_yaml(config));
@@ -49,9 +57,9 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   writer.attribute("data", state.data);
   for (size_t i = 0; i < layout.specs().size(); ++i) {
     const std::string& name = layout.specs()[i].name;
-    write_finite(writer, path, "param/" + name, layout.view(flat.values, i));
+    write_finite(writer, path, "param/" + name, part(i, flat.values));
     for (const OptimizerState& state : flat.states)
-      write_finite(writer, path, concat(state.name, '/', name), layout.view(state.tensor, i));
+      write_finite(writer, path, concat(state.name, '/', name), part(i, state.tensor));
   }
   flat.carried.for_each(
       [&](int64_t layer, size_t index, const Tensor& t) { write_finite(writer, path, state_name(layer, index), t); });
@@ -91,13 +99,17 @@ void Checkpoint::require(const std::string& name, const Shape& shape) const {
 
 void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   require(name, to.shape());
+  read_rows(name, 0, to);
+}
+
+void Checkpoint::read_rows(const std::string& name, int64_t first, const Tensor& to) const {
   const int64_t rows = to.dim(0),
                 at_a_time = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(1, to.bytes() / rows));
   Tensor total({1}, DType::f64);
   for (int64_t begin = 0; begin < rows; begin += at_a_time) {
     Tensor part = to.slice(begin, std::min(rows, begin + at_a_time));
     Tensor host = part.device() == Device::cpu ? part : Tensor(part.shape(), part.dtype());
-    reader_.read(name, begin, part.dim(0), part.dtype(), host.raw_mut());
+    reader_.read(name, first + begin, part.dim(0), part.dtype(), host.raw_mut());
     sum(host, 1, total);
     MMFREE_CHECK(DataError, std::isfinite(*total.data<double>()), reader_.path(), ": tensor '", name,
                  "' holds a NaN or an infinity");
@@ -105,21 +117,42 @@ void Checkpoint::read_into(const std::string& name, const Tensor& to) const {
   }
 }
 
+/// Fills what `piece`, a buffer like the values of `params`, holds of parameter i.
+void Checkpoint::read_part(const std::string& name, const ParamStore& params, size_t i, const Tensor& piece) const {
+  const Shape& shape = params.specs()[i].shape;
+  const ParamStore::Part part = params.own(i);
+  Tensor to = params.own_part(piece, i);
+  if (part.size() == shape.size()) return read_into(name, to.reshape(shape));
+  require(name, shape);
+  if (part.size() == 0) return;
+  const int64_t cols = shape.size() / shape[0], first = part.begin / cols, last = (part.end + cols - 1) / cols;
+  Tensor rows({last - first, cols}, to.dtype());
+  read_rows(name, first, rows);
+  to.copy_from(rows.reshape({rows.size()}).slice(part.begin - first * cols, part.end - first * cols));
+}
+
 /// In the order in which save_checkpoint writes.
-void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried) const {
+void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeState& carried, int64_t first_row,
+                      int64_t all_rows) const {
   const auto states = optimizer ? optimizer->states() : std::vector<OptimizerState>();
   for (size_t i = 0; i < params.specs().size(); ++i) {
     const std::string& name = params.specs()[i].name;
-    read_into("param/" + name, params.view(params.values(), i));
-    for (const OptimizerState& state : states) read_into(concat(state.name, '/', name), params.view(state.tensor, i));
+    if (params.is_read(i)) {
+      read_into("param/" + name, params[name].value());
+      params.assign(i, params[name].value());
+    } else {
+      read_part("param/" + name, params, i, params.values());
+    }
+    for (const OptimizerState& state : states) read_part(concat(state.name, '/', name), params, i, state.tensor);
   }
   carried.for_each([&](int64_t layer, size_t index, const Tensor& t) {
     const std::string name = state_name(layer, index);
-    MMFREE_CHECK(ConfigError, reader_.has(name) && reader_.shape(name) == t.shape(), path(), ": holds no state '", name,
-                 "' of shape ", t.shape(),
+    MMFREE_CHECK(ConfigError,
+                 reader_.has(name) && are_rows(reader_.shape(name), all_rows > 0 ? all_rows : t.dim(0), t.shape()),
+                 path(), ": holds no state '", name, "' of shape ", t.shape(),
                  " that rows of the batch could go on with: resume with the data.carry_state and train.batch_size of "
                  "its run");
-    read_into(name, t);
+    read_rows(name, first_row, t);
   });
   verify();
   if (optimizer) optimizer->set_updates(state_.updates);

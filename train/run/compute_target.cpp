@@ -32,12 +32,13 @@ BackwardProducts backward_products(const ComputeTarget& target, Products ternary
   return {ternary == Products::compute ? target.products : ternary, target.products};
 }
 
-ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where) {
+ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where,
+                            int local_rank) {
   if (!device.wants_gpu()) {
     const bool bf16 = compute == ComputeChoice::bf16 || (compute == ComputeChoice::automatic && fast_bf16_products());
     return {Device::cpu, DType::f32, bf16 ? Products::bf16 : Products::compute};
   }
-  const int index = std::max(device.index, 0);
+  const int index = device.index >= 0 ? device.index : gpu::count() == 1 ? 0 : local_rank;
   const std::string problem = gpu::problem(index);
   MMFREE_CHECK(ConfigError, problem.empty(), where, ": ", problem, "; or choose device cpu");
   gpu::use(index);
@@ -45,11 +46,12 @@ ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, c
           concat("cuda:", index, " (", gpu::info().name, ")")};
 }
 
-ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where) {
+ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where,
+                            int local_rank) {
   const std::optional<DeviceChoice> place = parse_device(device);
   MMFREE_CHECK(ConfigError, place, where, ": expected auto, cpu, cuda or cuda:N, found ", quote(device));
   for (const ComputeChoice choice : {ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16})
-    if (compute == name_of(choice)) return choose_target(*place, choice, where);
+    if (compute == name_of(choice)) return choose_target(*place, choice, where, local_rank);
   throw ConfigError(concat(where, ": expected activations in auto, f32 or bf16, found ", quote(compute)));
 }
 

@@ -37,10 +37,13 @@ struct ComputeTarget {
 /// The products of a model's backward pass there, where those of ternary projections are `ternary` (train.backward).
 BackwardProducts backward_products(const ComputeTarget& target, Products ternary);
 
-/// Resolves the choices and makes the GPU, if it is one, that of this process.
+/// Resolves the choices and makes the GPU, if it is one, that of this process: without a number GPU `local_rank` of
+/// those that this process sees, or the only one.
 /// @throws ConfigError naming `where` for a device that cannot be used, with the reason
-ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where);
+ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where,
+                            int local_rank = 0);
 /// The same for names. @throws ConfigError naming `where` also for an unknown name
-ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where);
+ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where,
+                            int local_rank = 0);
 
 }  // namespace mmfree

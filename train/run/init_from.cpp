@@ -132,7 +132,7 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
     head_is_table |= other.defined();
     if (!other.defined()) other = regrouped_gate(params, name, *source.params, taken);
     if (other.defined() && other.shape() == shape) {
-      params.view(params.values(), i).copy_from(other);
+      params.assign(i, other);
       continue;
     }
     const auto codes = exported.find(name);
@@ -145,7 +145,7 @@ std::vector<std::string> init_parameters(ParamStore& params, const RunConfig& co
     MMFREE_CHECK(ConfigError, from.shape() == shape, config.source, ": ", keys_behind(name, shape, config, source),
                  " does not fit train.init_from: tensor '", name, "' is ", from.shape(), " in ", source.source,
                  ", and this model needs ", shape);
-    params.view(params.values(), i).copy_from(from);
+    params.assign(i, from);
   }
   const auto leave = [&](const std::string& name) {
     if (!params.has(name) && !taken.count(name)) unused.push_back(name);

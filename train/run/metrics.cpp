@@ -11,8 +11,10 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "core/error.h"
+#include "train/run/digest.h"
 
 namespace mmfree {
 namespace {
@@ -27,6 +29,8 @@ std::string shortest(T value) {
 
 std::string json_number(int64_t value) { return shortest(value); }
 std::string json_number(double value) { return std::isfinite(value) ? shortest(value) : "null"; }
+
+std::string json_number(const std::string& digits) { return '"' + digits + '"'; }
 
 struct Lines {
   std::string kept;
@@ -60,9 +64,34 @@ std::string metrics_line(const Metrics& metrics) {
   std::string line;
   for (const auto& [key, value] : metrics) {
     line += line.empty() ? "{\"" : ", \"";
-    line += key + "\": " + std::visit([](auto number) { return json_number(number); }, value);
+    line += key + "\": " + std::visit([](const auto& number) { return json_number(number); }, value);
   }
   return line + "}";
+}
+
+std::map<int64_t, StepDigests> read_digests(const std::string& path) {
+  const std::string text = read_file(path, std::numeric_limits<int64_t>::max());
+  std::map<int64_t, StepDigests> digests;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const nlohmann::json row = nlohmann::json::parse(line, nullptr, false);
+    if (!row.is_object() || !row.contains("step") || !row["step"].is_number_integer()) continue;
+    StepDigests& of_step = digests[row["step"].get<int64_t>()];
+    const auto number = [&](const char* key) {
+      return row.contains(key) && row[key].is_number() ? row[key].get<double>() : std::nan("");
+    };
+    if (row.contains("train/loss")) {
+      of_step.loss = number("train/loss"), of_step.grad_norm = number("train/grad_norm");
+      if (std::isfinite(of_step.loss) && std::isfinite(of_step.grad_norm))
+        of_step.step = step_digest(of_step.loss, of_step.grad_norm);
+    }
+    const auto digest = [&](const char* key, std::string& to) {
+      if (row.contains(key) && row[key].is_string()) to = row[key].get<std::string>();
+    };
+    digest("train/digest", of_step.step);
+    digest("checkpoint/weights", of_step.weights);
+  }
+  return digests;
 }
 
 MetricsWriter::MetricsWriter(std::string path, int64_t resume_step, size_t most_kept)

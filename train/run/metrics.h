@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,8 +13,21 @@ namespace mmfree {
 
 /// Keys and values of one line of a metrics file, in the order they are written. Names in use: step time
 /// train/loss train/grad_norm train/learning_rate train/epoch train/tokens train/tokens_per_sec train/step_time_ms
-/// train/mfu train/data_wait train/peak_memory val/loss val/ppl val/bpb.
-using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double>>>;
+/// train/mfu train/data_wait train/peak_memory val/loss val/ppl val/bpb; with several ranks train/ranks, of each rank's
+/// own milliseconds per step train/rank_slowest_ms (of rank train/rank_slowest) and train/rank_fastest_ms, the share of
+/// the time that ranks wait for others train/rank_wait, and the bytes per step that all send train/rank_bytes.
+/// train/digest follows from the bits of loss and gradient norm, checkpoint/weights from those of the weights that a
+/// checkpoint was to hold (train/run/digest.h).
+using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double, std::string>>>;
+
+/// What a metrics file says of a step that can be made again.
+struct StepDigests {
+  double loss = 0, grad_norm = 0;
+  std::string step, weights;  ///< digests; empty: not told
+};
+/// By step. Of a file that is older than digests, those of the losses and norms that it holds; damaged lines are passed
+/// over. @throws MissingError, IoError
+std::map<int64_t, StepDigests> read_digests(const std::string& path);
 
 /// One JSON object without a newline. Doubles read back exactly (shortest form); non-finite ones become null.
 std::string metrics_line(const Metrics& metrics);

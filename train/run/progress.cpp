@@ -82,6 +82,7 @@ std::string progress_line(const ProgressState& s) {
          (s.gpu ? (s.gpu->mfu > 0 ? printed("mfu %.0f%%  ", 100 * s.gpu->mfu) : std::string()) +
                       printed("wait %.0f%%  ", 100 * s.gpu->data_wait) + format_bytes(s.gpu->peak) + "  "
                 : std::string()) +
+         (s.ranks ? printed("%d ranks wait %.0f%%  ", s.ranks->count, 100 * s.ranks->wait) : std::string()) +
          format_duration(s.elapsed) + "  eta " + format_duration(s.eta);
 }
 

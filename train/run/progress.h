@@ -28,6 +28,11 @@ struct ProgressState {
     uint64_t peak = 0;     ///< bytes of device memory
   };
   std::optional<Gpu> gpu;
+  struct Ranks {
+    int count = 0;
+    double wait = 0;  ///< share of the time that a rank waits for others on the host, on the average
+  };
+  std::optional<Ranks> ranks;  ///< of several
 };
 
 /// "step 120/600  20%  loss 3.4567  lr 4.00e-03  norm 0.81  12.3k tok/s  1m02s  eta 4m08s".

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
@@ -11,11 +12,19 @@
 #include "core/gpu.h"
 #include "core/system/console.h"
 #include "layers/parameters.h"
+#include "train/run/digest.h"
 
 namespace mmfree {
 
-Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet)
-    : config_(config), target_(target), batches_(batches), quiet_(quiet), progress_(quiet) {}
+Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet,
+                   Group& group)
+    : config_(config),
+      target_(target),
+      batches_(batches),
+      group_(group),
+      speaks_(group.rank() == 0),
+      quiet_(quiet || !speaks_),
+      progress_(quiet_) {}
 
 Reporter::~Reporter() {
   try {
@@ -45,6 +54,9 @@ void Reporter::banner(const Corpus& corpus) const {
                       target_.name.c_str(), name_of(target_.compute),
                       products == Products::compute ? "" : concat(", backward products in ", name_of(products)).c_str(),
                       target_.device == Device::cpu ? concat(", ", omp_get_max_threads(), " threads").c_str() : "");
+  if (group_.size() > 1)
+    console::err.format("ranks   %s, %lld of %lld leaves each\n", group_.describe().c_str(),
+                        integer(config_.train.leaves / group_.size()), integer(config_.train.leaves));
   if (target_.device != Device::cuda || !m.uses(TokenKind::attention)) return;
   const std::string slower = config_.data.reset_state         ? "data.reset_state keeps documents apart"
                              : target_.compute != DType::bf16 ? "activations are not bf16"
@@ -53,9 +65,13 @@ void Reporter::banner(const Corpus& corpus) const {
 }
 
 void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
-  metrics_ = std::make_unique<MetricsWriter>(path, resume_step);
-  if (metrics_->damaged_lines() > 0)
-    message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
+  if (speaks_) {
+    metrics_ = std::make_unique<MetricsWriter>(path, resume_step);
+    evaluated_ = metrics_->evaluated();
+    if (metrics_->damaged_lines() > 0)
+      message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
+  }
+  group_.broadcast(&evaluated_, sizeof evaluated_, 0);
 }
 
 void Reporter::step(const StepResult& result, double waited) {
@@ -73,7 +89,7 @@ void Reporter::log(const StepResult& result, double waited) {
   const double data_wait = (waited - window_waited_) / window;
   const uint64_t peak = Arena::current(target_.device)->stats().peak;
   const double flops = training_flops(config_.model, config_.data.seq_len) * speed;
-  const double rate = target_.device == Device::cuda ? gpu::info().bf16_rate : 0;
+  const double rate = target_.device == Device::cuda ? group_.size() * gpu::info().bf16_rate : 0;
   ProgressState state{result.step,
                       config_.train.steps,
                       result.loss,
@@ -84,25 +100,60 @@ void Reporter::log(const StepResult& result, double waited) {
                       left * now / double(run_tokens_),
                       {}};
   if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, data_wait, peak};
+  Metrics metrics = {{"step", result.step},
+                     {"train/loss", result.loss},
+                     {"train/grad_norm", result.report.grad_norm},
+                     {"train/learning_rate", result.report.learning_rate},
+                     {"train/digest", step_digest(result.loss, result.report.grad_norm)},
+                     {"train/epoch", batches_.epochs(tokens / config_.data.seq_len)},
+                     {"train/tokens", tokens},
+                     {"train/tokens_per_sec", speed},
+                     {"train/step_time_ms", 1000 * window * double(step_tokens()) / double(window_tokens_)},
+                     {"train/mfu", rate > 0 ? flops / rate : std::nan("")},
+                     {"train/data_wait", data_wait},
+                     {"train/peak_memory", int64_t(peak)},
+                     {"time", double(std::time(nullptr))}};
+  add_ranks(window, state, metrics);
   progress_.update(state);
-  write({{"step", result.step},
-         {"train/loss", result.loss},
-         {"train/grad_norm", result.report.grad_norm},
-         {"train/learning_rate", result.report.learning_rate},
-         {"train/epoch", batches_.epochs(tokens / config_.data.seq_len)},
-         {"train/tokens", tokens},
-         {"train/tokens_per_sec", speed},
-         {"train/step_time_ms", 1000 * window * double(step_tokens()) / double(window_tokens_)},
-         {"train/mfu", rate > 0 ? flops / rate : std::nan("")},
-         {"train/data_wait", data_wait},
-         {"train/peak_memory", int64_t(peak)},
-         {"time", double(std::time(nullptr))}});
+  write(metrics);
   window_start_ = now;
   window_tokens_ = 0;
   window_waited_ = waited;
 }
 
+/// What ranks did since the line before, in `window` seconds: a rank's own time is what it did not wait for others.
+void Reporter::add_ranks(double window, ProgressState& state, Metrics& metrics) {
+  if (group_.size() == 1) return;
+  struct Figures {
+    double own, waited, bytes;
+  };
+  const Group::Traffic traffic = group_.traffic();
+  const double waited = std::chrono::duration<double>(traffic.waited - window_traffic_.waited).count();
+  const Figures mine{window - waited, waited / window, double(traffic.bytes - window_traffic_.bytes)};
+  window_traffic_ = traffic;
+  std::vector<Figures> all(size_t(group_.size()));
+  group_.all_gather(&mine, sizeof mine, all.data());
+  const double steps = double(window_tokens_) / double(step_tokens());
+  Figures sum{0, 0, 0};
+  for (const Figures& f : all) sum.waited += f.waited / double(all.size()), sum.bytes += f.bytes;
+  const auto [fastest, slowest] =
+      std::minmax_element(all.begin(), all.end(), [](const Figures& a, const Figures& b) { return a.own < b.own; });
+  state.ranks = ProgressState::Ranks{group_.size(), sum.waited};
+  for (const auto& [key, value] : {std::pair{"train/ranks", double(group_.size())},
+                                   {"train/rank_slowest_ms", 1000 * slowest->own / steps},
+                                   {"train/rank_fastest_ms", 1000 * fastest->own / steps},
+                                   {"train/rank_slowest", double(slowest - all.begin())},
+                                   {"train/rank_wait", sum.waited},
+                                   {"train/rank_bytes", sum.bytes / steps}})
+    metrics.emplace_back(key, value);
+}
+
+void Reporter::weights(int64_t step, const std::string& digest) {
+  write({{"step", step}, {"checkpoint/weights", digest}});
+}
+
 void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {
+  evaluated_ = std::max(evaluated_, step);
   write({{"step", step},
          {"val/loss", e.loss()},
          {"val/ppl", e.perplexity()},
@@ -124,6 +175,7 @@ void Reporter::sync() {
 }
 
 void Reporter::attempt(const std::function<void()>& write) try {
+  if (!speaks_) return;
   write();
   if (std::exchange(failing_, false)) message("metrics are written again");
   told_dropped_ |= metrics_->dropped();

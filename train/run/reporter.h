@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "core/ranks/group.h"
 #include "data/batches.h"
 #include "train/inference/evaluate.h"
 #include "train/run/compute_target.h"
@@ -13,19 +14,22 @@
 
 namespace mmfree {
 
-/// Tells how training goes: progress for people on stderr, metrics.jsonl for programs. Measures time and rates.
+/// Tells how training goes: progress for people on stderr, metrics.jsonl for programs. Measures time and rates. Of
+/// several ranks only rank 0 speaks; steps and evaluations are collective.
 class Reporter {
  public:
-  /// `config`, `target` and `batches` must outlive it.
-  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet);
+  /// `config`, `target`, `batches` and `group` must outlive it.
+  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet, Group& group);
   /// Says which metrics are lost.
   ~Reporter();
 
   /// A line for people, also if quiet.
-  void message(const std::string& text) { progress_.message(text); }
+  void message(const std::string& text) {
+    if (speaks_) progress_.message(text);
+  }
   /// Model, data and run in three lines, unless quiet.
   void banner(const Corpus& corpus) const;
-  /// Opens the metrics file as MetricsWriter does.
+  /// Opens the metrics file as MetricsWriter does, in rank 0. Collective.
   void open_metrics(const std::string& path, int64_t resume_step);
 
   /// Sets the clocks to zero, after `steps` steps on `tokens` tokens.
@@ -49,10 +53,12 @@ class Reporter {
 
   /// Counts a finished step, and writes its line if one is due. `waited` are the seconds spent waiting for data so far.
   void step(const StepResult& result, double waited);
+  /// Writes the digest of the weights after `step` steps.
+  void weights(int64_t step, const std::string& digest);
   /// Writes an evaluation after `step` steps and `tokens` trained tokens.
   void evaluation(int64_t step, int64_t tokens, const Evaluation& evaluation);
   /// The step of the newest evaluation in the metrics, -1 without one.
-  int64_t evaluated() const { return metrics_->evaluated(); }
+  int64_t evaluated() const { return evaluated_; }
   /// Over this process, pauses excluded; 0 without any step.
   double tokens_per_second() const { return double(run_tokens_) / (seconds() - idle_); }
 
@@ -65,6 +71,7 @@ class Reporter {
  private:
   using Clock = std::chrono::steady_clock;
   void log(const StepResult& result, double waited);
+  void add_ranks(double window, ProgressState& state, Metrics& metrics);
   void write(const Metrics& metrics);
   void attempt(const std::function<void()>& write);
   int64_t step_tokens() const { return config_.train.batch_size * config_.data.seq_len; }
@@ -72,7 +79,8 @@ class Reporter {
   const RunConfig& config_;
   const ComputeTarget& target_;
   const Batches& batches_;
-  bool quiet_;
+  Group& group_;
+  bool speaks_, quiet_;
   Progress progress_;
   std::unique_ptr<MetricsWriter> metrics_;
   bool failing_ = false;       ///< some metrics could not be written yet
@@ -81,7 +89,9 @@ class Reporter {
   double idle_ = 0;                              ///< seconds of pauses
   double window_start_ = 0, window_waited_ = 0;  ///< at the line before: training seconds, seconds waited for data
   int64_t window_tokens_ = 0, run_tokens_ = 0;   ///< since the line before, and since the start
-  int64_t first_step_ = 0, first_token_ = 0;     ///< made and trained on before the start
+  Group::Traffic window_traffic_;                ///< at the line before
+  int64_t evaluated_ = -1;
+  int64_t first_step_ = 0, first_token_ = 0;  ///< made and trained on before the start
 };
 
 }  // namespace mmfree

@@ -128,7 +128,9 @@ void remove_unfinished_checkpoints(const std::string& run_dir) {
   }
 }
 
-RunFolder::RunFolder(std::string path) : path_(std::move(path)), lock_(path_) {}
+RunFolder::RunFolder(std::string path, bool own) : path_(std::move(path)) {
+  if (own) lock_ = FolderLock(path_);
+}
 
 std::string RunFolder::file(const std::string& name) const { return (fs::path(path_) / name).string(); }
 

@@ -58,8 +58,9 @@ std::map<std::string, std::string> describe_run(const RunConfig& config, const s
 /// folder's mark of kind "run" proves (core/system/folder_mark.h).
 class RunFolder {
  public:
-  /// Locks the folder if it exists; makes nothing. @throws CreateError if another process has it
-  explicit RunFolder(std::string path);
+  /// Locks the folder if it exists; makes nothing. Without `own` it does not: another rank owns the folder.
+  /// @throws CreateError if another process has it
+  explicit RunFolder(std::string path, bool own = true);
   const std::string& path() const { return path_; }
   /// The path of a file in it.
   std::string file(const std::string& name) const;

@@ -5,9 +5,14 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <utility>
 
+#include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/tree_sum.h"
+#include "core/ranks/agreement.h"
 
 namespace mmfree {
 
@@ -22,11 +27,14 @@ struct StepRunner::Gpu {
   size_t live = 0;    ///< bytes of the arena in use when the parts were recorded
 };
 
-StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const RunConfig& config, Recompute recompute)
+StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const RunConfig& config, Recompute recompute,
+                       Group& group)
     : lm_(lm),
       params_(params),
       optimizer_(optimizer),
-      rows_(config.train.batch_size),
+      group_(group),
+      rows_(config.train.batch_size / group.size()),
+      leaf_rows_(config.train.leaf_rows()),
       micro_(config.train.micro_batch()),
       seq_len_(config.data.seq_len),
       steps_(config.train.steps),
@@ -42,14 +50,19 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       carried_(config.data.carry_state ? lm.zero_state(rows_) : DecodeState()),
       micro_carried_(carried_),
       scale_({1}, DType::f64, lm.device()),
-      outcome_({1 + kStepParams}, DType::f64, lm.device()) {
+      outcome_({1 + kStepParams}, DType::f64, lm.device()),
+      losses_({config.train.batch_size / leaf_rows_}, DType::f64, lm.device()) {
   if (micro_ < rows_) {
     micro_ids_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
     micro_targets_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
     if (starts_.defined()) micro_starts_ = Tensor({micro_ * seq_len_}, DType::u8, lm.device());
     if (!carried_.empty()) micro_carried_ = lm.zero_state(micro_);
   }
+  // A leaf of several micro-batches, or several leaves, need all gradients at a time.
+  if (config.train.shard == Shard::gradients && group.size() > 1 && micro_ == rows_ && leaf_rows_ == rows_)
+    params_.divide_gradients();
   params_.begin_gradients();
+  if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
     gpu_->staging =
@@ -62,8 +75,9 @@ StepRunner::~StepRunner() = default;
 void StepRunner::each_part(const std::function<void(Part)>& run) {
   for (int64_t row = 0; row < rows_; row += micro_) {
     take_rows(row);
-    run(row == 0 ? Part::first : Part::later);
+    run(row % leaf_rows_ == 0 ? Part::first : Part::later);
     return_state(row);
+    if ((row + micro_) % leaf_rows_ == 0) end_leaf(row / leaf_rows_);
   }
   run(Part::update);
 }
@@ -87,16 +101,65 @@ void StepRunner::return_state(int64_t row) {
   });
 }
 
+DecodeState StepRunner::all_carried() const {
+  if (group_.size() == 1) return carried_;
+  DecodeState all = carried_;
+  carried_.for_each([&](int64_t l, size_t i, const Tensor& t) {
+    const Tensor mine = t.to(Device::cpu);
+    std::vector<int64_t> dims = {group_.size() * rows_};
+    for (int d = 1; d < mine.shape().rank(); ++d) dims.push_back(mine.dim(d));
+    Tensor rows(Shape(std::span<const int64_t>(dims)), mine.dtype());
+    group_.all_gather(mine.raw(), size_t(mine.bytes()), rows.raw_mut());
+    all.layer(l).at(i) = rows;
+  });
+  return all;
+}
+
+/// Where the gradients go depends on the leaf, so this is part of no graph.
+void StepRunner::end_leaf(int64_t leaf) {
+  if (losses_.size() == 1) return;
+  const int64_t number = group_.rank() * (rows_ / leaf_rows_) + leaf;
+  losses_.slice(number, number + 1).copy_from(outcome_.slice(0, 1));
+  if (!sums_) return;
+  params_.finish_gradients();
+  sums_->add(leaf, params_.grads());
+}
+
 void StepRunner::work() {
   each_part([this](Part part) { compute(part); });
 }
 
 void StepRunner::compute(Part part) {
   if (part != Part::update) return compute_micro_batch(part == Part::first);
+  Tensor loss = outcome_.slice(0, 1);
   params_.finish_gradients();
-  optimizer_.update(outcome_.slice(0, 1));
+  if (losses_.size() > 1) {
+    group_.all_gather(losses_, even_bounds(losses_.size(), group_.size()));
+    sum(losses_, 1, loss);
+  }
+  if (group_.size() > 1 && !params_.divides_gradients()) add_ranks(params_.grads());
+  optimizer_.update(loss);
+  params_.share_values();
   lm_.requantise(optimizer_.abs_sums());
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
+}
+
+/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece, its own if the store
+/// is divided.
+void StepRunner::add_ranks(const Tensor& gradients) {
+  const bool divided = params_.share().group;
+  Bounds bounds = params_.share().bounds;
+  if (!divided) {
+    bounds = even_bounds(gradients.size() / kParamBlock, group_.size());
+    for (int64_t& b : bounds) b *= kParamBlock;
+  }
+  const auto rank = size_t(group_.rank());
+  Tensor& grads = params_.grads();
+  Tensor mine = params_.divides_gradients() ? grads : grads.slice(bounds[rank], bounds[rank + 1]);
+  Tensor pieces({group_.size() * mine.size()}, grads.dtype(), grads.device());
+  group_.all_to_all(gradients, bounds, pieces);
+  tree_sum(pieces, group_.size(), mine);
+  if (!divided) group_.all_gather(grads, bounds);
 }
 
 void StepRunner::compute_micro_batch(bool first) {
@@ -107,6 +170,7 @@ void StepRunner::compute_micro_batch(bool first) {
   const Sequences sequences(micro_, micro_starts_, state.empty() ? nullptr : &state);
   const Var part = lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
   tape.backward(part);
+  if (params_.divides_gradients()) add_ranks(params_.take_gradients());
   sum(part.value(), 1, loss, first ? 0 : 1);
   state.for_each([&](int64_t l, size_t i, const Tensor& from) { micro_carried_.layer(l).at(i).copy_from(from); });
 }
@@ -138,8 +202,13 @@ void StepRunner::launch(int64_t step, int64_t scored) {
   finish(step, scored);
 }
 
-/// Fills the inputs; gives the number of scored targets.
+/// Fills the inputs; gives the number of scored targets over all ranks.
 int64_t StepRunner::load(int64_t step, BatchFeed& feed) {
+  const std::vector<int64_t> scored = agree(group_, [&] { return fill_inputs(step, feed); });
+  return std::accumulate(scored.begin(), scored.end(), int64_t{0});
+}
+
+int64_t StepRunner::fill_inputs(int64_t step, BatchFeed& feed) {
   if (!gpu_) {
     BatchFeed::Slot* slot = feed.next();
     std::memcpy(ids_.raw_mut(), slot->data(), size_t(ids_.bytes()));
@@ -198,7 +267,8 @@ StepResult StepRunner::result(const Pending& pending) {
   StepResult result{pending.step + 1, pending.scored, std::numeric_limits<double>::quiet_NaN(), {}};
   result.report.skipped = true;
   if (pending.scored == 0) return result;
-  const double* numbers = gpu_ ? static_cast<const double*>(gpu_->readback.wait()) : outcome_.data<double>();
+  const auto wait = [&] { return gpu_->readback.wait([&] { group_.check(); }); };
+  const double* numbers = gpu_ ? static_cast<const double*>(wait()) : outcome_.data<double>();
   std::array<double, kStepParams> params;
   std::copy_n(numbers + 1, kStepParams, params.begin());
   result.loss = numbers[0];

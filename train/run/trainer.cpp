@@ -4,10 +4,17 @@
 
 #include <cmath>
 #include <filesystem>
+#include <fstream>
+#include <utility>
 
+#include "core/gpu.h"
+#include "core/ranks/agreement.h"
+#include "core/system/folder_mark.h"
 #include "layers/parameters.h"
 #include "optim/schedule.h"
+#include "train/run/digest.h"
 #include "train/run/init_from.h"
+#include "train/run/run_batches.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
@@ -20,39 +27,38 @@ const RunConfig& validated(const RunConfig& config, const Corpus& corpus) {
   return config;
 }
 
-/// The mixture of data.sources and data.stages. A stage begins with the first sample after its tokens.
-std::vector<Mixture::Stage> stages_of(const DataConfig& data) {
-  std::vector<Mixture::Stage> stages;
-  if (data.sources.empty()) return stages;
-  stages.emplace_back();
-  for (const DataSource& source : data.sources) stages[0].weights.push_back(source.weight);
-  for (const DataStage& stage : data.stages)
-    stages.push_back({(stage.from_tokens + data.seq_len - 1) / data.seq_len, stage.weights});
-  return stages;
-}
+/// Bits of Trainer::wishes.
+constexpr int64_t kSignal = 0xFF, kTimeIsUp = 1 << 8, kStopFile = 1 << 9, kSaveFile = 1 << 10;
 
-BatchOptions batch_options(const RunConfig& config) {
-  const DataConfig& data = config.data;
-  const int64_t tracks = data.carry_state ? config.train.batch_size : 0;
-  return {data.seq_len, uint64_t(config.train.seed), data.shuffle, stages_of(data), data.reset_state, tracks};
+/// The processor's name, as Linux tells it.
+std::string cpu_model() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("model name")) return line;
+  return {};
 }
 
 }  // namespace
 
-Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source)
-    : config_(std::move(config)),
-      target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device")),
+Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source, Group& group)
+    : group_(group),
+      config_(std::move(config)),
+      asked_leaves_(config_.train.leaves),
+      target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device",
+                            group.local_rank())),
       corpus_(config_.data),
       batches_(corpus_, batch_options(config_)),
-      params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device),
+      params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device,
+              divide(config_.model, group_, config_.train.shard)),
       lm_(params_, config_.model, target_.compute, backward_products(target_, config_.train.backward)),
       optimizer_(make_optimizer(params_, config_.optim)),
-      folder_(config_.train.run_dir),
-      reporter_(config_, target_, batches_, quiet) {
-  if (config_.train.threads > 0) omp_set_num_threads(int(config_.train.threads));
+      folder_(config_.train.run_dir, leads()),
+      reporter_(config_, target_, batches_, quiet, group) {
+  const auto threads = config_.train.threads > 0 ? int(config_.train.threads) : group_.threads();
+  if (threads > 0) omp_set_num_threads(threads);
+  if (target_.device == Device::cuda) group_.use_gpu();
   open_data();
-  runner_ =
-      std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(config_.train, target_.device));
+  require_equal_ranks();
   if (!resume(force)) start_afresh(std::move(source));
   first_step_ = state_.step;
   lm_.requantise();
@@ -75,6 +81,34 @@ void Trainer::open_data() {
   state_.data = corpus_.fingerprint();
   warn_of_bare_shards();
   adopt_framing();
+}
+
+/// Equal bits come from equal programs on equal devices that read the same.
+void Trainer::require_equal_ranks() {
+  if (group_.size() == 1) return;
+  group_.require_same("programs", hash_of_file("/proc/self/exe"));
+  group_.require_same("configurations", to_yaml(config_));
+  group_.require_same("training data", state_.data);
+  group_.require_same("devices", target_.device == Device::cuda ? gpu::info().name : cpu_model());
+}
+
+/// Fixes train.leaves, which the configuration may leave open.
+void Trainer::decide_leaves(int64_t otherwise) {
+  TrainConfig& t = config_.train;
+  t.leaves = asked_leaves_ > 0 ? asked_leaves_ : otherwise;
+  MMFREE_CHECK(ConfigError, t.splits_into(t.leaves), config_.source, ": train.batch_size is ", t.batch_size,
+               ", which does not divide into ", t.leaves,
+               " leaves, one per rank; start a power of two of ranks, or set ", "train.leaves");
+  MMFREE_CHECK(ConfigError, t.leaves % group_.size() == 0, config_.source, ": the ", t.leaves,
+               " leaves of a batch cannot be shared by ", group_.size(), " ranks; start as many as divide ", t.leaves);
+  MMFREE_CHECK(ConfigError, t.leaf_rows() % t.micro_batch() == 0, config_.source, ": train.micro_batch_size is ",
+               t.micro_batch_size, ", which does not divide the ", t.leaf_rows(), " sequences of each of ", t.leaves,
+               " leaves");
+}
+
+void Trainer::make_runner() {
+  runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_,
+                                         recompute_of(config_.train, target_.device), group_);
 }
 
 void Trainer::warn_of_bare_shards() {
@@ -107,28 +141,35 @@ void Trainer::adopt_framing() {
   adopt("model.eos_token_id", config_.model.eos_token_id, info.eos_id);
 }
 
-/// Continues from the checkpoint that train.resume asks for. Returns whether there is one.
+/// Continues from the checkpoint that train.resume asks for. Returns whether there is one. Rank 0 finds it.
 bool Trainer::resume(bool force) {
+  const std::string path = group_.gather_texts(leads() ? find_and_resume(force) : "")[0];
+  if (!leads() && !path.empty()) resume_from(Checkpoint(path, h5::Verify::while_reading), force);
+  return !path.empty();
+}
+
+/// The path of the checkpoint, empty without one.
+std::string Trainer::find_and_resume(bool force) {
   const ResumeFrom& resume = config_.train.resume;
   const bool present = !checkpoint_steps(folder_.path()).empty();
   if (resume.mode == ResumeFrom::nothing) {
     MMFREE_CHECK(ConfigError, !present, folder_.path(),
                  ": already holds checkpoints; continue with train.resume=auto, or choose another train.run_dir");
-    return false;
+    return {};
   }
   if (resume.mode == ResumeFrom::checkpoint) {
     std::error_code error;
     MMFREE_CHECK(MissingError, fs::exists(resume.path, error), "train.resume: no checkpoint at ", quote(resume.path),
                  "; expected false, true, auto or a checkpoint's path");
     resume_from(Checkpoint(resume.path, h5::Verify::while_reading), force);
-    return true;
+    return resume.path;
   }
   const auto warn = [&](const std::string& w) { reporter_.message("warning: " + w); };
   const auto use = [&](const Checkpoint& file) { resume_from(file, force); };
-  const bool newest = newest_checkpoint(folder_.path(), warn, use).has_value();
+  const std::optional<Checkpoint> newest = newest_checkpoint(folder_.path(), warn, use);
   MMFREE_CHECK(MissingError, newest || (resume.mode == ResumeFrom::newest_if_any && !present), folder_.path(),
                ": train.resume=", name_of(resume), " found no intact checkpoint to continue from");
-  return newest;
+  return newest ? newest->path() : "";
 }
 
 /// Names what differs from the checkpoint's run; a change that makes it another training needs `force`.
@@ -171,6 +212,7 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
   MMFREE_CHECK(DataError, file.has_states(), path,
                ": is a model without optimizer state (an import?); training cannot be resumed from it, but can start "
                "with its weights: train.init_from");
+  decide_leaves(file.config().train.leaves);
   check_changes(file, force);
   const int64_t step = file.state().step;
   MMFREE_CHECK(ConfigError, step <= config_.train.steps, config_.source, ": train.steps is ", config_.train.steps,
@@ -183,7 +225,8 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
                ": holds checkpoints of another run, or later checkpoints than ", path,
                ", which a later --resume would continue; remove them or choose another train.run_dir");
   const std::string data = state_.data;
-  file.load(params_, optimizer_.get(), runner_->carried());
+  make_runner();
+  file.load(params_, optimizer_.get(), runner_->carried(), runner_->first_row(), config_.train.batch_size);
   state_ = file.state();
   state_.data = data;
   if (const std::string model = file.tokenizer_model(); !model.empty())
@@ -194,6 +237,8 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
 }
 
 void Trainer::start_afresh(std::optional<Model> source) {
+  decide_leaves(group_.size());
+  make_runner();
   params_.initialise(uint64_t(config_.train.seed));
   if (config_.train.init_from.empty()) return;
   if (!source) source.emplace(load_source(config_.train));
@@ -211,6 +256,7 @@ bool Trainer::adopt_tokenizer(const Tokenizer& tokenizer) {
 }
 
 void Trainer::open_run_folder() {
+  if (!leads()) return reporter_.open_metrics("", saved_step_);
   const RunFacts facts{first_step_, target_, corpus_.total_tokens(), state_.data};
   for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts)))
     reporter_.message("warning: the damaged checkpoint is now called " + name);
@@ -279,9 +325,9 @@ auto Trainer::keeping_steps(Work&& work) try {
 std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
   const Evaluation e = keeping_steps([&] {
     const Reporter::Pause not_training(reporter_);
-    return evaluate(
-        lm_, TokenSource::shards(*valid_data_),
-        {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); }, config_.data.reset_state});
+    return evaluate(lm_, TokenSource::shards(*valid_data_),
+                    {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); },
+                     config_.data.reset_state, 0, &group_});
   });
   if (!result_.reason.empty()) return std::nullopt;
   if (reporter_.evaluated() != state_.step) reporter_.evaluation(state_.step, state_.tokens, e);
@@ -304,26 +350,43 @@ std::string Trainer::newest() const {
   return fs::exists(path, ignored) ? path : "";
 }
 
+bool Trainer::save_due() const { return config_.train.save_every > 0 && state_.step % config_.train.save_every == 0; }
+
 /// Starts to save the state, unless the newest checkpoint holds it.
 void Trainer::save() {
   const Reporter::Pause not_training(reporter_);
   take(runner_->collect());
   settle_save(true);
-  if (saved_step_ == state_.step && !newest().empty()) return;
+  if (decide(group_, [&] { return saved_step_ == state_.step && !newest().empty(); })) return;
   saving_step_ = state_.step;
+  FlatState state = flat();
+  // A run that was stopped and resumed has the same lines as one that was not: none where no checkpoint was due.
+  if (save_due() || state_.step == config_.train.steps)
+    reporter_.weights(state_.step, weights_digest(state.values, state.share));
+  state.carried = runner_->all_carried();
+  if (!leads()) {
+    if (state.share.group) saving_.start(state, [this](const FlatState& mine) { send_parts(params_, mine); });
+    return;
+  }
   const std::string path = checkpoint_path(folder_.path(), state_.step);
-  const auto write = [this, path, state = state_](const FlatState& flat) {
-    save_checkpoint(path, config_, params_, flat, state, tokenizer_bytes());
-    retain_checkpoints(config_.train.run_dir, state.step, config_.train.keep_last);
+  const auto collector = std::make_shared<Collector>(state.share);
+  const auto write = [this, path, collector, loop = state_](const FlatState& mine) {
+    save_checkpoint(path, config_, params_, mine, loop, tokenizer_bytes(),
+                    [&](size_t i, const Tensor& piece) { return collector->parameter(params_, i, piece); });
+    retain_checkpoints(config_.train.run_dir, loop.step, config_.train.keep_last);
   };
   try {
     folder_.restore();
     reporter_.sync();
-    saving_.start(flat(), write);
+    saving_.start(state, write);
     if (!saving_.pending()) saved_step_ = saving_step_;
   } catch (const Error& e) {
     write_failed(e);
   }
+}
+
+FlatState Trainer::flat() const {
+  return {params_.values(), optimizer_->states(), runner_->carried(), params_.share()};
 }
 
 /// Takes note of how the save under way ended: if it has, or with `wait` in any case.
@@ -331,22 +394,34 @@ void Trainer::settle_save(bool wait) try {
   if (!saving_.pending()) return;
   if (wait) saving_.wait();
   if (wait || saving_.poll()) saved_step_ = saving_step_;
+} catch (const LostRank&) {
+  throw;
 } catch (const Error& e) {
   write_failed(e);
+}
+
+/// What this rank asks for, in the low byte a signal's number.
+int64_t Trainer::wishes() {
+  int64_t wish = StopSignals::pending();
+  if (!leads() || state_.step == first_step_) return wish;
+  if (config_.train.max_time > 0 && reporter_.seconds() >= config_.train.max_time) wish |= kTimeIsUp;
+  if (folder_.consume("stop")) wish |= kStopFile;
+  if (folder_.consume("save")) wish |= kSaveFile;
+  return wish;
 }
 
 /// A signal ends the run wherever it is; for the other reasons at least one step is made, or a run could never end.
 bool Trainer::should_stop() {
   std::string& reason = result_.reason;
   if (!reason.empty()) return true;
-  if (const int signal = StopSignals::pending())
-    reason = signal_name(signal);
-  else if (state_.step == first_step_)
-    return false;
-  else if (config_.train.max_time > 0 && reporter_.seconds() >= config_.train.max_time)
-    reason = "train.max_time reached";
-  else if (folder_.consume("stop"))
-    reason = "a file named stop in the run folder";
+  int64_t all = 0;
+  for (const int64_t wish : agree(group_, [&] { return wishes(); })) {
+    if (reason.empty() && (wish & kSignal)) reason = signal_name(int(wish & kSignal));
+    all |= wish;
+  }
+  save_asked_ |= (all & kSaveFile) != 0;
+  if (reason.empty() && (all & kTimeIsUp)) reason = "train.max_time reached";
+  if (reason.empty() && (all & kStopFile)) reason = "a file named stop in the run folder";
   return !reason.empty();
 }
 
@@ -355,20 +430,22 @@ RunResult Trainer::run() {
   reporter_.banner(corpus_);
   reporter_.start(state_.step, state_.tokens);
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
-  feed_ = std::make_unique<BatchFeed>(batches_, state_.tokens / config_.data.seq_len, t.steps - state_.step,
-                                      t.batch_size, config_.data.seq_len, target_.device == Device::cuda);
+  const int64_t length = config_.data.seq_len;
+  const BatchFeed::Samples samples = samples_of(config_, state_.tokens, group_.rank(), group_.size());
+  feed_ = std::make_unique<BatchFeed>(batches_, samples, t.steps - state_.step, length, target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
+    if (std::exchange(save_asked_, false)) save();
     const auto finished = keeping_steps([&] { return runner_->run(state_.step, *feed_); });
     ++state_.step;
-    state_.tokens += t.batch_size * config_.data.seq_len;
+    state_.tokens += t.batch_size * length;
     take(finished);
     settle_save(false);
     if (state_.step == t.steps) break;
+    if (save_due()) save();
     if (evaluation_due()) {
       take(runner_->collect());
       evaluate_valid(t.eval_tokens);
     }
-    if ((t.save_every > 0 && state_.step % t.save_every == 0) || folder_.consume("save")) save();
   }
   finish();
   return result_;

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "core/ranks/group.h"
 #include "core/system/signals.h"
 #include "data/batches.h"
 #include "data/text/tokenizer.h"
@@ -14,6 +15,7 @@
 #include "train/run/compute_target.h"
 #include "train/run/reporter.h"
 #include "train/run/run_folder.h"
+#include "train/run/shards.h"
 #include "train/run/step.h"
 
 namespace mmfree {
@@ -33,18 +35,26 @@ struct RunResult {
 class Trainer {
  public:
   /// Loads or creates everything the run needs. `source` is the model that train.init_from names, if it was loaded
-  /// already. @throws ConfigError, MissingError, DataError, CreateError, also if another process trains in the folder
-  Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source = {});
+  /// already. The ranks of `group` train together: each makes the same calls, and rank 0 alone owns the folder, the
+  /// metrics and what people read.
+  /// @throws ConfigError, MissingError, DataError, CreateError, also if another process trains in the folder
+  Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> source = {}, Group& group = lone_group());
   /// Trains to the last step and evaluates, or until a signal, max_time, or a file named `stop` in the run folder ends
   /// it (a file named `save` asks for a checkpoint only). Signals are heeded from the constructor on, also during an
-  /// evaluation, which a resumed run then makes again; the others once a step was made. A checkpoint that cannot be
+  /// evaluation, which a resumed run then makes again; the others once a step was made. A signal to one rank is enough:
+  /// all end at the same step. A checkpoint that cannot be
   /// written ends the run only if train.on_save_error says so, or at its end; metrics that cannot never do.
   /// @throws DivergedError, IoError, CreateError
   RunResult run();
 
  private:
+  bool leads() const { return group_.rank() == 0; }
   void open_data();
+  void require_equal_ranks();
+  void decide_leaves(int64_t otherwise);
+  void make_runner();
   bool resume(bool force);
+  std::string find_and_resume(bool force);
   void resume_from(const Checkpoint& file, bool force);
   void adopt_framing();
   void warn_of_bare_shards();
@@ -60,18 +70,22 @@ class Trainer {
   std::optional<Evaluation> evaluate_valid(int64_t limit);
   template <class Work>
   auto keeping_steps(Work&& work);
+  int64_t wishes();
   bool should_stop();
   void finish();
 
+  bool save_due() const;
   void save();
   void settle_save(bool wait);
   void write_failed(const Error& error);
   std::string newest() const;
-  FlatState flat() const { return {params_.values(), optimizer_->states(), runner_->carried()}; }
+  FlatState flat() const;
   std::string tokenizer_bytes() const { return tokenizer_ ? tokenizer_->serialized() : std::string(); }
 
   StopSignals signals_;
+  Group& group_;
   RunConfig config_;
+  int64_t asked_leaves_;  ///< as configured, 0: not decided there
   ComputeTarget target_;
   Corpus corpus_;
   std::optional<TokenShards> valid_data_;
@@ -91,6 +105,7 @@ class Trainer {
   std::string resumed_from_;  ///< the checkpoint that this process continues, if any
   int64_t saved_step_ = -1;   ///< of the newest checkpoint in the run folder, -1 for none
   int64_t saving_step_ = -1;  ///< of the checkpoint under way, if there is one
+  bool save_asked_ = false;   ///< by a file named `save`
   bool ending_ = false;       ///< the next save is the last: it must not fail
 };
 

@@ -1,0 +1,26 @@
+#if !MMFREE_CUDA
+#include "core/error.h"
+#include "core/gpu.h"
+#include "core/ranks/gpu_links.h"
+
+namespace mmfree::gpu {
+namespace {
+
+[[noreturn]] void absent() { throw DeviceError(problem()); }
+
+}  // namespace
+
+struct Links::Handles {};
+
+std::string Links::problem() { return gpu::problem(); }
+std::string Links::new_id() { absent(); }
+Links::Links(const std::string&, int, int, int) { absent(); }
+Links::~Links() = default;
+void Links::exchange(const std::vector<Outgoing>&, const std::vector<Incoming>&) { absent(); }
+void Links::all_gather(void*, size_t) { absent(); }
+void Links::all_gather(void*, const std::vector<size_t>&) { absent(); }
+std::string Links::failure() const { absent(); }
+void Links::cancel() { absent(); }
+
+}  // namespace mmfree::gpu
+#endif

@@ -1,0 +1,145 @@
+// Training by several processes: the same bits as by one, whatever their number, also when it changes on the way, when
+// they divide their state, and when they are killed.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "tests/support/rank_run.h"
+#include "tests/support/tiny_run.h"
+#include "train/run/metrics.h"
+#include "train/run/run_folder.h"
+
+namespace mmfree {
+namespace {
+
+struct Outcome {
+  std::vector<nlohmann::json> metrics;
+  std::map<int64_t, std::string> digests;  ///< of the weights, by step
+  std::map<std::string, std::string> learned;
+};
+
+/// A run of four leaves that evaluates and saves on its way, with what leaves, rows and ranks could get wrong: a state
+/// that is carried from step to step, several precisions, an accumulation inside leaves.
+RunConfig leafy_run() {
+  RunConfig c = tiny_run("run");
+  mix_precisions(c.model);
+  c.model.precision_rules.resize(2);
+  c.data.reset_state = c.data.carry_state = true;
+  c.train.batch_size = 8;
+  c.train.leaves = 4;
+  c.train.micro_batch_size = 1;
+  c.train.steps = 16;
+  c.train.eval_every = 6;
+  c.train.save_every = 5;
+  return c;
+}
+
+class Ranks : public testing::Test {
+ protected:
+  Ranks() { spit(dir_ / "run.yaml", to_yaml(leafy_run())); }
+
+  std::unique_ptr<Processes> start(int ranks, const std::string& name, const std::vector<std::string>& more = {},
+                                   By by = By::tcp) const {
+    std::vector<std::string> words = {program_path(), "train", dir_ / "run.yaml", "train.run_dir=" + (dir_ / name),
+                                      "--resume",     "-q"};
+    words.insert(words.end(), more.begin(), more.end());
+    return start_ranks(by, ranks, words);
+  }
+  static void expect_end(Processes& processes, int status) {
+    EXPECT_EQ(std::vector<int>(processes.count(), status), processes.wait(100));
+    for (size_t i = 0; i < processes.count() && HasFailure(); ++i) ADD_FAILURE() << i << ": " << processes.err(i);
+  }
+  /// Trains to the end with so many ranks.
+  Outcome run(int ranks, const std::string& name, const std::vector<std::string>& more = {}, By by = By::tcp) const {
+    const auto processes = start(ranks, name, more, by);
+    expect_end(*processes, 0);
+    return outcome(name);
+  }
+  Outcome outcome(const std::string& name) const {
+    const std::string last = checkpoint_path(dir_ / name, leafy_run().train.steps);
+    if (!std::filesystem::exists(last)) return {};
+    Outcome outcome{timeless_metrics(dir_ / name), {}, learned(last)};
+    for (const auto& [step, digests] : read_digests(dir_ / name + "/metrics.jsonl"))
+      if (!digests.weights.empty()) outcome.digests[step] = digests.weights;
+    return outcome;
+  }
+  static void expect_same(const Outcome& expected, const Outcome& got) {
+    EXPECT_EQ(expected.metrics, got.metrics);
+    EXPECT_EQ(4u, expected.digests.size()) << "three checkpoints were due, and the last";
+    EXPECT_EQ(expected.digests, got.digests);
+    EXPECT_FALSE(expected.learned.empty());
+    EXPECT_TRUE(expected.learned == got.learned);
+  }
+  /// Waits until the run's metrics have so many lines, or it ends.
+  void wait_for_lines(Processes& processes, const std::string& name, size_t lines) const {
+    while (processes.wait(0.001)[0] == Processes::kRunning && all_metrics(dir_ / name).size() < lines) {
+    }
+  }
+  TempDir dir_;
+};
+
+TEST_F(Ranks, AnyNumberLearnsTheSameWithEveryShard) {
+  const Outcome one = run(1, "one");
+  EXPECT_GT(one.metrics.size(), 16u);
+  expect_same(one, run(2, "two"));
+  expect_same(one, run(4, "four"));
+  expect_same(one, run(2, "two-optimizer", {"train.shard=optimizer"}));
+  expect_same(one, run(4, "four-optimizer", {"train.shard=optimizer"}));
+  if (mpirun_problem().empty()) expect_same(one, run(2, "mpi", {"train.shard=optimizer"}, By::mpi));
+}
+
+TEST_F(Ranks, DivideGradientsOfOneMicroBatchEach) {
+  const std::vector<std::string> whole_leaves = {"train.micro_batch_size=0"};
+  const Outcome one = run(1, "one", whole_leaves);
+  expect_same(one, run(4, "four", {"train.micro_batch_size=0", "train.shard=gradients"}));
+  expect_same(one, run(2, "two", {"train.micro_batch_size=0", "train.shard=gradients"}));
+}
+
+TEST_F(Ranks, TheirNumberMayChangeAtEachStart) {
+  const Outcome whole = run(1, "whole");
+  size_t lines = 0;
+  const std::pair<int, const char*> starts[] = {{4, "optimizer"}, {1, "none"}, {2, "optimizer"}};
+  for (const auto& [ranks, shard] : starts) {
+    const auto processes = start(ranks, "changing", {concat("train.shard=", shard)});
+    wait_for_lines(*processes, "changing", lines += 5);
+    processes->signal(processes->count() - 1, SIGTERM);
+    expect_end(*processes, 75);
+  }
+  expect_same(whole, run(4, "changing"));
+}
+
+TEST_F(Ranks, KilledOnesLeaveARunThatGoesOn) {
+  const Outcome whole = run(1, "whole");
+  std::mt19937 random(5);
+  for (int kill = 0; kill < 10; ++kill) {
+    const int ranks = kill % 2 ? 4 : 2;
+    const auto processes = start(ranks, "killed", {kill % 3 ? "train.shard=optimizer" : "train.shard=none"});
+    // Not before the ranks have met: then the others would wait a minute for the one that is missing.
+    wait_for_lines(*processes, "killed", all_metrics(dir_ / "killed").size() + 1 + random() % 6);
+    const size_t victim = random() % size_t(ranks);
+    processes->signal(victim, SIGKILL);
+    std::vector<int> statuses = processes->wait(30);
+    statuses.erase(statuses.begin() + int(victim));
+    const bool was_done = statuses[0] == 0;
+    for (const int status : statuses) EXPECT_EQ(was_done ? 0 : int(Exit::lost), status) << processes->err(0);
+    if (was_done) std::filesystem::remove_all(dir_ / "killed");
+  }
+  expect_same(whole, run(2, "killed"));
+}
+
+TEST_F(Ranks, SayInOneLineWhatDoesNotFit) {
+  const auto said = [&](int ranks, const std::vector<std::string>& more) {
+    const auto processes = start(ranks, "wrong", more);
+    const std::vector<int> statuses = processes->wait(60);
+    for (const int status : statuses) EXPECT_EQ(78, status);
+    const std::vector<std::string> messages = processes->messages();
+    EXPECT_EQ(1u, messages.size());
+    return messages.empty() ? "" : messages[0];
+  };
+  EXPECT_NE(std::string::npos, said(3, {}).find("the 4 leaves of a batch cannot be shared by 3 ranks"));
+  EXPECT_NE(std::string::npos, said(2, {"train.leaves=0", "train.batch_size=9", "train.micro_batch_size=0"})
+                                   .find("does not divide into 2 leaves"));
+}
+
+}  // namespace
+}  // namespace mmfree
