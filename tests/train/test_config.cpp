@@ -101,6 +101,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.capture, b.train.capture);
   EXPECT_EQ(a.train.threads, b.train.threads);
   EXPECT_EQ(a.train.log_every, b.train.log_every);
+  EXPECT_EQ(a.train.tensorboard, b.train.tensorboard);
   EXPECT_EQ(a.train.eval_every, b.train.eval_every);
   EXPECT_EQ(a.train.eval_tokens, b.train.eval_tokens);
   EXPECT_EQ(a.train.save_every, b.train.save_every);
@@ -542,7 +543,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 21));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 22));
 }
 
 }  // namespace

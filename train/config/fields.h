@@ -337,7 +337,8 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("device", c.device, DeviceName{}, "where to compute; auto: a GPU if there is one");
   visit("compute", c.compute,
         Choice<ComputeChoice>{{ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16}},
-        "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 on a "
+        "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 "
+        "on a "
         "GPU, and on a CPU whose bf16 products are faster");
   visit("backward", c.backward, Choice<Products>{{Products::compute, Products::int8}},
         "products of the ternary projections' backward pass: as compute says, or in 8 bits (on the CPU)");
@@ -348,6 +349,7 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
   visit("log_every", c.log_every, Integer{1}, "steps between lines of progress and metrics");
+  visit("tensorboard", c.tensorboard, Flag{}, "write event files for TensorBoard into the folder tb of run_dir");
   visit("eval_every", c.eval_every, Integer{0}, "steps between evaluations; 0: only at the end");
   visit("eval_tokens", c.eval_tokens, Integer{0}, "most tokens per evaluation during training; 0: all");
   visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");
