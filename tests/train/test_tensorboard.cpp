@@ -110,11 +110,12 @@ TEST(TensorBoard, NoStepAppearsTwiceAfterKillsAndResumes) {
   expect_same_as_metrics(dir / "run");
 }
 
-TEST(TensorBoard, RemovesItsOwnOlderFilesOnly) {
+TEST(TensorBoard, EmptiesItsOwnOlderFilesOnly) {
   const TempDir dir;
   fs::create_directories(dir / "tb");
   const std::string later = "events.out.tfevents.9000000000.mmfree";
   spit(dir / ("tb/" + later), event_file_start(3) + "torn");
+  spit(dir / "tb/events.out.tfevents.0900000000.mmfree", "");
   const std::vector<std::string> others = {"events.out.tfevents.1000000000.host",
                                            "events.out.tfevents.1000000000.mmfree",
                                            "events.out.tfevents.1000000001.mmfree", "notes"};
@@ -122,7 +123,8 @@ TEST(TensorBoard, RemovesItsOwnOlderFilesOnly) {
   spit(dir / "tb/events.out.tfevents.1000000001.mmfree", event_record("another"));
   const TensorBoard written(dir / "tb", dir / "metrics.jsonl");
   EXPECT_EQ(written.path(), dir / "tb/events.out.tfevents.9000000001.mmfree") << "after the name of the older one";
-  EXPECT_FALSE(fs::exists(dir / ("tb/" + later)));
+  EXPECT_EQ(fs::file_size(dir / ("tb/" + later)), 0u);
+  EXPECT_FALSE(fs::exists(dir / "tb/events.out.tfevents.0900000000.mmfree")) << "it was emptied long ago";
   for (const std::string& name : others) EXPECT_TRUE(fs::exists(dir / ("tb/" + name))) << name;
 }
 

@@ -42,7 +42,7 @@ class TensorBoard:
         program = os.path.join(os.path.dirname(sys.executable), "tensorboard")
         options = ["--logdir", folder, "--port", str(self.port), "--load_fast", load_fast, "--reload_interval", "1"]
         self.process = subprocess.Popen(
-            [program, *options, "--samples_per_plugin", "scalars=0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program, *options, "--samples_per_plugin", "scalars=1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
     def get(self, path, **arguments):
@@ -99,7 +99,7 @@ def main(run, live):
         if live:
             subprocess.run(["rm", "-rf", run], check=True)
             os.makedirs(os.path.join(run, "tb"))
-        board = TensorBoard(os.path.join(run, "tb"), load_fast)
+        board = TensorBoard(run, load_fast)
         try:
             for moment in train_killed(run, *live) if live else ["as it is"]:
                 problems = settled(board, run)

@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kPrefix = "events.out.tfevents.", kSuffix = ".mmfree";
+constexpr int64_t kDay = 86400;
 constexpr size_t kMostKeys = 65536, kMostKey = 1024, kBlock = size_t(1) << 20;
 
 std::string name_of_second(int64_t second) {
@@ -70,7 +71,21 @@ TensorBoard::TensorBoard(std::string folder, std::string metrics)
   replay();
   flush();
   std::error_code ignored;
-  for (const std::string& path : older) fs::remove(path, ignored);
+  for (const std::string& path : older) fs::resize_file(path, 0, ignored);
+  remove_emptied();
+}
+
+/// Readers hold on to the file that they read last: one that is gone stops TensorBoard's slower reader for good, one
+/// that is empty sends it on to the next.
+void TensorBoard::remove_emptied() const {
+  const int64_t yesterday = int64_t(std::time(nullptr)) - kDay;
+  for (const std::string& name : names_in(folder_)) {
+    const fs::path path = fs::path(folder_) / name;
+    std::error_code error;
+    const bool empty =
+        fs::is_regular_file(fs::symlink_status(path, error)) && fs::file_size(path, error) == 0 && !error;
+    if (const int64_t second = second_of(name); second >= 0 && second < yesterday && empty) fs::remove(path, error);
+  }
 }
 
 /// Makes a file whose name comes after all others: readers go on to the next name and never back.

@@ -9,12 +9,13 @@
 namespace mmfree {
 
 /// Shows a run's metrics to TensorBoard: an event file in RUN/tb/ whose tags are the keys of metrics.jsonl. That file
-/// is the source of truth. Each start writes a new event file from what metrics.jsonl holds then, and removes the older
+/// is the source of truth. Each start writes a new event file from what metrics.jsonl holds then, and empties the older
 /// ones, so that no step appears twice after kills and resumes; a TensorBoard that is open drops what it had.
 class TensorBoard {
  public:
   /// Writes the event file of what `metrics` (a path; nothing if it is no regular file) holds into `folder`, which is
-  /// made. Removes older event files of mmfree there, and nothing else. @throws CreateError, IoError
+  /// made. Empties older event files of mmfree there, and removes those that are empty for a day; nothing else. @throws
+  /// CreateError, IoError
   TensorBoard(std::string folder, std::string metrics);
   /// Appends a point for each finite value of a line; "step" and "time" say where and when. A key that has a point of
   /// this step or a later one is left out. The bytes reach the operating system before it returns.
@@ -24,6 +25,7 @@ class TensorBoard {
 
  private:
   void create();
+  void remove_emptied() const;
   void replay();
   void add(std::string_view key, double value);
   void end_line(double time, double step);
@@ -42,6 +44,7 @@ class TensorBoard {
 };
 
 /// The event files of mmfree in a folder, oldest first: events.out.tfevents.SECONDS.mmfree that begin as ours do.
+/// Emptied ones are not among them.
 std::vector<std::string> event_files(const std::string& folder);
 
 }  // namespace mmfree
