@@ -69,7 +69,7 @@ class Chart {
     this.box.addEventListener("pointerdown", (e) => this.press(e));
     this.box.addEventListener("pointerup", (e) => this.release(e));
     this.box.addEventListener("dblclick", () => { view.range = null; zoomed(); });
-    new ResizeObserver(() => { if (this.box.clientWidth && this.box.clientWidth !== this.width) this.draw(); }).observe(this.box);
+    new ResizeObserver(() => { if (this.box.clientWidth && this.box.clientWidth !== this.width) requestAnimationFrame(() => this.draw()); }).observe(this.box);
   }
 
   visible() {
@@ -137,7 +137,7 @@ class Chart {
     this.left = left, this.right = right, this.top = top, this.bottom = bottom, this.drawn = all;
 
     const root = svg("svg", { viewBox: `0 0 ${this.width} ${height}`, role: "img", "aria-label": this.options.title || "" });
-    root.append(svg("clipPath", { id: this.clip }, svg("rect", { x: left, y: top - 3, width: Math.max(0, right - left), height: bottom - top + 6 })));
+    root.append(svg("clipPath", { id: this.clip }, svg("rect", { x: left - 2, y: top - 3, width: Math.max(0, right - left + 7), height: bottom - top + 6 })));
     marks.forEach((m, i) => {
       const y = this.sy(m);
       root.append(svg("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
@@ -178,9 +178,10 @@ class Chart {
       group.append(svg("path", { class: "band", style: `fill:${line.color}`, d: text.length ? "M" + text.join("L") + "Z" : "" }));
     }
     if (radius > 0) group.append(svg("path", { class: "raw", style, d: path(raw) }));
-    const dash = line.dots ? "1 6" : line.dash || "none";
+    const few = x.length <= 60;
+    const dash = line.dots ? (few ? "1 6" : "6 4") : line.dash || "none";
     if (x.length > 1) group.append(svg("path", { class: "curve", style: `${style};stroke-dasharray:${dash}`, d: path(y) }));
-    if (line.dots || x.length === 1) {
+    if ((line.dots && few) || x.length === 1) {
       const r = Math.min(3.8, Math.max(1.5, (0.22 * (this.right - this.left)) / x.length));
       for (let i = 0; i < x.length; i++) {
         const cx = this.sx(x[i]), cy = this.sy(y[i]);

@@ -32,7 +32,7 @@ const SECTIONS = [
   ["Optimisation", (k) => ["train/learning_rate", "train/grad_norm"].includes(k)],
   ["Speed and memory", (k) => ["train/tokens_per_sec", "train/step_time_ms", "train/mfu", "train/data_wait", "train/peak_memory"].includes(k)],
   ["More of training", (k) => k.startsWith("train/")],
-  ["Other metrics", () => true],
+  ["Other metrics", (k) => !Object.hasOwn(KNOWN, k)],
 ];
 
 const has = (run, key) => Object.hasOwn(run.series, key);
@@ -270,7 +270,9 @@ function writeCurves() {
   let drawn = 0, left = 0;
   const taken = new Set(keys.filter(isTelemetry));
   for (const [title, takes] of SECTIONS) {
-    const own = keys.filter((k) => !taken.has(k) && takes(k));
+    // A single value of what the summary tells makes no curve.
+    const told = (k) => Object.hasOwn(KNOWN, k) && runs.every((run) => !has(run, k) || run.series[k].count === 1);
+    const own = keys.filter((k) => !taken.has(k) && takes(k) && !told(k));
     own.forEach((k) => taken.add(k));
     if (title === "Quality" || title === "Other metrics") own.sort(natural);
     const fits = own.slice(0, Math.max(0, MOST_CHARTS - drawn));
