@@ -214,6 +214,21 @@ TEST(Report, TextOfARunIsNoPartOfThePage) {
   EXPECT_EQ(count("</script>"), 2u);
 }
 
+TEST(Report, FilesThatAreNoneOfItsOwnAreNoted) {
+  const TempDir dir;
+  made_run(dir, "x", "{\"step\": 1, \"a\": 1}\n");
+  spit(dir / "x/run.json", "{\"a\": " + std::string(1 << 20, '['));
+  spit(dir / "x/eval.json", std::string(1 << 20, '{'));
+  spit(dir / "x/config.resolved.yaml", "model: {vocab_size: 5, surprise: 1}");
+  fs::create_directory(dir / "x/samples.jsonl");
+  const RunData run = read_run(dir / "x");
+  EXPECT_EQ(run.notes.size(), 4u);
+  EXPECT_FALSE(run.config);
+  EXPECT_TRUE(run.facts.empty());
+  EXPECT_EQ(flops_per_token(run), 0);
+  EXPECT_THROW(read_run(dir / "x/run.json"), Error);
+}
+
 TEST(Report, AsksForNothingFromOutside) {
   const TempDir dir;
   const std::string page = page_of(list_of(made_run(dir, "x", "{\"step\": 1, \"a\": 1}\n")));

@@ -16,6 +16,7 @@ void add_export_command(CLI::App& app);
 void add_info_command(CLI::App& app);
 void add_report_command(CLI::App& app);
 void add_top_command(CLI::App& app);
+void add_completions_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);
 void add_prepare_command(CLI::App& app);
 

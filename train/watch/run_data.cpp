@@ -36,7 +36,7 @@ void noting(RunData& run, Work&& work) try {
 
 void read_facts(RunData& run, const std::string& file) {
   if (!fs::exists(file)) return;
-  const auto facts = nlohmann::ordered_json::parse(read_file(file, kMostJson), nullptr, false);
+  const Json facts = parse_json(read_file(file, kMostJson), file);
   MMFREE_CHECK(DataError, facts.is_object(), file, ": expected a JSON object");
   for (const auto& [key, value] : facts.items()) {
     if (run.facts.size() >= kMostFacts) break;

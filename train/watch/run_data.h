@@ -14,7 +14,7 @@ namespace mmfree {
 
 /// What a run folder tells of its run. It may come from anywhere: what cannot be read is left out, with a note.
 struct RunData {
-  /// A JSON object's plain values as text, in their order.
+  /// The values of a JSON object as text, by key.
   using Facts = std::vector<std::pair<std::string, std::string>>;
   /// Numbers of one file that `mmfree eval --json` wrote: "loss", "sets/NAME/loss", "tasks/NAME/acc", ...
   struct Evaluated {

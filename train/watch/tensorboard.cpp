@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <type_traits>
 
 #include "core/error.h"
 #include "core/system/utf8.h"
@@ -120,7 +121,14 @@ void TensorBoard::replay() {
 void TensorBoard::write(const Metrics& line) {
   double time = double(std::time(nullptr)), step = std::nan("");
   for (const auto& [key, number] : line) {
-    const double value = std::visit([](auto n) { return double(n); }, number);
+    const double value = std::visit(
+        [](const auto& n) {
+          if constexpr (std::is_arithmetic_v<std::decay_t<decltype(n)>>)
+            return double(n);
+          else
+            return std::nan("");
+        },
+        number);
     if (key == "step")
       step = value;
     else if (key == "time")

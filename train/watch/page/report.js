@@ -23,10 +23,15 @@ const KNOWN = {
   "train/mfu": ["Utilisation", "of the chip's dense bf16 rate", percent],
   "train/data_wait": ["Waiting for data", "share of the time", percent],
   "train/peak_memory": ["Peak memory", "", bytes],
+  "train/ranks": ["Ranks", "", number],
+  "train/rank_slowest_ms": ["Slowest rank", "its own time per step", (ms) => duration(ms / 1000)],
+  "train/rank_fastest_ms": ["Fastest rank", "its own time per step", (ms) => duration(ms / 1000)],
+  "train/rank_wait": ["Waiting for other ranks", "share of the time", percent],
+  "train/rank_bytes": ["Sent per step", "by all ranks", bytes],
   "train/epoch": ["Epochs", "of the data", number],
 };
 const PLAIN = new Set(["val/loss", "val/bpb", "val/ppl", "train/learning_rate", "train/grad_norm"]);
-const STEADY = new Set(["train/learning_rate", "train/epoch", "train/peak_memory"]);
+const STEADY = new Set(["train/learning_rate", "train/epoch", "train/peak_memory", "train/ranks"]);
 const SECTIONS = [
   ["Quality", (k) => k.startsWith("val/")],
   ["Optimisation", (k) => ["train/learning_rate", "train/grad_norm"].includes(k)],
@@ -50,7 +55,7 @@ function settledValue(run, key) {
 /** Tokens per second of training over the whole run. */
 const speedOf = (run) => (run.seconds > 0 ? run.tokens / run.seconds : NaN);
 const flopsOf = (run) => run.tokens * run.flops_per_token || NaN;
-const devicesOf = (run) => Math.max(1, Number(fact(run, "ranks")) || 1);
+const devicesOf = (run) => Math.max(1, lastOf(run, "train/ranks") || 1);
 const costOf = (run) => (data.price > 0 ? (data.price * devicesOf(run) * run.seconds) / 3600 : NaN);
 
 function heading(text, small) {
