@@ -61,6 +61,9 @@ int main(int argc, char** argv) {
   mmfree::add_export_command(app);
   mmfree::add_import_command(app);
   mmfree::add_info_command(app);
+  mmfree::add_report_command(app);
+  mmfree::add_top_command(app);
+  mmfree::add_completions_command(app);
   app.footer(
       "A first run, from text to a trained and exported model, in a few minutes:\n"
       "  bash train/quickstart.sh\n"

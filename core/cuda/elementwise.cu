@@ -229,7 +229,7 @@ void squares_of_blocks(const SquaresArgs& g) {
   if (g.blocks == 0) return;
   dispatch_any_float(g.dtype, "squares_of_blocks", [&]<class T>(Type<T>) {
     const T* x = static_cast<const T*>(g.x);
-    launch_kernel(sum_blocks<4, true, std::decay_t<decltype(*x)>>, {unsigned(g.blocks), kThreads}, x, g.squares,
+    launch_kernel(sum_blocks<4, true, T>, {unsigned(g.blocks), kThreads}, x, g.squares,
                   g.blocks * (kParamBlock / 4));
   });
   check_launch("squares_of_blocks");

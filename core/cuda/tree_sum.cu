@@ -1,5 +1,4 @@
 #include "core/cuda/common.cuh"
-#include "core/cuda/launch.cuh"
 #include "core/ops/tree_sum.h"
 
 namespace mmfree::cuda {

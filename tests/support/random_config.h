@@ -151,6 +151,7 @@ inline RunConfig random_config(std::mt19937_64& random) {
              integer(0, 1) == 1,
              integer(0, 4096),
              integer(1, INT64_MAX),
+             integer(0, 1) == 1,
              integer(0, 99),
              integer(0, 99),
              integer(0, 99),

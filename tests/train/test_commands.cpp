@@ -356,7 +356,12 @@ TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   const std::vector<std::string> big = {"train", source_dir() + "/configs/2.7b.yaml", "--dry-run", "train.device=cuda",
                                         "train.micro_batch_size=1"};
   const std::string said = output(big);
-  EXPECT_EQ(0u, said.rfind("2.70G parameters, 1 x ", 0)) << said;
+  EXPECT_TRUE(contains(said, "\n2.70G parameters, 1 x ")) << said;
+  EXPECT_TRUE(contains(said, "  device: \"cuda\"                              # command line\n")) << said;
+  EXPECT_TRUE(contains(said, "  micro_batch_size: 1                         # command line\n")) << said;
+  EXPECT_TRUE(contains(said, "# " + source_dir() + "/configs/2.7b.yaml:")) << said;
+  EXPECT_TRUE(contains(said, "# default\n")) << said;
+  EXPECT_TRUE(contains(said, "\nparameters  2.70G: 2.54G matrix, ")) << said;
   EXPECT_TRUE(contains(said, "activations in bf16 on a GPU")) << said;
   EXPECT_TRUE(contains(said, "0.6 GB more")) << said;
   double state = 0, before = 1e9;

@@ -103,6 +103,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.capture, b.train.capture);
   EXPECT_EQ(a.train.threads, b.train.threads);
   EXPECT_EQ(a.train.log_every, b.train.log_every);
+  EXPECT_EQ(a.train.tensorboard, b.train.tensorboard);
   EXPECT_EQ(a.train.eval_every, b.train.eval_every);
   EXPECT_EQ(a.train.eval_tokens, b.train.eval_tokens);
   EXPECT_EQ(a.train.save_every, b.train.save_every);
@@ -335,7 +336,7 @@ TEST(Config, ReportsAllProblemsInTheOrderOfTheFile) {
             "x.yaml:4: model.hidden_size: expected an integer in 1..131072, found '0'\n"
             "x.yaml:5: unknown key 'model.huh_uh'\n"
             "x.yaml:8: duplicate key 'lr' (first in line 7)\n"
-            "command line: 'oops' is not an override; expected section.key=value\n"
+            "command line: 'oops' is not an override; expected section.key=value or ~section.key\n"
             "command line: data.seq_len: expected an integer in 1..1048576, found '-1'\n"
             "command line: unknown key 'optim.epz' (did you mean 'eps'?)");
 }
@@ -422,7 +423,7 @@ TEST(Config, OverridesWinOverTheFileAndTheLastOverrideOverOthers) {
        "command line: unknown key 'model.precision_rules[0].precision:bf16' (write 'precision: ', with a space after "
        "the colon)"},
       {"optim=1", "command line: optim: expected keys with values, found '1'"},
-      {"=1", "command line: '=1' is not an override; expected section.key=value"},
+      {"=1", "command line: '=1' is not an override; expected section.key=value or ~section.key"},
       {"data.train=[a", "command line: a key must be plain text, found a list (is a bracket left open?)"},
       {"data.train=a\nb", "command line: 'data.train=a\\x0ab' is not UTF-8 text on one line"},
       {"train.steps=", "command line: train.steps: expected an integer, found ''"},
@@ -554,7 +555,45 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 23));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 24));
+}
+
+TEST(Config, ATildeTakesAKeyBack) {
+  const std::string yaml = "model: {vocab_size: 9}\noptim: {lr: 0.5, eps: 0.25}\ntrain: {seed: 7}\n";
+  const auto load = [&](const std::vector<std::string>& overrides) {
+    return load_config_text(yaml, "x.yaml", overrides);
+  };
+  const RunConfig defaults;
+  EXPECT_EQ(load({"~optim.lr"}).optim.lr, defaults.optim.lr);
+  EXPECT_EQ(load({"~optim.lr"}).optim.eps, 0.25);
+  EXPECT_EQ(load({"optim.lr=0.75", "~optim.lr"}).optim.lr, defaults.optim.lr);
+  EXPECT_EQ(load({"~optim.lr", "optim.lr=0.75"}).optim.lr, 0.75);
+  EXPECT_EQ(load({"~optim.betas"}).optim.lr, 0.5) << "it was not given";
+  const RunConfig section = load({"~optim", "optim.eps=0.125"});
+  EXPECT_EQ(section.optim.lr, defaults.optim.lr);
+  EXPECT_EQ(section.optim.eps, 0.125);
+  EXPECT_EQ(section.train.seed, 7);
+  EXPECT_EQ(load({"~data"}).optim.lr, 0.5);
+  EXPECT_EQ(message_of(yaml, {"~optim.lrr"}), "command line: unknown key 'optim.lrr' (did you mean 'lr'?)");
+  EXPECT_EQ(message_of(yaml, {"~optim.lr=1"}),
+            "command line: '~optim.lr=1' is not an override; expected section.key=value or ~section.key");
+  EXPECT_EQ(message_of(yaml, {"~"}),
+            "command line: '~' is not an override; expected section.key=value or ~section.key");
+}
+
+TEST(Config, TellsWhereEachValueCameFrom) {
+  const RunConfig c = load_config_text("model:\n  vocab_size: 9\noptim: {lr: 0.5, eps: 0.25}\n", "x.yaml",
+                                       {"optim.lr=0.75", "~optim.eps", "train.seed=3"});
+  EXPECT_EQ(c.origins.at("model.vocab_size"), "x.yaml:2");
+  EXPECT_EQ(c.origins.at("optim.lr"), "command line");
+  EXPECT_EQ(c.origins.at("optim.eps"), "default");
+  EXPECT_EQ(c.origins.at("train.seed"), "command line");
+  EXPECT_EQ(c.origins.at("data.train"), "default");
+  const std::string text = to_yaml_with_origins(c);
+  EXPECT_NE(text.find("  lr: 0.75                                    # command line\n"), text.npos) << text;
+  const RunConfig again = load_config_text(text, "y.yaml");
+  EXPECT_TRUE(compare(c, again).empty()) << "it is a configuration like another";
+  EXPECT_EQ(config_keys().size(), c.origins.size());
 }
 
 }  // namespace

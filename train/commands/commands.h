@@ -15,6 +15,9 @@ void add_generate_command(CLI::App& app);
 void add_import_command(CLI::App& app);
 void add_export_command(CLI::App& app);
 void add_info_command(CLI::App& app);
+void add_report_command(CLI::App& app);
+void add_top_command(CLI::App& app);
+void add_completions_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);
 void add_prepare_command(CLI::App& app);
 

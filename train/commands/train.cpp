@@ -9,6 +9,7 @@
 #include "core/system/console.h"
 #include "core/system/signals.h"
 #include "train/commands/commands.h"
+#include "train/commands/plan.h"
 #include "train/run/init_from.h"
 #include "train/run/memory_estimate.h"
 #include "train/run/trainer.h"
@@ -91,7 +92,10 @@ void run_rank(const Options& o, Group& group) {
   const bool elsewhere = config.train.resume.mode == ResumeFrom::checkpoint;
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};
-  if (o.dry_run) return print_memory(config, group);
+  if (o.dry_run) {
+    if (group.rank() == 0) print_plan(config);
+    return print_memory(config, group);
+  }
   MMFREE_CHECK(ConfigError, !config.data.train.empty() || !config.data.sources.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
   // A run's results are in its folder: that nobody takes its last words does not make it fail.
@@ -116,14 +120,18 @@ void add_train_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("train", "Train a model as a YAML file describes, or continue a run");
   c->add_option("config", o->config, "YAML file; see configs/ for presets");
-  c->add_option("overrides", o->overrides, "key.path=value pairs laid over the file, for example optim.lr=1e-3");
+  c->add_option(
+      "overrides", o->overrides,
+      "key.path=value pairs laid over the file, for example optim.lr=1e-3; '~optim.lr' gives a key its default");
   c->add_flag(
       "--resume", o->resume,
       "continue from the newest intact checkpoint of the run folder; if there is none, start, from the one that "
       "train.resume names or anew");
   c->add_flag("-q,--quiet", o->quiet, "no progress");
   c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
-  c->add_flag("--dry-run", o->dry_run, "say how much memory training would take, and stop");
+  c->add_flag(
+      "--dry-run", o->dry_run,
+      "print the whole configuration with where each value came from, parameters, compute and memory, and stop");
   c->add_flag("--help-config", o->help_config, "list every configuration key with type, default and meaning");
   c->footer(
       "Examples:\n"

@@ -28,7 +28,22 @@ int line_of(const ConfigNode& root, const std::string& path) {
 bool given(const ConfigNode& root, const std::string& path) {
   const size_t dot = path.find('.');
   const ConfigNode* section = root.find(path.substr(0, dot));
-  return section && section->find(path.substr(dot + 1));
+  const ConfigNode* node = section && !section->reset ? section->find(path.substr(dot + 1)) : nullptr;
+  return node && !node->reset;
+}
+
+/// RunConfig::origins. `inherited`: train.init_from gives the model's defaults.
+std::map<std::string, std::string> origins_of(RunConfig config, const ConfigNode& root, const std::string& source,
+                                              bool inherited) {
+  std::map<std::string, std::string> origins;
+  all_fields(config, [&](const std::string& path, const auto&, const auto&, const char*) {
+    const bool of_source = inherited && path.starts_with("model.");
+    const int line = line_of(root, path);
+    origins[path] = !given(root, path) ? (of_source ? "train.init_from" : "default")
+                    : line == 0        ? "command line"
+                                       : concat(source, ":", line);
+  });
+  return origins;
 }
 
 /// Checks the weights of sources and stages.
@@ -180,6 +195,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
   problems.throw_if_any();
 
   config.source = source;
+  config.origins = origins_of(config, root, source, inherited.has_value());
   if (config.train.run_dir.empty()) config.train.run_dir = default_run_dir(source);
   return config;
 }
@@ -206,6 +222,35 @@ std::string to_yaml(const RunConfig& config) {
     });
   });
   return text;
+}
+
+std::string to_yaml_with_origins(const RunConfig& config) {
+  constexpr size_t kColumn = 44;
+  RunConfig copy = config;
+  std::string text;
+  sections(copy, [&](const std::string& name, auto& part) {
+    text += name + ":\n";
+    fields(part, [&](const char* key, const auto& value, const auto& kind, const char*) {
+      std::string line = concat("  ", key, ": ", kind.print(value));
+      line.resize(std::max(line.size(), kColumn), ' ');
+      const auto origin = config.origins.find(name + "." + key);
+      text += line + "  # " + (origin == config.origins.end() ? "unknown" : origin->second) + "\n";
+    });
+  });
+  return text;
+}
+
+std::vector<ConfigKey> config_keys() {
+  RunConfig defaults;
+  std::vector<ConfigKey> keys;
+  all_fields(defaults, [&](const std::string& path, const auto&, const auto& kind, const char* meaning) {
+    ConfigKey key{path, meaning, {}};
+    if constexpr (requires { kind.options; })
+      for (const auto& option : kind.options) key.values.push_back(name_of(option));
+    if constexpr (std::is_same_v<std::decay_t<decltype(kind)>, Flag>) key.values = {"true", "false"};
+    keys.push_back(std::move(key));
+  });
+  return keys;
 }
 
 std::vector<ConfigChange> compare(const RunConfig& before, const RunConfig& after) {

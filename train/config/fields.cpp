@@ -179,7 +179,7 @@ void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std
 
 Section::Section(const ConfigNode* node, std::string path, Problems& problems)
     : path_(std::move(path)), problems_(problems) {
-  if (!node || node->kind == ConfigNode::Kind::nothing) return;
+  if (!node || node->reset || node->kind == ConfigNode::Kind::nothing) return;
   if (node->kind == ConfigNode::Kind::map) {
     map_ = node;
   } else {
@@ -189,7 +189,8 @@ Section::Section(const ConfigNode* node, std::string path, Problems& problems)
 
 const ConfigNode* Section::take(const char* key) {
   known_.push_back(key);
-  return map_ ? map_->find(key) : nullptr;
+  const ConfigNode* node = map_ ? map_->find(key) : nullptr;
+  return node && !node->reset ? node : nullptr;
 }
 
 void Section::finish() const {

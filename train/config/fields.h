@@ -357,6 +357,7 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
   visit("log_every", c.log_every, Integer{1}, "steps between lines of progress and metrics");
+  visit("tensorboard", c.tensorboard, Flag{}, "write event files for TensorBoard into the folder tb of run_dir");
   visit("eval_every", c.eval_every, Integer{0}, "steps between evaluations; 0: only at the end");
   visit("eval_tokens", c.eval_tokens, Integer{0}, "most tokens per evaluation during training; 0: all");
   visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");

@@ -51,6 +51,7 @@ struct TrainConfig {
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
   int64_t log_every = 10;              ///< steps between lines of progress and metrics
+  bool tensorboard = true;             ///< write event files for TensorBoard into run_dir/tb
   int64_t eval_every = 0;              ///< steps between evaluations; 0: only at the end
   int64_t eval_tokens = 0;             ///< most tokens per evaluation during training; 0: all
   int64_t save_every = 0;              ///< steps between checkpoints; 0: only at the end

@@ -228,13 +228,15 @@ ConfigNode parse_config_tree(const std::string& text, const std::string& source,
 }
 
 void apply_override(ConfigNode& root, const std::string& text, Problems& problems) {
-  const size_t equals = text.find('='), dot = std::min(text.find('.'), equals);
-  if (equals == std::string::npos || equals == 0)
-    return problems.add(0, "", quote(text) + " is not an override; expected section.key=value");
+  const bool reset = text.starts_with('~');
+  const size_t begin = reset, equals = text.find('='), dot = std::min(text.find('.'), equals);
+  if (reset ? equals != text.npos || text.size() == 1 : equals == text.npos || equals == 0)
+    return problems.add(0, "", quote(text) + " is not an override; expected section.key=value or ~section.key");
   if (!is_clean_text(text)) return problems.add(0, "", quote(text) + " is not UTF-8 text on one line");
 
-  const std::string raw = text.substr(equals + 1);
+  const std::string raw = reset ? "" : text.substr(equals + 1);
   ConfigNode value;
+  value.reset = reset;
   value.kind = ConfigNode::Kind::scalar;
   value.text = raw;
   if (!raw.empty() && std::string_view("[{\"'").find(raw[0]) != std::string_view::npos) {
@@ -247,6 +249,7 @@ void apply_override(ConfigNode& root, const std::string& text, Problems& problem
   const auto child = [&](const std::string& key) {
     if (parent->kind != ConfigNode::Kind::map) {
       parent->kind = ConfigNode::Kind::map;
+      parent->reset = false;
       parent->items.clear();
     }
     auto at = std::find_if(parent->items.begin(), parent->items.end(), [&](auto& item) { return item.key == key; });
@@ -254,7 +257,7 @@ void apply_override(ConfigNode& root, const std::string& text, Problems& problem
     at->key = key;
     parent = &*at;
   };
-  child(text.substr(0, dot));
+  child(text.substr(begin, dot - begin));
   if (dot < equals) child(text.substr(dot + 1, equals - dot - 1));
   value.key = parent->key;
   *parent = std::move(value);

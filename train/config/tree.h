@@ -12,6 +12,7 @@ struct ConfigNode {
   Kind kind = Kind::nothing;
   int line = 0;                   ///< from 1; 0: given on the command line
   std::string text;               ///< of a scalar
+  bool reset = false;             ///< the command line takes it back: as if it were not given
   bool quoted = false;            ///< the scalar is in quotes, so it is text even if it looks like a number
   std::vector<ConfigNode> items;  ///< of a list or a map
   std::string key;                ///< the key of this node in the map around it
@@ -52,8 +53,8 @@ class Problems {
 /// Adds duplicate keys to `problems`; throws ConfigError if the text is not valid. Empty text is an empty map.
 ConfigNode parse_config_tree(const std::string& text, const std::string& source, Problems& problems);
 
-/// Applies the override "section.key=value" to `root`. A value that starts with [ { " or ' is YAML; any other is text
-/// as it is.
+/// Applies the override "section.key=value" to `root`, or "~section.key", which takes back what was given before. A
+/// value that starts with [ { " or ' is YAML; any other is text as it is.
 void apply_override(ConfigNode& root, const std::string& text, Problems& problems);
 
 }  // namespace mmfree

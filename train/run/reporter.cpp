@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
 #include <new>
 #include <utility>
 
@@ -70,6 +71,8 @@ void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
     evaluated_ = metrics_->evaluated();
     if (metrics_->damaged_lines() > 0)
       message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
+    metrics_path_ = path;
+    open_events();
   }
   group_.broadcast(&evaluated_, sizeof evaluated_, 0);
 }
@@ -168,10 +171,25 @@ void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {
 
 void Reporter::write(const Metrics& metrics) {
   attempt([&] { metrics_->write(metrics); });
+  if (events_) attempt_events([&] { events_->write(metrics); });
 }
 
 void Reporter::sync() {
   attempt([&] { metrics_->sync(); });
+  if (!events_) open_events();
+}
+
+void Reporter::open_events() {
+  if (!config_.train.tensorboard || !metrics_) return;
+  const std::string folder = (std::filesystem::path(metrics_path_).parent_path() / "tb").string();
+  attempt_events([&] { events_ = std::make_unique<TensorBoard>(folder, metrics_path_); });
+}
+
+/// Without its event file a run goes on: metrics.jsonl holds the same.
+void Reporter::attempt_events(const std::function<void()>& write) try { write(); } catch (const Error& e) {
+  events_.reset();
+  if (!std::exchange(told_events_, true))
+    message(concat("warning: ", e.what(), "; TensorBoard's file is written anew with a later checkpoint"));
 }
 
 void Reporter::attempt(const std::function<void()>& write) try {

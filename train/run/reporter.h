@@ -11,11 +11,12 @@
 #include "train/run/metrics.h"
 #include "train/run/progress.h"
 #include "train/run/step.h"
+#include "train/watch/tensorboard.h"
 
 namespace mmfree {
 
-/// Tells how training goes: progress for people on stderr, metrics.jsonl for programs. Measures time and rates. Of
-/// several ranks only rank 0 speaks; steps and evaluations are collective.
+/// Tells how training goes: progress for people on stderr, metrics.jsonl for programs, event files for TensorBoard.
+/// Measures time and rates. Of several ranks only rank 0 speaks; steps and evaluations are collective.
 class Reporter {
  public:
   /// `config`, `target`, `batches` and `group` must outlive it.
@@ -29,7 +30,8 @@ class Reporter {
   }
   /// Model, data and run in three lines, unless quiet.
   void banner(const Corpus& corpus) const;
-  /// Opens the metrics file as MetricsWriter does, in rank 0. Collective.
+  /// Opens the metrics file as MetricsWriter does, and with train.tensorboard the event file of what it holds, in the
+  /// folder `tb` beside it; both in rank 0. Collective.
   void open_metrics(const std::string& path, int64_t resume_step);
 
   /// Sets the clocks to zero, after `steps` steps on `tokens` tokens.
@@ -63,7 +65,7 @@ class Reporter {
   double tokens_per_second() const { return double(run_tokens_) / (seconds() - idle_); }
 
   /// Brings the metrics to the device. Those that cannot be written, here or in a step, do not end the run: a warning
-  /// says so, and they are written later.
+  /// says so, and they are written later; the event file is then written anew here.
   void sync();
   /// Ends the updating line, and says which metrics are lost.
   void finish();
@@ -74,6 +76,8 @@ class Reporter {
   void add_ranks(double window, ProgressState& state, Metrics& metrics);
   void write(const Metrics& metrics);
   void attempt(const std::function<void()>& write);
+  void open_events();
+  void attempt_events(const std::function<void()>& write);
   int64_t step_tokens() const { return config_.train.batch_size * config_.data.seq_len; }
 
   const RunConfig& config_;
@@ -83,6 +87,9 @@ class Reporter {
   bool speaks_, quiet_;
   Progress progress_;
   std::unique_ptr<MetricsWriter> metrics_;
+  std::string metrics_path_;
+  std::unique_ptr<TensorBoard> events_;
+  bool told_events_ = false;   ///< it was said that events cannot be written
   bool failing_ = false;       ///< some metrics could not be written yet
   bool told_dropped_ = false;  ///< it was said that metrics are dropped
   Clock::time_point start_ = Clock::now();
