@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/plan.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/embedding.h"
 
@@ -15,6 +16,11 @@ Var add(const Var& a, const Var& b) {
 }
 
 Var embedding(const Var& table, const Tensor& ids, DType compute) {
+  if (Plan* plan = Plan::current()) {
+    const Var y = plan->value(table.dim(1), compute);
+    plan->steps.emplace_back(Plan::Embed{table, y});
+    return y;
+  }
   Tensor y({ids.size(), table.dim(1)}, table.value().dtype(), table.device());
   embedding(table.value(), ids, y);
   return record("embedding", {table}, {QuantTensor(y, compute)}, {ids}, [](const BackwardCtx& c) {

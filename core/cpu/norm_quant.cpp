@@ -1,6 +1,7 @@
 #include "core/ops/norm_quant.h"
 
 #include "core/cpu/column_sums.h"
+#include "core/cpu/parts.h"
 #include "core/cpu/rows.h"
 #include "core/quantize.h"
 
@@ -96,27 +97,30 @@ void round_row(const NormBranchArgs& b, const T* v, int64_t row, int64_t d) {
     std::copy_n(v, d, out);
 }
 
+/// Row n of the forward pass; x_row, u_row and v_row are scratch.
 template <class T>
-void forward(const NormQuantArgs& a) {
-  const T* outer = static_cast<const T*>(a.outer);
-  const SourceRow<T> source = source_row<T>(a.source);
-  ThreadRows<T> scratch(a.d, 3);
-  const auto statistic = [](void* r, int64_t n, const T* of, int64_t d, double eps) {
+void forward_row(const NormQuantArgs& a, SourceRow<T> source, int64_t n, T* x_row, T* u_row, T* v_row) {
+  const auto statistic = [n](void* r, const T* of, int64_t d, double eps) {
     return r ? static_cast<T*>(r)[n] = rms_reciprocal(of, d, eps) : T(1);
   };
+  const T* outer = static_cast<const T*>(a.outer);
+  const T r0 = statistic(a.r0, row_of<T>(a.source.a, n, a.d), a.d, a.source.eps);
+  const T* x = source(a.source, n, a.d, r0, a.x ? row_of<T>(a.x, n, a.d) : x_row);
+  const T* u = x;
+  if (outer) {
+    outer_row(x, statistic(a.r1, x, a.d, a.eps_outer), outer, a.d, u_row);
+    u = u_row;
+  }
+  const T r2 = statistic(a.r2, u, a.d, a.eps_inner);
+  for (int b = 0; b < a.count; ++b) round_row(a.branches[b], branch_row(a.branches[b], u, r2, a.d, v_row), n, a.d);
+}
+
+template <class T>
+void forward(const NormQuantArgs& a) {
+  const SourceRow<T> source = source_row<T>(a.source);
+  ThreadRows<T> scratch(a.d, 3);
   parallel_for(a.n, kRowGrain, [&](int64_t begin, int64_t end) {
-    T *x_row = scratch.row(0), *u_row = scratch.row(1), *v_row = scratch.row(2);
-    for (int64_t n = begin; n < end; ++n) {
-      const T r0 = statistic(a.r0, n, row_of<T>(a.source.a, n, a.d), a.d, a.source.eps);
-      const T* x = source(a.source, n, a.d, r0, a.x ? row_of<T>(a.x, n, a.d) : x_row);
-      const T* u = x;
-      if (outer) {
-        outer_row(x, statistic(a.r1, n, x, a.d, a.eps_outer), outer, a.d, u_row);
-        u = u_row;
-      }
-      const T r2 = statistic(a.r2, n, u, a.d, a.eps_inner);
-      for (int b = 0; b < a.count; ++b) round_row(a.branches[b], branch_row(a.branches[b], u, r2, a.d, v_row), n, a.d);
-    }
+    for (int64_t n = begin; n < end; ++n) forward_row(a, source, n, scratch.row(0), scratch.row(1), scratch.row(2));
   });
 }
 
@@ -264,6 +268,10 @@ class Backward {
 
 void norm_quant(const NormQuantArgs& a) {
   dispatch_float(a.dtype, "norm_quant", [&]<class T>() { forward<T>(a); });
+}
+
+void norm_quant_row(const NormQuantArgs& a, float* scratch) {
+  forward_row<float>(a, source_row<float>(a.source), 0, scratch, scratch + a.d, scratch + 2 * a.d);
 }
 
 void norm_quant_backward(const NormQuantBackwardArgs& a) {
