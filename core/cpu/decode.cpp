@@ -5,6 +5,7 @@
 
 #include "core/cpu/dots.h"
 #include "core/cpu/parts.h"
+#include "core/cpu/table_row.h"
 #include "core/cpu/team.h"
 #include "core/cpu/ternary_kernel.h"
 #include "core/ops/ternary.h"
@@ -24,10 +25,10 @@ class Runner {
         kernel_(fastest_ternary_kernels().kernel) {}
 
   void operator()(const DecodeEmbed& e) {
-    const int64_t d = e.table.values.dim(1);
+    const int64_t d = e.table.d;
     member_.share((call_.rows + kRowGrain - 1) / kRowGrain, [&](int64_t task) {
       for (int64_t n = task * kRowGrain; n < std::min(call_.rows, (task + 1) * kRowGrain); ++n)
-        embed(e.table, call_.ids[n], d, e.y + n * d);
+        table_row(e.table, call_.ids[n], e.y + n * d);
     });
   }
 
@@ -118,20 +119,6 @@ class Runner {
       for (int64_t own; task >= first + (own = tasks(call_.spans[span])); ++span) first += own;
       body(call_.spans[span], task - first);
     });
-  }
-
-  static void embed(const QuantTensor& table, int64_t id, int64_t d, float* y) {
-    const int64_t at = id * d;
-    if (table.quantised()) {
-      const int8_t* code = table.values.data<int8_t>() + at;
-      const float step = table.scale.data<float>()[id];
-      for (int64_t k = 0; k < d; ++k) y[k] = float(code[k]) * step;
-    } else if (table.values.dtype() == DType::bf16) {
-      const bf16* x = table.values.data<bf16>() + at;
-      for (int64_t k = 0; k < d; ++k) y[k] = float(x[k]);
-    } else {
-      std::copy_n(table.values.data<float>() + at, d, y);
-    }
   }
 
   void norm_row(const DecodeNorm& norm, int64_t n) {

@@ -80,7 +80,7 @@ double decode_rate(Engine& engine, int64_t batch, int64_t tokens) {
 
 Model bench_model(const std::string& path) {
   const LeaveAtOnce nothing_to_clean_up;
-  return path.ends_with(".yaml") ? random_model(load_config(path).model) : load_model(path);
+  return path.ends_with(".yaml") ? random_model(load_config(path).model) : map_model(path);
 }
 
 Json measure(const Options& o, const Model& model, int threads) {
