@@ -43,10 +43,10 @@ class Runner {
   void operator()(const DecodeProducts& products) {
     const int64_t rows = rows_of(products), first = products.at_wanted ? call_.wanted_first : 0;
     int64_t tasks = 0;
-    for (const DecodeMatrix& m : products.matrices) tasks += Tile(m, rows).count();
+    for (const DecodeMatrix& m : products.matrices) tasks += Tile(m, rows, member_.threads()).count();
     member_.share(tasks, [&](int64_t task) {
       for (const DecodeMatrix& m : products.matrices) {
-        const Tile tile(m, rows);
+        const Tile tile(m, rows, member_.threads());
         float* y = m.y + first * m.o;
         if (task < tile.count()) return m.q ? ternary_tile(m, tile, task, rows, y) : plain_tile(m, tile, task, rows, y);
         task -= tile.count();
@@ -97,8 +97,11 @@ class Runner {
   struct Tile {
     static constexpr int64_t kElements = 16384;
     int64_t rows, outputs, down, across;
-    Tile(const DecodeMatrix& m, int64_t n) {
-      rows = n < 64 ? 64 : 256, outputs = n <= 8 ? 64 : kElements / rows;
+    Tile(const DecodeMatrix& m, int64_t n, int threads) {
+      rows = n < 64 ? 64 : 256, outputs = kElements / rows;
+      // Few rows read codes as fast as memory gives them. Long pieces waste little of what is fetched ahead.
+      const int64_t share = (m.o / (2 * threads) + 63) / 64 * 64;
+      if (n < 64) outputs = std::clamp<int64_t>(share, 64, outputs);
       down = (n + rows - 1) / rows, across = (m.o + outputs - 1) / outputs;
     }
     int64_t count() const { return down * across; }

@@ -93,6 +93,51 @@ MMFREE_TARGET inline void any_panels(int64_t count, const uint8_t* panels, int64
   wide_panels<4>(panels, quads, q, q_stride, rows, out, out_stride, add);
 }
 
+/// to[i] = the i-th 32-bit word of each of 16 rows, which are in the halves of rows[0..8): 0 to 7 in the lower ones.
+MMFREE_TARGET inline void transpose_words(const __m512i (&rows)[8], __m512i (&to)[8]) {
+  __m512i pairs[8], fours[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);      // words 0 1 and 4 5 of two rows
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);  // words 2 3 and 6 7
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      fours[i + 2 * k] = _mm512_unpacklo_epi64(pairs[i + k], pairs[i + 2 + k]);      // words 2k and 2k + 4 of four rows
+      fours[i + 2 * k + 1] = _mm512_unpackhi_epi64(pairs[i + k], pairs[i + 2 + k]);  // words 2k + 1 and 2k + 5
+    }
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    to[i] = _mm512_permutex2var_epi64(fours[i], low, fours[i + 4]);
+    to[i + 4] = _mm512_permutex2var_epi64(fours[i], high, fours[i + 4]);
+  }
+}
+
+/// fill_panel with 512-bit vectors.
+MMFREE_TARGET inline void fill_wide_panel(const uint8_t* codes, int64_t code_stride, int64_t outputs, int64_t blocks,
+                                          uint8_t* panel) {
+  const __m512i three = _mm512_set1_epi8(3);
+  const auto row = [&](int64_t o, int64_t b) __attribute__((always_inline)) {
+    return _mm256_loadu_si256(
+        reinterpret_cast<const __m256i*>(codes + std::min(o, outputs - 1) * code_stride + b * 32));
+  };
+  for (int64_t b = 0; b < blocks; ++b, panel += 32 * kPanelQuad) {
+    __m512i rows[8], words[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = _mm512_inserti64x4(_mm512_castsi256_si512(row(i, b)), row(i + 8, b), 1);
+    transpose_words(rows, words);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 4
+      for (int plane = 0; plane < 4; ++plane)
+        _mm512_store_si512(panel + (plane * 8 + i) * kPanelQuad,
+                           _mm512_and_si512(_mm512_srli_epi16(words[i], 2 * plane), three));
+  }
+}
+
 MMFREE_TARGET void many_wide_rows(const TernaryTile& t) {
   alignas(64) uint8_t panels[kWide * kWideBlocks * 32 * kPanelQuad];
   const int64_t q_stride = t.blocks * 128, code_stride = t.blocks * 32;
@@ -101,8 +146,8 @@ MMFREE_TARGET void many_wide_rows(const TernaryTile& t) {
     for (int64_t o = 0; o < t.outputs; o += kWideOutputs) {
       const int64_t count = std::min(kWide, (t.outputs - o + kPanelOutputs - 1) / kPanelOutputs);
       for (int64_t c = 0; c < count; ++c)
-        fill_panel(t.codes + (o + c * kPanelOutputs) * code_stride + b * 32, code_stride,
-                   t.outputs - o - c * kPanelOutputs, blocks, panels + c * quads * kPanelQuad);
+        fill_wide_panel(t.codes + (o + c * kPanelOutputs) * code_stride + b * 32, code_stride,
+                        t.outputs - o - c * kPanelOutputs, blocks, panels + c * quads * kPanelQuad);
       any_panels(count, panels, quads, t.q + b * 128, q_stride, t.rows, t.out + o, t.out_stride, b > 0);
     }
   }
@@ -273,7 +318,7 @@ MMFREE_TARGET void few_wide_rows(const TernaryTile& t) {
 }  // namespace
 
 void ternary_tile_avx512_vnni(const TernaryTile& t) {
-  t.rows >= kManyRows&& t.blocks > 0 ? many_wide_rows(t) : few_wide_rows(t);
+  t.rows > 8 && t.blocks > 0 ? many_wide_rows(t) : few_wide_rows(t);
 }
 
 MMFREE_TARGET void transposed_tile_avx512_vnni(const TransposedTile& t) {

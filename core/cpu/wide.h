@@ -13,10 +13,13 @@
 #if MMFREE_WIDE_VECTORS
 namespace mmfree::cpu {
 
+/// Cleared by tests, to compare the two forms.
+inline bool wide_vectors_allowed = true;
+
 inline bool has_wide_vectors() {
   static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return has;
+  return has && wide_vectors_allowed;
 }
 
 }  // namespace mmfree::cpu

@@ -40,7 +40,7 @@ TEST(MappedExport, GivesTheBitsOfTheModelInMemory) {
       EXPECT_FALSE(mapped.params->has("model.embeddings.weight"));
       EXPECT_EQ(mapped.need_tokenizer().serialized(), read.need_tokenizer().serialized());
       Engine engine(*mapped.lm, {.chunk = 5, .threads = 1});
-      const Tensor ids = random_ids(2 * 19, config.vocab_size, 3);
+      const Tensor ids = random_ids(2 * 19, mapped.config.vocab_size, 3);
       const Tensor answer = engine.prefill(0, {ids.data<int32_t>(), 19});
       EXPECT_TRUE(same_bits(answer, expected.slice(18, 19)));
       mapped.lm->for_each_projection([&](const BitLinear& p) {
