@@ -1,7 +1,6 @@
 #include "core/ops/decode.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/cpu/dots.h"
 #include "core/cpu/parts.h"
@@ -144,11 +143,10 @@ class Runner {
     norm_quant_row(a, scratch_);
     for (int b = 0; b < a.count; ++b) {
       if (!norm.outputs[b].sums) continue;
-      int8_t* codes = static_cast<int8_t*>(a.branches[b].out);
+      const int8_t* codes = static_cast<int8_t*>(a.branches[b].out);
       int32_t sum = 0;
       for (int64_t k = 0; k < a.d; ++k) sum += codes[k];
       norm.outputs[b].sums[n] = sum;
-      std::memset(codes + a.d, 0, size_t(norm.outputs[b].stride - a.d));
     }
   }
 

@@ -229,17 +229,24 @@ MMFREE_TARGET inline void one_row(const uint8_t* codes, int64_t code_stride, con
     *out = _mm256_cvtsi256_si32(result) + (add ? *out : 0);
 }
 
-/// The unpacked planes of a pair of blocks of one output times R rows.
-template <int R>
-MMFREE_TARGET inline void add_pair_rows(const uint8_t* codes, __mmask64 valid, const int8_t* q, int64_t q_stride,
-                                        __m512i (&sums)[R]) {
+/// A pair of blocks of O outputs times R rows.
+template <int R, int O>
+MMFREE_TARGET inline void add_pair_rows(const uint8_t* codes, int64_t code_stride, __mmask64 valid, const int8_t* q,
+                                        int64_t q_stride, __m512i (&sums)[O][R]) {
   const __m512i three = _mm512_set1_epi8(3);
-  const __m512i packed = _mm512_maskz_loadu_epi8(valid, codes);
+  __m512i packed[O], unpacked[O];
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) packed[o] = _mm512_maskz_loadu_epi8(valid, codes + o * code_stride);
 #pragma GCC unroll 4
   for (int plane = 0; plane < 4; ++plane) {
-    const __m512i unpacked = _mm512_and_si512(_mm512_srli_epi16(packed, 2 * plane), three);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) add_wide_products(sums[r], unpacked, _mm512_load_si512(q + r * q_stride + plane * 64));
+    for (int o = 0; o < O; ++o) unpacked[o] = _mm512_and_si512(_mm512_srli_epi16(packed[o], 2 * plane), three);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i x = _mm512_load_si512(q + r * q_stride + plane * 64);
+#pragma GCC unroll 8
+      for (int o = 0; o < O; ++o) add_wide_products(sums[o][r], unpacked[o], x);
+    }
   }
 }
 
@@ -252,15 +259,12 @@ MMFREE_TARGET inline void some_rows(const uint8_t* codes, int64_t code_stride, c
   for (int o = 0; o < O; ++o)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sums[o][r] = _mm512_setzero_si512();
-  for (int64_t i = 0; i < blocks / 2; ++i, codes += 64, q += kPairBytes)
+  for (int64_t i = 0; i < blocks / 2; ++i, codes += 64, q += kPairBytes) {
 #pragma GCC unroll 8
-    for (int o = 0; o < O; ++o) {
-      fetch_ahead(codes + o * code_stride);
-      add_pair_rows(codes + o * code_stride, ~__mmask64(0), q, q_stride, sums[o]);
-    }
-  if (blocks % 2)
-#pragma GCC unroll 8
-    for (int o = 0; o < O; ++o) add_pair_rows(codes + o * code_stride, 0xffffffff, q, q_stride, sums[o]);
+    for (int o = 0; o < O; ++o) fetch_ahead(codes + o * code_stride);
+    add_pair_rows(codes, code_stride, ~__mmask64(0), q, q_stride, sums);
+  }
+  if (blocks % 2) add_pair_rows(codes, code_stride, 0xffffffff, q, q_stride, sums);
   alignas(32) int32_t results[O * R];
 #pragma GCC unroll 2
   for (int i = 0; i < O * R; i += 8) {

@@ -23,7 +23,7 @@ struct DecodeCall {
   const int64_t* wanted;  ///< rows whose logits are computed, ascending
   int64_t wanted_count;
   int64_t wanted_first;  ///< row of the products' output where the first of them goes
-  int threads;  ///< at least 1, at most those of the program; the bits do not depend on them
+  int threads;           ///< at least 1, at most those of the program; the bits do not depend on them
 };
 
 /// The steps of a program. Each names the buffers that it reads and writes: row n of a buffer belongs to row n of the
@@ -37,7 +37,7 @@ struct DecodeEmbed {
 /// norm_quant. `args` has the addresses of row 0 and n = 1; r0, r1, r2 are null or not, the rest follows.
 struct DecodeNorm {
   struct Output {
-    int64_t stride;  ///< bytes from a row of `out` to the next; codes are followed by zeros
+    int64_t stride;  ///< bytes from a row of `out` to the next; what follows a row's codes must be zeros already
     int32_t* sums;   ///< of the codes of each row; null: values
   };
   NormQuantArgs args;
