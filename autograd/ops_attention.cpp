@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/plan.h"
 #include "core/ops/attention.h"
 #include "core/ops/check.h"
 
@@ -82,6 +83,11 @@ Tensor begins_of(const Tensor& starts, KeyCache* cache, int64_t batch, int64_t s
 
 Var attention(const Var& q, const Var& k, const Var& v, const AttentionShape& shape, int64_t batch, KeyCache* cache,
               const Tensor& starts) {
+  if (Plan* plan = Plan::current()) {
+    const Var o = plan->value(shape.heads * shape.width, q.compute());
+    plan->steps.emplace_back(Plan::Attend{q, k, v, shape, o});
+    return o;
+  }
   const int64_t steps = q.dim(0) / batch;
   const Device device = q.device();
   const auto heads = [&](const Var& x, int64_t count) { return x.value().reshape({batch, steps, count, shape.width}); };

@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/plan.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/embedding.h"
 
@@ -15,6 +16,16 @@ Var add(const Var& a, const Var& b) {
 }
 
 Var embedding(const Var& table, const Tensor& ids, DType compute) {
+  if (Plan* plan = Plan::current()) {
+    const Var y = plan->value(table_width(table.quant()), compute);
+    plan->steps.emplace_back(Plan::Embed{table, y});
+    return y;
+  }
+  if (is_packed(table.quant())) {
+    Tensor y({ids.size(), table_width(table.quant())}, DType::f32);
+    stored_embedding(table.quant(), ids, y);
+    return Var(QuantTensor(y, compute));
+  }
   Tensor y({ids.size(), table.dim(1)}, table.value().dtype(), table.device());
   embedding(table.value(), ids, y);
   return record("embedding", {table}, {QuantTensor(y, compute)}, {ids}, [](const BackwardCtx& c) {

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "autograd/ops.h"
+#include "autograd/plan.h"
 #include "autograd/saved_norm.h"
 #include "core/ops/ternary_int8.h"
 
@@ -157,6 +158,15 @@ bool passes_through(const Source& source, const Var& outer, const std::vector<Pr
   return as_it_is;
 }
 
+std::vector<Var> planned(Plan& plan, Plan::NormLinear step) {
+  const DType t = step.source.a.compute();
+  for (const Projection& p : step.projections) step.outputs.push_back(plan.value(p.matrix->rows(), t));
+  std::vector<Var> outputs = step.outputs;
+  if (step.source.kind == RowSource::sum) outputs.push_back(step.sum = plan.value(step.source.a.dim(1), t));
+  plan.steps.emplace_back(std::move(step));
+  return outputs;
+}
+
 /// Gives a Recipe the member `saved` of a BackwardCtx.
 struct RecipeView {
   const Recipe& recipe;
@@ -189,6 +199,7 @@ Var linear(const Var& x, const Var& latent, const WeightMatrix& matrix) {
 
 std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                              const std::vector<Projection>& projections, Keep keep) {
+  if (Plan* plan = Plan::current()) return planned(*plan, {source, outer, eps_outer, eps_inner, projections, {}, {}});
   if (passes_through(source, outer, projections)) {
     std::vector<Var> ys;
     for (const Projection& p : projections) ys.push_back(linear(source.a, p.latent, *p.matrix));

@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/plan.h"
 #include "autograd/saved_norm.h"
 #include "core/ops/check.h"
 #include "core/ops/gate_norm.h"
@@ -7,6 +8,16 @@ namespace mmfree {
 
 std::vector<Var> norm_quant(const Source& source, const Var& outer, double eps_outer, double eps_inner,
                             const std::vector<Branch>& branches) {
+  if (Plan* plan = Plan::current()) {
+    const NormForward f(source, outer);
+    Plan::Norm step{source, outer, eps_outer, eps_inner, branches, {}, {}};
+    for (size_t b = 0; b < branches.size(); ++b)
+      step.outputs.push_back(plan->value(f.source.width(), source.a.compute()));
+    std::vector<Var> outputs = step.outputs;
+    if (source.kind == RowSource::sum) outputs.push_back(step.sum = plan->value(f.source.width(), source.a.compute()));
+    plan->steps.emplace_back(std::move(step));
+    return outputs;
+  }
   NormForward f(source, outer);
   std::vector<NormBranch> outs;
   for (const Branch& b : branches) outs.push_back(f.branch(b));

@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/plan.h"
 #include "core/ops/lower_bounds.h"
 #include "core/ops/mlgru_scan.h"
 
@@ -21,6 +22,11 @@ std::vector<Var> lower_bounds(const Var& lambda) {
 }
 
 Var mlgru_scan(const Var& z, const Var& a, const Var& gamma, int64_t batch, Tensor* state, const Tensor& starts) {
+  if (Plan* plan = Plan::current()) {
+    const Var h = plan->value(z.dim(1), z.compute());
+    plan->steps.emplace_back(Plan::Scan{z, a, gamma, h});
+    return h;
+  }
   const Shape full{batch, z.dim(0) / batch, z.dim(1)};
   Tensor h(full, z.value().dtype(), z.device()), h0, last, cuts;
   if (starts.defined()) cuts = starts.reshape({batch, full[1]});

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "autograd/plan.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/ternary_int8.h"
 
@@ -148,6 +149,9 @@ std::map<std::string, int64_t> Tape::saved_bytes() const {
 }
 
 std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs) {
+  if (const Plan* plan = Plan::current())
+    for (const Var& in : inputs)
+      MMFREE_CHECK(Error, !plan->made(in), node.op, ": this operation cannot be part of a plan");
   if (checking_finite())
     for (size_t i = 0; i < outputs.size(); ++i) check_finite(node.op, "output", i, outputs[i].values);
   bool wanted = false;

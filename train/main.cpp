@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   mmfree::add_report_command(app);
   mmfree::add_top_command(app);
   mmfree::add_completions_command(app);
+  mmfree::add_bench_command(app);
   app.footer(
       "A first run, from text to a trained and exported model, in a few minutes:\n"
       "  bash train/quickstart.sh\n"

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/cpu/dots.h"
+#include "core/cpu/parts.h"
 #include "core/cpu/rows.h"
 #include "core/parallel.h"
 
@@ -137,18 +138,22 @@ void forward_run(const AttentionArgs& g, int64_t b, int64_t h, int64_t t, int64_
   }
 }
 
+/// A tile of queries of one head.
+template <class T>
+void forward_task(const AttentionArgs& g, int64_t task) {
+  const int64_t tiles = (g.t + kQueries - 1) / kQueries;
+  const int64_t b = task / (g.heads * tiles), h = task / tiles % g.heads, begin = task % tiles * kQueries;
+  const int64_t end = std::min(begin + kQueries, g.t);
+  const Head<T> head(g, b, h);
+  for (int64_t t = begin, n; t < end; t += n) {
+    n = head.run(t, end - t);
+    forward_run<T>(g, b, h, t, n);
+  }
+}
+
 template <class T>
 void forward(const AttentionArgs& g) {
-  const int64_t tiles = (g.t + kQueries - 1) / kQueries;
-  parallel_for(g.b * g.heads * tiles, 1, [&](int64_t task, int64_t) {
-    const int64_t b = task / (g.heads * tiles), h = task / tiles % g.heads, begin = task % tiles * kQueries;
-    const int64_t end = std::min(begin + kQueries, g.t);
-    const Head<T> head(g, b, h);
-    for (int64_t t = begin, n; t < end; t += n) {
-      n = head.run(t, end - t);
-      forward_run<T>(g, b, h, t, n);
-    }
-  });
+  parallel_for(attention_tasks(g), 1, [&](int64_t task, int64_t) { forward_task<T>(g, task); });
 }
 
 /// Backward of queries [t, t + n) of one head and document; adds to the group's dk and dv.
@@ -210,6 +215,12 @@ void backward(const AttentionBackwardArgs& g) {
 
 void attention(const AttentionArgs& g) {
   dispatch_float(g.dtype, "attention", [&]<class T>() { forward<T>(g); });
+}
+
+int64_t attention_tasks(const AttentionArgs& g) { return g.b * g.heads * ((g.t + kQueries - 1) / kQueries); }
+
+void attention_part(const AttentionArgs& g, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) forward_task<float>(g, task);
 }
 
 void attention_backward(const AttentionBackwardArgs& g) {

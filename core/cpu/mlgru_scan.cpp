@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "core/cpu/parts.h"
 #include "core/cpu/vec.h"
+#include "core/cpu/wide.h"
 #include "core/parallel.h"
 
 namespace mmfree::cpu {
@@ -11,16 +13,22 @@ namespace {
 /// Channels per task. A task runs through all time steps; the state of 64 channels, a few cache lines, stays close.
 constexpr int64_t kStripe = 64;
 
-/// Calls body(b, first channel, channels) for every stripe of every sequence, in parallel.
+int64_t stripes_of(int64_t d) { return (d + kStripe - 1) / kStripe; }
+
+/// Calls body(b, first channel, channels) for the stripes [begin, end) of all sequences.
+template <class Body>
+void some_stripes(int64_t begin, int64_t end, int64_t d, Body&& body) {
+  const int64_t stripes = stripes_of(d);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i % stripes * kStripe;
+    body(i / stripes, first, std::min(kStripe, d - first));
+  }
+}
+
+/// The same for every stripe, in parallel.
 template <class Body>
 void for_stripes(int64_t b, int64_t d, Body&& body) {
-  const int64_t stripes = (d + kStripe - 1) / kStripe;
-  parallel_for(b * stripes, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % stripes * kStripe;
-      body(i / stripes, first, std::min(kStripe, d - first));
-    }
-  });
+  parallel_for(b * stripes_of(d), 1, [&](int64_t begin, int64_t end) { some_stripes(begin, end, d, body); });
 }
 
 template <class T>
@@ -31,27 +39,46 @@ void load(T* to, const void* from, int64_t offset, int64_t n) {
     std::fill_n(to, n, T(0));
 }
 
+/// Channels [first, first + n) of sequence b.
+template <class T>
+void forward_stripe(const MlgruScanArgs& g, int64_t b, int64_t first, int64_t n) {
+  T state[kStripe], bound[kStripe];
+  load(state, g.h0, b * g.d + first, n);
+  load(bound, g.gamma, first, n);
+  for (int64_t t = 0; t < g.t; ++t) {
+    const int64_t at = (b * g.t + t) * g.d + first;
+    const T* z = static_cast<const T*>(g.z) + at;
+    const T* a = static_cast<const T*>(g.a) + at;
+    T* h = static_cast<T*>(g.h) + at;
+    if (g.starts && g.starts[b * g.t + t]) std::fill_n(state, n, T(0));
+#pragma omp simd
+    for (int64_t k = 0; k < n; ++k) {
+      const T f = bound[k] + (T(1) - bound[k]) * sigmoid(z[k]);
+      state[k] = f * state[k] + silu(a[k], sigmoid(a[k])) * (T(1) - f);
+      h[k] = state[k];
+    }
+  }
+  if (g.last) std::copy_n(state, n, static_cast<T*>(g.last) + b * g.d + first);
+}
+
+#if MMFREE_WIDE_VECTORS
+MMFREE_WIDE void wide_stripe(const MlgruScanArgs& g, int64_t b, int64_t first, int64_t n) {
+  forward_stripe<float>(g, b, first, n);
+}
+#endif
+
+template <class T>
+void any_stripe(const MlgruScanArgs& g, int64_t b, int64_t first, int64_t n) {
+#if MMFREE_WIDE_VECTORS
+  if constexpr (sizeof(T) == sizeof(float))
+    if (has_wide_vectors()) return wide_stripe(g, b, first, n);
+#endif
+  forward_stripe<T>(g, b, first, n);
+}
+
 template <class T>
 void forward(const MlgruScanArgs& g) {
-  for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) {
-    T state[kStripe], bound[kStripe];
-    load(state, g.h0, b * g.d + first, n);
-    load(bound, g.gamma, first, n);
-    for (int64_t t = 0; t < g.t; ++t) {
-      const int64_t at = (b * g.t + t) * g.d + first;
-      const T* z = static_cast<const T*>(g.z) + at;
-      const T* a = static_cast<const T*>(g.a) + at;
-      T* h = static_cast<T*>(g.h) + at;
-      if (g.starts && g.starts[b * g.t + t]) std::fill_n(state, n, T(0));
-#pragma omp simd
-      for (int64_t k = 0; k < n; ++k) {
-        const T f = bound[k] + (T(1) - bound[k]) * sigmoid(z[k]);
-        state[k] = f * state[k] + silu(a[k], sigmoid(a[k])) * (T(1) - f);
-        h[k] = state[k];
-      }
-    }
-    if (g.last) std::copy_n(state, n, static_cast<T*>(g.last) + b * g.d + first);
-  });
+  for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) { any_stripe<T>(g, b, first, n); });
 }
 
 template <class T>
@@ -99,6 +126,12 @@ void backward(const MlgruScanBackwardArgs& g) {
 
 void mlgru_scan(const MlgruScanArgs& g) {
   dispatch_float(g.dtype, "mlgru_scan", [&]<class T>() { forward<T>(g); });
+}
+
+int64_t mlgru_scan_stripes(const MlgruScanArgs& g) { return g.b * stripes_of(g.d); }
+
+void mlgru_scan_part(const MlgruScanArgs& g, int64_t begin, int64_t end) {
+  some_stripes(begin, end, g.d, [&](int64_t b, int64_t first, int64_t n) { any_stripe<float>(g, b, first, n); });
 }
 
 void mlgru_scan_backward(const MlgruScanBackwardArgs& g) {

@@ -4,6 +4,7 @@
 #include <numbers>
 #include <vector>
 
+#include "core/cpu/parts.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 
@@ -30,29 +31,25 @@ void cos_sin(double turns, float& c, float& s) {
   s = float(odd != 0 ? side * b : opposite * b);
 }
 
+/// Tokens [begin, end) of B · T.
 template <class T>
-void rotate(const RopeArgs& g) {
+void rotate(const RopeArgs& g, const double* turns, int64_t begin, int64_t end) {
   const int64_t half = g.width / 2;
-  std::vector<double> turns(static_cast<size_t>(half));  // per position
-  for (int64_t i = 0; i < half; ++i)
-    turns[size_t(i)] = std::pow(g.theta, -2.0 * double(i) / double(g.width)) / (2 * std::numbers::pi);
-  parallel_for(g.b * g.t, kGrain, [&](int64_t begin, int64_t end) {
-    T angles[2][kMostRopePairs];
-    for (int64_t n = begin; n < end; ++n) {
-      const double position = double(g.first + n % g.t - (g.begins ? g.begins[n] : 0));
-      for (int64_t i = 0; i < half; ++i) cos_sin(position * turns[size_t(i)], angles[0][i], angles[1][i]);
-      for (int64_t h = 0; h < g.heads; ++h) {
-        const int64_t at = (n * g.heads + h) * g.width;
-        const T* x = static_cast<const T*>(g.x) + at;
-        T* y = static_cast<T*>(g.y) + at;
-        for (int64_t i = 0; i < half; ++i) {
-          const T c = angles[0][i], s = g.back ? -angles[1][i] : angles[1][i], a = x[i], b = x[i + half];
-          y[i] = a * c - b * s;
-          y[i + half] = b * c + a * s;
-        }
+  T angles[2][kMostRopePairs];
+  for (int64_t n = begin; n < end; ++n) {
+    const double position = double(g.first + n % g.t - (g.begins ? g.begins[n] : 0));
+    for (int64_t i = 0; i < half; ++i) cos_sin(position * turns[i], angles[0][i], angles[1][i]);
+    for (int64_t h = 0; h < g.heads; ++h) {
+      const int64_t at = (n * g.heads + h) * g.width;
+      const T* x = static_cast<const T*>(g.x) + at;
+      T* y = static_cast<T*>(g.y) + at;
+      for (int64_t i = 0; i < half; ++i) {
+        const T c = angles[0][i], s = g.back ? -angles[1][i] : angles[1][i], a = x[i], b = x[i + half];
+        y[i] = a * c - b * s;
+        y[i + half] = b * c + a * s;
       }
     }
-  });
+  }
 }
 
 }  // namespace
@@ -69,7 +66,14 @@ void document_begins(const DocumentBeginsArgs& g) {
 }
 
 void rope(const RopeArgs& g) {
-  dispatch_float(g.dtype, "rope", [&]<class T>() { rotate<T>(g); });
+  const std::vector<double> turns = rotary_turns(g.theta, g.width);
+  dispatch_float(g.dtype, "rope", [&]<class T>() {
+    parallel_for(g.b * g.t, kGrain, [&](int64_t begin, int64_t end) { rotate<T>(g, turns.data(), begin, end); });
+  });
+}
+
+void rope_part(const RopeArgs& g, const double* turns, int64_t begin, int64_t end) {
+  rotate<float>(g, turns, begin, end);
 }
 
 }  // namespace mmfree::cpu

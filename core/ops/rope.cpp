@@ -1,6 +1,8 @@
 #include "core/ops/rope.h"
 
+#include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "core/dispatch.h"
 #include "core/ops/check.h"
@@ -43,6 +45,13 @@ void document_begins(const Tensor& starts, const Tensor& before, int64_t first, 
                                 b,
                                 t};
   MMFREE_DISPATCH(begins.device(), document_begins, args);
+}
+
+std::vector<double> rotary_turns(double theta, int64_t width) {
+  std::vector<double> turns;
+  for (int64_t i = 0; i < width / 2; ++i)
+    turns.push_back(std::pow(theta, -2.0 * double(i) / double(width)) / (2 * std::numbers::pi));
+  return turns;
 }
 
 void rope(const Tensor& x, const Positions& positions, double theta, Tensor& y) {

@@ -1,4 +1,6 @@
 #pragma once
+#include <vector>
+
 #include "core/tensor.h"
 
 namespace mmfree {
@@ -37,6 +39,9 @@ void rope(const Tensor& x, const Positions& positions, double theta, Tensor& y);
 
 /// Backward: dx is dy rotated back. dx may be dy itself. @throws as rope
 void rope_backward(const Tensor& dy, const Positions& positions, double theta, Tensor& dx);
+
+/// theta^(−2i/W) / 2π for i < W/2: by how many turns pair i of a head is rotated per position.
+std::vector<double> rotary_turns(double theta, int64_t width);
 
 struct DocumentBeginsArgs {
   const uint8_t* starts;  ///< or null

@@ -20,5 +20,6 @@ void add_top_command(CLI::App& app);
 void add_completions_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);
 void add_prepare_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
 
 }  // namespace mmfree
