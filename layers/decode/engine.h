@@ -35,12 +35,14 @@ struct SlotState {
 /// Generates with a model: no tape, and no allocation per token. Sequences are in slots: rows of the state tensors. On
 /// the CPU the logits are those of LM::logits to the bit, whatever other sequences are computed with, however the
 /// tokens are cut into calls, and for any number of threads. The steps are those of the model's own code (see Plan).
+/// On a GPU everything is f32 but the operands of products, also where the model computes in bf16. Logits differ from
+/// those of LM::logits by rounding, but neither they depend on other sequences or on how the tokens are cut.
 ///
 /// An exception of a call leaves the states as they were, unless memory ran out.
 class Engine {
  public:
   /// `lm` must outlive the engine, and its parameters must not change. @throws UsageError for options that are not
-  /// positive; DeviceError, DTypeError: engines compute in f32 on the CPU
+  /// positive; DTypeError: parameters must be f32
   Engine(const LM& lm, const EngineOptions& options);
   ~Engine();
 
@@ -54,7 +56,7 @@ class Engine {
   int64_t bytes() const { return bytes_; }
 
   /// Goes on with several sequences at once, each slot at most once. Returns the logits [R, V] of those R inputs that
-  /// want them, in their order; they are valid until the next call.
+  /// want them, in their order and on the model's device; they are valid until the next call.
   /// @throws DataError for an id outside the vocabulary; UsageError for a slot that does not exist or comes twice, an
   /// input without tokens, a sequence longer than context()
   Tensor run(std::span<const EngineInput> inputs);
