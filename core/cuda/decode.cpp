@@ -1,11 +1,15 @@
 #include "core/cuda/decode.h"
 
 #include <algorithm>
-#include <optional>
+#include <chrono>
+#include <map>
+#include <thread>
 
 #include "core/cuda/context.h"
+#include "core/cuda/decode_plan.h"
 #include "core/device.h"
-#include "core/ops/ternary.h"
+#include "core/gpu.h"
+#include "core/ops/sample.h"
 
 namespace mmfree::cuda {
 namespace {
@@ -15,160 +19,11 @@ using decode::Group;
 using decode::Norm;
 using decode::Rows;
 
-/// A norm, if there is one, and the products that follow it.
-struct Linear {
-  std::optional<Norm> norm;
-  Group group{};  ///< the ternary products
-  std::vector<DecodeMatrix> plain;
-  bool at_wanted = false;
-  /// The recurrence behind it, which a step of one token per sequence computes with the products.
-  std::optional<DecodeScan> scan;
-};
-
-struct Attend {
-  DecodeAttend step;
-  Tensor turns;
-};
-
-using Op = std::variant<DecodeEmbed, Linear, DecodeScan, Attend>;
-
-/// Turns the steps of a program into ops: norms with their products, products with what is computed from their outputs.
-class Planner {
- public:
-  explicit Planner(std::vector<DecodeStep> steps) : steps_(std::move(steps)) {}
-
-  std::vector<Op> ops() {
-    while (at_ < steps_.size()) {
-      const DecodeStep step = steps_[at_++];
-      std::visit([&](const auto& s) { add(s); }, step);
-    }
-    return std::move(ops_);
-  }
-
- private:
-  void add(const DecodeEmbed& s) { ops_.emplace_back(s); }
-  void add(const DecodeScan& s) {
-    Linear* before = ops_.empty() ? nullptr : std::get_if<Linear>(&ops_.back());
-    if (before && takes_scan(*before, s))
-      before->scan = s;
-    else
-      ops_.emplace_back(s);
-  }
-  void add(const DecodeAttend& s) {
-    Tensor turns({int64_t(s.turns.size())}, DType::f64, Device::cuda);
-    turns.copy_from(Tensor::from(turns.shape(), s.turns.data()));
-    ops_.emplace_back(Attend{s, turns});
-  }
-  void add(const DecodeNorm& s) {
-    Linear op;
-    op.norm = norm_of(s);
-    const DecodeProducts* products = at_ < steps_.size() ? std::get_if<DecodeProducts>(&steps_[at_]) : nullptr;
-    MMFREE_CHECK(Error, products && products->at_wanted == s.at_wanted, "decode: a norm without products");
-    ++at_;
-    add_products(*products, std::move(op));
-  }
-  void add(const DecodeProducts& s) { add_products(s, {}); }
-
-  void add_products(const DecodeProducts& s, Linear op) {
-    op.at_wanted = s.at_wanted;
-    for (const DecodeMatrix& m : s.matrices) {
-      if (!m.q) {
-        op.plain.push_back(m);
-        continue;
-      }
-      Group& g = op.group;
-      MMFREE_CHECK(
-          Error,
-          g.count < decode::kMostMatrices && (g.count == 0 || g.k == m.k) && m.q_stride == decode::block_columns(m.k),
-          "decode: products that do not belong together");
-      g.matrices[g.count++] = {reinterpret_cast<const uint32_t*>(m.codes),
-                               m.scale,
-                               m.q,
-                               m.step,
-                               m.y,
-                               m.o,
-                               branch_of(op.norm, m.q),
-                               int(m.o)};
-      g.k = int(m.k), g.words = int(decode::row_words(m.k));
-    }
-    take_glu(op);
-    ops_.emplace_back(std::move(op));
-  }
-
-  static int branch_of(const std::optional<Norm>& norm, const int8_t* q) {
-    for (int b = 0; norm && b < norm->count; ++b)
-      if (norm->branches[b].out == q) return b;
-    throw Error("decode: products of codes that the norm before them does not make");
-  }
-
-  static Norm norm_of(const DecodeNorm& s) {
-    const NormQuantArgs& a = s.args;
-    const auto floats = [](const void* p) { return static_cast<const float*>(p); };
-    Norm p{};
-    p.kind = a.source.kind, p.f = a.source.f;
-    p.a = floats(a.source.a), p.b = floats(a.source.b), p.weight = floats(a.source.weight);
-    p.stride = a.source.stride;
-    p.eps_gate = float(a.source.eps), p.eps_outer = float(a.eps_outer), p.eps_inner = float(a.eps_inner);
-    p.outer = floats(a.outer), p.x = static_cast<float*>(a.x);
-    p.d = int(a.d), p.count = a.count, p.code_stride = decode::block_columns(a.d);
-    for (int b = 0; b < a.count; ++b) {
-      const NormBranchArgs& from = a.branches[b];
-      p.branches[b] = {floats(from.weight), from.rounding, from.step != nullptr, from.out,
-                       static_cast<float*>(from.step)};
-    }
-    return p;
-  }
-
-  /// Whether a scan reads the first two of three outputs of one shape, in any order. Puts z and a first.
-  static bool takes_scan(Linear& op, const DecodeScan& s) {
-    Group& g = op.group;
-    if (!op.plain.empty() || op.at_wanted || g.finish != Finish::store || g.count != 3) return false;
-    for (int i = 0; i < 3; ++i)
-      if (g.matrices[i].rows != s.d) return false;
-    const auto find = [&](const float* y) {
-      return std::find_if(g.matrices, g.matrices + 3, [y](const decode::Matrix& m) { return m.y == y; });
-    };
-    decode::Matrix* const end = g.matrices + 3;
-    if (find(s.z) == end || find(s.a) == end || s.z == s.a) return false;
-    std::swap(*find(s.z), g.matrices[0]);
-    std::swap(*find(s.a), g.matrices[1]);
-    g.gamma = s.gamma, g.h = s.h, g.state = s.state;
-    return true;
-  }
-
-  /// If the step behind is a norm whose source is a gated product of all outputs, the products compute that source.
-  void take_glu(Linear& op) {
-    auto* next = at_ < steps_.size() ? std::get_if<DecodeNorm>(&steps_[at_]) : nullptr;
-    Group& g = op.group;
-    if (!next || next->args.source.kind != RowSource::glu || !op.plain.empty() || op.at_wanted || next->at_wanted)
-      return;
-    RowSourceArgs& source = next->args.source;
-    const auto* a = static_cast<const float*>(source.a);
-    const auto* b = static_cast<const float*>(source.b);
-    const int64_t d = next->args.d;
-    if (g.count == 1 && g.matrices[0].y == a && b == a + d && g.matrices[0].rows == 2 * d) {
-      g.matrices[1] = g.matrices[0];
-      g.matrices[1].codes += d * g.words;
-      g.matrices[0].rows = g.matrices[1].rows = int(d);
-      g.count = 2;
-    } else if (g.count == 2 && g.matrices[1].y == a && g.matrices[0].y == b) {
-      std::swap(g.matrices[0], g.matrices[1]);
-    }
-    if (g.count != 2 || g.matrices[0].y != a || g.matrices[0].rows != d || g.matrices[1].rows != d) return;
-    g.finish = Finish::glu, g.f = source.f;
-    source.kind = RowSource::rows, source.b = nullptr;
-  }
-
-  std::vector<DecodeStep> steps_;
-  std::vector<Op> ops_;
-  size_t at_ = 0;
-};
-
 /// A program on a GPU: its ops, and the memory that tells kernels which rows a call has.
 class Runner {
  public:
   Runner(const DecodeProgram& program, int64_t most_rows, int64_t most_spans)
-      : ops_(Planner(program.steps).ops()),
+      : ops_(decode::plan(program.steps)),
         most_rows_(most_rows),
         most_spans_(most_spans),
         host_(size_t(3 * most_rows + 3 * most_spans)),
@@ -192,16 +47,46 @@ class Runner {
       }
     }
     for (int64_t i = 0; i < call.wanted_count; ++i) wanted[i] = int32_t(call.wanted[i]);
-    check(cudaMemcpyAsync(device_.raw_mut(), host_.data(), host_.size() * sizeof(int32_t), cudaMemcpyHostToDevice,
-                          stream()),
-          "decode: a copy");
+    upload();
     Rows rows = this->rows();
     rows.rows = int(call.rows), rows.span_count = int(call.span_count), rows.wanted_count = int(call.wanted_count);
     launch(rows, single, call.wanted_first);
   }
 
+  /// See core/ops/decode.h. The first tokens come from the logits that are there; then each launch is a step.
+  int64_t loop(const DecodeLoop& l) {
+    const auto count = int64_t(l.slots.size());
+    MMFREE_CHECK(Error, count <= most_spans_, "decode: a loop of ", count, " sequences, prepared for ", most_spans_);
+    begin_loop(l);
+    const SampleArgs args = sample_args(l);
+    Rows rows = this->rows();
+    rows.rows = rows.span_count = rows.wanted_count = int(count);
+    const auto step = [this, rows, args] {
+      launch(rows, true, 0);
+      sample(args);
+    };
+    std::unique_ptr<gpu::Graph>& graph = graphs_[{count, args.seen != nullptr}];
+    int64_t launched = 0, read = 0;
+    for (bool more = true; more && read < l.steps; ++read) {
+      for (; launched < std::min(l.steps, read + kAhead); ++launched) {
+        // The first step of its kind is not recorded: kernels are loaded when they are launched first.
+        if (launched == 0) {
+          sample(args);
+        } else if (!l.captured || (launched == 1 && !graph)) {
+          step();
+        } else {
+          if (!graph) graph = std::make_unique<gpu::Graph>(step);
+          graph->launch();
+        }
+      }
+      more = l.on_tokens(tokens_of(read, count));
+    }
+    check(cudaStreamSynchronize(stream()), "decode");
+    return launched - 1;
+  }
+
   void launch(const Rows& rows, bool single, int64_t wanted_first) {
-    for (const Op& op : ops_)
+    for (const decode::Op& op : ops_)
       std::visit(
           [&](const auto& o) {
             using Kind = std::decay_t<decltype(o)>;
@@ -209,7 +94,7 @@ class Runner {
               decode::embed(o, rows.ids, rows.rows);
             else if constexpr (std::is_same_v<Kind, DecodeScan>)
               decode::scan(o, rows);
-            else if constexpr (std::is_same_v<Kind, Attend>)
+            else if constexpr (std::is_same_v<Kind, decode::Attend>)
               decode::attend(o.step, o.turns.template data<double>(), rows);
             else
               linear(o, rows, single, wanted_first);
@@ -224,7 +109,7 @@ class Runner {
   }
 
  private:
-  void linear(const Linear& op, const Rows& rows, bool single, int64_t wanted_first) {
+  void linear(const decode::Linear& op, const Rows& rows, bool single, int64_t wanted_first) {
     const int count = op.at_wanted ? rows.wanted_count : rows.rows;
     const int64_t first = op.at_wanted ? wanted_first : 0;
     if (count == 0) return;
@@ -243,10 +128,88 @@ class Runner {
     if (op.scan && !single) decode::scan(*op.scan, rows);
   }
 
-  std::vector<Op> ops_;
+  void upload() {
+    check(cudaMemcpyAsync(device_.raw_mut(), host_.data(), host_.size() * sizeof(int32_t), cudaMemcpyHostToDevice,
+                          stream()),
+          "decode: a copy");
+  }
+
+  /// Sequence i of a loop is row i of each step.
+  void begin_loop(const DecodeLoop& l) {
+    const auto count = int64_t(l.slots.size());
+    for (int64_t i = 0; i < count; ++i) {
+      int32_t* at = host_.data() + i;
+      at[0] = 0, at += most_rows_;
+      at[0] = int32_t(l.slots[size_t(i)]), at += most_rows_;
+      at[0] = int32_t(l.positions[size_t(i)]) - 1, at += most_rows_;  // counted up with the token
+      at[0] = int32_t(i), at += most_spans_;
+      at[i] = int32_t(i), at[i + 1] = 1;
+    }
+    upload();
+    if (!history_) {
+      history_ = std::make_unique<gpu::PinnedBuffer>(size_t(kAhead * most_spans_) * sizeof(int32_t));
+      settings_ = Tensor({most_spans_ * int64_t(sizeof(SampleRow))}, DType::u8, Device::cuda);
+      taken_ = Tensor({most_spans_}, DType::i32, Device::cuda);
+      seen_ = Tensor({most_spans_, (l.vocab + 31) / 32}, DType::i32, Device::cuda);
+    }
+    std::fill_n(static_cast<int32_t*>(history_->data()), kAhead * most_spans_, kNone);
+    taken_.fill_zero();
+    copy_bytes(settings_.raw_mut(), Device::cuda, l.rows.data(), Device::cpu, l.rows.size() * sizeof(SampleRow));
+    if (!l.seen.empty())
+      copy_bytes(seen_.raw_mut(), Device::cuda, l.seen.data(), Device::cpu, l.seen.size() * sizeof(int32_t));
+  }
+
+  SampleArgs sample_args(const DecodeLoop& l) {
+    auto* ids = device_.mut<int32_t>();
+    return {l.logits,
+            reinterpret_cast<SampleRow*>(settings_.raw_mut()),
+            l.seen.empty() ? nullptr : reinterpret_cast<uint32_t*>(seen_.raw_mut()),
+            ids,
+            int64_t(l.slots.size()),
+            l.vocab,
+            ids + 2 * most_rows_,
+            static_cast<int32_t*>(history_->data()),
+            taken_.mut<int32_t>(),
+            kAhead};
+  }
+
+  /// Waits for the tokens of a step, which the GPU writes to memory of the host.
+  std::span<const int32_t> tokens_of(int64_t step, int64_t count) {
+    volatile int32_t* from = static_cast<int32_t*>(history_->data()) + step % kAhead * count;
+    tokens_.resize(size_t(count));
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t tries = 0; from[i] == kNone; ++tries) {
+        if (tries < kSpins) continue;
+        const cudaError_t status = cudaStreamQuery(stream());
+        if (status != cudaErrorNotReady) check(status, "decode");
+        MMFREE_CHECK(DeviceError, status == cudaErrorNotReady || from[i] != kNone, "decode: a step gave no token");
+        std::this_thread::sleep_for(std::chrono::microseconds(10));
+      }
+      tokens_[size_t(i)] = from[i];
+      from[i] = kNone;
+    }
+    for (int32_t token : tokens_)
+      if (token < 0) {
+        cudaStreamSynchronize(stream());
+        throw DivergedError(
+            "the model's logits hold a NaN or an infinity: its weights are too large; use an older checkpoint");
+      }
+    return tokens_;
+  }
+
+  static constexpr int64_t kAhead = 8;  ///< steps that are launched before the first one's tokens are read
+  static constexpr int64_t kSpins = 20000;
+  static constexpr int32_t kNone = -2;
+
+  std::vector<decode::Op> ops_;
   int64_t most_rows_, most_spans_;
   std::vector<int32_t> host_;  ///< ids, slots, positions, wanted rows, spans
   Tensor device_;
+  // Of loops.
+  std::map<std::pair<int64_t, bool>, std::unique_ptr<gpu::Graph>> graphs_;  ///< by sequences and penalty
+  std::unique_ptr<gpu::PinnedBuffer> history_;                              ///< [kAhead, R]
+  Tensor settings_, taken_, seen_;
+  std::vector<int32_t> tokens_;
 };
 
 }  // namespace
@@ -262,6 +225,10 @@ void pack_decode(const int8_t* codes, int64_t rows, int64_t cols, uint8_t* packe
 
 void run_decode(const DecodeProgram& program, const DecodeCall& call) {
   static_cast<Runner*>(program.runner.get())->run(call);
+}
+
+void decode_loop(const DecodeProgram& program, const DecodeLoop& loop, int64_t& consumed) {
+  consumed = static_cast<Runner*>(program.runner.get())->loop(loop);
 }
 
 }  // namespace mmfree::cuda

@@ -14,6 +14,7 @@ struct FewArgs {
   Norm norm;
   Group group;
   int first[kMostMatrices];  ///< Finish::store: first unit of each matrix
+  int rows;
   int units, per_block;
   int staged;  ///< units of a block whose weights are copied to shared memory
 };
@@ -68,13 +69,13 @@ __device__ void stage_weights(const FewArgs& g, int begin, int end, uint32_t* to
 }
 
 /// The norms of all rows: codes and steps to shared memory.
-template <int V, int kRows>
-__device__ void normalise(const Norm& p, const Memory& memory, Reduction& reduce) {
+template <int V>
+__device__ void normalise(const Norm& p, int rows, const Memory& memory, Reduction& reduce) {
   const int stride = int(p.code_stride);
   for (int i = p.d + int(threadIdx.x); i < stride; i += kThreads)
-    for (int row = 0; row < kRows * p.count; ++row) memory.codes[row * stride + i] = 0;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
+    for (int row = 0; row < rows * p.count; ++row) memory.codes[row * stride + i] = 0;
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
     int8_t* codes = memory.codes + r * p.count * stride;
     const auto emit = [&](int b, int k, auto& v, ActivationScale<float> scale) {
       store_codes(codes + b * stride + k, v, scale);
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) few_rows(const __grid_constant__ Few
   stage_weights<kParts>(g, begin, staged, memory.weights);
   if (int(threadIdx.x) < g.group.count) scales[threadIdx.x] = *g.group.matrices[threadIdx.x].scale;
   const int lane = int(threadIdx.x) % kWarp;
-  const int slot = kFinish == Finish::scan && lane < kRows ? g.group.slots[lane] : 0;
+  const int slot = kFinish == Finish::scan && lane < g.rows ? g.group.slots[lane] : 0;
   // A thread for each line of the norm's weights.
   for (int line = int(threadIdx.x); line * 32 < g.norm.d; line += kThreads) {
     if (g.norm.outer) prefetch(g.norm.outer + line * 32);
@@ -155,7 +156,8 @@ __global__ void __launch_bounds__(kThreads) few_rows(const __grid_constant__ Few
   }
   reduce.clear();
   begin_kernel();
-  normalise<V, kRows>(g.norm, memory, reduce);
+  const int rows = kRows > 1 ? g.rows : 1;
+  normalise<V>(g.norm, rows, memory, reduce);
   wait_copies<0>();
   __syncthreads();
   for (int unit = begin + int(threadIdx.x) / kWarp; unit < end; unit += kWarps) {
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) few_rows(const __grid_constant__ Few
         const int sum = __reduce_add_sync(0xffffffffu, sums[part][r]);
         y[part] = scaled(sum, memory.steps[r * g.norm.count + branch[part]], scales[m]);
       }
-      if (lane == r) finish<kFinish>(g, at, r, slot, y);
+      if (lane == r && r < rows) finish<kFinish>(g, at, r, slot, y);
     }
   }
 }
@@ -201,23 +203,11 @@ void launch(const FewArgs& g) {
   check_launch("decode");
 }
 
-template <Finish kFinish, int V>
-void launch_rows(const FewArgs& g, int rows) {
-  switch (rows) {
-    case 1:
-      return launch<kFinish, V, 1>(g);
-    case 2:
-      return launch<kFinish, V, 2>(g);
-    case 3:
-      return launch<kFinish, V, 3>(g);
-    default:
-      return launch<kFinish, V, kFewRows>(g);
-  }
-}
-
+/// Rows that are not there are computed from what the shared memory holds, and not stored.
 template <Finish kFinish>
-void launch_width(const FewArgs& g, int rows) {
-  in_fours(g.norm) ? launch_rows<kFinish, 4>(g, rows) : launch_rows<kFinish, 1>(g, rows);
+void launch_shape(const FewArgs& g) {
+  if (!in_fours(g.norm)) return launch<kFinish, 1, kFewRows>(g);
+  g.rows == 1 ? launch<kFinish, 4, 1>(g) : launch<kFinish, 4, kFewRows>(g);
 }
 
 }  // namespace
@@ -227,20 +217,20 @@ bool fits_few(const Norm& norm, const Group& group) {
 }
 
 void few(const Norm& norm, const Group& group, int rows) {
-  FewArgs g{norm, group, {}, group.units(), 0, 0};
+  FewArgs g{norm, group, {}, rows, group.units(), 0, 0};
   for (int i = 1; i < group.count; ++i) g.first[i] = g.first[i - 1] + group.matrices[i - 1].rows;
   const int parts = parts_of(group.finish);
   // One block per multiprocessor; a block has at least a unit for each warp.
   g.per_block = int(std::max<int64_t>(ceil_div(g.units, multiprocessors()), kWarps));
-  const size_t fixed = shared_bytes(norm, group, parts, 0, rows), unit = size_t(parts) * group.words * 4;
+  const size_t fixed = shared_bytes(norm, group, parts, 0, kFewRows), unit = size_t(parts) * group.words * 4;
   g.staged = int(std::min<size_t>(size_t(g.per_block), (kMostShared - fixed) / unit));
   switch (group.finish) {
     case Finish::store:
-      return launch_width<Finish::store>(g, rows);
+      return launch_shape<Finish::store>(g);
     case Finish::glu:
-      return launch_width<Finish::glu>(g, rows);
+      return launch_shape<Finish::glu>(g);
     case Finish::scan:
-      return launch_width<Finish::scan>(g, rows);
+      return launch_shape<Finish::scan>(g);
   }
 }
 

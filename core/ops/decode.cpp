@@ -13,6 +13,10 @@ void pack_decode(const int8_t*, int64_t, int64_t, uint8_t*) {
   throw DeviceError("decode: the CPU multiplies weights in the packing of TernaryTensor");
 }
 
+void decode_loop(const DecodeProgram&, const DecodeLoop&, int64_t&) {
+  throw DeviceError("decode: only programs on a GPU run in a loop");
+}
+
 }  // namespace
 }  // namespace cpu
 
@@ -28,6 +32,17 @@ void run_decode(const DecodeProgram& program, const DecodeCall& call) {
 
 void prepare_decode(DecodeProgram& program, int64_t most_rows, int64_t most_spans) {
   MMFREE_DISPATCH(program.device, prepare_decode, program, most_rows, most_spans);
+}
+
+int64_t decode_loop(const DecodeProgram& program, const DecodeLoop& loop) {
+  const size_t r = loop.slots.size();
+  MMFREE_CHECK(Error,
+               r > 0 && loop.positions.size() == r && loop.rows.size() == r &&
+                   (loop.seen.empty() || loop.seen.size() == r * size_t((loop.vocab + 31) / 32)),
+               "decode: a loop of ", r, " sequences with ", loop.rows.size(), " settings");
+  int64_t consumed = 0;
+  MMFREE_DISPATCH(program.device, decode_loop, program, loop, consumed);
+  return consumed;
 }
 
 int64_t packed_decode_bytes(int64_t k) { return (k + 255) / 256 * 64; }

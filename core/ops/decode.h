@@ -1,10 +1,13 @@
 #pragma once
+#include <functional>
 #include <memory>
+#include <span>
 #include <variant>
 #include <vector>
 
 #include "core/ops/attention.h"
 #include "core/ops/norm_quant.h"
+#include "core/ops/sample.h"
 #include "core/quant_tensor.h"
 
 namespace mmfree {
@@ -112,10 +115,30 @@ void pack_decode(const Tensor& weights, Tensor& packed);
 /// @throws DataError for an id that the table does not have, before anything is changed; DeviceError
 void run_decode(const DecodeProgram& program, const DecodeCall& call);
 
+/// What a loop of steps goes on with: R sequences, whose next logits are the first R rows of `logits`.
+struct DecodeLoop {
+  std::vector<int64_t> slots, positions;  ///< of each sequence: its slot, and its tokens so far
+  std::vector<SampleRow> rows;            ///< how each one's tokens are chosen
+  std::vector<int32_t> seen;              ///< [R, ceil(V / 32)], see sample(); empty: no penalty
+  const float* logits;                    ///< the program's output
+  int64_t vocab;
+  int64_t steps;         ///< tokens of each sequence
+  bool captured = true;  ///< launch a recorded graph per step, not every kernel
+  /// Gets the tokens of a step, [R]; false ends the loop.
+  std::function<bool(std::span<const int32_t>)> on_tokens;
+};
+
+/// Chooses tokens and computes what follows them, step after step, on a GPU: a token does not pass through the host,
+/// which reads it some steps later. Returns the number of tokens that each sequence has consumed: where `on_tokens`
+/// ends the loop, more than it got. @throws DivergedError if logits are not finite; DeviceError, also for a program on
+/// the CPU
+int64_t decode_loop(const DecodeProgram& program, const DecodeLoop& loop);
+
 namespace cpu {
 void run_decode(const DecodeProgram& program, const DecodeCall& call);
 }  // namespace cpu
 namespace cuda {
+void decode_loop(const DecodeProgram& program, const DecodeLoop& loop, int64_t& consumed);
 void run_decode(const DecodeProgram& program, const DecodeCall& call);
 void prepare_decode(DecodeProgram& program, int64_t most_rows, int64_t most_spans);
 void pack_decode(const int8_t* weights, int64_t rows, int64_t cols, uint8_t* packed);

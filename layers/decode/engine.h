@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -65,6 +66,15 @@ class Engine {
   /// The same for one token of each of several sequences: logits [slots, V].
   Tensor step(std::span<const int64_t> slots, std::span<const int32_t> ids);
 
+  /// Goes on with several sequences as run does, chooses the next token of each by its settings, and goes on with that
+  /// token, until each has `count` more tokens or `on_tokens` returns false: it gets the tokens of each step, [R]. On a
+  /// GPU tokens do not pass through the host, which reads them a few steps late. The penalty counts the tokens of
+  /// `inputs` and those chosen. In the end the slots are empty: see reset.
+  /// @throws as run; UsageError for settings that are not as many or out of range; DivergedError if logits are not
+  /// finite; what `on_tokens` throws
+  void generate(std::span<const EngineInput> inputs, std::span<const SampleSettings> settings, int64_t count,
+                const std::function<bool(std::span<const int32_t>)>& on_tokens, bool captured = true);
+
   /// Makes the sequence in `to` that in `from`. @throws UsageError for a slot that does not exist
   void copy(int64_t from, int64_t to);
   /// Makes the sequence in `slot` empty. @throws UsageError as copy
@@ -79,6 +89,7 @@ class Engine {
   void check_slot(int64_t slot) const;
   void check_inputs(std::span<const EngineInput> inputs);
   void compute(const DecodeCall& call);
+  void generate_steps(DecodeLoop& loop);
 
   EngineOptions options_;
   int64_t vocab_size_, context_, bytes_ = 0;
