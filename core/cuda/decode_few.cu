@@ -19,22 +19,32 @@ struct FewArgs {
   int staged;  ///< units of a block whose weights are copied to shared memory
 };
 
+/// Number of the norm's weight vectors: of the block norm, the gate and the branches.
+__host__ __device__ inline int norm_weights(const Norm& p) {
+  int count = (p.outer != nullptr) + (p.weight != nullptr);
+  for (int b = 0; b < p.count; ++b) count += p.branches[b].weight != nullptr;
+  return count;
+}
+
 /// Shared memory of a block: weights [matrices of a unit][staged][words], codes [rows][branches][block_columns(k)], x
-/// [d], steps [rows][branches].
+/// [d], the norm's weights [norm_weights()][d], steps [rows][branches].
 struct Memory {
   uint32_t* weights;
   int8_t* codes;
-  float *x, *steps;
+  float *x, *norm, *steps;
+  int columns;  ///< of x and norm
   __device__ Memory(uint32_t* from, const FewArgs& g, int of_unit, int rows) {
     weights = from;
     codes = reinterpret_cast<int8_t*>(weights + int64_t(of_unit) * g.staged * g.group.words);
     x = reinterpret_cast<float*>(codes + rows * g.norm.count * g.group.words * 16);
-    steps = x + (g.norm.d + 3) / 4 * 4;
+    columns = (g.norm.d + 3) / 4 * 4;
+    norm = x + columns;
+    steps = norm + norm_weights(g.norm) * columns;
   }
 };
 size_t shared_bytes(const Norm& norm, const Group& group, int of_unit, int staged, int rows) {
   return size_t(of_unit * staged * group.words) * 4 + size_t(rows * norm.count * block_columns(group.k)) +
-         size_t((norm.d + 3) / 4 * 4 + rows * norm.count) * 4;
+         size_t((norm.d + 3) / 4 * 4 * (1 + norm_weights(norm)) + rows * norm.count) * 4;
 }
 
 /// Matrix and row of unit u, of which `part` is the number of the matrix if it has several.
@@ -65,6 +75,24 @@ __device__ void stage_weights(const FewArgs& g, int begin, int end, uint32_t* to
       copy_async(to + (part * g.staged + unit) * g.group.words + 4 * piece,
                  weights_of<kParts>(g, begin + unit, part) + 4 * piece);
     }
+  commit_copies();
+}
+
+/// Starts copies of the norm's weights to shared memory, and lets `p` point there. A thread copies the columns that it
+/// will read.
+__device__ void stage_norm(Norm& p, const Memory& memory) {
+  float* to = memory.norm;
+  const auto stage = [&](const float*& from) {
+    if (!from) return;
+    each_column<4>(p.d, [&](int k) { copy_async(to + k, from + k); });
+    from = to;
+    to += memory.columns;
+  };
+  stage(p.outer);
+  stage(p.weight);
+#pragma unroll
+  for (int b = 0; b < kMostMatrices; ++b)
+    if (b < p.count) stage(p.branches[b].weight);
   commit_copies();
 }
 
@@ -117,9 +145,14 @@ __device__ void multiply_lane(const FewArgs& g, const Memory& memory, const uint
   }
 }
 
+/// Where the state of a slot's channel is.
+__device__ inline float* state_of(const Group& p, int slot, int channel) {
+  return p.state + int64_t(slot) * p.matrices[0].rows + channel;
+}
+
 /// Stores what a unit of one row gives.
 template <Finish kFinish, int kParts>
-__device__ void finish(const FewArgs& g, Place at, int row, int slot, const float (&y)[kParts]) {
+__device__ void finish(const FewArgs& g, Place at, int row, int slot, float state, const float (&y)[kParts]) {
   const Group& p = g.group;
   const auto place = [&](const Matrix& m) { return m.y + (p.first_row + row) * m.stride + at.row; };
   if constexpr (kFinish == Finish::store) {
@@ -127,9 +160,8 @@ __device__ void finish(const FewArgs& g, Place at, int row, int slot, const floa
   } else if constexpr (kFinish == Finish::glu) {
     *place(p.matrices[0]) = gated(p.f, y[0], y[1]);
   } else {
-    float* state = p.state + int64_t(slot) * p.matrices[0].rows + at.row;
-    const float h = Gates(y[0], y[1], p.gamma ? p.gamma[at.row] : 0.0f).next(*state);
-    *state = h;
+    const float h = Gates(y[0], y[1], p.gamma ? p.gamma[at.row] : 0.0f).next(state);
+    *state_of(p, slot, at.row) = h;
     p.h[int64_t(row) * p.matrices[0].rows + at.row] = h;
     *place(p.matrices[2]) = y[2];
   }
@@ -143,24 +175,23 @@ __global__ void __launch_bounds__(kThreads) few_rows(const __grid_constant__ Few
   const Memory memory(reinterpret_cast<uint32_t*>(shared), g, kParts, kRows);
   const int begin = int(blockIdx.x) * g.per_block, end = min(g.units, begin + g.per_block);
   const int staged = min(end, begin + g.staged);
+  Norm norm = g.norm;
+  if constexpr (V == 4) stage_norm(norm, memory);
   stage_weights<kParts>(g, begin, staged, memory.weights);
   if (int(threadIdx.x) < g.group.count) scales[threadIdx.x] = *g.group.matrices[threadIdx.x].scale;
   const int lane = int(threadIdx.x) % kWarp;
   const int slot = kFinish == Finish::scan && lane < g.rows ? g.group.slots[lane] : 0;
-  // A thread for each line of the norm's weights.
-  for (int line = int(threadIdx.x); line * 32 < g.norm.d; line += kThreads) {
-    if (g.norm.outer) prefetch(g.norm.outer + line * 32);
-    if (g.norm.weight) prefetch(g.norm.weight + line * 32);
-    for (int b = 0; b < g.norm.count; ++b)
-      if (g.norm.branches[b].weight) prefetch(g.norm.branches[b].weight + line * 32);
-  }
+  const int first_unit = begin + int(threadIdx.x) / kWarp;
   reduce.clear();
   begin_kernel();
   const int rows = kRows > 1 ? g.rows : 1;
-  normalise<V>(g.norm, rows, memory, reduce);
+  float state = kFinish == Finish::scan && lane < rows && first_unit < end ? *state_of(g.group, slot, first_unit) : 0;
+  wait_copies<1>();  // of the norm
+  normalise<V>(norm, rows, memory, reduce);
   wait_copies<0>();
   __syncthreads();
-  for (int unit = begin + int(threadIdx.x) / kWarp; unit < end; unit += kWarps) {
+  for (int unit = first_unit; unit < end; unit += kWarps) {
+    if (kFinish == Finish::scan && lane < rows && unit != first_unit) state = *state_of(g.group, slot, unit);
     const uint32_t* weights[kParts];
     int branch[kParts], sums[kParts][kRows];
 #pragma unroll
@@ -182,7 +213,7 @@ __global__ void __launch_bounds__(kThreads) few_rows(const __grid_constant__ Few
         const int sum = __reduce_add_sync(0xffffffffu, sums[part][r]);
         y[part] = scaled(sum, memory.steps[r * g.norm.count + branch[part]], scales[m]);
       }
-      if (lane == r && r < rows) finish<kFinish>(g, at, r, slot, y);
+      if (lane == r && r < rows) finish<kFinish>(g, at, r, slot, state, y);
     }
   }
 }
