@@ -246,10 +246,15 @@ void launch_shape(TilesArgs g) {
     }
     return sum;
   };
-  // The largest tile that gives every multiprocessor a block.
+  // The largest tile that gives every multiprocessor a block. Wide ones read the codes less often.
   const int64_t least = multiprocessors() * 3 / 4;
-  if (const int64_t n = across(64); n * ceil_div(g.rows, 64) >= least) return launch<kFinish, 4, 2>(g, n);
-  if (const int64_t n = across(64); n * ceil_div(g.rows, 32) >= least) return launch<kFinish, 2, 2>(g, n);
+  const auto fits = [&](int64_t n, int height) { return n * ceil_div(g.rows, height) >= least; };
+  if constexpr (kFinish == Finish::store)
+    if (const int64_t n = across(128); fits(n, 64)) return launch<kFinish, 4, 4>(g, n);
+  if constexpr (kFinish == Finish::glu)
+    if (const int64_t n = across(128); fits(n, 32)) return launch<kFinish, 2, 4>(g, n);
+  if (const int64_t n = across(64); fits(n, 64)) return launch<kFinish, 4, 2>(g, n);
+  if (const int64_t n = across(64); fits(n, 32)) return launch<kFinish, 2, 2>(g, n);
   const int64_t n = across(32);
   launch<kFinish, 1, 1>(g, n);
 }
