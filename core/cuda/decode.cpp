@@ -137,6 +137,7 @@ class Runner {
   /// Sequence i of a loop is row i of each step.
   void begin_loop(const DecodeLoop& l) {
     const auto count = int64_t(l.slots.size());
+    check(cudaStreamSynchronize(stream()), "decode");  // a loop that ended by an exception may still run
     for (int64_t i = 0; i < count; ++i) {
       int32_t* at = host_.data() + i;
       at[0] = 0, at += most_rows_;

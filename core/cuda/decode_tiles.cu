@@ -253,7 +253,8 @@ void launch_shape(TilesArgs g) {
     if (const int64_t n = across(128); fits(n, 64)) return launch<kFinish, 4, 4>(g, n);
   if constexpr (kFinish == Finish::glu)
     if (const int64_t n = across(128); fits(n, 32)) return launch<kFinish, 2, 4>(g, n);
-  if (const int64_t n = across(64); fits(n, 64)) return launch<kFinish, 4, 2>(g, n);
+  if constexpr (kFinish != Finish::scan)  // it would take more shared memory than every GPU has
+    if (const int64_t n = across(64); fits(n, 64)) return launch<kFinish, 4, 2>(g, n);
   if (const int64_t n = across(64); fits(n, 32)) return launch<kFinish, 2, 2>(g, n);
   const int64_t n = across(32);
   launch<kFinish, 1, 1>(g, n);

@@ -13,6 +13,15 @@ std::vector<int32_t> seen_in(std::span<const EngineInput> inputs, int64_t vocab)
   return seen;
 }
 
+/// Empties the slots of a loop, however it ends.
+struct Emptied {
+  Engine& engine;
+  std::span<const EngineInput> inputs;
+  ~Emptied() {
+    for (const EngineInput& in : inputs) engine.reset(in.slot);
+  }
+};
+
 }  // namespace
 
 void Engine::generate(std::span<const EngineInput> inputs, std::span<const SampleSettings> settings, int64_t count,
@@ -26,21 +35,21 @@ void Engine::generate(std::span<const EngineInput> inputs, std::span<const Sampl
     MMFREE_CHECK(UsageError, inputs[i].logits, "engine: generate wants the logits of every input");
     loop.rows.push_back(sample_row(settings[i]));
     penalised |= settings[i].repetition_penalty != 1;
+    check_slot(inputs[i].slot);
+    const int64_t before = positions_[size_t(inputs[i].slot)] + int64_t(inputs[i].ids.size());
+    MMFREE_CHECK(UsageError, count - 1 <= context_ - before, "engine: ", count, " more tokens after ", before,
+                 " do not fit in a context of ", context_, "; make the context longer");
+    loop.slots.push_back(inputs[i].slot), loop.positions.push_back(before);
   }
   const Tensor logits = run(inputs);
-  for (const EngineInput& in : inputs) {
-    loop.slots.push_back(in.slot), loop.positions.push_back(positions_[size_t(in.slot)]);
-    MMFREE_CHECK(UsageError, count - 1 <= context_ - loop.positions.back(), "engine: ", count, " more tokens after ",
-                 loop.positions.back(), " do not fit in a context of ", context_, "; make the context longer");
-  }
   if (penalised) loop.seen = seen_in(inputs, vocab_size_);
   loop.logits = logits.data<float>(), loop.vocab = vocab_size_, loop.steps = count, loop.captured = captured;
   loop.on_tokens = on_tokens;
+  const Emptied emptied{*this, inputs};
   if (program_.device == Device::cpu)
     generate_steps(loop);
   else
     decode_loop(program_, loop);
-  for (const EngineInput& in : inputs) reset(in.slot);
 }
 
 void Engine::generate_steps(DecodeLoop& loop) {
