@@ -12,7 +12,8 @@ namespace mmfree {
 /// a + b, the residual connection. [N, D] each; the sum has a's dtype.
 Var add(const Var& a, const Var& b);
 
-/// y_n = table[ids_n].  table [V, D], ids [N] i32 → [N, D] in the table's dtype, with the compute dtype `compute`.
+/// y_n = table[ids_n].  table [V, D], ids [N] i32 → [N, D] in the table's dtype, with the compute dtype `compute`. A
+/// packed table (see is_packed) gives f32 and gets no gradient.
 Var embedding(const Var& table, const Tensor& ids, DType compute);
 
 /// The source of a norm's rows, as a RowSource of Vars.

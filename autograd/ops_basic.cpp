@@ -17,9 +17,14 @@ Var add(const Var& a, const Var& b) {
 
 Var embedding(const Var& table, const Tensor& ids, DType compute) {
   if (Plan* plan = Plan::current()) {
-    const Var y = plan->value(table.dim(1), compute);
+    const Var y = plan->value(table_width(table.quant()), compute);
     plan->steps.emplace_back(Plan::Embed{table, y});
     return y;
+  }
+  if (is_packed(table.quant())) {
+    Tensor y({ids.size(), table_width(table.quant())}, DType::f32);
+    stored_embedding(table.quant(), ids, y);
+    return Var(QuantTensor(y, compute));
   }
   Tensor y({ids.size(), table.dim(1)}, table.value().dtype(), table.device());
   embedding(table.value(), ids, y);

@@ -16,12 +16,16 @@ constexpr const char* name_of(Products p) {
 }
 
 /// Which elements of a quantised tensor share a scale.
-enum class ScaleAxis { none, row };
+enum class ScaleAxis {
+  none,
+  row,    ///< each row has one
+  group,  ///< each kTableGroup columns of a row: embedding tables of 4 bits only, see core/ops/embedding.h
+};
 
 /// A tensor that may be quantised: value = values ⊙ scale. A plain tensor has no scale, and axis `none`.
 struct QuantTensor {
   Tensor values;  ///< [N, K] i8 codes, or plain f32 | f64 | bf16
-  Tensor scale;   ///< row: [N] f32 | f64; none: undefined
+  Tensor scale;   ///< row: [N] f32 | f64; group: [N, groups] bf16; none: undefined
   ScaleAxis axis = ScaleAxis::none;
   /// The dtype A of activations: what is computed from this tensor, and its gradient, have it. It differs from the
   /// dtype of `values` where those are codes, and where values stay f32 under bf16 activations: the residual stream,

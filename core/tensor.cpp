@@ -14,6 +14,17 @@ Tensor Tensor::zeros(Shape shape, DType dtype, Device device) {
   return t;
 }
 
+Tensor Tensor::borrowed(Shape shape, DType dtype, const void* data, std::shared_ptr<const void> keeper) {
+  MMFREE_CHECK(Error, data && keeper, "tensor: borrowed memory needs an address and a keeper");
+  Tensor t;
+  t.storage_ = std::make_shared<Storage>();
+  t.storage_->arena = Arena::current(Device::cpu);
+  t.storage_->data = const_cast<void*>(data);
+  t.storage_->keeper = std::move(keeper);
+  t.shape_ = shape, t.dtype_ = dtype;
+  return t;
+}
+
 Tensor Tensor::reshape(Shape shape) const {
   MMFREE_CHECK(ShapeError, shape.size() == size(), "reshape: ", shape, " has ", shape.size(), " elements, the tensor ",
                describe(), " has ", size());

@@ -21,6 +21,9 @@ class Tensor {
   template <class T>
   static Tensor from(Shape shape, const T* values);
 
+  /// A tensor over host memory of somebody else, which `keeper` keeps: it can only be read.
+  static Tensor borrowed(Shape shape, DType dtype, const void* data, std::shared_ptr<const void> keeper);
+
   bool defined() const { return storage_ != nullptr; }
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }
@@ -61,8 +64,10 @@ class Tensor {
     return reinterpret_cast<T*>(raw_mut());
   }
   const char* raw() const { return storage_ ? static_cast<const char*>(storage_->data) + offset_ : nullptr; }
+  /// @throws Error if the memory is borrowed
   char* raw_mut() {
     if (!storage_) return nullptr;
+    MMFREE_CHECK(Error, !storage_->keeper, "tensor: ", describe(), " lies in borrowed memory and cannot be changed");
     ++storage_->version;
     return static_cast<char*>(storage_->data) + offset_;
   }
@@ -80,8 +85,9 @@ class Tensor {
     void* data = nullptr;
     std::shared_ptr<Arena> arena;
     uint64_t version = 0;
+    std::shared_ptr<const void> keeper;  ///< of borrowed memory
     ~Storage() {
-      if (data) arena->release(data);
+      if (data && !keeper) arena->release(data);
     }
   };
   Tensor copied(Device device) const;

@@ -32,9 +32,11 @@ namespace {
 /// Binds the parts of a model to the parameters of a store.
 class BindVisitor : public DeclarationVisitor {
  public:
-  BindVisitor(const ParamStore& params, std::vector<const BitLinear*>& projections)
-      : params_(params), projections_(projections) {}
-  void table(const std::string& name, Var& v, const Shape&, Init) { v = params_[prefix_ + name]; }
+  BindVisitor(const ParamStore& params, const QuantTensor& table, std::vector<const BitLinear*>& projections)
+      : params_(params), table_(table), projections_(projections) {}
+  void table(const std::string& name, Var& v, const Shape&, Init) {
+    v = table_.values.defined() ? Var(table_) : params_[prefix_ + name];
+  }
   void vector(const std::string& name, Var& v, const Shape&, double) { v = params_[prefix_ + name]; }
   void projection(const std::string& name, BitLinear& p, const MatrixSpec& m, const LayerConfig& c) {
     p.name = prefix_ + name;
@@ -48,6 +50,7 @@ class BindVisitor : public DeclarationVisitor {
 
  private:
   const ParamStore& params_;
+  const QuantTensor& table_;
   std::vector<const BitLinear*>& projections_;
 };
 
@@ -69,9 +72,10 @@ QuantTensor rows_of(const QuantTensor& q, const std::vector<RowRange>& ranges) {
 
 }  // namespace
 
-LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward)
+LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward,
+       const QuantTensor& table)
     : params_(params), config_(config), compute_(compute), parts_(config) {
-  BindVisitor bind(params, projections_);
+  BindVisitor bind(params, table, projections_);
   parts_.visit(bind, config);
   for (const BitLinear* p : projections_) {
     p->prepare(compute_);

@@ -41,8 +41,10 @@ class LM {
  public:
   /// Keeps a reference to `params`, which must outlive the model. If `params` has the latent matrices, call
   /// `requantise` after every change of the parameters. If not (see unpacked_specs), the caller fills each projection's
-  /// `matrix`.
-  LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward = {});
+  /// `matrix`. If `table` is defined it is the embedding table, in any store, and `params` has none; then the caller
+  /// fills the matrix of a tied head too.
+  LM(const ParamStore& params, const ModelConfig& config, DType compute, BackwardProducts backward = {},
+     const QuantTensor& table = {});
   LM(const ParamStore& params, const ModelConfig& config) : LM(params, config, params.dtype()) {}
   LM(const LM&) = delete;
 

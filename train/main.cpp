@@ -60,6 +60,7 @@ int main(int argc, char** argv) {
   mmfree::add_export_command(app);
   mmfree::add_import_command(app);
   mmfree::add_info_command(app);
+  mmfree::add_bench_command(app);
   app.footer(
       "A first run, from text to a trained and exported model, in a few minutes:\n"
       "  bash train/quickstart.sh\n"

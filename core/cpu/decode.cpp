@@ -5,6 +5,7 @@
 
 #include "core/cpu/dots.h"
 #include "core/cpu/parts.h"
+#include "core/cpu/table_row.h"
 #include "core/cpu/team.h"
 #include "core/cpu/ternary_kernel.h"
 #include "core/ops/ternary.h"
@@ -24,10 +25,10 @@ class Runner {
         kernel_(fastest_ternary_kernels().kernel) {}
 
   void operator()(const DecodeEmbed& e) {
-    const int64_t d = e.table.values.dim(1);
+    const int64_t d = e.table.d;
     member_.share((call_.rows + kRowGrain - 1) / kRowGrain, [&](int64_t task) {
       for (int64_t n = task * kRowGrain; n < std::min(call_.rows, (task + 1) * kRowGrain); ++n)
-        embed(e.table, call_.ids[n], d, e.y + n * d);
+        table_row(e.table, call_.ids[n], e.y + n * d);
     });
   }
 
@@ -42,10 +43,10 @@ class Runner {
   void operator()(const DecodeProducts& products) {
     const int64_t rows = rows_of(products), first = products.at_wanted ? call_.wanted_first : 0;
     int64_t tasks = 0;
-    for (const DecodeMatrix& m : products.matrices) tasks += Tile(m, rows).count();
+    for (const DecodeMatrix& m : products.matrices) tasks += Tile(m, rows, member_.threads()).count();
     member_.share(tasks, [&](int64_t task) {
       for (const DecodeMatrix& m : products.matrices) {
-        const Tile tile(m, rows);
+        const Tile tile(m, rows, member_.threads());
         float* y = m.y + first * m.o;
         if (task < tile.count()) return m.q ? ternary_tile(m, tile, task, rows, y) : plain_tile(m, tile, task, rows, y);
         task -= tile.count();
@@ -96,8 +97,11 @@ class Runner {
   struct Tile {
     static constexpr int64_t kElements = 16384;
     int64_t rows, outputs, down, across;
-    Tile(const DecodeMatrix& m, int64_t n) {
-      rows = n < 64 ? 64 : 256, outputs = n <= 8 ? 64 : kElements / rows;
+    Tile(const DecodeMatrix& m, int64_t n, int threads) {
+      rows = n < 64 ? 64 : 256, outputs = kElements / rows;
+      // Few rows read codes as fast as memory gives them. Long pieces waste little of what is fetched ahead.
+      const int64_t share = (m.o / (2 * threads) + 63) / 64 * 64;
+      if (n < 64) outputs = std::clamp<int64_t>(share, 64, outputs);
       down = (n + rows - 1) / rows, across = (m.o + outputs - 1) / outputs;
     }
     int64_t count() const { return down * across; }
@@ -118,20 +122,6 @@ class Runner {
       for (int64_t own; task >= first + (own = tasks(call_.spans[span])); ++span) first += own;
       body(call_.spans[span], task - first);
     });
-  }
-
-  static void embed(const QuantTensor& table, int64_t id, int64_t d, float* y) {
-    const int64_t at = id * d;
-    if (table.quantised()) {
-      const int8_t* code = table.values.data<int8_t>() + at;
-      const float step = table.scale.data<float>()[id];
-      for (int64_t k = 0; k < d; ++k) y[k] = float(code[k]) * step;
-    } else if (table.values.dtype() == DType::bf16) {
-      const bf16* x = table.values.data<bf16>() + at;
-      for (int64_t k = 0; k < d; ++k) y[k] = float(x[k]);
-    } else {
-      std::copy_n(table.values.data<float>() + at, d, y);
-    }
   }
 
   void norm_row(const DecodeNorm& norm, int64_t n) {

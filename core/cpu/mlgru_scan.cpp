@@ -4,6 +4,7 @@
 
 #include "core/cpu/parts.h"
 #include "core/cpu/vec.h"
+#include "core/cpu/wide.h"
 #include "core/parallel.h"
 
 namespace mmfree::cpu {
@@ -60,9 +61,24 @@ void forward_stripe(const MlgruScanArgs& g, int64_t b, int64_t first, int64_t n)
   if (g.last) std::copy_n(state, n, static_cast<T*>(g.last) + b * g.d + first);
 }
 
+#if MMFREE_WIDE_VECTORS
+MMFREE_WIDE void wide_stripe(const MlgruScanArgs& g, int64_t b, int64_t first, int64_t n) {
+  forward_stripe<float>(g, b, first, n);
+}
+#endif
+
+template <class T>
+void any_stripe(const MlgruScanArgs& g, int64_t b, int64_t first, int64_t n) {
+#if MMFREE_WIDE_VECTORS
+  if constexpr (sizeof(T) == sizeof(float))
+    if (has_wide_vectors()) return wide_stripe(g, b, first, n);
+#endif
+  forward_stripe<T>(g, b, first, n);
+}
+
 template <class T>
 void forward(const MlgruScanArgs& g) {
-  for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) { forward_stripe<T>(g, b, first, n); });
+  for_stripes(g.b, g.d, [&](int64_t b, int64_t first, int64_t n) { any_stripe<T>(g, b, first, n); });
 }
 
 template <class T>
@@ -115,7 +131,7 @@ void mlgru_scan(const MlgruScanArgs& g) {
 int64_t mlgru_scan_stripes(const MlgruScanArgs& g) { return g.b * stripes_of(g.d); }
 
 void mlgru_scan_part(const MlgruScanArgs& g, int64_t begin, int64_t end) {
-  some_stripes(begin, end, g.d, [&](int64_t b, int64_t first, int64_t n) { forward_stripe<float>(g, b, first, n); });
+  some_stripes(begin, end, g.d, [&](int64_t b, int64_t first, int64_t n) { any_stripe<float>(g, b, first, n); });
 }
 
 void mlgru_scan_backward(const MlgruScanBackwardArgs& g) {

@@ -3,6 +3,7 @@
 #include "core/cpu/column_sums.h"
 #include "core/cpu/parts.h"
 #include "core/cpu/rows.h"
+#include "core/cpu/wide.h"
 #include "core/quantize.h"
 
 namespace mmfree::cpu {
@@ -20,46 +21,27 @@ T* row_of(void* matrix, int64_t n, int64_t d) {
   return matrix ? static_cast<T*>(matrix) + n * d : nullptr;
 }
 
-/// Returns row n of x: a pointer into the source if x = a, else the row computed in `to`.
+/// Row n of x: a pointer into the source if x = a, else the row computed in `to`.
 template <class T>
-using SourceRow = const T* (*)(const RowSourceArgs&, int64_t n, int64_t d, T r0, T* to);
-
-template <class T>
-SourceRow<T> source_row(const RowSourceArgs& source) {
-  using Args = const RowSourceArgs&;
-  SourceRow<T> found = nullptr;
-  switch (source.kind) {
+const T* source_row(const RowSourceArgs& s, int64_t n, int64_t d, T r0, T* to) {
+  const T *a = row_of<T>(s.a, n, s.stride), *b = row_of<T>(s.b, n, s.stride);
+  switch (s.kind) {
     case RowSource::rows:
-      return [](Args s, int64_t n, int64_t d, T, T*) { return row_of<T>(s.a, n, d); };
+      return a;
     case RowSource::sum:
-      return [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
-        const T *a = row_of<T>(s.a, n, d), *b = row_of<T>(s.b, n, d);
-        for (int64_t k = 0; k < d; ++k) to[k] = a[k] + b[k];
-        return to;
-      };
+      for (int64_t k = 0; k < d; ++k) to[k] = a[k] + b[k];
+      return to;
     case RowSource::gate:
-      return [](Args s, int64_t n, int64_t d, T r0, T* to) -> const T* {
-        gate_row(row_of<T>(s.a, n, d), row_of<T>(s.b, n, d), static_cast<const T*>(s.weight), r0, d, to);
-        return to;
-      };
+      gate_row(a, b, static_cast<const T*>(s.weight), r0, d, to);
+      return to;
     case RowSource::glu:
-      with_activation(source.f, [&]<Activation f>() {
-        found = [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
-          activation_row<f>(row_of<T>(s.a, n, s.stride), row_of<T>(s.b, n, s.stride), d, to);
-          return to;
-        };
-      });
-      return found;
+      with_activation(s.f, [&]<Activation f>() { activation_row<f>(a, b, d, to); });
+      return to;
     case RowSource::activation:
-      with_activation(source.f, [&]<Activation f>() {
-        found = [](Args s, int64_t n, int64_t d, T, T* to) -> const T* {
-          activation_row<f>(row_of<T>(s.a, n, d), static_cast<const T*>(nullptr), d, to);
-          return to;
-        };
-      });
-      return found;
+      with_activation(s.f, [&]<Activation f>() { activation_row<f>(a, static_cast<const T*>(nullptr), d, to); });
+      return to;
   }
-  throw Error(concat("norm_quant: the CPU has no source kind ", int(source.kind)));
+  throw Error(concat("norm_quant: the CPU has no source kind ", int(s.kind)));
 }
 
 /// u = x r1 ⊙ outer.
@@ -99,13 +81,13 @@ void round_row(const NormBranchArgs& b, const T* v, int64_t row, int64_t d) {
 
 /// Row n of the forward pass; x_row, u_row and v_row are scratch.
 template <class T>
-void forward_row(const NormQuantArgs& a, SourceRow<T> source, int64_t n, T* x_row, T* u_row, T* v_row) {
+void forward_row(const NormQuantArgs& a, int64_t n, T* x_row, T* u_row, T* v_row) {
   const auto statistic = [n](void* r, const T* of, int64_t d, double eps) {
     return r ? static_cast<T*>(r)[n] = rms_reciprocal(of, d, eps) : T(1);
   };
   const T* outer = static_cast<const T*>(a.outer);
   const T r0 = statistic(a.r0, row_of<T>(a.source.a, n, a.d), a.d, a.source.eps);
-  const T* x = source(a.source, n, a.d, r0, a.x ? row_of<T>(a.x, n, a.d) : x_row);
+  const T* x = source_row(a.source, n, a.d, r0, a.x ? row_of<T>(a.x, n, a.d) : x_row);
   const T* u = x;
   if (outer) {
     outer_row(x, statistic(a.r1, x, a.d, a.eps_outer), outer, a.d, u_row);
@@ -115,12 +97,27 @@ void forward_row(const NormQuantArgs& a, SourceRow<T> source, int64_t n, T* x_ro
   for (int b = 0; b < a.count; ++b) round_row(a.branches[b], branch_row(a.branches[b], u, r2, a.d, v_row), n, a.d);
 }
 
+#if MMFREE_WIDE_VECTORS
+MMFREE_WIDE void wide_row(const NormQuantArgs& a, int64_t n, float* x_row, float* u_row, float* v_row) {
+  forward_row<float>(a, n, x_row, u_row, v_row);
+}
+#endif
+
+void any_row(const NormQuantArgs& a, int64_t n, float* x_row, float* u_row, float* v_row) {
+#if MMFREE_WIDE_VECTORS
+  if (has_wide_vectors()) return wide_row(a, n, x_row, u_row, v_row);
+#endif
+  forward_row<float>(a, n, x_row, u_row, v_row);
+}
+void any_row(const NormQuantArgs& a, int64_t n, double* x_row, double* u_row, double* v_row) {
+  forward_row<double>(a, n, x_row, u_row, v_row);
+}
+
 template <class T>
 void forward(const NormQuantArgs& a) {
-  const SourceRow<T> source = source_row<T>(a.source);
   ThreadRows<T> scratch(a.d, 3);
   parallel_for(a.n, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) forward_row(a, source, n, scratch.row(0), scratch.row(1), scratch.row(2));
+    for (int64_t n = begin; n < end; ++n) any_row(a, n, scratch.row(0), scratch.row(1), scratch.row(2));
   });
 }
 
@@ -186,7 +183,6 @@ class Backward {
       : a_(a),
         d_(a.d),
         outer_(static_cast<const T*>(a.outer)),
-        source_(source_row<T>(a.source)),
         source_backward_(source_backward_row<T>(a.source)),
         sums_(a.n, a.d, a.count + 2),
         scratch_(a.d, kScratch) {
@@ -208,7 +204,7 @@ class Backward {
   void row(int64_t n, int64_t block) {
     const auto statistic = [n](const void* r) { return r ? static_cast<const T*>(r)[n] : T(1); };
     const T r0 = statistic(a_.r0), r1 = statistic(a_.r1);
-    const T* x = source_(a_.source, n, d_, r0, scratch_.row(kX));
+    const T* x = source_row(a_.source, n, d_, r0, scratch_.row(kX));
     const T *u = x, *dx = scratch_.row(kDu);
     if (outer_) {
       outer_row(x, r1, outer_, d_, scratch_.row(kU));
@@ -257,7 +253,6 @@ class Backward {
   const NormQuantBackwardArgs& a_;
   int64_t d_;
   const T* outer_;
-  SourceRow<T> source_;
   SourceBackwardRow<T> source_backward_;
   ColumnSums<T> sums_;
   ThreadRows<T> scratch_;
@@ -271,7 +266,7 @@ void norm_quant(const NormQuantArgs& a) {
 }
 
 void norm_quant_row(const NormQuantArgs& a, float* scratch) {
-  forward_row<float>(a, source_row<float>(a.source), 0, scratch, scratch + a.d, scratch + 2 * a.d);
+  any_row(a, 0, scratch, scratch + a.d, scratch + 2 * a.d);
 }
 
 void norm_quant_backward(const NormQuantBackwardArgs& a) {

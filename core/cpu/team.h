@@ -57,6 +57,7 @@ class Member {
  public:
   Member(Team& team, int index) : team_(team), index_(index) {}
   int index() const { return index_; }
+  int threads() const { return team_.threads(); }
 
   /// Calls body(i) for every i in [0, n) on one thread of the team each, in ascending order on each thread. All members
   /// make the same calls in the same order; each call returns when all bodies are done.

@@ -12,6 +12,9 @@
 #if MMFREE_X86
 #include <cpuid.h>
 #endif
+#if MMFREE_ARM
+#include <sys/auxv.h>
+#endif
 
 namespace mmfree::cpu {
 namespace {
@@ -145,6 +148,10 @@ const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels] {
      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")},
     {"avx_vnni", ternary_tile_avx_vnni, transposed_tile_avx_vnni, gradient_block_avx_vnni, has_avx_vnni()},
     {"avx2", ternary_tile_avx2, transposed_tile_avx2, gradient_block_avx2, bool(__builtin_cpu_supports("avx2"))},
+#endif
+#if MMFREE_ARM
+    {"neon_dotprod", ternary_tile_neon_dotprod, transposed_tile_scalar, gradient_block_scalar,
+     (getauxval(AT_HWCAP) >> 20 & 1) != 0},  // HWCAP_ASIMDDP
 #endif
     {"scalar", ternary_tile_scalar, transposed_tile_scalar, gradient_block_scalar, true}
   };

@@ -30,6 +30,12 @@ constexpr int64_t kWide = 4, kWideOutputs = kWide * kPanelOutputs;
 /// Blocks of columns in a panel: four panels fit in the L1 cache.
 constexpr int64_t kWideBlocks = 4;
 
+/// sums += products of unsigned and signed bytes, four to a lane. As text, because compilers that see the builtin copy
+/// the sums from register to register, and some of them through memory.
+MMFREE_TARGET inline void add_wide_products(__m512i& sums, __m512i codes, __m512i q) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(q));
+}
+
 /// sums[R][C] = Σ over `quads` of R words, of four signed codes each, times C panels.
 template <int R, int C>
 MMFREE_TARGET inline void multiply(const uint8_t* panels, int64_t panel_bytes, const int8_t* q, int64_t q_row,
@@ -48,7 +54,7 @@ MMFREE_TARGET inline void multiply(const uint8_t* panels, int64_t panel_bytes, c
       __builtin_memcpy(&four, q + r * q_row, 4);
       const __m512i x = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], panel[c], x);
+      for (int c = 0; c < C; ++c) add_wide_products(sums[r][c], panel[c], x);
     }
   }
 }
@@ -87,6 +93,51 @@ MMFREE_TARGET inline void any_panels(int64_t count, const uint8_t* panels, int64
   wide_panels<4>(panels, quads, q, q_stride, rows, out, out_stride, add);
 }
 
+/// to[i] = the i-th 32-bit word of each of 16 rows, which are in the halves of rows[0..8): 0 to 7 in the lower ones.
+MMFREE_TARGET inline void transpose_words(const __m512i (&rows)[8], __m512i (&to)[8]) {
+  __m512i pairs[8], fours[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);      // words 0 1 and 4 5 of two rows
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);  // words 2 3 and 6 7
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      fours[i + 2 * k] = _mm512_unpacklo_epi64(pairs[i + k], pairs[i + 2 + k]);      // words 2k and 2k + 4 of four rows
+      fours[i + 2 * k + 1] = _mm512_unpackhi_epi64(pairs[i + k], pairs[i + 2 + k]);  // words 2k + 1 and 2k + 5
+    }
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    to[i] = _mm512_permutex2var_epi64(fours[i], low, fours[i + 4]);
+    to[i + 4] = _mm512_permutex2var_epi64(fours[i], high, fours[i + 4]);
+  }
+}
+
+/// fill_panel with 512-bit vectors.
+MMFREE_TARGET inline void fill_wide_panel(const uint8_t* codes, int64_t code_stride, int64_t outputs, int64_t blocks,
+                                          uint8_t* panel) {
+  const __m512i three = _mm512_set1_epi8(3);
+  const auto row = [&](int64_t o, int64_t b) __attribute__((always_inline)) {
+    return _mm256_loadu_si256(
+        reinterpret_cast<const __m256i*>(codes + std::min(o, outputs - 1) * code_stride + b * 32));
+  };
+  for (int64_t b = 0; b < blocks; ++b, panel += 32 * kPanelQuad) {
+    __m512i rows[8], words[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = _mm512_inserti64x4(_mm512_castsi256_si512(row(i, b)), row(i + 8, b), 1);
+    transpose_words(rows, words);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 4
+      for (int plane = 0; plane < 4; ++plane)
+        _mm512_store_si512(panel + (plane * 8 + i) * kPanelQuad,
+                           _mm512_and_si512(_mm512_srli_epi16(words[i], 2 * plane), three));
+  }
+}
+
 MMFREE_TARGET void many_wide_rows(const TernaryTile& t) {
   alignas(64) uint8_t panels[kWide * kWideBlocks * 32 * kPanelQuad];
   const int64_t q_stride = t.blocks * 128, code_stride = t.blocks * 32;
@@ -95,17 +146,179 @@ MMFREE_TARGET void many_wide_rows(const TernaryTile& t) {
     for (int64_t o = 0; o < t.outputs; o += kWideOutputs) {
       const int64_t count = std::min(kWide, (t.outputs - o + kPanelOutputs - 1) / kPanelOutputs);
       for (int64_t c = 0; c < count; ++c)
-        fill_panel(t.codes + (o + c * kPanelOutputs) * code_stride + b * 32, code_stride,
-                   t.outputs - o - c * kPanelOutputs, blocks, panels + c * quads * kPanelQuad);
+        fill_wide_panel(t.codes + (o + c * kPanelOutputs) * code_stride + b * 32, code_stride,
+                        t.outputs - o - c * kPanelOutputs, blocks, panels + c * quads * kPanelQuad);
       any_panels(count, panels, quads, t.q + b * 128, q_stride, t.rows, t.out + o, t.out_stride, b > 0);
     }
+  }
+}
+
+/// Products of few rows read the codes where they are, two blocks of a row at a time. Activations are arranged
+/// likewise: [pair of blocks][plane][block of the pair][32].
+constexpr int64_t kPairsAtOnce = 32, kPairBytes = 256;
+
+/// Asks for codes that are read soon: those of later outputs, and behind the last ones often those of the next matrix.
+MMFREE_TARGET inline void fetch_ahead(const uint8_t* codes) {
+  constexpr int64_t kAhead = 8192;
+  _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead), _MM_HINT_T1);
+}
+
+/// Arranges `blocks` blocks of a row. A block that is missing in the last pair is zeros.
+MMFREE_TARGET inline void arrange(const int8_t* q, int64_t blocks, int8_t* to) {
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t plane = 0; plane < 4; ++plane) {
+      int8_t* at = to + b / 2 * kPairBytes + plane * 64 + b % 2 * 32;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(at),
+                         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + b * 128 + plane * 32)));
+      if (b % 2 == 0 && b + 1 == blocks)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(at + 32), _mm256_setzero_si256());
+    }
+}
+
+/// The sums of the lanes of eight vectors.
+MMFREE_TARGET inline __m256i add_wide_lanes(const __m512i (&v)[8]) {
+  __m256i half[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    half[i] = _mm256_add_epi32(_mm512_castsi512_si256(v[i]), _mm512_extracti64x4_epi64(v[i], 1));
+  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(half[0], half[1]), _mm256_hadd_epi32(half[2], half[3]));
+  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(half[4], half[5]), _mm256_hadd_epi32(half[6], half[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+/// One pair of blocks of O outputs times one row. Planes 1 and 3 stay where they are, so the sums in b are four times
+/// too large.
+template <int O>
+MMFREE_TARGET inline void add_pair(const uint8_t* codes, int64_t code_stride, __mmask64 valid, const int8_t* q,
+                                   __m512i (&a)[O], __m512i (&b)[O]) {
+  const __m512i low = _mm512_set1_epi8(3), high = _mm512_set1_epi8(12);
+  const __m512i q0 = _mm512_load_si512(q), q1 = _mm512_load_si512(q + 64);
+  const __m512i q2 = _mm512_load_si512(q + 128), q3 = _mm512_load_si512(q + 192);
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) {
+    const __m512i packed = _mm512_maskz_loadu_epi8(valid, codes + o * code_stride);
+    const __m512i upper = _mm512_srli_epi16(packed, 4);
+    add_wide_products(a[o], _mm512_and_si512(packed, low), q0);
+    add_wide_products(b[o], _mm512_and_si512(packed, high), q1);
+    add_wide_products(a[o], _mm512_and_si512(upper, low), q2);
+    add_wide_products(b[o], _mm512_and_si512(upper, high), q3);
+  }
+}
+
+/// O outputs of one row.
+template <int O>
+MMFREE_TARGET inline void one_row(const uint8_t* codes, int64_t code_stride, const int8_t* q, int64_t blocks,
+                                  int32_t* out, bool add) {
+  __m512i a[8] = {}, b[O];
+  __m512i(&sums)[O] = reinterpret_cast<__m512i(&)[O]>(a);
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) b[o] = _mm512_setzero_si512();
+  for (int64_t i = 0; i < blocks / 2; ++i, codes += 64, q += kPairBytes) {
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) fetch_ahead(codes + o * code_stride);
+    add_pair(codes, code_stride, ~__mmask64(0), q, sums, b);
+  }
+  if (blocks % 2) add_pair(codes, code_stride, 0xffffffff, q, sums, b);
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o) a[o] = _mm512_add_epi32(a[o], _mm512_srai_epi32(b[o], 2));
+  const __m256i result = add_wide_lanes(a);
+  __m256i* to = reinterpret_cast<__m256i*>(out);
+  if constexpr (O == 8)
+    _mm256_storeu_si256(to, add ? _mm256_add_epi32(_mm256_loadu_si256(to), result) : result);
+  else
+    *out = _mm256_cvtsi256_si32(result) + (add ? *out : 0);
+}
+
+/// The unpacked planes of a pair of blocks of one output times R rows.
+template <int R>
+MMFREE_TARGET inline void add_pair_rows(const uint8_t* codes, __mmask64 valid, const int8_t* q, int64_t q_stride,
+                                        __m512i (&sums)[R]) {
+  const __m512i three = _mm512_set1_epi8(3);
+  const __m512i packed = _mm512_maskz_loadu_epi8(valid, codes);
+#pragma GCC unroll 4
+  for (int plane = 0; plane < 4; ++plane) {
+    const __m512i unpacked = _mm512_and_si512(_mm512_srli_epi16(packed, 2 * plane), three);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) add_wide_products(sums[r], unpacked, _mm512_load_si512(q + r * q_stride + plane * 64));
+  }
+}
+
+/// O outputs of R rows with R · O = 8 or 16.
+template <int R, int O>
+MMFREE_TARGET inline void some_rows(const uint8_t* codes, int64_t code_stride, const int8_t* q, int64_t q_stride,
+                                    int64_t blocks, int32_t* out, int64_t out_stride, bool add) {
+  __m512i sums[O][R];
+#pragma GCC unroll 8
+  for (int o = 0; o < O; ++o)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sums[o][r] = _mm512_setzero_si512();
+  for (int64_t i = 0; i < blocks / 2; ++i, codes += 64, q += kPairBytes)
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) {
+      fetch_ahead(codes + o * code_stride);
+      add_pair_rows(codes + o * code_stride, ~__mmask64(0), q, q_stride, sums[o]);
+    }
+  if (blocks % 2)
+#pragma GCC unroll 8
+    for (int o = 0; o < O; ++o) add_pair_rows(codes + o * code_stride, 0xffffffff, q, q_stride, sums[o]);
+  alignas(32) int32_t results[O * R];
+#pragma GCC unroll 2
+  for (int i = 0; i < O * R; i += 8) {
+    __m512i eight[8];
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) eight[k] = sums[(i + k) / R][(i + k) % R];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(results + i), add_wide_lanes(eight));
+  }
+  for (int r = 0; r < R; ++r)
+    for (int o = 0; o < O; ++o) {
+      int32_t& to = out[r * out_stride + o];
+      to = results[o * R + r] + (add ? to : 0);
+    }
+}
+
+/// All outputs of R rows, over up to kPairsAtOnce pairs of blocks. `q` is arranged.
+template <int R>
+MMFREE_TARGET inline void rows_in_pairs(const TernaryTile& t, const uint8_t* codes, const int8_t* q, int64_t blocks,
+                                        int32_t* out, bool add) {
+  constexpr int kOutputs = R <= 2 ? 8 / R : 16 / R;
+  const int64_t code_stride = t.blocks * 32;
+  int64_t o = 0;
+  for (; o + kOutputs <= t.outputs; o += kOutputs) {
+    if constexpr (R == 1)
+      one_row<8>(codes + o * code_stride, code_stride, q, blocks, out + o, add);
+    else
+      some_rows<R, kOutputs>(codes + o * code_stride, code_stride, q, kPairsAtOnce * kPairBytes, blocks, out + o,
+                             t.out_stride, add);
+  }
+  for (; o < t.outputs; ++o)
+    for (int r = 0; r < R; ++r)
+      one_row<1>(codes + o * code_stride, code_stride, q + r * kPairsAtOnce * kPairBytes, blocks,
+                 out + r * t.out_stride + o, add);
+}
+
+MMFREE_TARGET void few_wide_rows(const TernaryTile& t) {
+  alignas(64) int8_t arranged[8 * kPairsAtOnce * kPairBytes];
+  for (int64_t r = 0; r < t.rows;) {
+    const int64_t left = t.rows - r, rows = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    int32_t* out = t.out + r * t.out_stride;
+    for (int64_t b = 0; b == 0 || b < t.blocks; b += 2 * kPairsAtOnce) {
+      const int64_t blocks = std::min(2 * kPairsAtOnce, t.blocks - b);
+      const uint8_t* codes = t.codes + b * 32;
+      for (int64_t i = 0; i < rows; ++i)
+        arrange(t.q + ((r + i) * t.blocks + b) * 128, blocks, arranged + i * kPairsAtOnce * kPairBytes);
+      rows == 8   ? rows_in_pairs<8>(t, codes, arranged, blocks, out, b > 0)
+      : rows == 4 ? rows_in_pairs<4>(t, codes, arranged, blocks, out, b > 0)
+      : rows == 2 ? rows_in_pairs<2>(t, codes, arranged, blocks, out, b > 0)
+                  : rows_in_pairs<1>(t, codes, arranged, blocks, out, b > 0);
+    }
+    r += rows;
   }
 }
 
 }  // namespace
 
 void ternary_tile_avx512_vnni(const TernaryTile& t) {
-  t.rows >= kManyRows&& t.blocks > 0 ? many_wide_rows(t) : few_rows(t);
+  t.rows > 8 && t.blocks > 0 ? many_wide_rows(t) : few_wide_rows(t);
 }
 
 MMFREE_TARGET void transposed_tile_avx512_vnni(const TransposedTile& t) {

@@ -6,6 +6,11 @@
 #else
 #define MMFREE_X86 0
 #endif
+#if defined(__aarch64__)
+#define MMFREE_ARM 1
+#else
+#define MMFREE_ARM 0
+#endif
 
 /// Integer products of ternary matrices, one kernel of each kind per instruction set. All of a kind give the same bits.
 namespace mmfree::cpu {
@@ -64,6 +69,9 @@ void gradient_block_avx2(const GradientBlock& block);
 void gradient_block_avx512_vnni(const GradientBlock& block);
 void gradient_block_avx_vnni(const GradientBlock& block);
 #endif
+#if MMFREE_ARM
+void ternary_tile_neon_dotprod(const TernaryTile& tile);
+#endif
 
 struct NamedTernaryKernel {
   const char* name;
@@ -73,7 +81,7 @@ struct NamedTernaryKernel {
   bool usable;  ///< this machine has the instruction set
 };
 /// The kernels of every instruction set of this build, fastest first; the last are the scalar ones.
-inline constexpr int kTernaryKernels = MMFREE_X86 ? 4 : 1;
+inline constexpr int kTernaryKernels = MMFREE_X86 ? 4 : MMFREE_ARM ? 2 : 1;
 const NamedTernaryKernel (&ternary_kernels())[kTernaryKernels];
 /// The fastest of them that this machine has.
 const NamedTernaryKernel& fastest_ternary_kernels();

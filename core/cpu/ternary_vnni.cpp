@@ -11,7 +11,8 @@ constexpr int64_t kAddsPerSum = INT64_MAX;
 
 #define MMFREE_TARGET __attribute__((target("avx2,avxvnni")))
 MMFREE_TARGET inline __m256i add_products(__m256i sums, __m256i codes, __m256i q) {
-  return _mm256_dpbusd_avx_epi32(sums, codes, q);
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(codes), "x"(q));  // see add_wide_products
+  return sums;
 }
 MMFREE_TARGET inline __m256i widen(__m256i sums) { return sums; }
 constexpr int kByteOffset = 128;

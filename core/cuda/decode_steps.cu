@@ -6,20 +6,26 @@ namespace {
 
 constexpr int kWarps = kThreads / kWarp;
 
-/// A block copies one row.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    look_up(const T* table, const float* scale, const int32_t* ids, float* y, int64_t d) {
+/// A block computes one row of a table in any store.
+template <TableStore kStore>
+__global__ void __launch_bounds__(kThreads) look_up(StoredTableArgs g) {
   begin_kernel();
-  const int64_t id = ids[blockIdx.x];
+  const int64_t id = g.ids[blockIdx.x], d = g.d;
   for (int64_t k = threadIdx.x; k < d; k += kThreads) {
-    const T value = table[id * d + k];
     float x;
-    if constexpr (std::is_same_v<T, int8_t>)
-      x = float(value) * scale[id];
-    else
-      x = to_float(value);
-    y[blockIdx.x * d + k] = x;
+    if constexpr (kStore == TableStore::f32) {
+      x = static_cast<const float*>(g.codes)[id * d + k];
+    } else if constexpr (kStore == TableStore::bf16) {
+      x = to_float(static_cast<const Bf16*>(g.codes)[id * d + k]);
+    } else if constexpr (kStore == TableStore::int8) {
+      x = float(static_cast<const int8_t*>(g.codes)[id * d + k]) * static_cast<const float*>(g.scale)[id];
+    } else {
+      const int both = static_cast<const uint8_t*>(g.codes)[(id * d + k) / 2];
+      const int64_t groups = (d + kTableGroup - 1) / kTableGroup;
+      x = float((k % 2 ? both >> 4 : both & 15) - 8) *
+          to_float(static_cast<const Bf16*>(g.scale)[id * groups + k / kTableGroup]);
+    }
+    g.y[blockIdx.x * d + k] = x;
   }
 }
 
@@ -157,16 +163,14 @@ void launch_plain(const DecodeMatrix& m, const W* w, int rows, float* y) {
 }  // namespace
 
 void embed(const DecodeEmbed& e, const int32_t* ids, int rows) {
-  const int64_t d = e.table.values.dim(1);
-  const auto run = [&]<class T>(const T* table) {
-    const float* scale = e.table.quantised() ? e.table.scale.data<float>() : nullptr;
-    launch_kernel(look_up<T>, {unsigned(rows), kThreads}, table, scale, ids, e.y, d);
-    check_launch("decode");
-  };
-  const char* table = e.table.values.raw();
-  if (e.table.quantised()) return run(reinterpret_cast<const int8_t*>(table));
-  if (e.table.values.dtype() == DType::bf16) return run(reinterpret_cast<const Bf16*>(table));
-  run(e.table.values.data<float>());
+  StoredTableArgs g = e.table;
+  g.ids = ids, g.y = e.y, g.n = rows;
+  const auto kernel = g.store == TableStore::f32    ? look_up<TableStore::f32>
+                      : g.store == TableStore::bf16 ? look_up<TableStore::bf16>
+                      : g.store == TableStore::int8 ? look_up<TableStore::int8>
+                                                    : look_up<TableStore::int4>;
+  launch_kernel(kernel, {unsigned(rows), kThreads}, g);
+  check_launch("decode");
 }
 
 void norm(const Norm& p, int rows) {

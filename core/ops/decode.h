@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/ops/attention.h"
+#include "core/ops/embedding.h"
 #include "core/ops/norm_quant.h"
 #include "core/ops/sample.h"
-#include "core/quant_tensor.h"
 
 namespace mmfree {
 
@@ -34,7 +34,7 @@ struct DecodeCall {
 /// call, or with `at_wanted` row n of an output to row wanted[n]. Formulas are those of the ops of the same names;
 /// everything is f32.
 struct DecodeEmbed {
-  QuantTensor table;  ///< [V, D] f32, bf16, or i8 with a scale per row
+  StoredTableArgs table;  ///< [V, D] in any store
   float* y;
 };
 

@@ -111,8 +111,7 @@ class Compiler {
   }
 
   void add(const Plan::Embed& s) {
-    const QuantTensor& table = s.table.quant();
-    out_.program.steps.emplace_back(DecodeEmbed{table, make(s.y)});
+    out_.program.steps.emplace_back(DecodeEmbed{stored_table(s.table.quant()), make(s.y)});
   }
 
   void add(const Plan::Scan& s) {

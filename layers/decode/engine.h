@@ -15,7 +15,7 @@ struct EngineCache;
 struct EngineOptions {
   int64_t slots = 1;       ///< sequences that are held at a time
   int64_t context = 2048;  ///< most tokens of a sequence, if the model has attention without a window; else no limit
-  int64_t chunk = 256;     ///< most rows that are computed at a time; longer inputs are cut. At least `slots`
+  int64_t chunk = 128;     ///< most rows that are computed at a time; longer inputs are cut. At least `slots`
   int threads = 0;         ///< 0: those of OpenMP
 };
 

@@ -43,7 +43,7 @@ OWNERS = {
 BACKENDS = ["core/cpu", "core/cuda"]
 # Headers of the system and the compiler that are not the C++ library's (those have neither a dot nor a slash).
 SYSTEM = ["sys/*", "dirent.h", "fcntl.h", "fnmatch.h", "poll.h", "pthread.h", "pty.h", "termios.h", "unistd.h"]
-SYSTEM += ["dlfcn.h", "omp.h", "immintrin.h", "cpuid.h"]
+SYSTEM += ["dlfcn.h", "omp.h", "immintrin.h", "arm_neon.h", "cpuid.h"]
 
 # What writes to a standard stream, and the only product files that may: all other text reaches a terminal escaped, and
 # no stuck reader holds the program.

@@ -3,10 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 
 #include "core/cpu/team.h"
 #include "core/ops/decode.h"
-#include "core/ops/elementwise.h"
 #include "tests/support/compare.h"
 #include "tests/support/tensors.h"
 
@@ -38,33 +38,62 @@ TEST(Team, EveryTaskRunsOnceAndPhasesDoNotOverlap) {
 struct Lookup {
   std::vector<float> y;
   DecodeProgram program;
-  Lookup(const QuantTensor& table, int64_t rows) : y(size_t(rows * table.values.dim(1))) {
-    program.steps.emplace_back(DecodeEmbed{table, y.data()});
+  Lookup(const QuantTensor& table, int64_t rows) : y(size_t(rows * table_width(table))) {
+    program.steps.emplace_back(DecodeEmbed{stored_table(table), y.data()});
   }
   void run(const std::vector<int32_t>& ids) {
     run_decode(program, {ids.data(), int64_t(ids.size()), nullptr, 0, nullptr, 0, 0, 1});
   }
 };
 
-TEST(Decode, TablesOfAllDtypesGiveTheValuesTheyStandFor) {
-  constexpr int64_t kV = 7, kD = 5;
-  const Tensor table = random_tensor({kV, kD}, DType::f32, 3);
-  Tensor narrow({kV, kD}, DType::bf16), wide({kV, kD}, DType::f32), codes({kV, kD}, DType::i8), steps({kV}, DType::f32);
-  cast(table, narrow), cast(narrow, wide);
-  for (int64_t v = 0; v < kV; ++v) {
-    steps.mut<float>()[v] = 0.25f * float(v + 1);
-    for (int64_t k = 0; k < kD; ++k) codes.mut<int8_t>()[v * kD + k] = int8_t(17 * v - 5 * k);
-  }
-  const std::vector<int32_t> ids = {6, 0, 3, 3};
-  Lookup f32(table, 4), bf16(narrow, 4), i8(QuantTensor(codes, steps, DType::f32), 4);
-  f32.run(ids), bf16.run(ids), i8.run(ids);
-  for (size_t n = 0; n < ids.size(); ++n)
-    for (int64_t k = 0; k < kD; ++k) {
-      const size_t at = n * kD + size_t(k);
-      EXPECT_EQ(f32.y[at], table.data<float>()[ids[n] * kD + k]);
-      EXPECT_EQ(bf16.y[at], wide.data<float>()[ids[n] * kD + k]);
-      EXPECT_EQ(i8.y[at], float(17 * ids[n] - 5 * k) * 0.25f * float(ids[n] + 1));
+/// The documented rounding of one row, in double.
+std::vector<double> rounded_row(const float* x, int64_t d, TableStore store) {
+  std::vector<double> y;
+  const auto largest = [&](int64_t begin, int64_t end) {
+    float most = 0;
+    for (int64_t k = begin; k < end; ++k) most = std::abs(x[k]) > std::abs(most) ? x[k] : most;
+    return most;
+  };
+  for (int64_t k = 0; k < d; ++k) {
+    if (store == TableStore::f32) y.push_back(x[k]);
+    if (store == TableStore::bf16) y.push_back(float(bf16(x[k])));
+    if (store == TableStore::int8) {
+      const double step = std::max(std::abs(double(largest(0, d))), 1e-5) / 127;
+      y.push_back(std::round(x[k] / step) * step);
     }
+    if (store == TableStore::int4) {
+      const int64_t first = k / kTableGroup * kTableGroup;
+      const double step = float(bf16(largest(first, std::min(d, first + kTableGroup)) / -8));
+      y.push_back(step == 0 ? 0 : std::clamp(std::round(x[k] / step), -8.0, 7.0) * step);
+    }
+  }
+  return y;
+}
+
+TEST(Decode, TablesOfAllStoresGiveTheValuesTheyStandFor) {
+  constexpr int64_t kV = 7, kD = 74;
+  Tensor table = random_tensor({kV, kD}, DType::f32, 3);
+  for (int64_t k = 32; k < 64; ++k) table.mut<float>()[2 * kD + k] = 0;  // a group of zeros
+  const std::vector<int32_t> ids = {6, 0, 2, 3, 3};
+  for (TableStore store : kAllTableStores) {
+    const QuantTensor stored = store_table(table, store);
+    EXPECT_EQ(is_packed(stored), store != TableStore::f32);
+    Lookup lookup(stored, int64_t(ids.size()));
+    lookup.run(ids);
+    Tensor y({int64_t(ids.size()), kD}, DType::f32);
+    stored_embedding(stored, Tensor::from({int64_t(ids.size())}, ids.data()), y);
+    for (size_t n = 0; n < ids.size(); ++n) {
+      const std::vector<double> expected = rounded_row(table.data<float>() + ids[n] * kD, kD, store);
+      for (size_t k = 0; k < size_t(kD); ++k) {
+        const float got = lookup.y[n * size_t(kD) + k];
+        EXPECT_EQ(got, y.data<float>()[n * size_t(kD) + k]);
+        // codes are equal (no value lies half way between two); products of code and step are rounded
+        EXPECT_NEAR(got, expected[k], 1e-5) << name_of(store) << ' ' << n << ' ' << k;
+      }
+    }
+  }
+  Tensor odd = random_tensor({3, 5}, DType::f32, 3);
+  EXPECT_THROW(store_table(odd, TableStore::int4), ShapeError);
 }
 
 TEST(Decode, RefusesIdsOutsideTheTableAndOtherDevices) {

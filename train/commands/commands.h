@@ -16,5 +16,6 @@ void add_export_command(CLI::App& app);
 void add_info_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);
 void add_prepare_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
 
 }  // namespace mmfree

@@ -52,8 +52,10 @@ void refuse_source(const Options& o, const Model& model) {
 std::string size_text(const std::string& path) { return format_bytes(fs::file_size(path)); }
 
 void export_to_ternary(const Options& o, const Model& model) {
-  static const std::map<std::string, EmbeddingStore> stores = {
-      {"f32", EmbeddingStore::f32}, {"bf16", EmbeddingStore::bf16}, {"int8", EmbeddingStore::int8}};
+  static const std::map<std::string, EmbeddingStore> stores = {{"f32", EmbeddingStore::f32},
+                                                               {"bf16", EmbeddingStore::bf16},
+                                                               {"int8", EmbeddingStore::int8},
+                                                               {"int4", EmbeddingStore::int4}};
   require_replaceable(o.out, o.overwrite, [&] { verify_ternary_file(o.out); });
   export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
   console::out.format("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
@@ -190,7 +192,7 @@ void add_export_command(CLI::App& app) {
       ->check(CLI::IsMember({"ternary", "hf", "gguf"}))
       ->capture_default_str();
   c->add_option("--embedding", o->embedding, "ternary: how the embedding table is stored")
-      ->check(CLI::IsMember({"f32", "bf16", "int8"}))
+      ->check(CLI::IsMember({"f32", "bf16", "int8", "int4"}))
       ->capture_default_str();
   c->add_option("--dtype", o->dtype, "hf: type of the weights")
       ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))

@@ -17,6 +17,7 @@ Model load_model(const ModelOptions& o) {
   const ComputeTarget target = choose_target(o.device, o.compute, "--device");
   MMFREE_CHECK(ConfigError, target.device != Device::cpu || o.compute != name_of(ComputeChoice::bf16),
                "--device: bf16 activations need a GPU; the CPU computes in f32");
+  if (target.device == Device::cpu) return map_model(o.model, o.tokenizer);
   return move_model(load_model(o.model, o.tokenizer), target);
 }
 

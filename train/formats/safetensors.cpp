@@ -177,7 +177,7 @@ SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path), fil
                " bytes, the file has ", size, "; truncated?");
   std::string header(size_t(header_size), '\0');
   read_exactly(file_, path_, 8, header.data(), int64_t(header_size));
-  data_begin_ = 8 + int64_t(header_size);
+  data_begin_ = 8 + int64_t(header_size), size_ = size;
   parse_header(header, size - data_begin_);
 }
 
@@ -251,6 +251,17 @@ Tensor SafetensorsReader::read(const std::string& name, DType as) const {
     });
   });
   return tensor;
+}
+
+Tensor SafetensorsReader::map(const std::string& name, DType as) const {
+  const SafetensorsEntry& e = entry(name);
+  bool same = false;
+  visit_file_dtype(e.dtype,
+                   [&]<class Stored>() { visit_dtype(as, [&]<class As>() { same = std::is_same_v<Stored, As>; }); });
+  const int64_t begin = data_begin_ + e.begin;
+  if (!same || begin % size_of(as) != 0 || e.begin == e.end) return read(name, as);
+  if (!mapped_) mapped_ = std::make_shared<const MappedFile>(file_, path_, size_);
+  return Tensor::borrowed(shape(name), as, mapped_->data() + begin, mapped_);
 }
 
 std::vector<char> SafetensorsReader::bytes(const std::string& name) const {

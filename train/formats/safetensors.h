@@ -7,6 +7,7 @@
 
 #include "core/dtype.h"
 #include "core/system/files.h"
+#include "core/system/mapped_file.h"
 #include "core/tensor.h"
 
 namespace mmfree {
@@ -53,6 +54,10 @@ class SafetensorsReader {
   /// Narrowing floats rounds to nearest even (f64 to bf16 by way of f32).
   /// @throws DataError for float as integer and the reverse, or if a finite value does not fit; IoError
   Tensor read(const std::string& name, DType as) const;
+  /// As read(); but if the tensor is stored as `as`, at an address that is a multiple of an element's size, it stays
+  /// where it lies in the mapped file. The first call maps the file, which must then stay as it is as long as a tensor
+  /// is used (see MappedFile).
+  Tensor map(const std::string& name, DType as) const;
   /// The tensor's bytes as they are in the file.
   std::vector<char> bytes(const std::string& name) const;
 
@@ -62,7 +67,8 @@ class SafetensorsReader {
 
   std::string path_;
   Fd file_;
-  int64_t data_begin_ = 0;
+  mutable std::shared_ptr<const MappedFile> mapped_;
+  int64_t data_begin_ = 0, size_ = 0;
   std::vector<SafetensorsEntry> entries_;  // by offset
   std::map<std::string, size_t> index_;    // name -> place in entries_
   std::map<std::string, std::string> metadata_;

@@ -2,12 +2,13 @@
 #include <functional>
 #include <string>
 
+#include "core/ops/embedding.h"
 #include "train/inference/model.h"
 
 namespace mmfree {
 
-/// How the embedding table of an export is stored: as trained, rounded to bf16, or as int8 with one scale per row.
-enum class EmbeddingStore { f32, bf16, int8 };
+/// How the embedding table of an export is stored.
+using EmbeddingStore = TableStore;
 
 /// The deployment format: a safetensors file with codes and scales, without latent weights (a dequantised matrix cannot
 /// stand for them: quantising it again would shrink its scale). Tensors:
@@ -16,7 +17,8 @@ enum class EmbeddingStore { f32, bf16, int8 };
 ///                                         of a 32-byte block holds columns j, j+32, j+64, j+96, low bits first
 ///   NAME.scale   F32 [1]                  weight = (code − 1) · scale
 ///   NAME.weight  F32 | BF16               projections that are not ternary, norms, lower bounds
-///   model.embeddings.weight               F32 | BF16 | I8 [V, D] with model.embeddings.weight.scale F32 [V]
+///   model.embeddings.weight               F32 | BF16 | I8 [V, D] with model.embeddings.weight.scale F32 [V], or U8
+///                                         [V, D / 2] with a scale BF16 [V, ceil(D / 32)]: see store_table
 ///   tokenizer.model  U8                   the SentencePiece model, if there is one
 /// Metadata: format "mmfree-ternary", version "1", config (YAML), content_hash over config and all tensors.
 /// `before_tensor` is called before each tensor is written. `check` is called with the temporary path of the complete
@@ -29,6 +31,11 @@ void write_ternary_file(const std::string& path, const Model& model, EmbeddingSt
 /// Reads a file of write_ternary_file. @throws MissingError, IoError, DataError (damaged, a code outside {0, 1, 2}, a
 /// value that is not finite, a missing tensor)
 Model read_ternary_file(const std::string& path);
+
+/// The same model with its ternary matrices and its embedding table where they lie in the mapped file: it starts at
+/// once, and processes share the pages. Its `params` have no embedding table. For inference on the CPU; the file must
+/// stay as it is while the model is used (see MappedFile). @throws as read_ternary_file
+Model map_ternary_file(const std::string& path);
 
 /// Checks format, version and hash of such a file. @throws MissingError, IoError, DataError
 void verify_ternary_file(const std::string& path);

@@ -112,14 +112,27 @@ Model from_directory(const std::string& dir) {
   return std::move(*m);
 }
 
-Model from_file(const std::string& path) {
+Model from_file(const std::string& path, bool map) {
   const Fd file = open_input(path);
   char begin[9] = {};
   read_exactly(file, path, 0, begin, std::min<int64_t>(sizeof begin, size_of_file(file, path)));
   if (std::string_view(begin, 8) == "MMFREEH5") return from_checkpoint(Checkpoint(path, h5::Verify::while_reading));
   MMFREE_CHECK(DataError, begin[8] == '{', path,
                ": is no model; give a checkpoint, a run folder, a ternary export or a Hugging Face folder");
-  return read_ternary_file(path);
+  return map ? map_ternary_file(path) : read_ternary_file(path);
+}
+
+Model loaded(const std::string& path, const std::string& tokenizer_path, bool map) {
+  Model m = fs::is_directory(path) ? from_directory(path) : from_file(path, map);
+  if (!tokenizer_path.empty()) {
+    const Tokenizer given = Tokenizer::load(tokenizer_path);
+    MMFREE_CHECK(UsageError, !m.tokenizer || m.tokenizer->hash() == given.hash(), tokenizer_path,
+                 ": is another tokenizer than the one that ", m.source, " holds; leave --tokenizer out");
+    m.tokenizer = given;
+  }
+  MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path,
+               ": the tokenizer has ", m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);
+  return m;
 }
 
 }  // namespace
@@ -133,16 +146,11 @@ const Tokenizer& Model::need_tokenizer() const {
 }
 
 Model load_model(const std::string& path, const std::string& tokenizer_path) {
-  Model m = fs::is_directory(path) ? from_directory(path) : from_file(path);
-  if (!tokenizer_path.empty()) {
-    const Tokenizer given = Tokenizer::load(tokenizer_path);
-    MMFREE_CHECK(UsageError, !m.tokenizer || m.tokenizer->hash() == given.hash(), tokenizer_path,
-                 ": is another tokenizer than the one that ", m.source, " holds; leave --tokenizer out");
-    m.tokenizer = given;
-  }
-  MMFREE_CHECK(DataError, !m.tokenizer || m.tokenizer->vocab_size() <= m.config.vocab_size, path,
-               ": the tokenizer has ", m.tokenizer->vocab_size(), " pieces, the model only ", m.config.vocab_size);
-  return m;
+  return loaded(path, tokenizer_path, false);
+}
+
+Model map_model(const std::string& path, const std::string& tokenizer_path) {
+  return loaded(path, tokenizer_path, true);
 }
 
 Model move_model(Model model, const ComputeTarget& target) {

@@ -40,6 +40,8 @@ struct Model {
 /// folder. Weights are f32. `tokenizer_path` gives the tokenizer of a file that holds none; it must fit the vocabulary.
 /// @throws MissingError, DataError, IoError, ConfigError
 Model load_model(const std::string& path, const std::string& tokenizer_path = "");
+/// The same for inference on the CPU alone: a ternary export stays in its file (see map_ternary_file).
+Model map_model(const std::string& path, const std::string& tokenizer_path = "");
 
 /// The same model, computing on `target`.
 Model move_model(Model model, const ComputeTarget& target);
