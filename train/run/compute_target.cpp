@@ -49,11 +49,12 @@ ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, c
           concat("cuda:", index, " (", gpu::info().name, ")")};
 }
 
-ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where) {
+ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where,
+                            int local_rank) {
   const std::optional<DeviceChoice> place = parse_device(device);
   MMFREE_CHECK(ConfigError, place, where, ": expected auto, cpu, cuda or cuda:N, found ", quote(device));
   for (const ComputeChoice choice : {ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16})
-    if (compute == name_of(choice)) return choose_target(*place, choice, where);
+    if (compute == name_of(choice)) return choose_target(*place, choice, where, local_rank);
   throw ConfigError(concat(where, ": expected activations in auto, f32 or bf16, found ", quote(compute)));
 }
 

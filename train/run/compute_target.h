@@ -44,6 +44,7 @@ BackwardProducts backward_products(const ComputeTarget& target, Products ternary
 ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where,
                             int local_rank = 0);
 /// The same for names. @throws ConfigError naming `where` also for an unknown name
-ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where);
+ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where,
+                            int local_rank = 0);
 
 }  // namespace mmfree
