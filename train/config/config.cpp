@@ -186,9 +186,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
 
 RunConfig load_stored_config(const std::string& text, const std::string& path) {
   try {
-    RunConfig config = load_config_text(text, path);
-    if (config.train.leaves == 0) config.train.leaves = 1;  // written before there were leaves
-    return config;
+    return load_config_text(text, path);
   } catch (const ConfigError& e) {
     const std::string all = e.what();
     throw DataError(concat(path, ": the configuration inside is not readable: ", all.substr(0, all.find('\n')),

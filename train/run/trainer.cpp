@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -176,7 +177,9 @@ std::string Trainer::find_and_resume(bool force) {
 void Trainer::check_changes(const Checkpoint& file, bool force) {
   std::string dangerous;
   const auto refuse = [&](const std::string& what) { dangerous += (dangerous.empty() ? "" : ", ") + what; };
-  for (const ConfigChange& change : compare(file.config(), config_)) {
+  RunConfig before = file.config();
+  if (before.train.leaves == 0) before.train.leaves = 1;  // written before there were leaves
+  for (const ConfigChange& change : compare(before, config_)) {
     if (change.key == "train.resume" ||
         (change.key == "data.framing" && change.before == name_of(std::optional<Framing>())))
       continue;
@@ -212,7 +215,7 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
   MMFREE_CHECK(DataError, file.has_states(), path,
                ": is a model without optimizer state (an import?); training cannot be resumed from it, but can start "
                "with its weights: train.init_from");
-  decide_leaves(file.config().train.leaves);
+  decide_leaves(std::max<int64_t>(1, file.config().train.leaves));
   check_changes(file, force);
   const int64_t step = file.state().step;
   MMFREE_CHECK(ConfigError, step <= config_.train.steps, config_.source, ": train.steps is ", config_.train.steps,
