@@ -5,6 +5,7 @@
 #include <exception>
 #include <utility>
 
+#include "core/gpu.h"
 #include "core/ranks/group_state.h"
 #include "core/system/report.h"
 
@@ -27,6 +28,8 @@ void Group::State::leave(Exit status, const std::string& message) {
   if (std::exchange(left, true)) return;
   // Before the others end: what started them may then end this process too.
   if (rank == 0 && !message.empty()) print_message(message, status);
+  // Links that end must have nothing under way that another GPU waits for.
+  if (links) gpu::synchronize();
   all_left = watch->leave(status, message);
 }
 
@@ -88,7 +91,7 @@ Group::~Group() {
     try {
       s.watch->check();
       s.leave(Exit::ok);
-    } catch (const LostRank&) {
+    } catch (const Error&) {  // lost, or a GPU that failed: others notice
     }
   }
   s.watch->set_cancel(nullptr);

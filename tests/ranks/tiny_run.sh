@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by scripts that train a tiny run in several ways and compare the results.
 #   tiny_run FOLDER LEAVES STEPS     makes FOLDER/run.yaml, its shards and its tokenizer; needs build/mmfree
 #   same_run RUN RUN                 fails and says so unless both have the same results, to the bit

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by tests/slurm/preempt.sh: a Slurm of Debian's packages on this machine alone, started by hand in a folder of its own, without
 # systemd and without control groups. It needs root, as slurmd does.
 #   slurm_start FOLDER CORES     starts munged, slurmctld and slurmd; two partitions: `low`, whose jobs give way and are requeued,

@@ -1,3 +1,5 @@
+#include <omp.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
@@ -7,6 +9,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/ranks/group.h"
 #include "core/system/console.h"
 #include "core/system/files.h"
 #include "core/system/folder_mark.h"
@@ -87,20 +90,49 @@ void print_sample(const Tokenizer& t, const std::string& text) {
       concat("decoded     ", t.decode(ids) == text ? "the same text" : "a DIFFERENT text: " + t.decode(ids), '\n'));
 }
 
-void print_split(const char* name, const PrepareSummary::Split& s) {
-  console::out.print(concat(name, "  ", s.documents, " documents, ", format_bytes(uint64_t(s.bytes)), " of text, ",
-                            format_count(double(s.tokens)), " tokens in ", s.shards,
-                            s.shards == 1 ? " shard\n" : " shards\n"));
+std::string split_text(const char* name, const PrepareSummary::Split& s) {
+  return concat(name, "  ", s.documents, " documents, ", format_bytes(uint64_t(s.bytes)), " of text, ",
+                format_count(double(s.tokens)), " tokens in ", s.shards, s.shards == 1 ? " shard\n" : " shards\n");
 }
 
-void print_summary(const PrepareOptions& options, const PrepareSummary& s) {
-  print_split("train", s.train);
-  if (options.valid_fraction > 0) print_split("valid", s.valid);
-  if (s.duplicates) console::out.print(concat("Dropped ", s.duplicates, " documents that were there already.\n"));
-  if (s.held_out_tails) console::out.print("Fewer than 20 documents: validation is the tail of each.\n");
-  if (!s.skipped.empty()) console::out.print("Skipped " + skipped_text(s.skipped) + ".\n");
-  if (!s.passed_over.empty()) console::out.print(passed_over_text(s.passed_over) + "\n");
-  console::out.print(concat("Written to ", options.output, '\n'));
+std::string summary_text(const PrepareOptions& options, const PrepareSummary& s) {
+  std::string text = split_text("train", s.train);
+  if (options.valid_fraction > 0) text += split_text("valid", s.valid);
+  if (s.duplicates) text += concat("Dropped ", s.duplicates, " documents that were there already.\n");
+  if (s.held_out_tails) text += "Fewer than 20 documents: validation is the tail of each.\n";
+  if (!s.skipped.empty()) text += "Skipped " + skipped_text(s.skipped) + ".\n";
+  if (!s.passed_over.empty()) text += passed_over_text(s.passed_over) + "\n";
+  return text + concat("Written to ", options.output, '\n');
+}
+
+/// Ranks that were given no part make one each.
+void prepare_by_ranks(PrepareOptions& options, Group& group) {
+  if (group.size() > 1) {
+    MMFREE_CHECK(UsageError, options.part.of == 1, "--part: ", group.size(), " ranks make a part each; leave it out");
+    options.part = {group.rank() + 1, group.size()};
+  }
+  PrepareSummary summary;
+  {
+    const StopSignals signals;
+    options.check_stop = [&] {
+      group.check();
+      throw_if_stopped("goes on after the shards that are whole");
+    };
+    options.on_resume = [](int64_t shards, int64_t tokens) {
+      console::err.print(
+          concat("going on after ", shards, " whole shards, ", format_count(double(tokens)), " tokens\n"));
+    };
+    options.on_warning = [](const std::string& warning) { console::err.print("warning: " + warning + "\n"); };
+    ShareProgress progress("preparing");
+    options.on_progress = [&](const PrepareProgress& p) {
+      const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));
+      if (group.rank() == 0) progress.update(share, format_count(double(p.tokens)) + " tokens");
+    };
+    summary = prepare(options);
+  }
+  const std::vector<std::string> texts = group.gather_texts(summary_text(options, summary));
+  for (size_t r = 0; r < texts.size() && group.rank() == 0; ++r)
+    console::out.print((texts.size() > 1 ? concat("part ", r + 1, "/", texts.size(), "\n") : "") + texts[r]);
 }
 
 }  // namespace
@@ -163,7 +195,8 @@ void add_prepare_command(CLI::App& app) {
                         "of documents that are equal keep the first; takes about 64 bytes of memory per document; with "
                         "--part within the part");
   prepare_app->add_flag("--compress", options->compress, "compress the shards (deflate): smaller, slower to read");
-  prepare_app->add_option("--part", *part, "k/n: make part k of n, in a folder of its own; for job arrays");
+  prepare_app->add_option("--part", *part,
+                          "k/n: make part k of n, in a folder of its own; for job arrays (ranks make a part each)");
   prepare_app->add_flag("--overwrite", options->overwrite, "replace the shards that mmfree prepared in the directory");
   prepare_app->footer(
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C end it after the documents in hand (status 75); then, and after a crash, "
@@ -179,23 +212,9 @@ void add_prepare_command(CLI::App& app) {
   prepare_app->callback([options, limit_mb, part] {
     options->limit_bytes = bytes_of(*limit_mb);
     options->part = part_of(*part);
-    PrepareSummary summary;
-    {
-      const StopSignals signals;
-      options->check_stop = [] { throw_if_stopped("goes on after the shards that are whole"); };
-      options->on_resume = [](int64_t shards, int64_t tokens) {
-        console::err.print(
-            concat("going on after ", shards, " whole shards, ", format_count(double(tokens)), " tokens\n"));
-      };
-      options->on_warning = [](const std::string& warning) { console::err.print("warning: " + warning + "\n"); };
-      ShareProgress progress("preparing");
-      options->on_progress = [&progress](const PrepareProgress& p) {
-        const double share = double(p.bytes_read) / double(std::max({p.bytes_read, p.total_bytes, int64_t(1)}));
-        progress.update(share, format_count(double(p.tokens)) + " tokens");
-      };
-      summary = prepare(*options);
-    }
-    print_summary(*options, summary);
+    const std::unique_ptr<Group> group = Group::join(detect_launch());
+    if (group->threads() > 0) omp_set_num_threads(group->threads());
+    group->run([&] { prepare_by_ranks(*options, *group); });
   });
 }
 

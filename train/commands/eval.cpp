@@ -1,3 +1,5 @@
+#include <omp.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
@@ -5,6 +7,7 @@
 #include <memory>
 #include <set>
 
+#include "core/ranks/group.h"
 #include "core/system/console.h"
 #include "core/system/files.h"
 #include "core/system/signals.h"
@@ -32,8 +35,9 @@ struct Options {
   bool json = false;
 };
 
-/// Token shards if the names say so, else text for the model's own tokenizer.
-TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<TokenShards>& shards) {
+/// Token shards if the names say so, else text for the model's own tokenizer. Warnings are for `tell`.
+TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<TokenShards>& shards,
+                        const std::function<void(const std::string&)>& tell) {
   std::vector<std::string> suffixes = TextReader::suffixes();
   suffixes.push_back(".h5");
   const std::vector<std::string> files = FoundFiles(o.data, suffixes).files;
@@ -49,33 +53,33 @@ TokenSource open_source(const Options& o, const Model& model, std::unique_ptr<To
                  ": was prepared with another tokenizer than the model's");
     const Framing framing = shards->info().framing;
     if (framing != model.framing)
-      console::err.format("warning: %s: documents are framed by %s, those that the model was trained on by %s\n",
-                          files.front().c_str(), name_of(framing), name_of(model.framing));
+      tell(concat("warning: ", files.front(), ": documents are framed by ", name_of(framing),
+                  ", those that the model was trained on by ", name_of(model.framing)));
     return TokenSource::shards(*shards);
   }
-  const auto tell = [](const char* what, const std::string& text) {
-    if (!text.empty()) console::err.format("%s%s\n", what, text.c_str());
-  };
   TextOptions options = o.text;
   options.vocab_size = model.need_tokenizer().vocab_size();
   TextReader reader(o.data, options);
-  tell("", passed_over_text(reader.passed_over()));
+  tell(passed_over_text(reader.passed_over()));
   const auto next = [&](Document* document) { return reader.next(document); };
   const int64_t most = o.limit > 0 ? o.limit : std::numeric_limits<int64_t>::max();
   TokenSource source = source_of_texts(model.encoder(), next, most);
-  tell("skipped ", skipped_text(reader.skipped()));
+  if (const std::string skipped = skipped_text(reader.skipped()); !skipped.empty()) tell("skipped " + skipped);
   return source;
 }
 
-Evaluation evaluate_data(const Options& o, const Model& model, int64_t seq_len) {
+Evaluation evaluate_data(const Options& o, const Model& model, int64_t seq_len, Group& group) {
   std::unique_ptr<TokenShards> shards;
-  const TokenSource source = open_source(o, model, shards);
+  const TokenSource source = open_source(o, model, shards, [&](const std::string& text) {
+    if (!text.empty() && group.rank() == 0) console::err.print(text + "\n");
+  });
+  group.require_same("data", concat(source.tokens, " tokens"));
   ShareProgress progress("evaluating");
   const auto show = [&](int64_t done, int64_t total) {
-    progress.update(double(done) / double(total));
+    if (group.rank() == 0) progress.update(double(done) / double(total));
     return true;
   };
-  return evaluate(*model.lm, source, {seq_len, o.limit, show, model.reset_state, o.batch});
+  return evaluate(*model.lm, source, {seq_len, o.limit, show, model.reset_state, o.batch, &group});
 }
 
 std::vector<Task> read_tasks(const Options& o, const Model& model) {
@@ -96,24 +100,29 @@ std::vector<Task> read_tasks(const Options& o, const Model& model) {
   return tasks;
 }
 
-std::vector<Answers> answer_tasks(const Model& model, const std::vector<Task>& tasks) {
+std::vector<Answers> answer_tasks(const Model& model, const std::vector<Task>& tasks, Group& group) {
   ShareProgress progress("answering");
-  return answer(*model.lm, tasks, {.on_progress = [&](double share) { progress.update(share); }});
+  const auto show = [&](double share) {
+    if (group.rank() == 0) progress.update(share);
+  };
+  return answer(*model.lm, tasks, {.on_progress = show, .group = &group});
 }
 
-void run(const Options& o) {
+void run_rank(const Options& o, Group& group) {
   MMFREE_CHECK(UsageError, !o.data.empty() || !o.tasks.empty(), "eval: give data, or --tasks");
   std::error_code ignored;
   MMFREE_CHECK(CreateError, o.samples.empty() || !std::filesystem::exists(o.samples, ignored), o.samples,
                ": exists already; choose another name for --log-samples");
   const StopSignals signals;
   const LeaveAtOnce nothing_to_clean_up;
-  const Model model = load_model(o.model);
+  if (group.threads() > 0) omp_set_num_threads(group.threads());
+  const Model model = load_model(o.model, group.local_rank());
   const int64_t seq_len = o.seq_len > 0 ? o.seq_len : model.seq_len;
   const std::vector<Task> tasks = read_tasks(o, model);
   Evaluation e;
-  if (!o.data.empty()) e = evaluate_data(o, model, seq_len);
-  const std::vector<Answers> answers = answer_tasks(model, tasks);
+  if (!o.data.empty()) e = evaluate_data(o, model, seq_len, group);
+  const std::vector<Answers> answers = answer_tasks(model, tasks, group);
+  if (group.rank() != 0) return;
   if (o.json) {
     Json j = {{"model", o.model.model}};
     if (!o.data.empty()) j.update(data_report(e, seq_len));
@@ -128,6 +137,11 @@ void run(const Options& o) {
   std::string samples;
   for (size_t i = 0; i < tasks.size(); ++i) samples += sample_lines(tasks[i], answers[i]);
   write_file(o.samples, samples);
+}
+
+void run(const Options& o) {
+  const std::unique_ptr<Group> group = Group::join(detect_launch());
+  group->run([&] { run_rank(o, *group); });
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ void add_model_options(CLI::App& command, ModelOptions& o) {
       ->capture_default_str();
 }
 
-Model load_model(const ModelOptions& o) {
-  const ComputeTarget target = choose_target(o.device, o.compute, "--device");
+Model load_model(const ModelOptions& o, int local_rank) {
+  const ComputeTarget target = choose_target(o.device, o.compute, "--device", local_rank);
   MMFREE_CHECK(ConfigError, target.device != Device::cpu || o.compute != name_of(ComputeChoice::bf16),
                "--device: bf16 activations need a GPU; the CPU computes in f32");
   if (target.device == Device::cpu) return map_model(o.model, o.tokenizer);

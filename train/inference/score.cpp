@@ -87,6 +87,21 @@ void score_batch(const LM& lm, std::span<const RequestGroup> batch, const Reques
   }
 }
 
+/// Each result from the rank that has computed it, to all.
+void gather(Group& group, const std::vector<int>& owners, std::vector<Likelihood>& results) {
+  struct Plain {
+    double logprob;
+    int64_t greedy;
+  };
+  std::vector<Plain> mine, all(results.size() * size_t(group.size()));
+  for (const Likelihood& r : results) mine.push_back({r.logprob, r.greedy});
+  group.all_gather(mine.data(), mine.size() * sizeof(Plain), all.data());
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Plain& p = all[size_t(owners[i]) * results.size() + i];
+    results[i] = {p.logprob, p.greedy != 0};
+  }
+}
+
 }  // namespace
 
 TokenScores score(const LM& lm, const std::vector<int32_t>& tokens) {
@@ -115,7 +130,10 @@ std::vector<Likelihood> likelihoods(const LM& lm, const std::vector<Request>& re
                               : lm.device() == Device::cpu ? 4096
                                                            : 32768;
   const int64_t most_scored = (int64_t(1) << 27) / lm.config().vocab_size;
-  for (size_t begin = 0; begin < groups.size();) {
+  const int ranks = options.group ? options.group->size() : 1, rank = options.group ? options.group->rank() : 0;
+  std::vector<int> owners(requests.size());
+  int owner = 0;  // of a batch: the ranks take turns
+  for (size_t begin = 0; begin < groups.size(); owner = (owner + 1) % ranks) {
     const int64_t steps = inputs_of(*groups[begin][0]);
     size_t end = begin;
     int64_t scored = 0;
@@ -124,10 +142,14 @@ std::vector<Likelihood> likelihoods(const LM& lm, const std::vector<Request>& re
       done += inputs_of(*groups[end++][0]);
     } while (end < groups.size() && int64_t(end - begin + 1) * steps <= most_tokens &&
              scored + groups[end][0]->scored <= most_scored);
-    score_batch(lm, std::span(groups).subspan(begin, end - begin), requests.data(), results);
+    const std::span batch = std::span(groups).subspan(begin, end - begin);
+    if (owner == rank) score_batch(lm, batch, requests.data(), results);
+    for (const RequestGroup& same : batch)
+      for (const Request* r : same) owners[size_t(r - requests.data())] = owner;
     begin = end;
     if (options.on_progress) options.on_progress(double(done) / double(total));
   }
+  if (ranks > 1) gather(*options.group, owners, results);
   return results;
 }
 

@@ -3,6 +3,7 @@
 #include <functional>
 #include <vector>
 
+#include "core/ranks/group.h"
 #include "layers/lm.h"
 
 namespace mmfree {
@@ -32,10 +33,12 @@ struct Likelihood {
 struct LikelihoodOptions {
   int64_t batch_tokens = 0;  ///< at most so many tokens per forward pass, padding included; 0: as suits the device
   std::function<void(double share)> on_progress;  ///< share of the tokens that are done
+  Group* group = nullptr;  ///< ranks that share the forward passes, each with the same model and requests; null: alone
 };
 
 /// Scores each continuation, every sequence from the empty state, in batches of similar lengths. Requests that differ
-/// in their last token only are computed once. On the CPU a result depends on its request alone, to the bit.
+/// in their last token only are computed once. On the CPU a result depends on its request alone, to the bit;
+/// on a GPU it does not depend on the number of ranks.
 /// @throws DivergedError if a logit is NaN or too large, DataError for a token outside the vocabulary
 std::vector<Likelihood> likelihoods(const LM& lm, const std::vector<Request>& requests,
                                     const LikelihoodOptions& options = {});
