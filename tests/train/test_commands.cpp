@@ -9,9 +9,6 @@
 #include <thread>
 
 #include "core/gpu.h"
-#include "core/ops/ternary.h"
-#include "core/system/machine.h"
-#include "core/thread_pool.h"
 #include "tests/support/model_variants.h"
 #include "tests/support/program.h"
 #include "tests/support/shard_damage.h"
@@ -583,17 +580,6 @@ TEST(Commands, InfoNamesEveryKindOfFile) {
   const std::string shard = fs::path(TinyCorpus::get().train()).parent_path() / "train-00000.h5";
   EXPECT_TRUE(contains(output({"info", shard}), "token shard (train)"));
   EXPECT_TRUE(contains(output({"info", TinyCorpus::get().tokenizer_path()}), "320 pieces"));
-}
-
-TEST(Commands, InfoWithoutAFileTellsWhatThisMachineComputesWith) {
-  const std::string text = output({"info"});
-  for (const std::string& part :
-       {concat("threads     ", threads::limit(), " ("),
-        concat("products in 8 bits by ", cpu::ternary_instruction_sets().front(), ", the first of: "),
-        concat("auto on the CPU is ", fast_bf16_products() ? "bf16" : "f32", " for backward"),
-        concat("huge pages: ", huge_pages()), concat("device      auto is ", gpu::problem().empty() ? "cuda" : "cpu")})
-    EXPECT_TRUE(contains(text, part)) << part << " in\n" << text;
-  EXPECT_TRUE(gpu::problem().empty() || contains(text, "GPU         none to use: " + gpu::problem())) << text;
 }
 
 TEST(Commands, InfoTellsTheKindsOfAttention) {

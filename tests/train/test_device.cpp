@@ -4,7 +4,11 @@
 #include <map>
 
 #include "core/gpu.h"
+#include "core/ops/ternary.h"
+#include "core/system/machine.h"
+#include "core/thread_pool.h"
 #include "tests/support/gpu.h"
+#include "tests/support/program.h"
 #include "tests/support/tensors.h"
 #include "train/inference/model.h"
 #include "train/run/compute_target.h"
@@ -67,6 +71,17 @@ TEST(Device, WithAGpuAutoTakesItInBf16) {
     EXPECT_EQ(DType::f32, choose_target(device, "f32", "here").compute);
   }
   expect_error<ConfigError>({"here: "}, [] { choose_target("cuda:998", "auto", "here"); });
+}
+
+TEST(Device, InfoWithoutAFileTellsWhatThisMachineComputesWith) {
+  const std::string text = output({"info"});
+  for (const std::string& part :
+       {concat("threads     ", threads::limit(), " ("),
+        concat("products in 8 bits by ", cpu::ternary_instruction_sets().front(), ", the first of: "),
+        concat("auto on the CPU is ", fast_bf16_products() ? "bf16" : "f32", " for backward"),
+        concat("huge pages: ", huge_pages()), concat("device      auto is ", gpu::problem().empty() ? "cuda" : "cpu")})
+    EXPECT_TRUE(contains(text, part)) << part << " in\n" << text;
+  EXPECT_TRUE(gpu::problem().empty() || contains(text, "GPU         none to use: " + gpu::problem())) << text;
 }
 
 }  // namespace
