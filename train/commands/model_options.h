@@ -17,7 +17,8 @@ struct ModelOptions {
 /// Adds the argument `model` and the options --tokenizer, --device and --compute to a command.
 void add_model_options(CLI::App& command, ModelOptions& options);
 
-/// The model, ready to compute; on GPU local_rank of those that this process sees, or the only one. @throws what load_model and choose_target throw
+/// The model, ready to compute; on GPU local_rank of those that this process sees, or the only one. @throws what
+/// load_model and choose_target throw
 Model load_model(const ModelOptions& options, int local_rank = 0);
 
 }  // namespace mmfree
