@@ -1,6 +1,7 @@
 #pragma once
 #include <chrono>
 #include <typeinfo>
+#include <utility>
 
 namespace mmfree {
 
@@ -23,6 +24,13 @@ void run_on_cpu(const char* op, void (*kernel)(const Args&), const Args& args) {
   kernel(args);
   op_watch->ran(op, typeid(Args), &args,
                 std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+}
+
+/// Runs one with several arguments, which nobody watches.
+template <class... Params, class... Args>
+  requires(sizeof...(Params) > 1)
+void run_on_cpu(const char*, void (*kernel)(Params...), Args&&... args) {
+  kernel(std::forward<Args>(args)...);
 }
 
 }  // namespace mmfree
