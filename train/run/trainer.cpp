@@ -353,7 +353,11 @@ std::string Trainer::newest() const {
   return fs::exists(path, ignored) ? path : "";
 }
 
-bool Trainer::save_due() const { return config_.train.save_every > 0 && state_.step % config_.train.save_every == 0; }
+/// Not at the step where this process started: there it has made none.
+bool Trainer::save_due() const {
+  const int64_t every = config_.train.save_every;
+  return every > 0 && state_.step > first_step_ && state_.step % every == 0;
+}
 
 /// Starts to save the state, unless the newest checkpoint holds it.
 void Trainer::save() {
