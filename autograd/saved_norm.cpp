@@ -45,7 +45,11 @@ void SavedNorm::backward(const BackwardCtx& c, std::vector<NormBranchGrad>& grad
   const DType t = grads[0].dout.dtype();
   const RowSource source = this->source(c);
   RowSourceGrad grad;
-  if (has_sum) grad.incoming = c.out_grad(sum);
+  // The kernel adds what x has from its other uses before it rounds: a sum and its value make the same bits.
+  if (has_sum)
+    grad.incoming = c.out_grad(sum);
+  else if (kind == RowSource::rows)
+    grad.incoming = c.take(kA);
   const bool wants_a = c.needs(kA) || (kind == RowSource::sum && c.needs(kB));
   const GradientForm form = two && c.needs(kB) ? GradientForm::values : c.wanted(kind == RowSource::sum ? kB : kA);
   if (form != GradientForm::values)

@@ -68,6 +68,16 @@ GradientForm BackwardCtx::wanted(size_t i) const {
   return slot.uses == 1 && !slot.written && !slot.parameter ? slot.wanted : GradientForm::values;
 }
 
+Tensor BackwardCtx::take(size_t i) const {
+  if (!needs(i) || !node_.inputs[i]->written) return {};
+  GradSlot& slot = *node_.inputs[i];
+  MMFREE_CHECK(Error, !slot.rows.quantised(), node_.op, ": takes a gradient that is there by rows");
+  const Tensor sum = slot.grad;
+  slot.written = false;
+  if (!slot.parameter) slot.grad = Tensor();
+  return sum;
+}
+
 GradTarget GradSlot::target() {
   MMFREE_CHECK(Error, !rows.quantised(), "backward: a second contribution to a gradient that is there by rows");
   const double beta = written ? 1 : 0;

@@ -111,6 +111,9 @@ class BackwardCtx {
   GradTarget grad(size_t i) const { return node_.inputs[i]->target(); }
   /// As grad(i), or an undefined tensor if input i wants none.
   GradTarget grad_if_needed(size_t i) const { return needs(i) ? grad(i) : GradTarget{}; }
+  /// Takes the sum of the contributions to input i's gradient so far, to which the caller adds its own before it
+  /// rounds: the sum of both goes to `pass`. Undefined if there is none, or input i wants no gradient.
+  Tensor take(size_t i) const;
   /// The form in which input i's gradient is wanted, if it comes from this node alone; otherwise `values`.
   GradientForm wanted(size_t i) const;
   /// Adds `contribution` to input i's gradient. The first contribution is shared, not copied, unless input i is a leaf.

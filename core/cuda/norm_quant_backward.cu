@@ -1,5 +1,5 @@
 #include "core/cuda/column_sums.cuh"
-#include "core/cuda/norm_quant.cuh"
+#include "core/cuda/norm_quant_backward.cuh"
 #include "core/ops/ternary_int8.h"
 #include "core/tensor.h"
 
@@ -7,127 +7,6 @@ namespace mmfree::cuda {
 namespace {
 
 using namespace fused;
-
-/// Inputs of the backward pass: one row at the columns of a chunk.
-template <class L, Kind kKind, class S, class A>
-struct Inputs {
-  Chunk<kKind, S, A, L::width> source;
-  Loaded<A, L::width> dout[L::branches], incoming;
-
-  __device__ void load(const NormQuantBackwardArgs& p, int64_t n, int64_t k) {
-    source.load(p.source, n, k, p.d);
-#pragma unroll
-    for (int b = 0; b < L::branches; ++b) take(dout[b], b < p.count ? p.branches[b].dout : nullptr, n * p.d + k);
-    if constexpr (is_plain<kKind>) take(incoming, p.incoming, n * p.d + k);
-  }
-  static __device__ void take(Loaded<A, L::width>& to, const void* from, int64_t place) {
-    if (from)
-      to.load(static_cast<const A*>(from) + place);
-    else
-      to.clear();
-  }
-};
-
-/// The rstd values of a row; 1 for a missing one.
-template <class L, Kind kKind>
-struct Stats {
-  float r0, r1, r2;
-  static __device__ Stats of(const NormQuantBackwardArgs& p, int64_t n) {
-    const auto one = [n](const void* r) { return r ? static_cast<const float*>(r)[n] : 1.0f; };
-    return {kKind == Kind::gate ? one(p.r0) : 1.0f, L::outer ? one(p.r1) : 1.0f, one(p.r2)};
-  }
-};
-
-/// Column sums over the rows of a block, for the gradients of weights. Slots: one per branch, then `outer`, then the
-/// gate weight. Kept layouts hold them in registers, others in `partial`.
-template <class L, Kind kKind>
-struct WeightSums {
-  static constexpr int outer = L::branches, gate = outer + L::outer, slots = gate + (kKind == Kind::gate);
-  float kept[L::kept ? slots : 1][L::held][L::width];
-  float* partial;
-
-  /// `partials` [blocks, slots, d] receives the sums of all blocks, or is null. `each` loops over the thread's columns.
-  template <class Each>
-  __device__ WeightSums(float* partials, int64_t d, Each&& each)
-      : partial(partials ? partials + int64_t(blockIdx.x) * slots * d : nullptr) {
-    const float none[L::width] = {};
-#pragma unroll
-    for (int s = 0; s < slots; ++s)
-      if constexpr (L::kept) {
-#pragma unroll
-        for (int v = 0; v < L::held; ++v)
-#pragma unroll
-          for (int i = 0; i < L::width; ++i) kept[s][v][i] = 0;
-      } else if (partial) {
-        each([&](int, int64_t k) { store(partial + s * d + k, none); });
-      }
-  }
-  /// `plus(i, sum)` returns the sum at column i plus the row's term.
-  template <class Plus>
-  __device__ void add(int slot, int v, int64_t k, int64_t d, Plus&& plus) {
-    if constexpr (L::kept) {
-#pragma unroll
-      for (int i = 0; i < L::width; ++i) kept[slot][v][i] = plus(i, kept[slot][v][i]);
-    } else if (partial) {
-      float sum[L::width];
-      load(sum, partial + slot * d + k);
-#pragma unroll
-      for (int i = 0; i < L::width; ++i) sum[i] = plus(i, sum[i]);
-      store(partial + slot * d + k, sum);
-    }
-  }
-  template <class In, class UHat>
-  __device__ void add_branches(const NormQuantBackwardArgs& p, int v, int64_t k, const In& in, UHat&& u_hat) {
-#pragma unroll
-    for (int b = 0; b < L::branches; ++b) {
-      if (!L::kept && b >= p.count) break;
-      add(b, v, k, p.d, [&](int i, float sum) { return fmaf(in.dout[b][i], u_hat(i), sum); });
-    }
-  }
-  template <class Each>
-  __device__ void finish(int64_t d, Each&& each) {
-    if constexpr (L::kept)
-      if (partial)
-        each([&](int v, int64_t k) {
-#pragma unroll
-          for (int s = 0; s < slots; ++s) store(partial + s * d + k, kept[s][v]);
-        });
-  }
-};
-
-/// Computes the gradients of the source from the gradient dx of a row: put<0>(that of a), and for gate and glu
-/// put<1>(that of b). `mean` is mean(x · dx), for the gate's norm. `dweight`, out: the row's terms of the gate weight's
-/// gradient. `f` is the source's function.
-template <bool kSilu, Kind kKind, class S, class A, int W, class Put>
-__device__ void source_gradient(const NormQuantBackwardArgs& p, const Chunk<kKind, S, A, W>& source,
-                                const Loaded<A, W>& incoming, const Function<kKind, kSilu, W>& f, const float (&dx)[W],
-                                float r0, const float (&weight)[W], float mean, float (&dweight)[W], Put&& put) {
-  float da[W], db[W];
-  if constexpr (is_plain<kKind>) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) da[i] = __fadd_rn(dx[i], incoming[i]);
-    put.template operator()<0>(da);
-  } else if constexpr (kKind == Kind::gate) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-      const float normed = source.a[i] * r0, t = dx[i] * f.value(p.source, i, source.b[i]);
-      dweight[i] = __fmul_rn(t, normed);
-      da[i] = f.is_silu(p.source) ? r0 * fmaf(t, weight[i], -(normed * mean)) : t;
-      db[i] = dx[i] * normed * weight[i] * f.slope(p.source, i, source.b[i]);
-    }
-    put.template operator()<0>(da);
-    put.template operator()<1>(db);
-  } else {
-    static_assert(kKind == Kind::glu || kKind == Kind::activation);
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-      da[i] = dx[i] * (kKind == Kind::glu ? source.b[i] : 1.0f) * f.slope(p.source, i, source.a[i]);
-      db[i] = dx[i] * f.value(p.source, i, source.a[i]);
-    }
-    put.template operator()<0>(da);
-    if constexpr (kKind == Kind::glu) put.template operator()<1>(db);
-  }
-}
 
 /// The gradient of the source's a (of a glu both halves), in bf16, of the row before. It waits in registers for the
 /// absmax of its row, which comes with the reduction of the next row, and is then stored in 8 bits.
@@ -163,103 +42,16 @@ struct LateRow {
     });
     most = 0;
   }
-};
-
-/// Rounds each branch's values at column k of row n with the bits of the forward kernel: the same products in the same
-/// order, x without r0. `absmax` holds the magnitudes of x · outer · weight.
-template <class A, class L, Kind kKind>
-__device__ void store_branches(const NormQuantBackwardArgs& p, const float (&x)[L::width], const Weights<L, kKind>& w,
-                               const uint32_t* absmax, const Stats<L, kKind>& row, int64_t n, int64_t k) {
-  const float r01 = row.r0 * row.r1;
-#pragma unroll
-  for (int b = 0; b < L::branches; ++b) {
-    if (b >= p.count || !p.branches[b].out) continue;
-    const float scale = L::kept || p.branches[b].weight ? r01 * row.r2 : r01;
-    float value[L::width];
-#pragma unroll
-    for (int i = 0; i < L::width; ++i) value[i] = x[i] * w.outer[i] * w.branch[b][i] * scale;
-    const ActivationScale<float> q = activation_scale(__uint_as_float(absmax[b]) * scale);
-    if (k == 0 && p.branches[b].step) static_cast<float*>(p.branches[b].step)[n] = q.step;
-    store_branch<A>(p.branches[b], n * p.d + k, value, q);
-  }
-}
-
-/// Intermediate values of one vector of columns: x̂ (x without an outer norm) and the sums of the branches' gradients.
-/// In a kept layout either every branch has a weight or none has, so `s` holds the sum in both cases.
-template <class L>
-struct Columns {
-  static constexpr bool mixed = !L::kept;
-  float normed[L::width];
-  float s[L::width];                 // Σ weight ⊙ dout
-  float bare[mixed ? L::width : 1];  // Σ dout of the branches without a weight
-
-  /// Computes x without r0 in `x`, and x̂ in `normed`. `f` is the source's function.
-  template <class Source, class F>
-  __device__ void normalise(const NormQuantBackwardArgs& p, const Source& source, const F& f,
-                            const float (&gate)[L::width], float r01, float (&x)[L::width]) {
-    source.x(p.source, f, gate, x);
-#pragma unroll
-    for (int i = 0; i < L::width; ++i) normed[i] = x[i] * r01;
-  }
-  template <class In, class W>
-  __device__ void sum_branches(const NormQuantBackwardArgs& p, const In& in, const W& w) {
-#pragma unroll
-    for (int i = 0; i < L::width; ++i) {
-      s[i] = 0;
-      if constexpr (mixed) bare[i] = 0;
-#pragma unroll
-      for (int b = 0; b < L::branches; ++b)
-        if (mixed && b < p.count && !p.branches[b].weight)
-          bare[mixed ? i : 0] += in.dout[b][i];
-        else
-          s[i] += w.branch[b][i] * in.dout[b][i];
-    }
+  /// Stores the block's last row, which no other one follows.
+  template <class Reduce, class Each>
+  __device__ void store_last(const NormQuantBackwardArgs& p, int64_t n, Reduce& reduce, int turn, Each&& each) {
+    float none[RowSums<L, kKind>::count] = {};
+    uint32_t last[L::branches + 1] = {};
+    last[L::branches] = most;
+    reduce(turn, none, last);
+    store(p, n, last[L::branches], each);
   }
 };
-
-/// The reductions over a row that its gradient needs, all in one step over the block: Σ û s in every layout; Σ x̂² if a
-/// gate and a block norm meet; Σ u · bare in layouts for mixed branches. All other means follow from these:
-///
-/// û = u r2, so mean(û²) = 1 − eps_inner r2². With c = mean(û s) the inner norm's part of du is r2 (s − û c), and
-///   mean(u du) = c (1 − mean(û²)) + mean(u bare) = c eps_inner r2² + mean(u bare)          `outer_mean`
-/// is mean(x̂ g) of the outer norm, or without one mean(x dx). With one, mean(x dx) is that times 1 − mean(x̂²).
-template <class L, Kind kKind>
-struct RowSums {
-  static constexpr bool squares = kKind == Kind::gate && L::outer, mixed = Columns<L>::mixed;
-  static constexpr int count = 1 + squares + mixed;
-  float of[count] = {};
-  float c, outer_mean, source_mean;
-
-  __device__ void add(const Columns<L>& at, const Weights<L, kKind>& w, float r2) {
-#pragma unroll
-    for (int i = 0; i < L::width; ++i) {
-      of[0] += at.normed[i] * w.outer_or_1(i) * r2 * at.s[i];
-      if constexpr (squares) of[1] += at.normed[i] * at.normed[i];
-      if constexpr (mixed) of[count - 1] += at.normed[i] * w.outer_or_1(i) * at.bare[i];
-    }
-  }
-  /// `normed`: some branch has a weight. If none has, `s` of a kept layout holds the sum of the branches without one.
-  __device__ void finish(const Stats<L, kKind>& row, float inverse_d, float eps_inner, bool normed, bool has_outer) {
-    const float mean = of[0] * inverse_d;
-    c = normed ? mean : 0.0f;
-    outer_mean = normed ? mean * eps_inner * row.r2 * row.r2 : mixed ? 0.0f : mean;
-    if constexpr (mixed) outer_mean += of[count - 1] * inverse_d;
-    source_mean = squares && has_outer ? outer_mean * (1.0f - of[squares] * inverse_d) : outer_mean;
-  }
-};
-
-/// du, the gradient of u, and dx, that of x, at one vector of columns.
-template <class L, Kind kKind>
-__device__ void gradient(const Columns<L>& at, const Weights<L, kKind>& w, const RowSums<L, kKind>& sums,
-                         const Stats<L, kKind>& row, bool has_outer, float (&du)[L::width], float (&dx)[L::width]) {
-#pragma unroll
-  for (int i = 0; i < L::width; ++i) {
-    const float outer = w.outer_or_1(i);
-    du[i] = row.r2 * fmaf(-(at.normed[i] * outer * row.r2), sums.c, at.s[i]);
-    if constexpr (Columns<L>::mixed) du[i] = __fadd_rn(du[i], at.bare[i]);
-    dx[i] = has_outer ? row.r1 * fmaf(du[i], outer, -(at.normed[i] * sums.outer_mean)) : du[i];
-  }
-}
 
 /// The largest |x · outer · weight| of each branch, x without r0, as the forward kernel finds it.
 template <class L, Kind kKind>
@@ -300,6 +92,49 @@ struct SourceOut {
       store(at, gradient);
   }
 };
+
+/// The source's function at a vector whose inputs are in registers, and, if branches are written, x without r0 in `x`.
+template <bool kEmit, bool kSilu, class L, Kind kKind, class Source>
+__device__ auto function_again(const NormQuantBackwardArgs& p, Source& source, Columns<L>& at,
+                               const Weights<L, kKind>& w, const Stats<L, kKind>& row, float (&x)[L::width]) {
+  if constexpr (kEmit) source.a.forget(), source.b.forget();
+  const auto f = source.template function<kSilu>(p.source);
+  if constexpr (kEmit) at.normalise(p, source, f, w.gate, row.r0 * row.r1, x);
+  return f;
+}
+
+/// What is known of row n after the reduction.
+template <class L, Kind kKind>
+struct KnownRow {
+  int64_t n;
+  const Stats<L, kKind>& stats;
+  const RowSums<L, kKind>& sums;
+  const uint32_t* absmax;
+  bool outer;
+};
+
+/// Stores the gradients of a row at the columns from k on, and adds its terms to `totals`. `x` is x without r0, if it
+/// is written at once.
+template <class A, Extra kExtra, bool kSilu, class L, Kind kKind, class S>
+__device__ void finish_vector(const NormQuantBackwardArgs& p, const KnownRow<L, kKind>& row, int v, int64_t k,
+                              const Function<kKind, kSilu, L::width>& f, Inputs<L, kKind, S, A>& in,
+                              const Columns<L>& at, const Weights<L, kKind>& w, float (&x)[L::width],
+                              WeightSums<L, kKind>& totals, LateRow<L, kKind>& late) {
+  constexpr bool kEmit = kExtra != Extra::none;
+  using Sums = WeightSums<L, kKind>;
+  float du[L::width], dx[L::width], dweight[L::width];
+  if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w, row.absmax, row.stats, row.n, k);
+  if constexpr (kEmit && L::kept && !is_plain<kKind>) in.source.a.forget(), in.source.b.forget();
+  gradient(at, w, row.sums, row.stats, row.outer, du, dx);
+  if constexpr (L::outer)
+    totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at.normed[i], sum); });
+  source_gradient<kSilu>(p, in.source, in.incoming, f, dx, row.stats.r0, w.gate, row.sums.source_mean, dweight,
+                         SourceOut<kExtra, A, L, kKind>(p, late, v, row.n, k));
+  if constexpr (kKind == Kind::gate)
+    totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
+  if constexpr (kEmit && is_plain<kKind>)
+    in.source.x(p.source, f, w.gate, x), store_branches<A>(p, x, w, row.absmax, row.stats, row.n, k);
+}
 
 /// The backward pass. A block processes its rows one after the other, with two loops over a row's columns: the first
 /// sums, the second stores. The only reduction over the block is between them: RowSums, the absmax of each branch, and
@@ -358,35 +193,16 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       if (n >= gridDim.x) late.store(p, n - gridDim.x, absmax[L::branches], each);
     sums.finish(row, 1.0f / float(p.d), eps_inner, p.r2, outer);
     each([&](int v, int64_t k) {
-      float x[W], du[W], dx[W], dweight[W];
+      float x[W];
       Function<kKind, kSilu, W> f;
-      if constexpr (!L::kept) {
+      if constexpr (L::kept)
+        f = function_again<kEmit, kSilu>(p, now[v].source, at[v], w[v], row, x);
+      else
         f = take(v, k, x), now[v] = in[v];
-      } else {
-        if constexpr (kEmit) now[v].source.a.forget(), now[v].source.b.forget();
-        f = now[v].source.template function<kSilu>(p.source);
-        if constexpr (kEmit) at[v].normalise(p, now[v].source, f, w[v].gate, row.r0 * row.r1, x);
-      }
-      if constexpr (kEmit && !is_plain<kKind>) store_branches<A>(p, x, w[v], absmax, row, n, k);
-      if constexpr (kEmit && L::kept && !is_plain<kKind>) now[v].source.a.forget(), now[v].source.b.forget();
-      gradient(at[v], w[v], sums, row, outer, du, dx);
-      if constexpr (L::outer)
-        totals.add(Sums::outer, v, k, p.d, [&](int i, float sum) { return fmaf(du[i], at[v].normed[i], sum); });
-      source_gradient<kSilu>(p, now[v].source, now[v].incoming, f, dx, row.r0, w[v].gate, sums.source_mean, dweight,
-                             SourceOut<kExtra, A, L, kKind>(p, late, v, n, k));
-      if constexpr (kKind == Kind::gate)
-        totals.add(Sums::gate, v, k, p.d, [&](int i, float sum) { return sum + dweight[i]; });
-      if constexpr (kEmit && is_plain<kKind>)
-        now[v].source.x(p.source, f, w[v].gate, x), store_branches<A>(p, x, w[v], absmax, row, n, k);
+      finish_vector<A, kExtra>(p, {n, row, sums, absmax, outer}, v, k, f, now[v], at[v], w[v], x, totals, late);
     });
   }
-  if constexpr (kRows) {
-    float none[RowSums<L, kKind>::count] = {};
-    uint32_t last[L::branches + 1] = {};
-    last[L::branches] = late.most;
-    reduce(turn, none, last);
-    late.store(p, n - gridDim.x, last[L::branches], each);
-  }
+  if constexpr (kRows) late.store_last(p, n - gridDim.x, reduce, turn, each);
   totals.finish(p.d, each);
 }
 

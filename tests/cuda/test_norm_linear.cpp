@@ -36,8 +36,7 @@ Results run(const Tensor& x, const Tensor& w, const Tensor& dy, DType operands) 
   WeightMatrix matrix;
   matrix.plain = to_gpu(w, operands);
   const QuantTensor values(to_gpu(x, operands), DType::bf16);
-  Results p{gpu_tensor(dy.shape(), DType::bf16), gpu_tensor(x.shape(), DType::bf16),
-             gpu_tensor(w.shape(), DType::f32)};
+  Results p{gpu_tensor(dy.shape(), DType::bf16), gpu_tensor(x.shape(), DType::bf16), gpu_tensor(w.shape(), DType::f32)};
   linear(values, matrix, p.y);
   linear_dx(to_gpu(dy, DType::bf16), matrix, p.dx, 0);
   linear_dw(to_gpu(dy, DType::bf16), values, p.dw, 0);
@@ -100,6 +99,34 @@ TEST(CudaNormLinear, AnF32ProjectionUnderBf16IsF32WhateverIsKept) {
       if (first.empty()) first = all;
       for (size_t i = 0; i < all.size(); ++i)
         EXPECT_TRUE(same_bits(first[i], all[i])) << "keep " << int(keep) << ' ' << i;
+    }
+  }
+}
+
+// bf16(bf16(dx) + g) is not bf16(dx + g): with the block's input as rows or as a sum, the stream must round once.
+TEST(CudaNormLinear, ARowsGradientIsAddedToItsOthersBeforeItIsRounded) {
+  MMFREE_NEEDS_GPU();
+  const int64_t n = 24, o = 40;
+  for (int64_t d : {96, 33}) {
+    const Tensor x = random_of({n, d}, DType::f32, 1, 2), norm = random_of({d}, DType::f32, 2, 0.5, 1);
+    const Tensor w = random_of({o, d}, DType::f32, 3), dy = random_of({n, o}, DType::bf16, 4);
+    const Tensor given = random_of({n, d}, DType::bf16, 5), zero = full({n, d}, DType::f64, 0);
+    enum class Form { sum, leaf, value };
+    Tensor expected;
+    for (Form form : {Form::sum, Form::leaf, Form::value}) {
+      const Var leaf = Var::leaf(QuantTensor(to_gpu(x, DType::f32), DType::bf16));
+      const Var latent = Var::leaf(to_gpu(w, DType::f32)), weight = Var::leaf(to_gpu(norm, DType::f32));
+      const Var none(to_gpu(zero, DType::bf16));
+      WeightMatrix matrix;
+      matrix.plain = latent.value();
+      Tape tape;
+      const Var a = form == Form::value ? add(leaf, none) : leaf;
+      const Source source = form == Form::sum ? Source::sum(a, none) : Source::rows(a);
+      const auto ys = norm_linear(source, weight, 1e-6, 1e-6, {{{Var(), Rounding::none}, latent, &matrix}}, Keep::all);
+      tape.backward({ys[0], form == Form::sum ? ys.back() : a}, {to_gpu(dy, DType::bf16), to_gpu(given, DType::bf16)});
+      const Tensor got = leaf.grad().to(Device::cpu);
+      if (form == Form::sum) expected = got;
+      EXPECT_TRUE(same_bits(expected, got)) << "form " << int(form) << ", width " << d;
     }
   }
 }

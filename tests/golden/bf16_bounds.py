@@ -66,9 +66,10 @@ INT8_ROUNDINGS = [
 
 
 def gradient_rows(projection, dout):
-    """A gradient in int8 with a step per row (core/ops/ternary_int8.h): codes and steps. The head and projections of
-    other precisions keep theirs, with the step 1."""
-    if projection.precision != "ternary" or projection.name == "lm_head":
+    """A gradient in int8 with a step per row (core/ops/ternary_int8.h): codes and steps. The head, projections of
+    other precisions and those that int8_input_gradient leaves out keep theirs, with the step 1."""
+    o, k = projection.Wq.shape
+    if projection.precision != "ternary" or projection.name == "lm_head" or (k < 1024 and o < 2 * k):
         return dout, np.float32(1)
     most = np.abs(dout).max(-1, keepdims=True)
     v = dout * (np.float32(127) / np.maximum(most, np.float32(1e-30)))
