@@ -118,7 +118,7 @@ TEST_F(Ranks, KilledOnesLeaveARunThatGoesOn) {
     wait_for_lines(*processes, "killed", all_metrics(dir_ / "killed").size() + 1 + random() % 6);
     const size_t victim = random() % size_t(ranks);
     processes->signal(victim, SIGKILL);
-    std::vector<int> statuses = processes->wait(30);
+    std::vector<int> statuses = processes->wait(100);
     statuses.erase(statuses.begin() + int(victim));
     const bool was_done = statuses[0] == 0;
     for (const int status : statuses) EXPECT_EQ(was_done ? 0 : int(Exit::lost), status) << processes->err(0);
