@@ -54,6 +54,7 @@ for argument in "$@"; do
     --bench)
       "$bin/bench_ternary_mma" || status=1
       "$bin/bench_attention" || status=1
+      "$bin/bench_decode" || status=1
       for run in "50M 32" "370M 8" "370M 16" "1.3B 8"; do
         # shellcheck disable=SC2086
         "$bin/bench_step" $run || status=1

@@ -8,6 +8,7 @@ constexpr int kThreads = 256;
 constexpr int kWide = 4;
 
 __global__ void begin(const double* sums, StepParams* step) {
+  begin_kernel();
   StepParams s = *step;
   s.grad_norm = sqrt(sums[0]);
   const bool sound =
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, 5) update_block(AdamwArgs g) {
   __shared__ float sizes[kSums ? kParamBlock : 1];
   __shared__ float moments[kSums ? kThreads / kWarp : 1];
   __shared__ Rates rates;
+  begin_kernel();
   const bool skip = g.step->skip != 0;
   if (skip && !kSums) return;
   if (threadIdx.x == 0) rates = rates_of(*g.step, g.rates[2 * blockIdx.x], g.rates[2 * blockIdx.x + 1]);
@@ -93,14 +95,14 @@ __global__ void __launch_bounds__(kThreads, 5) update_block(AdamwArgs g) {
 }  // namespace
 
 void adamw_begin(const AdamwBeginArgs& g) {
-  begin<<<1, 1, 0, stream()>>>(g.sums, g.step);
+  launch_kernel(begin, {1, 1}, g.sums, g.step);
   check_launch("adamw_begin");
 }
 
 void adamw(const AdamwArgs& g) {
   MMFREE_CHECK(DTypeError, g.dtype == DType::f32, "adamw: expected f32 on a GPU, got ", name_of(g.dtype));
   if (g.blocks == 0) return;
-  (g.abs_sums ? update_block<true> : update_block<false>)<<<unsigned(g.blocks), kThreads, 0, stream()>>>(g);
+  launch_kernel(g.abs_sums ? update_block<true> : update_block<false>, {unsigned(g.blocks), kThreads}, g);
   check_launch("adamw");
 }
 

@@ -31,6 +31,7 @@ __device__ float exponentials(const float (&s)[L::kColumns], float& most, float&
 /// A block computes kM queries of one head.
 template <class A, int kWidth>
 __global__ void __launch_bounds__(kThreads) attend(AttentionArgs g) {
+  begin_kernel();
   using L = Tile<kWidth>;
   extern __shared__ float4 memory[];
   float* const q = reinterpret_cast<float*>(memory);
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kThreads) attend(AttentionArgs g) {
 /// dq: a block computes kM queries of one head. It leaves do·o of each in `delta` [B, H, T] for `attend_back_keys`.
 template <class A, int kWidth>
 __global__ void __launch_bounds__(kThreads) attend_back_queries(AttentionBackwardArgs g, float* delta) {
+  begin_kernel();
   using L = Tile<kWidth>;
   extern __shared__ float4 memory[];
   float* const q = reinterpret_cast<float*>(memory);
@@ -185,6 +187,7 @@ __device__ void weigh(float (&s)[L::kRows][L::kColumns], const float (&dp)[L::kR
 /// of kN, over the queries that may see its keys, in order.
 template <class A, int kWidth>
 __global__ void __launch_bounds__(kThreads) attend_back_keys(AttentionBackwardArgs g, const float* delta) {
+  begin_kernel();
   using L = Tile<kWidth>;
   extern __shared__ float4 shared[];
   const BackKeysMemory<L> memory(reinterpret_cast<float*>(shared));
@@ -250,7 +253,7 @@ constexpr size_t shared_bytes(int resident) {
 template <class Kernel, class... Args>
 void launch(const char* op, Kernel* kernel, int64_t blocks, size_t shared, const Args&... args) {
   MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
-  kernel<<<unsigned(blocks), kThreads, shared, stream()>>>(args...);
+  launch_kernel(kernel, {unsigned(blocks), kThreads, shared}, args...);
   check_launch(op);
 }
 

@@ -39,6 +39,7 @@ __device__ void combine_teams(const AttentionArgs& g, const float* outputs, cons
 /// in order.
 template <class A, int kParts>
 __global__ void __launch_bounds__(kThreads) attend_one(AttentionArgs g, int lanes) {
+  begin_kernel();
   extern __shared__ float outputs[];  // [teams, W], then the sums and the maxima [teams]
   const Place at(g);
   const tiles::Keys<A> keys(g, at.sequence, at.head * g.kv_heads / g.heads);
@@ -103,7 +104,7 @@ template <class A, int kParts>
 void launch(const AttentionArgs& g) {
   const int lanes = int(std::bit_ceil(uint64_t(ceil_div(g.width, kPart * kParts)))), teams = kThreads / lanes;
   const size_t shared = size_t(teams) * size_t(g.width + 2) * sizeof(float);
-  attend_one<A, kParts><<<unsigned(g.b * g.t * g.heads), kThreads, shared, stream()>>>(g, lanes);
+  launch_kernel(attend_one<A, kParts>, {unsigned(g.b * g.t * g.heads), kThreads, shared}, g, lanes);
   check_launch("attention");
 }
 

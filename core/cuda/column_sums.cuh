@@ -20,6 +20,7 @@ struct ColumnSums {
 /// A block adds 32 columns of one slot. Warp w adds partials w, w + 32, …; then the 32 warps' sums are added.
 static __global__ void __launch_bounds__(kWarp* kWarp) add_column_sums(const ColumnSums p) {
   __shared__ float sums[kWarp][kWarp + 1];
+  begin_kernel();
   const auto [out, beta] = p.of[blockIdx.y];
   if (!out) return;
   const int64_t first = int64_t(blockIdx.x) * kWarp, column = first + threadIdx.x;
@@ -38,7 +39,7 @@ inline void finish_column_sums(const ColumnSums& p, const char* op) {
   bool wanted = false;
   for (int s = 0; s < p.slots; ++s) wanted |= p.of[s].out != nullptr;
   if (!wanted || p.d == 0) return;
-  add_column_sums<<<dim3(unsigned(ceil_div(p.d, kWarp)), unsigned(p.slots)), dim3(kWarp, kWarp), 0, stream()>>>(p);
+  launch_kernel(add_column_sums, {dim3(unsigned(ceil_div(p.d, kWarp)), unsigned(p.slots)), dim3(kWarp, kWarp)}, p);
   check_launch(op);
 }
 

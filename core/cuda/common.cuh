@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "core/activation.h"
-#include "core/cuda/context.h"
+#include "core/cuda/launch.cuh"
 #include "core/dtype.h"
 
 /// Building blocks of the CUDA kernels. Activations A are float or __nv_bfloat16; sums, norms and gates are computed in

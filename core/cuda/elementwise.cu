@@ -49,6 +49,7 @@ unsigned blocks(int64_t packs) { return unsigned(ceil_div(packs, kThreads * kBat
 
 template <int N, class A, class B, class Y>
 __global__ void __launch_bounds__(kThreads) add_packs(const A* a, const B* b, Y* y, int64_t packs) {
+  begin_kernel();
   float left[kBatch][N], right[kBatch][N];
   for_batch(packs, [&](int i, int64_t at) {
     load<N>(left[i], a + at * N);
@@ -75,6 +76,7 @@ __device__ To convert(From x) {
 
 template <int N, class From, class To>
 __global__ void __launch_bounds__(kThreads) cast_packs(const From* from, To* to, int64_t packs) {
+  begin_kernel();
   Pack<From, N> x[kBatch];
   for_batch(packs, [&](int i, int64_t at) { x[i] = reinterpret_cast<const Pack<From, N>*>(from)[at]; });
   for_batch(packs, [&](int i, int64_t at) {
@@ -87,6 +89,7 @@ __global__ void __launch_bounds__(kThreads) cast_packs(const From* from, To* to,
 
 template <int N, class T>
 __global__ void __launch_bounds__(kThreads) fill_packs(T* y, double value, int64_t packs) {
+  begin_kernel();
   Pack<T, N> pack;
 #pragma unroll
   for (int k = 0; k < N; ++k) pack.at[k] = convert<T>(value);
@@ -109,6 +112,7 @@ __device__ double block_sum(double x) {
 /// partials[block] = Σ of x, or of x², over kParamBlock elements: per thread in order, then over the block.
 template <int N, bool kSquares, class T>
 __global__ void __launch_bounds__(kThreads) sum_blocks(const T* x, double* partials, int64_t packs) {
+  begin_kernel();
   constexpr int kPacks = int(kParamBlock) / (kThreads * N);
   const int64_t first = int64_t(blockIdx.x) * (kParamBlock / N) + threadIdx.x;
   Pack<T, N> at[kPacks];
@@ -133,6 +137,7 @@ constexpr int kTotalThreads = 1024;
 /// out = beta·out + scale·factor·Σ partials (factor null: 1), added in an order that depends on their number alone.
 __global__ void __launch_bounds__(kTotalThreads)
     add_partials(const double* partials, int64_t count, double scale, double beta, const double* factor, double* out) {
+  begin_kernel();
   double sum = 0;
 #pragma unroll 8
   for (int64_t i = threadIdx.x; i < count; i += kTotalThreads) sum += partials[i];
@@ -150,12 +155,12 @@ void reduce(const SumArgs& g, const char* op) {
     dispatch_any_float(g.dtype, op, [&]<class T>(Type<T>) {
       const T* x = static_cast<const T*>(g.x);
       if (fits<T>(x, g.n, 4))
-        sum_blocks<4, kSquares><<<unsigned(count), kThreads, 0, stream()>>>(x, partials.mut<double>(), g.n / 4);
+        launch_kernel(sum_blocks<4, kSquares, T>, {unsigned(count), kThreads}, x, partials.mut<double>(), g.n / 4);
       else
-        sum_blocks<1, kSquares><<<unsigned(count), kThreads, 0, stream()>>>(x, partials.mut<double>(), g.n);
+        launch_kernel(sum_blocks<1, kSquares, T>, {unsigned(count), kThreads}, x, partials.mut<double>(), g.n);
       check_launch(op);
     });
-  add_partials<<<1, kTotalThreads, 0, stream()>>>(partials.data<double>(), count, g.scale, g.beta, g.factor, g.out);
+  launch_kernel(add_partials, {1, kTotalThreads}, partials.data<double>(), count, g.scale, g.beta, g.factor, g.out);
   check_launch(op);
 }
 
@@ -170,9 +175,9 @@ void add(const ElementwiseArgs& g) {
         const B* b = static_cast<const B*>(g.b);
         Y* y = static_cast<Y*>(g.y);
         if (fits<A>(a, g.n, 4) && fits<B>(b, g.n, 4) && fits<Y>(y, g.n, 4))
-          add_packs<4><<<blocks(g.n / 4), kThreads, 0, stream()>>>(a, b, y, g.n / 4);
+          launch_kernel(add_packs<4, A, B, Y>, {blocks(g.n / 4), kThreads}, a, b, y, g.n / 4);
         else
-          add_packs<1><<<blocks(g.n), kThreads, 0, stream()>>>(a, b, y, g.n);
+          launch_kernel(add_packs<1, A, B, Y>, {blocks(g.n), kThreads}, a, b, y, g.n);
       });
     });
   });
@@ -186,9 +191,9 @@ void cast(const ElementwiseArgs& g) {
       const From* from = static_cast<const From*>(g.a);
       To* to = static_cast<To*>(g.y);
       if (fits<From>(from, g.n, 4) && fits<To>(to, g.n, 4))
-        cast_packs<4><<<blocks(g.n / 4), kThreads, 0, stream()>>>(from, to, g.n / 4);
+        launch_kernel(cast_packs<4, From, To>, {blocks(g.n / 4), kThreads}, from, to, g.n / 4);
       else
-        cast_packs<1><<<blocks(g.n), kThreads, 0, stream()>>>(from, to, g.n);
+        launch_kernel(cast_packs<1, From, To>, {blocks(g.n), kThreads}, from, to, g.n);
     });
   });
   check_launch("cast");
@@ -200,9 +205,9 @@ void fill(const FillArgs& g) {
     constexpr int kWide = 16 / int(sizeof(T));
     T* y = static_cast<T*>(g.y);
     if (fits<T>(y, g.n, kWide))
-      fill_packs<kWide><<<blocks(g.n / kWide), kThreads, 0, stream()>>>(y, g.value, g.n / kWide);
+      launch_kernel(fill_packs<kWide, T>, {blocks(g.n / kWide), kThreads}, y, g.value, g.n / kWide);
     else
-      fill_packs<1><<<blocks(g.n), kThreads, 0, stream()>>>(y, g.value, g.n);
+      launch_kernel(fill_packs<1, T>, {blocks(g.n), kThreads}, y, g.value, g.n);
   });
   check_launch("fill");
 }

@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 template <int N>
 __global__ void __launch_bounds__(kThreads) gather(EmbeddingArgs g) {
   constexpr int kBatch = 4;
+  begin_kernel();
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= g.n) return;
   const int32_t id = g.ids[row];
@@ -51,6 +52,7 @@ struct Runs {
 };
 
 __global__ void number(const int32_t* ids, uint32_t* keys, int32_t* positions, int64_t n, uint32_t ignored) {
+  begin_kernel();
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
   keys[i] = min(uint32_t(ids[i]), ignored);
@@ -58,6 +60,7 @@ __global__ void number(const int32_t* ids, uint32_t* keys, int32_t* positions, i
 }
 
 __global__ void scale_table(float* table, int64_t n, float beta) {
+  begin_kernel();
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n) table[i] *= beta;
 }
@@ -76,6 +79,7 @@ template <class A, int N>
 __global__ void __launch_bounds__(kThreads) add_segments(const A* dy, float* table, Runs g) {
   __shared__ uint32_t keys[kSegment + 2];  // with one neighbour on each side; `ignored` where there is none
   __shared__ int32_t positions[kSegment];
+  begin_kernel();
   const int64_t first = int64_t(blockIdx.x) * kSegment;
   if (threadIdx.x < kSegment + 2) {
     const int64_t i = first + threadIdx.x - 1;
@@ -127,6 +131,7 @@ __device__ int64_t followers(const Runs& g, int64_t segment, uint32_t key) {
 
 template <int N>
 __global__ void __launch_bounds__(kThreads) add_parts(float* table, Runs g) {
+  begin_kernel();
   const int64_t segment = blockIdx.x, first = segment * kSegment, last = first + kSegment - 1;
   if (last + 1 >= g.n) return;
   const uint32_t key = g.keys[last];
@@ -160,8 +165,8 @@ Sorted sort(const EmbeddingArgs& g) {
   Tensor unsorted_keys = ints(), unsorted_positions = ints();
   Sorted to{ints(), ints()};
   const auto keys_of = [](Tensor& t) { return reinterpret_cast<uint32_t*>(t.mut<int32_t>()); };
-  number<<<blocks(g.n), kThreads, 0, stream()>>>(g.ids, keys_of(unsorted_keys), unsorted_positions.mut<int32_t>(), g.n,
-                                                 uint32_t(g.v));
+  launch_kernel(number, {blocks(g.n), kThreads}, g.ids, keys_of(unsorted_keys), unsorted_positions.mut<int32_t>(), g.n,
+                uint32_t(g.v));
   check_launch("embedding_backward");
   size_t bytes = 0;
   const auto sort_pairs = [&](void* scratch) {
@@ -190,9 +195,9 @@ void add_rows(const EmbeddingArgs& g, const Sorted& sorted) {
                   segments,
                   uint32_t(g.v)};
   const dim3 grid(unsigned(segments), unsigned(ceil_div(g.d, kThreads * N)));
-  add_segments<A, N><<<grid, kThreads, 0, stream()>>>(static_cast<const A*>(g.in), table, runs);
+  launch_kernel(add_segments<A, N>, {grid, kThreads}, static_cast<const A*>(g.in), table, runs);
   check_launch("embedding_backward");
-  add_parts<N><<<grid, kThreads, 0, stream()>>>(table, runs);
+  launch_kernel(add_parts<N>, {grid, kThreads}, table, runs);
   check_launch("embedding_backward");
 }
 
@@ -201,7 +206,7 @@ void add_rows(const EmbeddingArgs& g, const Sorted& sorted) {
 void embedding(const EmbeddingArgs& g) {
   MMFREE_CHECK(DTypeError, g.dtype == DType::f32, "embedding: expected an f32 table on a GPU, got ", name_of(g.dtype));
   if (g.n * g.d == 0) return;
-  (g.d % 4 ? gather<1> : gather<4>)<<<unsigned(ceil_div(g.n, kThreads / kWarp)), kThreads, 0, stream()>>>(g);
+  launch_kernel(g.d % 4 ? gather<1> : gather<4>, {unsigned(ceil_div(g.n, kThreads / kWarp)), kThreads}, g);
   check_launch("embedding");
 }
 
@@ -211,7 +216,7 @@ void embedding_backward(const EmbeddingArgs& g) {
   if (g.beta == 0) {
     MMFREE_CUDA_CHECK(cudaMemsetAsync(table, 0, size_t(g.v * g.d) * sizeof(float), stream()));
   } else if (g.beta != 1) {
-    scale_table<<<blocks(g.v * g.d), kThreads, 0, stream()>>>(table, g.v * g.d, float(g.beta));
+    launch_kernel(scale_table, {blocks(g.v * g.d), kThreads}, table, g.v * g.d, float(g.beta));
     check_launch("embedding_backward");
   }
   if (g.n == 0) return;

@@ -22,6 +22,7 @@ template <class A>
 __global__ __launch_bounds__(kThreads) void forward(const Forward<A> p) {
   __shared__ RowReduction<1, 0> reduce;
   reduce.clear();
+  begin_kernel();
   int turn = 0;
   for (int64_t n = blockIdx.x; n < p.n; n += gridDim.x, turn ^= 1) {
     const A *a = p.a + n * p.d, *b = p.b + n * p.d;
@@ -63,6 +64,7 @@ template <class A>
 __global__ __launch_bounds__(kThreads) void backward(const Backward<A> p) {
   __shared__ RowReduction<1, 0> reduce;
   reduce.clear();
+  begin_kernel();
   float* partial = p.partial ? p.partial + int64_t(blockIdx.x) * p.d : nullptr;
   if (partial) each_vector<0, 1>(p.d, [=](int, int64_t k) { partial[k] = 0; });
   int turn = 0;
@@ -109,7 +111,7 @@ void gate_norm(const GateNormArgs& g) {
                        g.d,
                        float(g.eps)};
     const int threads = threads_for(g.d, kThreads);
-    forward<A><<<unsigned(persistent_blocks<forward<A>>(threads, g.n)), threads, 0, stream()>>>(p);
+    launch_kernel(forward<A>, {unsigned(persistent_blocks<forward<A>>(threads, g.n)), unsigned(threads)}, p);
   });
   check_launch("gate_norm");
 }
@@ -133,7 +135,7 @@ void gate_norm_backward(const GateNormBackwardArgs& g) {
                         g.n,
                         g.d};
     if (blocks) {
-      backward<A><<<unsigned(blocks), threads, 0, stream()>>>(p);
+      launch_kernel(backward<A>, {unsigned(blocks), unsigned(threads)}, p);
       check_launch("gate_norm_backward");
     }
     if (p.partial)

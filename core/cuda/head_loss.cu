@@ -81,6 +81,7 @@ __device__ void write_zeros(Row<A, N>& row) {
 /// One block per row.
 template <class A, int N>
 __global__ void __launch_bounds__(kThreads, 2) softmax(SoftmaxNllArgs g) {
+  begin_kernel();
   const int64_t n = blockIdx.x;
   Row<A, N> row{static_cast<A*>(g.logits) + n * g.v, int(g.v / N)};
   float* nll = static_cast<float*>(g.nll) + n;
@@ -128,7 +129,7 @@ void softmax_nll(const SoftmaxNllArgs& g) {
   if (g.n == 0) return;
   dispatch_activation(g.dtype, "head_loss", [&]<class A>() {
     constexpr int kWide = 16 / int(sizeof(A));
-    (g.v % kWide ? softmax<A, 1> : softmax<A, kWide>)<<<unsigned(g.n), kThreads, 0, stream()>>>(g);
+    launch_kernel(g.v % kWide ? softmax<A, 1> : softmax<A, kWide>, {unsigned(g.n), kThreads}, g);
   });
   check_launch("head_loss");
 }

@@ -29,6 +29,7 @@ struct ChannelSoftmax {
 };
 
 __global__ void forward(const Bounds g) {
+  begin_kernel();
   const int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= g.d) return;
   const ChannelSoftmax p(g, k);
@@ -37,6 +38,7 @@ __global__ void forward(const Bounds g) {
 }
 
 __global__ void backward(const Bounds g) {
+  begin_kernel();
   const int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= g.d) return;
   const ChannelSoftmax p(g, k);
@@ -59,7 +61,7 @@ void launch(void (*kernel)(Bounds), const LowerBoundsArgs& g, const char* op) {
                       g.l,
                       g.d,
                       float(g.beta)};
-  kernel<<<unsigned(ceil_div(g.d, kThreads)), kThreads, 0, stream()>>>(bounds);
+  launch_kernel(kernel, {unsigned(ceil_div(g.d, kThreads)), kThreads}, bounds);
   check_launch(op);
 }
 

@@ -108,6 +108,7 @@ struct Place {
 template <class A, int V, int W, int S, bool kCut>
 __global__ void __launch_bounds__(W* kWarp, 2) scan_forward(MlgruScanArgs g) {
   __shared__ Effect<V> effects[2][W][kWarp];
+  begin_kernel();
   const Place place(g.d, V);
   const int d = int(g.d), total = int(g.t), steps = place.live ? total : 0;
   float gamma[V], state[V];
@@ -193,6 +194,7 @@ __device__ void store_sums(const float (&sums)[V], float* to, const Place& place
 template <class A, int V, int W, int S, bool kCut>
 __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardArgs g, float* bound_sums) {
   __shared__ Effect<V> effects[2][W][kWarp];
+  begin_kernel();
   const Place place(g.d, V);
   const int d = int(g.d);
   const int64_t state_at = place.sequence * g.d + place.channel;
@@ -250,6 +252,7 @@ __global__ void __launch_bounds__(W* kWarp, 2) scan_backward(MlgruScanBackwardAr
 
 /// dgamma = beta·dgamma + Σ over sequences, in order.
 __global__ void add_bound_sums(const float* sums, float* dgamma, float beta, int64_t b, int64_t d) {
+  begin_kernel();
   const int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= d) return;
   float sum = beta == 0 ? 0 : beta * dgamma[k];
@@ -273,9 +276,9 @@ template <class A, int V, bool kCut>
 void forward(const MlgruScanArgs& g) {
   constexpr int W = kForwardWarps, S = kForwardSteps;
   if (g.t <= S)  // short inputs, such as decoding: one warp has all steps
-    scan_forward<A, V, 1, S, kCut><<<blocks<V>(g.b, g.d), kWarp, 0, stream()>>>(g);
+    launch_kernel(scan_forward<A, V, 1, S, kCut>, {blocks<V>(g.b, g.d), kWarp}, g);
   else
-    scan_forward<A, V, W, S, kCut><<<blocks<V>(g.b, g.d), W * kWarp, 0, stream()>>>(g);
+    launch_kernel(scan_forward<A, V, W, S, kCut>, {blocks<V>(g.b, g.d), W * kWarp}, g);
   check_launch("mlgru_scan");
 }
 
@@ -284,13 +287,13 @@ void backward(const MlgruScanBackwardArgs& g) {
   Tensor sums;
   if (g.dgamma) sums = Tensor({g.b, g.d}, DType::f32, Device::cuda);
   float* bound_sums = g.dgamma ? sums.mut<float>() : nullptr;
-  scan_backward<A, V, kBackwardWarps, kBackwardSteps, kCut>
-      <<<blocks<V>(g.b, g.d), kBackwardWarps * kWarp, 0, stream()>>>(g, bound_sums);
+  launch_kernel(scan_backward<A, V, kBackwardWarps, kBackwardSteps, kCut>,
+                {blocks<V>(g.b, g.d), kBackwardWarps * kWarp}, g, bound_sums);
   check_launch("mlgru_scan_backward");
   if (!g.dgamma) return;
   constexpr int kThreads = 128;
-  add_bound_sums<<<unsigned(ceil_div(g.d, kThreads)), kThreads, 0, stream()>>>(
-      bound_sums, static_cast<float*>(g.dgamma), float(g.beta_gamma), g.b, g.d);
+  launch_kernel(add_bound_sums, {unsigned(ceil_div(g.d, kThreads)), kThreads}, bound_sums,
+                static_cast<float*>(g.dgamma), float(g.beta_gamma), g.b, g.d);
   check_launch("mlgru_scan_backward");
 }
 

@@ -69,6 +69,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void forward(const NormQua
   using Scales = RowScales<L, kKind == Kind::gate>;
   __shared__ RowReduction<Scales::kSums, L::branches> reduce;
   reduce.clear();
+  begin_kernel();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
   const float inverse_d = 1.0f / float(p.d);
   Weights<L, kKind> w[L::held];
@@ -132,7 +133,7 @@ struct RunForward {
     choose_layout<kKind, ForwardLayout>(p, aligned, [&]<class L>() {
       const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
       const auto blocks = unsigned(persistent_blocks<forward<L, kKind, S, A>>(threads, p.n));
-      forward<L, kKind, S, A><<<blocks, threads, 0, stream()>>>(p, eps);
+      launch_kernel(forward<L, kKind, S, A>, {blocks, unsigned(threads)}, p, eps);
     });
     check_launch("norm_quant");
   }

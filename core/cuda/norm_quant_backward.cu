@@ -255,6 +255,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   using Sums = WeightSums<L, kKind>;
   __shared__ RowReduction<RowSums<L, kKind>::count, kEmit ? L::branches : 0> reduce;
   reduce.clear();
+  begin_kernel();
   const auto each = [&](auto&& body) { each_vector<L::vectors, W>(p.d, body); };
   const bool outer = L::outer && p.outer;
   Sums totals(partials, p.d, each);
@@ -346,7 +347,8 @@ struct RunBackward {
     auto* partials = reinterpret_cast<float*>(partial.raw_mut());
     columns.partial = partials;
     if (blocks) {
-      backward<L, kKind, S, A, kEmit><<<unsigned(blocks), threads, 0, stream()>>>(p, partials, float(p.eps_inner));
+      launch_kernel(backward<L, kKind, S, A, kEmit>, {unsigned(blocks), unsigned(threads)}, p, partials,
+                    float(p.eps_inner));
       check_launch("norm_quant_backward");
     }
     finish_column_sums(columns, "norm_quant_backward");

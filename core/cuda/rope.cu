@@ -12,6 +12,7 @@ constexpr int kScanThreads = 1024, kScanWarps = kScanThreads / kWarp;
 /// warps before, each leaves its last mark in shared memory. No mark: -1.
 __global__ void __launch_bounds__(kScanThreads) scan_begins(DocumentBeginsArgs g) {
   __shared__ int last[2][kScanWarps];
+  begin_kernel();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const uint8_t* starts = g.starts ? g.starts + blockIdx.x * g.t : nullptr;
   int32_t* begins = g.begins + blockIdx.x * g.t;
@@ -43,6 +44,7 @@ template <class A, int V>
 __global__ void __launch_bounds__(kThreads) rotate(RopeArgs g) {
   __shared__ double turns[kMostRopePairs];  // of one position
   __shared__ float2 angles[kAngles];
+  begin_kernel();
   const int pairs = int(g.width / 2), most = kAngles / pairs;
   const int64_t first_token = int64_t(blockIdx.x) * most;
   const int tokens = int(min(int64_t(most), g.b * g.t - first_token));
@@ -84,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) rotate(RopeArgs g) {
 
 void document_begins(const DocumentBeginsArgs& g) {
   if (g.b == 0) return;
-  scan_begins<<<unsigned(g.b), kScanThreads, 0, stream()>>>(g);
+  launch_kernel(scan_begins, {unsigned(g.b), kScanThreads}, g);
   check_launch("document_begins");
 }
 
@@ -96,9 +98,9 @@ void rope(const RopeArgs& g) {
     const unsigned blocks = unsigned(ceil_div(g.b * g.t, kAngles / pairs));
     const bool aligned = (reinterpret_cast<uintptr_t>(g.x) | reinterpret_cast<uintptr_t>(g.y)) % 16 == 0;
     if (aligned && pairs % V == 0)
-      rotate<A, V><<<blocks, kThreads, 0, stream()>>>(g);
+      launch_kernel(rotate<A, V>, {blocks, kThreads}, g);
     else
-      rotate<A, 1><<<blocks, kThreads, 0, stream()>>>(g);
+      launch_kernel(rotate<A, 1>, {blocks, kThreads}, g);
     check_launch("rope");
   });
 }

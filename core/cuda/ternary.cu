@@ -33,6 +33,7 @@ struct Jobs {
 
 /// sums[block] = Σ |x| over kParamBlock elements; the last block may be shorter.
 __global__ void __launch_bounds__(kThreads) sum_abs_blocks(const float* x, int64_t n, double* sums, bool wide) {
+  begin_kernel();
   __shared__ float sizes[kParamBlock];
   const int64_t first = int64_t(blockIdx.x) * kParamBlock;
   if (wide && n - first >= kParamBlock) {
@@ -54,6 +55,7 @@ __global__ void __launch_bounds__(kThreads) sum_abs_blocks(const float* x, int64
 
 /// One block per job. One thread adds the sums in index order, as on the CPU; the others only load them.
 __global__ void __launch_bounds__(kThreads) scale_jobs(const __grid_constant__ Jobs g) {
+  begin_kernel();
   constexpr int kChunk = 2048;
   __shared__ double sums[kChunk];
   const Jobs::Job& job = g.jobs[blockIdx.x];
@@ -86,6 +88,7 @@ __device__ int job_of(const Jobs& g, unsigned block) {
 
 /// One block of threads per kParamBlock weights.
 __global__ void __launch_bounds__(kThreads) code_blocks(const __grid_constant__ Jobs g, bool wide) {
+  begin_kernel();
   constexpr int kBatch = int(kParamBlock) / (4 * kThreads);
   const int index = job_of(g, blockIdx.x);
   const int64_t first = int64_t(blockIdx.x - g.first_block[index]) * kParamBlock;
@@ -113,10 +116,10 @@ __global__ void __launch_bounds__(kThreads) code_blocks(const __grid_constant__ 
 
 /// Quantises up to kMaxJobs matrices whose sums are known. `wide`: all pointers are aligned to 16 bytes.
 void quantise_jobs(const Jobs& g, bool wide, const char* op) {
-  scale_jobs<<<unsigned(g.count), kThreads, 0, stream()>>>(g);
+  launch_kernel(scale_jobs, {unsigned(g.count), kThreads}, g);
   check_launch(op);
   if (const unsigned blocks = g.first_block[g.count]) {
-    code_blocks<<<blocks, kThreads, 0, stream()>>>(g, wide);
+    launch_kernel(code_blocks, {blocks, kThreads}, g, wide);
     check_launch(op);
   }
 }
@@ -125,7 +128,7 @@ void quantise_jobs(const Jobs& g, bool wide, const char* op) {
 Tensor block_sums(const float* x, int64_t n, const char* op) {
   Tensor sums({ceil_div(n, kParamBlock)}, DType::f64, Device::cuda);
   if (n == 0) return sums;
-  sum_abs_blocks<<<unsigned(sums.size()), kThreads, 0, stream()>>>(x, n, sums.mut<double>(), aligned(x, 16));
+  launch_kernel(sum_abs_blocks, {unsigned(sums.size()), kThreads}, x, n, sums.mut<double>(), aligned(x, 16));
   check_launch(op);
   return sums;
 }
@@ -136,6 +139,7 @@ Tensor block_sums(const float* x, int64_t n, const char* op) {
 template <int N, class From, class A>
 __global__ void __launch_bounds__(kThreads)
     scale_rows(const From* x, const float* step, const float* scale, A* y, int64_t rows, int64_t cols) {
+  begin_kernel();
   constexpr int kBatch = 4;
   const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= rows) return;
@@ -164,8 +168,8 @@ void launch_scale_rows(const From* x, const void* step, const void* scale, A* y,
   const bool wide = cols % kWide == 0 && aligned(x, kWide * sizeof(From)) && aligned(y, kWide * sizeof(A));
   const int64_t span = 4 * kWarp * (wide ? kWide : 1);
   const dim3 grid(unsigned(ceil_div(rows, kWarps)), unsigned(ceil_div(cols, span)));
-  (wide ? scale_rows<kWide, From, A> : scale_rows<1, From, A>)<<<grid, kThreads, 0, stream()>>>(
-      x, static_cast<const float*>(step), static_cast<const float*>(scale), y, rows, cols);
+  launch_kernel(wide ? scale_rows<kWide, From, A> : scale_rows<1, From, A>, {grid, kThreads}, x,
+                static_cast<const float*>(step), static_cast<const float*>(scale), y, rows, cols);
   check_launch(op);
 }
 
@@ -189,6 +193,7 @@ __device__ int32_t dot(const int8_t* a, const int8_t* b, int32_t sum) {
 /// One warp per output, N codes per access.
 template <int N, class A>
 __global__ void __launch_bounds__(kThreads) few_rows(TernaryLinearArgs g) {
+  begin_kernel();
   const int64_t at = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (at >= g.n * g.o) return;
   const int64_t row = at / g.o, output = at % g.o;
@@ -207,7 +212,7 @@ template <class A>
 void launch_few_rows(const TernaryLinearArgs& g) {
   const auto fits = [&](int width) { return g.k % width == 0 && aligned(g.q, width) && aligned(g.codes, width); };
   const auto kernel = fits(16) ? few_rows<16, A> : fits(4) ? few_rows<4, A> : few_rows<1, A>;
-  kernel<<<unsigned(ceil_div(g.n * g.o, kWarps)), kThreads, 0, stream()>>>(g);
+  launch_kernel(kernel, {unsigned(ceil_div(g.n * g.o, kWarps)), kThreads}, g);
   check_launch("ternary_linear");
 }
 

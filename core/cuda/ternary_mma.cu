@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/cuda/context.h"
+#include "core/cuda/launch.cuh"
 #include "core/cuda/ternary_mma.h"
 
 /// y = q wᵀ on Hopper's tensor cores. The grid is persistent: clusters of two blocks, one block per multiprocessor.
@@ -328,6 +328,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   cluster_sync();
+  begin_kernel();
   const int group = threadIdx.x / kGroup;
   if (group == kGroups) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -395,16 +396,16 @@ void launch(const int8_t* q, const float* step, const int8_t* w, const float* sc
                   tiles(k, kDepth),           int(n),          int(o)};
   const auto kernel = ternary_mma_kernel<Direct>;
   MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
+  cudaLaunchAttribute attributes[2] = {{}, overlap_attribute()};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {kCluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = kCluster * unsigned(std::min(plan.rows * plan.cols, multiprocessors() / kCluster));
   config.blockDim = kThreads;
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = can_overlap() ? 2 : 1;
   MMFREE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, q_map, w_map, y, step, scale, plan));
   check_launch("ternary_mma");
 }

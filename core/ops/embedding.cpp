@@ -76,7 +76,7 @@ StoredTableArgs stored_table(const QuantTensor& table) {
     args.store = TableStore::bf16, dtype = DType::bf16;
   }
   check_tensor(op, "table", codes, {v, codes.dim(1)}, dtype);
-  check_device(op, Device::cpu, {&codes, &table.scale});
+  check_device(op, codes.device(), {&table.scale});
   return args;
 }
 
@@ -85,7 +85,7 @@ void stored_embedding(const QuantTensor& table, const Tensor& ids, Tensor& y) {
   StoredTableArgs args = stored_table(table);
   check_tensor(op, "ids", ids, {ids.size()}, DType::i32);
   check_tensor(op, "y", y, {ids.size(), args.d}, DType::f32);
-  check_device(op, Device::cpu, {&ids, &y});
+  check_device(op, Device::cpu, {&table.values, &ids, &y});
   args.ids = ids.data<int32_t>(), args.y = y.mut<float>(), args.n = ids.size();
   cpu::stored_embedding(args);
 }

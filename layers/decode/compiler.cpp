@@ -35,9 +35,7 @@ void for_values(const Plan::Step& step, Read&& read, Write&& write) {
 
 class Compiler {
  public:
-  Compiler(const LM& lm, const EngineOptions& options) : lm_(lm), options_(options) {
-    MMFREE_CHECK(DeviceError, lm.device() == Device::cpu, "engine: models run on the CPU, this one is on ",
-                 name_of(lm.device()));
+  Compiler(const LM& lm, const EngineOptions& options) : lm_(lm), options_(options), device_(lm.device()) {
     const Tensor& norm = lm.parts().norm.value();
     MMFREE_CHECK(DTypeError, norm.dtype() == DType::f32, "engine: parameters must be f32, got ", name_of(norm.dtype()));
   }
@@ -47,17 +45,19 @@ class Compiler {
     const auto* last = std::get_if<Plan::Norm>(&plan_.steps.back());
     MMFREE_CHECK(Error, last && last->outputs.size() == 1 && last->outputs[0].value().raw() == hidden.value().raw(),
                  "engine: a model must end with the norm of its head");
-    for (size_t i = 0; i < plan_.steps.size(); ++i)
-      for_values(
-          plan_.steps[i], [&](const Var& v) { last_use_[v.value().raw()] = i; }, [](const Var&) {});
+    for (size_t i = 0; i < plan_.steps.size(); ++i) {
+      const auto use = [&](const Var& v) { last_use_[v.value().raw()] = i; };
+      for_values(plan_.steps[i], use, use);
+    }
     out_.program.most_threads = options_.threads;
+    out_.program.device = device_;
     for (const Plan::Step& step : plan_.steps) {
       std::visit([&](const auto& s) { add(s); }, step);
-      for_values(
-          step, [&](const Var& v) { release(v); }, [&](const Var& v) { release(v); });
+      release();
       ++at_;
     }
     DecodeProgram& p = out_.program;
+    if (device_ != Device::cpu) return std::move(out_);
     p.scratch_floats = (3 * widest_ + 15) / 16 * 16;
     p.scratch = memory({p.most_threads, p.scratch_floats});
     return std::move(out_);
@@ -74,7 +74,7 @@ class Compiler {
   };
 
   float* memory(const Shape& shape) {
-    out_.buffers.push_back(Tensor::zeros(shape, DType::f32));
+    out_.buffers.push_back(Tensor::zeros(shape, DType::f32, device_));
     return out_.buffers.back().mut<float>();
   }
 
@@ -82,25 +82,32 @@ class Compiler {
   float* place(const Var& v) const {
     if (!v.defined()) return nullptr;
     MMFREE_CHECK(Error, places_.count(v.value().raw()), "engine: a step reads what no step computed");
-    return places_.at(v.value().raw());
+    return places_.at(v.value().raw()).first;
   }
 
   /// Gives a value a buffer.
   float* make(const Var& v) {
     std::vector<float*>& free = free_[v.dim(1)];
     if (free.empty()) free.push_back(memory({options_.chunk, v.dim(1)}));
-    float* p = places_[v.value().raw()] = free.back();
+    float* p = free.back();
     free.pop_back();
+    places_[v.value().raw()] = {p, v.dim(1)};
     return p;
   }
 
-  /// Frees the buffer of a value that no later step reads.
-  void release(const Var& v) {
-    const char* key = v.value().raw();
-    const auto used = last_use_.find(key);
-    if (!v.defined() || !places_.count(key) || (used != last_use_.end() && used->second > at_)) return;
-    free_[v.dim(1)].push_back(places_[key]);
-    places_.erase(key);
+  /// Frees the buffers of values that no later step reads. On a GPU a step may be computed together with the one
+  /// before it, so it must not write what that one reads.
+  void release() {
+    const size_t before = device_ == Device::cpu ? 0 : 1;
+    for (auto place = places_.begin(); place != places_.end();) {
+      const auto& [at, width] = place->second;
+      if (last_use_.at(place->first) + before > at_) {
+        ++place;
+        continue;
+      }
+      free_[width].push_back(at);
+      place = places_.erase(place);
+    }
   }
 
   void add(const Plan::Embed& s) {
@@ -118,7 +125,7 @@ class Compiler {
       out_.buffers.push_back(s.bound.value());
       bound = s.bound.value().data<float>();
     }
-    out_.program.steps.emplace_back(DecodeScan{place(s.z), place(s.a), bound, make(s.h), own->at(0), d});
+    out_.program.steps.emplace_back(DecodeScan{place(s.z), place(s.a), bound, make(s.h), own->state.mut<float>(), d});
     out_.recurrences.push_back(std::move(own));
   }
 
@@ -143,7 +150,7 @@ class Compiler {
     MMFREE_CHECK(Error, at_ + 1 == plan_.steps.size(), "engine: only the norm of the head has no product of its own");
     const std::vector<Rounded> rounded =
         add_norm(s.source, s.outer, s.eps_outer, s.eps_inner, s.branches, nullptr, true);
-    out_.logits = Tensor::zeros({options_.slots, lm_.config().vocab_size}, DType::f32);
+    out_.logits = Tensor::zeros({options_.slots, lm_.config().vocab_size}, DType::f32, device_);
     out_.buffers.push_back(out_.logits);
     out_.program.steps.emplace_back(
         DecodeProducts{{matrix(*lm_.parts().head.matrix, rounded[0], out_.logits.mut<float>())}, true});
@@ -167,16 +174,25 @@ class Compiler {
     out_.program.steps.emplace_back(std::move(products));
   }
 
-  static DecodeMatrix matrix(const WeightMatrix& w, const Rounded& x, float* y) {
+  DecodeMatrix matrix(const WeightMatrix& w, const Rounded& x, float* y) {
     DecodeMatrix m;
     m.y = y, m.o = w.rows(), m.k = w.cols();
     if (w.is_ternary()) {
       m.q = x.codes, m.step = x.step, m.sums = x.sums, m.q_stride = x.stride;
-      m.codes = w.ternary.codes.data<uint8_t>(), m.scale = w.ternary.scale.data<float>();
+      m.codes = codes_of(w.ternary), m.scale = w.ternary.scale.data<float>();
     } else {
-      m.x = x.values, m.w = w.plain.data<float>();
+      m.x = x.values, m.w = reinterpret_cast<const float*>(w.plain.raw()), m.bf16_w = w.plain.dtype() == DType::bf16;
     }
     return m;
+  }
+
+  /// The packed codes of a matrix, as the program's device wants them.
+  const uint8_t* codes_of(const TernaryTensor& w) {
+    if (device_ == Device::cpu) return w.codes.data<uint8_t>();
+    Tensor packed({w.rows(), packed_decode_bytes(w.cols)}, DType::u8, device_);
+    pack_decode(w.codes, packed);
+    out_.buffers.push_back(packed);
+    return packed.data<uint8_t>();
   }
 
   /// Adds a norm_quant, unless every branch is the source itself. Returns where the branches' outputs are.
@@ -231,8 +247,10 @@ class Compiler {
     if (const auto found = all.find(d); found != all.end()) return found->second;
     const int64_t chunk = options_.chunk;
     if (kind) {
-      out.stride = (d + kTernaryBlock - 1) / kTernaryBlock * kTernaryBlock;
-      Tensor codes = Tensor::zeros({chunk, out.stride}, DType::i8), sums = Tensor::zeros({chunk}, DType::i32);
+      out.stride =
+          device_ == Device::cpu ? (d + kTernaryBlock - 1) / kTernaryBlock * kTernaryBlock : 4 * packed_decode_bytes(d);
+      Tensor codes = Tensor::zeros({chunk, out.stride}, DType::i8, device_),
+             sums = Tensor::zeros({chunk}, DType::i32, device_);
       out.codes = codes.mut<int8_t>(), out.sums = sums.mut<int32_t>(), out.step = memory({chunk});
       out_.buffers.insert(out_.buffers.end(), {codes, sums});
     } else {
@@ -243,10 +261,11 @@ class Compiler {
 
   const LM& lm_;
   const EngineOptions& options_;
+  Device device_;
   Plan plan_;
   CompiledModel out_;
   std::map<const char*, size_t> last_use_;
-  std::map<const char*, float*> places_;
+  std::map<const char*, std::pair<float*, int64_t>> places_;                 ///< and their widths
   std::map<int64_t, std::vector<float*>> free_;                              ///< by width
   std::map<size_t, std::map<size_t, std::map<int64_t, Rounded>>> branches_;  ///< by number, kind and width
   size_t at_ = 0;

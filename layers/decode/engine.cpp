@@ -18,6 +18,7 @@ Engine::Engine(const LM& lm, const EngineOptions& options)
   if (options_.threads == 0) options_.threads = omp_get_max_threads();
   CompiledModel model = compile_decode(lm, options_);
   program_ = std::move(model.program);
+  prepare_decode(program_, options_.chunk, options_.slots);
   buffers_ = std::move(model.buffers);
   recurrences_ = std::move(model.recurrences);
   caches_ = std::move(model.caches);
@@ -57,7 +58,7 @@ Tensor Engine::run(std::span<const EngineInput> inputs) {
 }
 
 void Engine::compute(const DecodeCall& call) {
-  for (int64_t s = 0; s < call.span_count; ++s)
+  for (int64_t s = 0; s < call.span_count && program_.device == Device::cpu; ++s)
     for (const auto& cache : caches_) cache->make_room(call.spans[s].slot, call.spans[s].count);
   run_decode(program_, call);
   for (int64_t s = 0; s < call.span_count; ++s) {
@@ -106,18 +107,18 @@ void Engine::check_slot(int64_t slot) const {
 void Engine::copy(int64_t from, int64_t to) {
   check_slot(from), check_slot(to);
   if (from == to) return;
-  for (const auto& r : recurrences_) std::copy_n(r->at(from), r->width, r->at(to));
+  const auto copy_row = [&](Tensor& t) { t.slice(to, to + 1).copy_from(t.slice(from, from + 1)); };
+  for (const auto& r : recurrences_) copy_row(r->state);
   for (const auto& c : caches_) {
     c->held[size_t(to)] = c->held[size_t(from)];
-    for (Tensor* t : {&c->keys, &c->values})
-      std::copy_n(c->at(*t, from), c->held[size_t(from)] * c->width(), c->at(*t, to));
+    copy_row(c->keys), copy_row(c->values);
   }
   positions_[size_t(to)] = positions_[size_t(from)];
 }
 
 void Engine::reset(int64_t slot) {
   check_slot(slot);
-  for (const auto& r : recurrences_) std::fill_n(r->at(slot), r->width, 0.0f);
+  for (const auto& r : recurrences_) r->state.slice(slot, slot + 1).fill_zero();
   for (const auto& c : caches_) c->held[size_t(slot)] = 0;
   positions_[size_t(slot)] = 0;
 }
@@ -125,12 +126,19 @@ void Engine::reset(int64_t slot) {
 SlotState Engine::state(int64_t slot) const {
   check_slot(slot);
   SlotState s{positions_[size_t(slot)], {}};
-  for (const auto& r : recurrences_) s.tensors.push_back(Tensor::from({r->width}, r->at(slot)));
-  for (const auto& c : caches_) {
-    const int64_t seen = c->seen(slot), skipped = c->held[size_t(slot)] - seen;
-    for (Tensor* t : {&c->keys, &c->values})
-      s.tensors.push_back(Tensor::from({seen, t->dim(2), t->dim(3)}, c->at(*t, slot) + skipped * c->width()));
-  }
+  for (const auto& r : recurrences_)
+    s.tensors.push_back(r->state.slice(slot, slot + 1).to(Device::cpu).clone().reshape({r->width}));
+  for (const auto& c : caches_)
+    for (Tensor* t : {&c->keys, &c->values}) {
+      Tensor seen({c->seen_of(s.position), t->dim(2), t->dim(3)}, DType::f32);
+      float* to = seen.mut<float>();
+      c->for_seen(slot, s.position, [&](int64_t place, int64_t tokens) {
+        const int64_t count = tokens * c->width();
+        copy_bytes(to, Device::cpu, c->at(*t, slot) + place * c->width(), t->device(), size_t(count) * sizeof(float));
+        to += count;
+      });
+      s.tensors.push_back(seen);
+    }
   return s;
 }
 
@@ -151,12 +159,17 @@ void Engine::set_state(int64_t slot, const SlotState& state) {
   for (const auto& c : caches_)
     for (const Tensor* t : {&c->keys, &c->values}) check({c->seen_of(state.position), t->dim(2), t->dim(3)});
   i = 0;
-  for (const auto& r : recurrences_) std::copy_n(state.tensors[i++].data<float>(), r->width, r->at(slot));
+  for (const auto& r : recurrences_)
+    r->state.slice(slot, slot + 1).copy_from(state.tensors[i++].reshape({1, r->width}));
   for (const auto& c : caches_) {
     c->held[size_t(slot)] = c->seen_of(state.position);
     for (Tensor* t : {&c->keys, &c->values}) {
-      const Tensor& from = state.tensors[i++];
-      std::copy_n(from.data<float>(), from.size(), c->at(*t, slot));
+      const float* from = state.tensors[i++].data<float>();
+      c->for_seen(slot, state.position, [&](int64_t place, int64_t tokens) {
+        const int64_t count = tokens * c->width();
+        copy_bytes(c->at(*t, slot) + place * c->width(), t->device(), from, Device::cpu, size_t(count) * sizeof(float));
+        from += count;
+      });
     }
   }
   positions_[size_t(slot)] = state.position;

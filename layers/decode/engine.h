@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -35,12 +36,14 @@ struct SlotState {
 /// Generates with a model: no tape, and no allocation per token. Sequences are in slots: rows of the state tensors. On
 /// the CPU the logits are those of LM::logits to the bit, whatever other sequences are computed with, however the
 /// tokens are cut into calls, and for any number of threads. The steps are those of the model's own code (see Plan).
+/// On a GPU everything is f32 but the operands of products, also where the model computes in bf16. Logits differ from
+/// those of LM::logits by rounding, but neither they depend on other sequences or on how the tokens are cut.
 ///
 /// An exception of a call leaves the states as they were, unless memory ran out.
 class Engine {
  public:
   /// `lm` must outlive the engine, and its parameters must not change. @throws UsageError for options that are not
-  /// positive; DeviceError, DTypeError: engines compute in f32 on the CPU
+  /// positive; DTypeError: parameters must be f32
   Engine(const LM& lm, const EngineOptions& options);
   ~Engine();
 
@@ -54,7 +57,7 @@ class Engine {
   int64_t bytes() const { return bytes_; }
 
   /// Goes on with several sequences at once, each slot at most once. Returns the logits [R, V] of those R inputs that
-  /// want them, in their order; they are valid until the next call.
+  /// want them, in their order and on the model's device; they are valid until the next call.
   /// @throws DataError for an id outside the vocabulary; UsageError for a slot that does not exist or comes twice, an
   /// input without tokens, a sequence longer than context()
   Tensor run(std::span<const EngineInput> inputs);
@@ -62,6 +65,15 @@ class Engine {
   Tensor prefill(int64_t slot, std::span<const int32_t> ids);
   /// The same for one token of each of several sequences: logits [slots, V].
   Tensor step(std::span<const int64_t> slots, std::span<const int32_t> ids);
+
+  /// Goes on with several sequences as run does, chooses the next token of each by its settings, and goes on with that
+  /// token, until each has `count` more tokens or `on_tokens` returns false: it gets the tokens of each step, [R]. On a
+  /// GPU tokens do not pass through the host, which reads them a few steps late. The penalty counts the tokens of
+  /// `inputs` and those chosen. In the end the slots are empty: see reset.
+  /// @throws as run; UsageError for settings that are not as many or out of range; DivergedError if logits are not
+  /// finite; what `on_tokens` throws
+  void generate(std::span<const EngineInput> inputs, std::span<const SampleSettings> settings, int64_t count,
+                const std::function<bool(std::span<const int32_t>)>& on_tokens, bool captured = true);
 
   /// Makes the sequence in `to` that in `from`. @throws UsageError for a slot that does not exist
   void copy(int64_t from, int64_t to);
@@ -77,6 +89,7 @@ class Engine {
   void check_slot(int64_t slot) const;
   void check_inputs(std::span<const EngineInput> inputs);
   void compute(const DecodeCall& call);
+  void generate_steps(DecodeLoop& loop);
 
   EngineOptions options_;
   int64_t vocab_size_, context_, bytes_ = 0;

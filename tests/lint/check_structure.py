@@ -120,6 +120,16 @@ def check_operations(files):
             yield f"{header}: no tests/ops/test_*.cpp includes it; write tests/ops/test_{op}.cpp"
 
 
+def check_kernels(path, text):
+    """Every kernel waits for the one before it, and is launched accordingly (core/cuda/launch.cuh)."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if "<<<" in line:
+            yield f"{path}:{number}: <<<; launch by launch_kernel of core/cuda/launch.cuh"
+    kernels, waits = (text.count(word) for word in ("__global__", "begin_kernel();"))
+    if kernels != waits:
+        yield f"{path}: has {kernels} kernels and {waits} calls of begin_kernel; each kernel needs one"
+
+
 def violations(files):
     """Lines that say what breaks a rule. `files`: path with slashes -> content in bytes."""
     for path, content in sorted(files.items()):
@@ -146,6 +156,8 @@ def violations(files):
             for number, kind, name in includes(text):
                 if problem := check_include(path, kind, name):
                     yield f"{path}:{number}: {problem}"
+            if path.startswith("core/cuda/"):
+                yield from check_kernels(path, text)
             for number, line in enumerate(lines, 1):
                 if (found := PRINTS.search(line.partition("//")[0])) and not matches(path, PRINTERS):
                     yield f"{path}:{number}: {found[0]}; write by core/system/console.h"
@@ -184,6 +196,7 @@ CLEAN = {
     "core/system/hash.cpp": "  std::snprintf(x, 1, y);  // std::printf( would show it\n  ::write(fd, x, 1);\n",
     "tests/core/x.cpp": '  std::printf("x");\n',
     "core/cuda/add.cu": '#include <cuda_bf16.h>\n#include <cub/cub.cuh>\n#include "core/cuda/common.cuh"\n',
+    "core/cuda/kernel.cu": "__global__ void k() {\n  begin_kernel();\n}\n",
     "core/cuda/common.cuh": "#include <cublasLt.h>\n",
     "data/h5/file.h": "#include <hdf5.h>\n",
     "train/run.cpp": '#include "data/h5/file.h"\n#include "layers/lm.h"\n  char name[] = "run-XXXXXX";\n',
@@ -217,6 +230,8 @@ PLANTED = [
     ({"data/x.cpp": "\n  std::cerr << x;\n"}, "data/x.cpp:2: std::cerr"),
     ({"train/x.cpp": "  fputs(x, stderr);\n"}, "train/x.cpp:1: fputs("),
     ({"train/x.cpp": "  ::write(STDERR_FILENO, x, 1);\n"}, "train/x.cpp:1: write(STDERR_FILENO"),
+    ({"core/cuda/x.cu": "__global__ void k() {}\n"}, "core/cuda/x.cu: has 1 kernels and 0 calls"),
+    ({"core/cuda/x.cu": "  k<<<1, 1>>>();\n"}, "core/cuda/x.cu:1: <<<"),
     ({"core/ops/add.cpp": None}, "core/ops/add.h: core/ops/add.cpp is missing"),
     ({"core/cpu/add.cpp": None}, "core/ops/add.h: its kernel core/cpu/add.cpp is missing"),
     ({"tests/ops/test_add.cpp": None}, "core/ops/add.h: no tests/ops/test_*.cpp includes it"),

@@ -1,0 +1,202 @@
+#pragma once
+#include "core/cuda/decode.h"
+#include "core/cuda/rows.cuh"
+
+/// The norm of a row by a block of kThreads, for every kernel that needs one.
+namespace mmfree::cuda::decode {
+
+/// Sums of x², (x · outer)² and a², and the largest magnitude of each branch.
+using Reduction = RowReduction<3, kMostMatrices>;
+
+/// What follows from the sums of a row.
+struct RowFactors {
+  float factor[kMostMatrices];  ///< of x · outer · weight, without the gate's r0 in x
+  ActivationScale<float> scale[kMostMatrices];
+};
+
+/// Calls body(k) for the vectors of V columns of this thread.
+template <int V, class Body>
+__device__ inline void each_column(int d, Body&& body) {
+  for (int k = int(threadIdx.x) * V; k < d; k += kThreads * V) body(k);
+}
+
+/// x of a row, without the gate's r0, into `xs`. Returns this thread's part of Σ a² for a gate.
+template <int V>
+__device__ float source_row(const Norm& p, int64_t row, bool write, float* xs) {
+  const float *a = p.a + row * p.stride, *b = p.b + row * p.stride;
+  float squares = 0;
+  const auto fill = [&](bool both, auto&& value) {
+    each_column<V>(p.d, [&](int k) {
+      float left[V], right[V] = {}, x[V];
+      load(left, a + k);
+      if (both) load(right, b + k);
+      value(k, left, right, x);
+      store(xs + k, x);
+    });
+  };
+  switch (p.kind) {
+    case RowSource::rows:
+      fill(false, [&](int, auto& left, auto&, auto& x) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) x[i] = left[i];
+      });
+      break;
+    case RowSource::sum:
+      fill(true, [&](int k, auto& left, auto& right, auto& x) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) x[i] = left[i] + right[i];
+        if (write && p.x) store(p.x + row * p.d + k, x);
+      });
+      break;
+    case RowSource::gate:
+      fill(true, [&](int k, auto& left, auto& right, auto& x) {
+        float w[V];
+        if (p.weight) load(w, p.weight + k);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const float gate = sigmoid<float>(right[i]);
+          squares = fmaf(left[i], left[i], squares);
+          x[i] = p.weight ? left[i] * w[i] * silu(right[i], gate) : left[i] * gate;
+        }
+      });
+      break;
+    case RowSource::glu:
+    case RowSource::activation: {
+      const bool glu = p.kind == RowSource::glu;
+      with_activation(p.f, [&]<Activation f>() {
+        fill(glu, [&](int, auto& left, auto& right, auto& x) {
+#pragma unroll
+          for (int i = 0; i < V; ++i) {
+            x[i] = activated<f, Maths<float>>(left[i]).value;
+            if (glu) x[i] = __fmul_rn(x[i], right[i]);
+          }
+        });
+      });
+      break;
+    }
+  }
+  return squares;
+}
+
+/// The sums of a row whose x is in `xs`, which becomes x · outer, and what follows from them.
+template <int V>
+__device__ RowFactors row_factors(const Norm& p, float gate_squares, Reduction& reduce, int turn, float* xs) {
+  float sums[3] = {0, 0, gate_squares};
+  uint32_t most[kMostMatrices] = {};
+  each_column<V>(p.d, [&](int k) {
+    float x[V], w[V];
+    load(x, xs + k);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sums[0] = fmaf(x[i], x[i], sums[0]);
+    if (p.outer) {
+      load(w, p.outer + k);
+#pragma unroll
+      for (int i = 0; i < V; ++i) x[i] *= w[i], sums[1] = fmaf(x[i], x[i], sums[1]);
+      store(xs + k, x);
+    }
+#pragma unroll
+    for (int b = 0; b < kMostMatrices; ++b) {
+      if (b >= p.count) break;
+      if (p.branches[b].weight) load(w, p.branches[b].weight + k);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        most[b] = max(most[b], magnitude(p.branches[b].weight ? __fmul_rn(x[i], w[i]) : x[i]));
+    }
+  });
+  reduce(turn, sums, most);
+  const float inverse = 1.0f / float(p.d);
+  const float r0 =
+      p.kind == RowSource::gate && p.weight ? rms_reciprocal(__fmul_rn(sums[2], inverse), p.eps_gate) : 1.0f;
+  const float r1 = p.outer ? rms_reciprocal(__fmul_rn(r0 * r0 * sums[0], inverse), p.eps_outer) : 1.0f;
+  const float r01 = r0 * r1;
+  const float squares = r01 * r01 * (p.outer ? sums[1] : sums[0]);
+  const float r2 = rms_reciprocal(__fmul_rn(squares, inverse), p.eps_inner);
+  RowFactors out;
+#pragma unroll
+  for (int b = 0; b < kMostMatrices; ++b) {
+    out.factor[b] = b < p.count && p.branches[b].weight ? r01 * r2 : r01;
+    out.scale[b] = activation_scale(__uint_as_float(most[b]) * out.factor[b]);
+  }
+  return out;
+}
+
+/// Computes row `row` of the source. `write`: stores the value of a sum. Calls emit(branch, k, v, scale) for the V
+/// values v of each branch from column k on, which are not rounded yet. `turn` alternates from call to call.
+template <int V, class Emit>
+__device__ RowFactors norm_row(const Norm& p, int64_t row, bool write, Reduction& reduce, int turn, float* xs,
+                               Emit&& emit) {
+  const float squares = source_row<V>(p, row, write, xs);
+  const RowFactors factors = row_factors<V>(p, squares, reduce, turn, xs);
+  each_column<V>(p.d, [&](int k) {
+    float x[V], w[V], v[V];
+    load(x, xs + k);
+#pragma unroll
+    for (int b = 0; b < kMostMatrices; ++b) {
+      if (b >= p.count) break;
+      if (p.branches[b].weight) load(w, p.branches[b].weight + k);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        v[i] = __fmul_rn(p.branches[b].weight ? __fmul_rn(x[i], w[i]) : x[i], factors.factor[b]);
+      emit(b, k, v, factors.scale[b]);
+    }
+  });
+  return factors;
+}
+
+/// V codes of values.
+template <int V>
+__device__ inline void store_codes(int8_t* to, const float (&v)[V], ActivationScale<float> scale) {
+  Pack<int8_t, V> codes;
+#pragma unroll
+  for (int i = 0; i < V; ++i) codes.at[i] = activation_code(v[i], scale.inverse);
+  *reinterpret_cast<Pack<int8_t, V>*>(to) = codes;
+}
+
+/// Whether all rows can be read four columns at a time.
+inline bool in_fours(const Norm& p) {
+  bool fits = p.d % 4 == 0 && p.stride % 4 == 0;
+  for (const void* a :
+       {static_cast<const void*>(p.a), static_cast<const void*>(p.b), static_cast<const void*>(p.weight),
+        static_cast<const void*>(p.outer), static_cast<const void*>(p.x)})
+    fits = fits && is_aligned(a);
+  for (int b = 0; b < p.count; ++b) fits = fits && is_aligned(p.branches[b].weight) && is_aligned(p.branches[b].out);
+  return fits;
+}
+
+/// What a step of the recurrence does to the state: h = keep · h + add.
+struct Gates {
+  float keep, add;
+  __device__ Gates() = default;
+  __device__ Gates(float z, float a, float gamma) {
+    keep = fmaf(1.0f - gamma, sigmoid<float>(z), gamma);
+    add = __fmul_rn(silu(a, sigmoid<float>(a)), 1.0f - keep);
+  }
+  __device__ float next(float h) const { return fmaf(keep, h, add); }
+};
+
+/// The sum of a ternary product as a value.
+__device__ inline float scaled(int sum, float step, float scale) {
+  return __fmul_rn(float(sum), __fmul_rn(step, scale));
+}
+
+/// f(a) ⊙ b.
+__device__ inline float gated(Activation f, float a, float b) {
+  float x = 0;
+  with_activation(f, [&]<Activation kF>() { x = __fmul_rn(activated<kF, Maths<float>>(a).value, b); });
+  return x;
+}
+
+/// The weights of a packed word in bytes: at[i] has columns 4 i to 4 i + 3.
+struct Weights16 {
+  uint32_t at[4];
+  __device__ explicit Weights16(uint32_t word) {
+    constexpr uint32_t kWeights = 0x000100ff;  // bytes -1, 0, 1
+    const uint32_t even = word & 0x33333333u, odd = word >> 2 & 0x33333333u;
+    at[0] = __byte_perm(kWeights, 0, even);
+    at[1] = __byte_perm(kWeights, 0, even >> 16);
+    at[2] = __byte_perm(kWeights, 0, odd);
+    at[3] = __byte_perm(kWeights, 0, odd >> 16);
+  }
+};
+
+}  // namespace mmfree::cuda::decode
