@@ -166,7 +166,7 @@ inline bool in_fours(const Norm& p) {
 /// What a step of the recurrence does to the state: h = keep · h + add.
 struct Gates {
   float keep, add;
-  __device__ Gates() = default;
+  Gates() = default;
   __device__ Gates(float z, float a, float gamma) {
     keep = fmaf(1.0f - gamma, sigmoid<float>(z), gamma);
     add = __fmul_rn(silu(a, sigmoid<float>(a)), 1.0f - keep);

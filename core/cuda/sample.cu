@@ -39,9 +39,11 @@ struct Cut {
 
 class Row {
  public:
-  __device__ Row(const SampleArgs& g, Shared& s)
+  /// `held` [V]: memory for the distances, or null: they are computed again where they are needed.
+  __device__ Row(const SampleArgs& g, Shared& s, uint32_t* held)
       : g_(g),
         s_(s),
+        held_(held),
         row_(g.rows[blockIdx.x]),
         logits_(g.logits + blockIdx.x * g.vocab),
         seen_(g.seen ? g.seen + blockIdx.x * ((g.vocab + 31) / 32) : nullptr),
@@ -50,6 +52,8 @@ class Row {
   __device__ int token() {
     const int best = find_top();
     if (best < 0 || row_.per_unit == 0) return best;
+    if (held_)  // a thread reads those that it writes
+      for (int v = threadIdx.x; v < vocab_; v += kThreads) held_[v] = token_distance(logit(v), top_, row_.per_unit);
     fill_bins(kFirst, 0, kFirst + 11);
     add_bins(s_.first);
     uint64_t total = s_.first.mass[kBins];
@@ -89,7 +93,7 @@ class Row {
     if (!seen_ || !(seen_[v / 32] >> v % 32 & 1)) return x;
     return x > 0 ? x / row_.penalty : __fmul_rn(x, row_.penalty);
   }
-  __device__ uint32_t distance(int v) const { return token_distance(logit(v), top_, row_.per_unit); }
+  __device__ uint32_t distance(int v) const { return held_ ? held_[v] : token_distance(logit(v), top_, row_.per_unit); }
 
   /// The largest logit and its lowest id; -1 if there is no such.
   __device__ int find_top() {
@@ -236,6 +240,7 @@ class Row {
 
   const SampleArgs& g_;
   Shared& s_;
+  uint32_t* held_;
   const SampleRow row_;
   const float* logits_;
   const uint32_t* seen_;
@@ -243,10 +248,11 @@ class Row {
   float top_ = 0;
 };
 
-__global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ SampleArgs g) {
+__global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ SampleArgs g, bool hold) {
   extern __shared__ uint4 shared[];
   begin_kernel();
-  Row row(g, *reinterpret_cast<Shared*>(shared));
+  Shared* const own = reinterpret_cast<Shared*>(shared);
+  Row row(g, *own, hold ? reinterpret_cast<uint32_t*>(own + 1) : nullptr);
   const int token = row.token();
   __syncthreads();  // nobody reads `seen` any more
   if (threadIdx.x == 0) row.finish(token);
@@ -255,13 +261,17 @@ __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ 
 }  // namespace
 
 void sample(const SampleArgs& g) {
-  static const bool prepared = [] {
-    check(cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Shared))),
-          "sample");
-    return true;
+  static const size_t most = [] {
+    int device = 0, bytes = 0;
+    check(cudaGetDevice(&device), "sample");
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "sample");
+    check(cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
+    return size_t(bytes);
   }();
-  (void)prepared;
-  launch_kernel(sample_rows, {unsigned(g.count), kThreads, sizeof(Shared)}, g);
+  // More rows than multiprocessors: two blocks on each, without room for distances.
+  const size_t held = size_t(g.vocab) * sizeof(uint32_t);
+  const bool hold = sizeof(Shared) + held <= most && g.count <= multiprocessors();
+  launch_kernel(sample_rows, {unsigned(g.count), kThreads, sizeof(Shared) + (hold ? held : 0)}, g, hold);
   check_launch("sample");
 }
 

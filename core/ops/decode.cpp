@@ -25,8 +25,7 @@ void run_decode(const DecodeProgram& program, const DecodeCall& call) {
     if (const auto* embed = std::get_if<DecodeEmbed>(&step))
       for (int64_t n = 0; n < call.rows; ++n)
         MMFREE_CHECK(DataError, call.ids[n] >= 0 && call.ids[n] < embed->table.v, "decode: token id ", call.ids[n],
-                     " is outside 0..", embed->table.v - 1,
-                     "; was the text made with another tokenizer?");
+                     " is outside 0..", embed->table.v - 1, "; was the text made with another tokenizer?");
   if (call.rows > 0) MMFREE_DISPATCH(program.device, run_decode, program, call);
 }
 
