@@ -530,7 +530,7 @@ TEST(Commands, GenerateContinuesThePrompt) {
   const Files& f = Files::get();
   const Model m = load_model(f.checkpoint);
   GenerateOptions o;
-  o.max_tokens = 20, o.temperature = 1.1, o.top_k = 50, o.top_p = 0.9, o.seed = 3;
+  o.max_tokens = 20, o.sampling = {.temperature = 1.1, .top_k = 50, .top_p = 0.9, .seed = 3};
   std::vector<int32_t> prompt = m.tokenizer->encode("ka é"), all = prompt;
   prompt.insert(prompt.begin(), m.tokenizer->bos_id());
   for (int32_t id : generate(*m.lm, prompt, o))

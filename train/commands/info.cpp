@@ -10,8 +10,10 @@
 #include "data/paths.h"
 #include "data/token_shards.h"
 #include "train/commands/commands.h"
+#include "train/commands/info_matrices.h"
 #include "train/commands/machine.h"
 #include "train/formats/gguf.h"
+#include "train/formats/safetensors.h"
 #include "train/formats/ternary_file.h"
 #include "train/inference/model.h"
 #include "train/run/progress.h"
@@ -58,7 +60,28 @@ void print_attention(const ModelConfig& c) {
                         static_cast<long long>(c.num_hidden_layers));
 }
 
-void print_model(const std::string& path) {
+/// Where a file has a hash of all of it that reading has compared, and the files of an exported folder.
+void print_checksums(const Model& model) {
+  if (model.kind == "ternary export")
+    console::out.format("hash        %s, verified\n",
+                        SafetensorsReader(model.source).metadata().at("content_hash").c_str());
+  if (!fs::is_directory(model.source)) return;
+  for (const auto& [name, hash] : read_mark(model.source, "hf")) {
+    const fs::path file = fs::path(model.source) / name;
+    if (!fs::is_regular_file(file)) continue;
+    const bool same = hash_of_file(file.string()) == hash;
+    console::out.format("file        %-32s %11s  hash %s%s\n", name.c_str(), format_bytes(fs::file_size(file)).c_str(),
+                        hash.c_str(), same ? "" : ": CHANGED since the export");
+  }
+}
+
+void print_training(const Training& t) {
+  console::out.format("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(t.step),
+                      static_cast<long long>(t.steps), format_count(double(t.tokens)).c_str(),
+                      t.resumable ? "optimizer state included" : "no optimizer state");
+}
+
+void print_model(const std::string& path, bool matrices) {
   const Model model = load_model(path);
   const ModelConfig& c = model.config;
   console::out.format("%s: %s%s\n", model.source.c_str(), model.kind.c_str(),
@@ -88,11 +111,11 @@ void print_model(const std::string& path) {
   console::out.format("documents   framed by %s, in windows of %lld%s\n", name_of(model.framing),
                       static_cast<long long>(model.seq_len),
                       model.reset_state ? ", the state forgotten where one starts" : "");
-  if (!model.training) return;
-  const Training& t = *model.training;
-  console::out.format("training    step %lld of %lld, %s tokens, %s\n", static_cast<long long>(t.step),
-                      static_cast<long long>(t.steps), format_count(double(t.tokens)).c_str(),
-                      t.resumable ? "optimizer state included" : "no optimizer state");
+  if (model.training) print_training(*model.training);
+  print_checksums(model);
+  if (!matrices && model.kind == "checkpoint") return;
+  console::out.print("matrices\n");
+  print_matrices(model);
 }
 
 bool is_gguf(const std::string& path) {
@@ -187,12 +210,12 @@ void verify(const std::string& path) {
                         static_cast<long long>(added));
 }
 
-void run(const std::string& path) {
+void run(const std::string& path, bool matrices) {
   MMFREE_CHECK(MissingError, fs::exists(path), path, ": does not exist");
   if (fs::is_regular_file(path) && h5::kind_of(path) == "tokens") return print_shards(path);
-  if (is_gguf(path)) return print_gguf(path);
+  if (is_gguf(path)) return print_gguf(path), print_gguf_matrices(path);
   if (fs::path(path).extension() == ".model") return print_tokenizer(path);
-  print_model(path);
+  print_model(path, matrices);
 }
 
 }  // namespace
@@ -206,13 +229,15 @@ void add_info_command(CLI::App& app) {
   auto all = std::make_shared<bool>(false);
   c->add_flag("--verify", *all,
               "read every byte of a shard, a checkpoint, an export or a folder of them, and compare the hashes");
+  auto matrices = std::make_shared<bool>(false);
+  c->add_flag("--matrices", *matrices, "density and scale of every matrix of a checkpoint too, not of exports alone");
   c->footer(
       "Examples:\n  mmfree info\n  mmfree info runs/quickstart\n  mmfree info shards/train-00000.h5\n"
       "  mmfree info shards --verify");
-  c->callback([path, all, file] {
+  c->callback([path, all, matrices, file] {
     const bool named = file->count() > 0;
     MMFREE_CHECK(UsageError, named || !*all, "info: --verify needs a file or folder; --help tells more");
-    !named ? print_machine() : *all ? verify(*path) : run(*path);
+    !named ? print_machine() : *all ? verify(*path) : run(*path, *matrices);
   });
 }
 
