@@ -329,6 +329,7 @@ const void* Readback::wait(const std::function<void()>& meanwhile) {
     if (meanwhile) meanwhile();
     std::this_thread::sleep_for(kPoll);
   }
+  if (meanwhile) meanwhile();
   check(status, "a training step");
   return buffer_.data();
 }

@@ -75,8 +75,12 @@ void Watch::wake() const {
   if (::write(wake_.get(), &one, sizeof one) < 0) return;  // it is awake already
 }
 
+/// What was waited for on a GPU ends when it is cancelled, which is before lost_: nobody may take that for success.
 void Watch::check() const {
-  if (lost_) throw LostRank(Exit(status_.load()));
+  if (!judged_) return;
+  Lock lock(mutex_);
+  changed_.wait(lock, [&] { return lost_.load(); });
+  throw LostRank(Exit(status_.load()));
 }
 
 void Watch::set_cancel(std::function<void()> cancel) {

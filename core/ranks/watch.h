@@ -82,14 +82,15 @@ class Watch {
   Fd wake_;
   std::vector<std::unique_ptr<Peer>> peers_;  ///< rank 0: one per other rank; others: rank 0 alone
   std::vector<std::atomic<int>> left_;
-  std::atomic<bool> lost_ = false;  ///< check throws
-  std::atomic<int> status_ = 0;     ///< of the verdict
+  std::atomic<bool> judged_ = false;  ///< there is a verdict: check throws, as soon as it is lost_
+  std::atomic<bool> lost_ = false;    ///< and what waited on a GPU is cancelled
+  std::atomic<int> status_ = 0;       ///< of the verdict
   std::atomic<bool> ending_ = false;
   tcp::Deadline ran_, next_word_;  ///< of the thread
 
-  std::mutex mutex_;  ///< guards what follows, and the peers' unsent bytes
-  std::condition_variable changed_;
-  bool judged_ = false, printed_ = false, told_ = false, all_left_ = false;
+  mutable std::mutex mutex_;  ///< guards what follows, and the peers' unsent bytes
+  mutable std::condition_variable changed_;
+  bool printed_ = false, told_ = false, all_left_ = false;
   Prints prints_ = Prints::elsewhere;
   std::string verdict_, left_message_;
   tcp::Deadline judged_at_;
