@@ -12,13 +12,18 @@
 namespace mmfree {
 namespace {
 
+/// One thread: models are so small that threads would mostly wait for each other, and on a busy machine for long.
+struct Generate : testing::Test {
+  const Threads one{1};
+};
+
 GenerateOptions options(double temperature, int64_t top_k = 0, double top_p = 1) {
   GenerateOptions o;
   o.sampling = {.temperature = temperature, .top_k = top_k, .top_p = top_p};
   return o;
 }
 
-TEST(Generate, TheMostLikelyIsTheLowestOfTheLargestAndOnlyOfNumbers) {
+TEST_F(Generate, TheMostLikelyIsTheLowestOfTheLargestAndOnlyOfNumbers) {
   const std::vector<float> logits = {0.5f, -1.0f, 2.0f, 1.25f, 2.0f, -INFINITY, 0.0f};
   EXPECT_EQ(most_likely(logits.data(), int64_t(logits.size())), 2);
   for (const float x : {NAN, INFINITY})
@@ -41,7 +46,7 @@ std::vector<int32_t> greedy(const LM& lm, std::vector<int32_t> tokens, int64_t c
   return {tokens.begin() + int64_t(prompt), tokens.end()};
 }
 
-TEST(Generate, ColdTextIsTheArgmaxOfTheWholeSequence) {
+TEST_F(Generate, ColdTextIsTheArgmaxOfTheWholeSequence) {
   ModelConfig c = tiny_model_config();
   mix_precisions(c);
   const Model m = tiny_model(c, false);
@@ -54,7 +59,7 @@ TEST(Generate, ColdTextIsTheArgmaxOfTheWholeSequence) {
   }
 }
 
-TEST(Generate, TheSeedDecidesAndTokensStreamInOrder) {
+TEST_F(Generate, TheSeedDecidesAndTokensStreamInOrder) {
   const Model m = tiny_model(tiny_model_config(), false);
   GenerateOptions o = options(1.5);
   o.max_tokens = 40;
@@ -69,7 +74,7 @@ TEST(Generate, TheSeedDecidesAndTokensStreamInOrder) {
   EXPECT_NE(generate(*m.lm, {1, 2}, o), text);
 }
 
-TEST(Generate, StopsWhereItIsTold) {
+TEST_F(Generate, StopsWhereItIsTold) {
   const Model m = tiny_model(tiny_model_config(), false);
   GenerateOptions o = options(1.5);
   o.max_tokens = 40;
@@ -122,7 +127,7 @@ struct Prompts {
   }
 };
 
-TEST(Generate, ATextDoesNotDependOnTheBatchOrOnOtherTexts) {
+TEST_F(Generate, ATextDoesNotDependOnTheBatchOrOnOtherTexts) {
   const Prompts p;
   for (const ModelConfig& config : kinds_of_models()) {
     const Model m = tiny_model(config, false);
@@ -141,7 +146,7 @@ TEST(Generate, ATextDoesNotDependOnTheBatchOrOnOtherTexts) {
   }
 }
 
-TEST(Generate, EachTextSaysWhyItEnded) {
+TEST_F(Generate, EachTextSaysWhyItEnded) {
   const Model m = tiny_model(tiny_model_config(), false);
   const Prompts p;
   GenerateOptions o = options(1.5);
@@ -167,7 +172,7 @@ TEST(Generate, EachTextSaysWhyItEnded) {
   EXPECT_EQ(steps, 4);
 }
 
-TEST(Generate, TextsGoOnFromASavedStateAsFromThePrompt) {
+TEST_F(Generate, TextsGoOnFromASavedStateAsFromThePrompt) {
   const std::vector<int32_t> first = {5, 9, 60, 0, 3, 8, 1}, second = {2, 2, 40}, nothing;
   std::vector<int32_t> both = first;
   both.insert(both.end(), second.begin(), second.end());
