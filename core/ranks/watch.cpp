@@ -158,7 +158,7 @@ bool Watch::fail(Exit status, const std::string& message) {
   }
   if (judged_) return true;
   tell(*peers_[0], Frame::of(Frame::failed, meeting_.rank, int(status)), message);
-  if (changed_.wait_for(lock, kVerdictTime, [&] { return judged_; })) return true;
+  if (changed_.wait_for(lock, kVerdictTime, [&] { return judged_.load(); })) return true;
   judge(status, "", Prints::elsewhere);
   return false;
 }
