@@ -224,12 +224,16 @@ void pack_decode(const int8_t* codes, int64_t rows, int64_t cols, uint8_t* packe
   decode::pack(codes, rows, cols, reinterpret_cast<uint32_t*>(packed));
 }
 
-void run_decode(const DecodeProgram& program, const DecodeCall& call) {
-  static_cast<Runner*>(program.runner.get())->run(call);
+/// What prepare_decode made. @throws DeviceError
+static Runner& runner_of(const DecodeProgram& program) {
+  MMFREE_CHECK(DeviceError, program.runner, "decode: a program for a GPU must be prepared before it runs");
+  return *static_cast<Runner*>(program.runner.get());
 }
 
+void run_decode(const DecodeProgram& program, const DecodeCall& call) { runner_of(program).run(call); }
+
 void decode_loop(const DecodeProgram& program, const DecodeLoop& loop, int64_t& consumed) {
-  consumed = static_cast<Runner*>(program.runner.get())->loop(loop);
+  consumed = runner_of(program).loop(loop);
 }
 
 }  // namespace mmfree::cuda

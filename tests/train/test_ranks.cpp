@@ -2,6 +2,7 @@
 // they divide their state, and when they are killed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "tests/support/rank_run.h"
@@ -120,8 +121,10 @@ TEST_F(Ranks, KilledOnesLeaveARunThatGoesOn) {
     processes->signal(victim, SIGKILL);
     std::vector<int> statuses = processes->wait(100);
     statuses.erase(statuses.begin() + int(victim));
-    const bool was_done = statuses[0] == 0;
-    for (const int status : statuses) EXPECT_EQ(was_done ? 0 : int(Exit::lost), status) << processes->err(0);
+    // At the very end of a run some may have left before the kill.
+    const bool was_done = std::count(statuses.begin(), statuses.end(), 0) > 0;
+    for (const int status : statuses)
+      EXPECT_TRUE(status == 0 || status == int(Exit::lost)) << status << '\n' << processes->err(0);
     if (was_done) std::filesystem::remove_all(dir_ / "killed");
   }
   expect_same(whole, run(2, "killed"));
