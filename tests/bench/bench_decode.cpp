@@ -16,18 +16,11 @@
 #include "core/rng.h"
 #include "layers/decode/engine.h"
 #include "layers/parameters.h"
+#include "tests/bench/sizes.h"
 
 using namespace mmfree;
 
 namespace {
-
-struct Size {
-  int64_t width, layers, inner, vocabulary;
-};
-const std::map<std::string, Size> kSizes = {{"8M", {256, 8, 704, 8192}},
-                                            {"50M", {512, 12, 1408, 32000}},
-                                            {"370M", {1024, 24, 2816, 32000}},
-                                            {"1.3B", {2048, 24, 5632, 32000}}};
 
 using Clock = std::chrono::steady_clock;
 double seconds(Clock::time_point begin, Clock::time_point end) {

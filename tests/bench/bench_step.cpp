@@ -27,6 +27,7 @@
 #include "core/ranks/group.h"
 #include "layers/parameters.h"
 #include "optim/optimizer.h"
+#include "tests/bench/sizes.h"
 #include "tests/bench/step_profile.h"
 #include "train/run/compute_target.h"
 #include "train/run/shards.h"
@@ -35,14 +36,6 @@
 using namespace mmfree;
 
 namespace {
-
-struct Size {
-  int64_t width, layers, inner, vocabulary;
-};
-const std::map<std::string, Size> kSizes = {{"8M", {256, 8, 704, 8192}},
-                                            {"50M", {512, 12, 1408, 32000}},
-                                            {"370M", {1024, 24, 2816, 32000}},
-                                            {"1.3B", {2048, 24, 5632, 32000}}};
 
 /// Transformer++: RMSNorm, rotary positions, SwiGLU.
 void make_transformer(ModelConfig& c) {

@@ -55,6 +55,22 @@ TEST_P(CudaGolden, Float32StaysWithinRoundingAndCodeFlips) {
 // golden sets and 12 random models (tests/golden/README.md).
 constexpr double kBf16Loss = 6e-4, kBf16Logits = 0.1, kBf16Hidden = 0.1, kBf16Gradient = 0.13, kBf16Tensor = 0.2;
 
+/// ‖g − g64‖ / ‖g64‖ of all gradients together; that of each tensor must be below `tensor`.
+double gradient_error(ParamStore& params, const Golden& g, double tensor) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < params.specs().size(); ++i) {
+    const std::string& name = params.specs()[i].name;
+    const Tensor expected = g.gradient(name);
+    const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
+    EXPECT_LT(relative, tensor) << name;
+    Tensor squares({1}, DType::f64);
+    sum_of_squares(expected, squares);
+    error += relative * relative * *squares.data<double>();
+    size += *squares.data<double>();
+  }
+  return std::sqrt(error / size);
+}
+
 TEST_P(CudaGoldenBf16, StaysWithinItsRounding) {
   MMFREE_NEEDS_GPU();
   const Golden g(GetParam());
@@ -77,18 +93,7 @@ TEST_P(CudaGoldenBf16, StaysWithinItsRounding) {
     const Tensor grads = params.grads().to(Device::cpu);
     EXPECT_TRUE(!first.defined() || same_bits(first, grads));
     if (!first.defined()) first = grads;
-    double error = 0, size = 0;
-    for (size_t i = 0; i < params.specs().size(); ++i) {
-      const std::string& name = params.specs()[i].name;
-      const Tensor expected = g.gradient(name);
-      const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
-      EXPECT_LT(relative, kBf16Tensor) << name;
-      Tensor squares({1}, DType::f64);
-      sum_of_squares(expected, squares);
-      error += relative * relative * *squares.data<double>();
-      size += *squares.data<double>();
-    }
-    EXPECT_LT(std::sqrt(error / size), kBf16Gradient);
+    EXPECT_LT(gradient_error(params, g, kBf16Tensor), kBf16Gradient);
   }
 }
 
@@ -116,18 +121,7 @@ TEST_P(CudaGoldenInt8, StaysWithinItsRounding) {
       const Tensor grads = params.grads().to(Device::cpu);
       EXPECT_TRUE(!first.defined() || same_bits(first, grads));
       if (!first.defined()) first = grads;
-      double error = 0, size = 0;
-      for (size_t i = 0; i < params.specs().size(); ++i) {
-        const std::string& name = params.specs()[i].name;
-        const Tensor expected = g.gradient(name);
-        const double relative = norm_error(host_f32(params.view(params.grads(), i)), expected);
-        EXPECT_LT(relative, bounds.tensor + 4 * bounds.flipped) << name;
-        Tensor squares({1}, DType::f64);
-        sum_of_squares(expected, squares);
-        error += relative * relative * *squares.data<double>();
-        size += *squares.data<double>();
-      }
-      EXPECT_LT(std::sqrt(error / size), bounds.gradient + bounds.flipped);
+      EXPECT_LT(gradient_error(params, g, bounds.tensor + 4 * bounds.flipped), bounds.gradient + bounds.flipped);
     }
   }
 }
