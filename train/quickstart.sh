@@ -30,8 +30,8 @@ mmfree train configs/quickstart.yaml train.run_dir="$run" data.train="$run/shard
   data.valid="$run/shards/valid-*.h5" data.tokenizer="$run/tokenizer.model" | tee "$run/train.txt"
 
 say "5/7 Evaluate on the held-out text"
+mmfree eval "$run" "$run"/shards/valid-*.h5
 mmfree eval "$run" "$run"/shards/valid-*.h5 --json > "$run/eval.json"
-cat "$run/eval.json"
 
 say "6/7 Export the ternary weights"
 mmfree export "$run" "$run/model.mmfree"
@@ -39,6 +39,8 @@ mmfree export "$run" "$run/model-int8.mmfree" --embedding int8
 
 say "7/7 Generate from the export"
 mmfree generate "$run/model.mmfree" --prompt "The garden was" --max-tokens 120 --seed 3 | tee "$run/sample.txt"
+
+mmfree report "$run" -o "$run/report.html" > /dev/null
 
 say "Summary"
 python3 train/summary.py "$run"

@@ -26,7 +26,8 @@ def main(run):
   ternary export     {size(os.path.join(run, 'model.mmfree'))}  2-bit weights, f32 embedding
                      {size(os.path.join(run, 'model-int8.mmfree'))}  2-bit weights, int8 embedding
 
-  What to type next:
+  What to look at and to type next:
+    {run}/report.html in a browser: curves, configuration, machine
     build/mmfree generate {run}/model.mmfree --prompt "Mr. Rochester" --temperature 0.7 --seed 5
     build/mmfree eval {run} data/books/burnett_secret_garden_1911.txt
     build/mmfree info {run}/model.mmfree
