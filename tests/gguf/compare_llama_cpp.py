@@ -10,6 +10,9 @@ several types. 100 random tokens go through llama.cpp (attention in F32, one thr
 script prints ||theirs - ours|| / ||ours|| over all logits, the bound, and how often both have the same best token; it
 fails if a difference exceeds its bound. train/formats/GGUF.md has results.
 
+Roundings to int8 hide small mistakes of the graph. So the F32 files of ternary matrices, whose inputs llama.cpp does
+not round, are also compared with mmfree's logits for plain matrices of the same values: "no int8".
+
 The bound. Both programs compute the same graph; they differ by roundings, which count as independent:
  - mmfree rounds the input of a ternary product to int8 with one step for a row, max|x| / 127; llama.cpp with one step
    for 256 elements (TQ1_0, TQ2_0) or 32 (Q2_0, Q8_0), which is at most as large. A rounding has the variance
@@ -62,8 +65,15 @@ def bound(ternary, kind, other):
     return 3 * math.sqrt(sum(e * e for e in errors))
 
 
-def write_model(folder, ternary, bitnet):
-    """A folder of the shape of Llama's or BitNet's, random and far from a fresh model: no norm is 1, gates are open."""
+def as_ternary(matrix):
+    """What the codes and the scale of a matrix stand for."""
+    scale = np.abs(matrix).mean()
+    return np.clip(np.round(matrix / scale), -1, 1) * scale
+
+
+def write_model(folder, ternary, bitnet, written_out=False):
+    """A folder of the shape of Llama's or BitNet's, random and far from a fresh model: no norm is 1, gates are open.
+    `written_out`: ternary matrices as plain ones of the same values, so that nothing rounds their inputs."""
     random = np.random.default_rng(7)
 
     def normal(*shape):
@@ -76,7 +86,8 @@ def write_model(folder, ternary, bitnet):
     for layer in range(LAYERS):
         at = f"model.layers.{layer}."
         for name, (rows, columns, _) in PROJECTIONS.items():
-            tensors[f"{at}{name}.weight"] = normal(rows, columns) * np.float32(1.5 * columns**-0.5)
+            matrix = normal(rows, columns) * np.float32(1.5 * columns**-0.5)
+            tensors[f"{at}{name}.weight"] = as_ternary(matrix) if written_out else matrix
         tensors[at + "input_layernorm.weight"] = norm(WIDTH)
         tensors[at + "post_attention_layernorm.weight"] = norm(WIDTH)
         if bitnet:
@@ -92,7 +103,7 @@ def write_model(folder, ternary, bitnet):
         "max_position_embeddings": 256, "rope_theta": 10000.0, "attention_bias": False, "bos_token_id": 1,
         "eos_token_id": 2, "tie_word_embeddings": bitnet, "torch_dtype": "float32",
     }  # fmt: skip
-    if ternary:
+    if ternary and not written_out:
         config["quantization_config"] = QUANTISED | {"modules_to_not_convert": ["lm_head"], "use_rms_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -135,6 +146,20 @@ def their_logits(path, ids):
     return np.stack(logits)
 
 
+class Table:
+    def __init__(self):
+        self.failed = False
+        print("| model | matrices | others | difference | bound | same best token |\n" + "| --- " * 6 + "|")
+
+    def add(self, model, kind, other, ours, theirs, allowed):
+        difference = float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
+        wrong = not difference <= allowed
+        self.failed |= wrong
+        same = (theirs.argmax(1) == ours.argmax(1)).mean()
+        print(f"| {model} | {kind} | {other} | {difference:.2e}{' FAILED' if wrong else ''} | {allowed:.2e} | {same:.0%} |",
+              flush=True)  # fmt: skip
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--build", default="build", type=Path)
@@ -148,8 +173,7 @@ def main():
     subprocess.run([program, "tokenizer", "train", *text, "--vocab-size", str(VOCAB), "--output", tokenizer,
                     *(["--overwrite"] if tokenizer.exists() else [])], check=True, stdout=subprocess.DEVNULL)  # fmt: skip
     ids = np.random.default_rng(1).integers(3, VOCAB, TOKENS).astype(np.int32)
-    failed = False
-    print("| model | matrices | others | difference | bound | same best token |\n| --- | --- | --- | --- | --- | --- |")
+    table = Table()
     for name, ternary, bitnet in (("llama", False, False), ("llama, ternary", True, False), ("bitnet", True, True)):
         folder = o.work / name.replace(", ", "-")
         write_model(folder, ternary, bitnet)
@@ -161,13 +185,12 @@ def main():
                             "--gguf-other", other, *(["--gguf-type", kind] if kind else [])],
                            check=True, stdout=subprocess.DEVNULL)  # fmt: skip
             theirs = their_logits(path, ids)
-            difference = float(np.linalg.norm(theirs - ours) / np.linalg.norm(ours))
-            allowed, same = bound(ternary, kind, other), (theirs.argmax(1) == ours.argmax(1)).mean()
-            wrong = not difference <= allowed
-            failed |= wrong
-            print(f"| {name} | {kind or other} | {other} | {difference:.2e}{' FAILED' if wrong else ''} | {allowed:.2e} "
-                  f"| {same:.0%} |", flush=True)  # fmt: skip
-    raise SystemExit(failed)
+            table.add(name, kind or other, other, ours, theirs, bound(ternary, kind, other))
+            if kind == "F32":
+                write_model(o.work / "plain", ternary, bitnet, written_out=True)
+                plain = our_logits(o.build, o.work / "plain", ids, o.work)
+                table.add(f"{name}, no int8", kind, other, plain, theirs, bound(False, "", "F32"))
+    raise SystemExit(table.failed)
 
 
 if __name__ == "__main__":
