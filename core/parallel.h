@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <type_traits>
 #include <vector>
 
 #include "core/thread_pool.h"
@@ -21,6 +22,18 @@ void parallel_for(int64_t n, int64_t grain, Body&& body) {
   const auto chunk = [&](int64_t c) { body(c * grain, std::min(n, (c + 1) * grain)); };
   threads::run(
       chunks, [](const void* call, int64_t c) { (*static_cast<const decltype(chunk)*>(call))(c); }, &chunk);
+}
+
+/// Calls body(i) for each i in [0, n) on up to `threads` threads of the program, whose index() is below `threads`
+/// unless the calling thread has a larger one. body must not throw.
+template <class Body>
+void share_tasks(int64_t n, int threads, Body&& body) {
+  if (n == 1 || threads == 1)
+    for (int64_t i = 0; i < n; ++i) body(i);
+  else if (n > 0)
+    threads::run(
+        n, [](const void* call, int64_t i) { (*static_cast<const std::remove_reference_t<Body>*>(call))(i); }, &body,
+        threads);
 }
 
 /// Sum over [0, n) of partial(begin, end), where the ranges are fixed blocks of `grain` items and the partials are

@@ -114,9 +114,9 @@ int limit() { return working ? own_index + 1 : omp_get_max_threads(); }
 
 int index() { return own_index; }
 
-void run(int64_t items, void (*call)(const void*, int64_t), const void* body) {
+void run(int64_t items, void (*call)(const void*, int64_t), const void* body, int threads) {
   const bool outer = std::exchange(working, true);
-  const int threads = outer ? 1 : int(std::min<int64_t>(omp_get_max_threads(), items));
+  threads = outer ? 1 : int(std::min<int64_t>(threads > 0 ? threads : omp_get_max_threads(), items));
   if (threads < 2 || !pool().run(threads, items, call, body))
     for (int64_t i = 0; i < items; ++i) call(body, i);
   working = outer;

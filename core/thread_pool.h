@@ -14,8 +14,9 @@ int limit();
 /// Which of them this thread is while it works for a parallel_for, 0 .. limit() - 1; elsewhere 0.
 int index();
 
-/// Calls call(body, item) once for each item in [0, items), on up to limit() threads, this one among them. Inside of
-/// another such loop, and while another thread runs one, on this thread alone. `call` must not throw.
-void run(int64_t items, void (*call)(const void* body, int64_t item), const void* body);
+/// Calls call(body, item) once for each item in [0, items), on up to `threads` threads (0: limit()), this one among
+/// them; each takes its items in ascending order. Inside of another such loop, and while another thread runs one, on
+/// this thread alone. `call` must not throw.
+void run(int64_t items, void (*call)(const void* body, int64_t item), const void* body, int threads = 0);
 
 }  // namespace mmfree::threads

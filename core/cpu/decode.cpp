@@ -5,27 +5,33 @@
 #include "core/cpu/dots.h"
 #include "core/cpu/parts.h"
 #include "core/cpu/table_row.h"
-#include "core/cpu/team.h"
 #include "core/cpu/ternary_kernel.h"
 #include "core/ops/ternary.h"
+#include "core/parallel.h"
 
 namespace mmfree::cpu {
 namespace {
 
 constexpr int64_t kRowGrain = 16;
 
-/// Runs the steps of a program as one member of a team.
+/// Steps of less work are done by one thread, in a few µs: bytes of weights, each counted once per row. Another thread
+/// would come too late, if it is asleep, or keep this one waiting, if the system takes its core away.
+constexpr int64_t kAlone = 64 << 10;
+/// What an element of a step without weights counts: its time is that of so many bytes of codes.
+constexpr int64_t kElementBytes = 16;
+
+/// Runs the steps of a program, each shared among the program's threads.
 class Runner {
  public:
-  Runner(const DecodeProgram& program, const DecodeCall& call, Member& member)
-      : call_(call),
-        member_(member),
-        scratch_(program.scratch + member.index() * program.scratch_floats),
+  Runner(const DecodeProgram& program, const DecodeCall& call)
+      : program_(program),
+        call_(call),
+        most_(std::min(call.threads, program.most_threads)),
         kernel_(fastest_ternary_kernels().kernel) {}
 
   void operator()(const DecodeEmbed& e) {
     const int64_t d = e.table.d;
-    member_.share((call_.rows + kRowGrain - 1) / kRowGrain, [&](int64_t task) {
+    share((call_.rows + kRowGrain - 1) / kRowGrain, call_.rows * d * kElementBytes, [&](int64_t task) {
       for (int64_t n = task * kRowGrain; n < std::min(call_.rows, (task + 1) * kRowGrain); ++n)
         table_row(e.table, call_.ids[n], e.y + n * d);
     });
@@ -34,18 +40,21 @@ class Runner {
   void operator()(const DecodeNorm& norm) {
     const int64_t rows = rows_of(norm);
     const int64_t grain = rows <= 4 * kRowGrain ? 1 : kRowGrain;
-    member_.share((rows + grain - 1) / grain, [&](int64_t task) {
+    share((rows + grain - 1) / grain, rows * norm.args.d * kElementBytes, [&](int64_t task) {
       for (int64_t n = task * grain; n < std::min(rows, (task + 1) * grain); ++n) norm_row(norm, n);
     });
   }
 
   void operator()(const DecodeProducts& products) {
     const int64_t rows = rows_of(products), first = products.at_wanted ? call_.wanted_first : 0;
-    int64_t tasks = 0;
-    for (const DecodeMatrix& m : products.matrices) tasks += Tile(m, rows, member_.threads()).count();
-    member_.share(tasks, [&](int64_t task) {
+    int64_t tasks = 0, work = 0;
+    for (const DecodeMatrix& m : products.matrices)
+      work += rows * m.o * (m.q ? ternary_row_bytes(m.k) : m.k * int64_t(sizeof(float)));
+    const int threads = threads_for(work);
+    for (const DecodeMatrix& m : products.matrices) tasks += Tile(m, rows, threads).count();
+    share_tasks(tasks, threads, [&](int64_t task) {
       for (const DecodeMatrix& m : products.matrices) {
-        const Tile tile(m, rows, member_.threads());
+        const Tile tile(m, rows, threads);
         float* y = m.y + first * m.o;
         if (task < tile.count()) return m.q ? ternary_tile(m, tile, task, rows, y) : plain_tile(m, tile, task, rows, y);
         task -= tile.count();
@@ -60,26 +69,28 @@ class Runner {
       return MlgruScanArgs{s.z + at, s.a + at, s.gamma,    state, nullptr,   s.h + at,
                            state,    1,        span.count, s.d,   DType::f32};
     };
-    for_spans([&](const DecodeSpan& span) { return mlgru_scan_stripes(args(span)); },
-              [&](const DecodeSpan& span, int64_t task) { mlgru_scan_part(args(span), task, task + 1); });
+    for_spans(
+        call_.rows * s.d * kElementBytes, [&](const DecodeSpan& span) { return mlgru_scan_stripes(args(span)); },
+        [&](const DecodeSpan& span, int64_t task) { mlgru_scan_part(args(span), task, task + 1); });
   }
 
   void operator()(const DecodeAttend& a) {
     const int64_t group = a.kv_heads * a.width;
-    for_spans([](const DecodeSpan& span) { return (span.count + kRowGrain - 1) / kRowGrain; },
-              [&](const DecodeSpan& span, int64_t task) {
-                const int64_t begin = task * kRowGrain, end = std::min(span.count, begin + kRowGrain);
-                const int64_t at = (span.slot * a.capacity + a.held[span.slot]) * group;
-                float* q = a.q + span.row * a.heads * a.width;
-                const auto rope = [&](const float* x, float* y, int64_t heads) {
-                  rope_part({x, y, nullptr, span.position, 1, span.count, heads, a.width, 0, false, DType::f32},
-                            a.turns.data(), begin, end);
-                };
-                rope(q, q, a.heads);
-                rope(a.k + span.row * group, a.keys + at, a.kv_heads);
-                std::copy(a.v + (span.row + begin) * group, a.v + (span.row + end) * group,
-                          a.values + at + begin * group);
-              });
+    for_spans(
+        call_.rows * (a.heads + a.kv_heads) * a.width * kElementBytes,
+        [](const DecodeSpan& span) { return (span.count + kRowGrain - 1) / kRowGrain; },
+        [&](const DecodeSpan& span, int64_t task) {
+          const int64_t begin = task * kRowGrain, end = std::min(span.count, begin + kRowGrain);
+          const int64_t at = (span.slot * a.capacity + a.held[span.slot]) * group;
+          float* q = a.q + span.row * a.heads * a.width;
+          const auto rope = [&](const float* x, float* y, int64_t heads) {
+            rope_part({x, y, nullptr, span.position, 1, span.count, heads, a.width, 0, false, DType::f32},
+                      a.turns.data(), begin, end);
+          };
+          rope(q, q, a.heads);
+          rope(a.k + span.row * group, a.keys + at, a.kv_heads);
+          std::copy(a.v + (span.row + begin) * group, a.v + (span.row + end) * group, a.values + at + begin * group);
+        });
     const auto args = [&](const DecodeSpan& span) {
       const int64_t at = span.slot * a.capacity * group, rows = span.row * a.heads * a.width;
       AttentionArgs g{a.q + rows, a.keys + at,   a.values + at, nullptr,    a.o + rows, nullptr,
@@ -87,8 +98,13 @@ class Runner {
                       a.capacity, span.position, a.window,      DType::f32};
       return g;
     };
-    for_spans([&](const DecodeSpan& span) { return attention_tasks(args(span)); },
-              [&](const DecodeSpan& span, int64_t task) { attention_part(args(span), task, task + 1); });
+    int64_t seen = 0;
+    for (int64_t s = 0; s < call_.span_count; ++s)
+      seen += call_.spans[s].count * (a.held[call_.spans[s].slot] + call_.spans[s].count);
+    for_spans(
+        seen * a.heads * a.width * int64_t(sizeof(float)),
+        [&](const DecodeSpan& span) { return attention_tasks(args(span)); },
+        [&](const DecodeSpan& span, int64_t task) { attention_part(args(span), task, task + 1); });
   }
 
  private:
@@ -111,16 +127,29 @@ class Runner {
     return step.at_wanted ? call_.wanted_count : call_.rows;
   }
 
+  /// How many threads a step is worth: one if its work, in bytes as kAlone, is small.
+  int threads_for(int64_t work) const { return work < kAlone ? 1 : most_; }
+
+  template <class Body>
+  void share(int64_t tasks, int64_t work, Body&& body) const {
+    share_tasks(tasks, threads_for(work), body);
+  }
+
   /// Shares the tasks of all spans: tasks(span) of each, for which body(span, task) is called.
   template <class Tasks, class Body>
-  void for_spans(Tasks&& tasks, Body&& body) {
-    int64_t all = 0;
-    for (int64_t s = 0; s < call_.span_count; ++s) all += tasks(call_.spans[s]);
-    int64_t span = 0, first = 0;  // tasks come in ascending order
-    member_.share(all, [&](int64_t task) {
-      for (int64_t own; task >= first + (own = tasks(call_.spans[span])); ++span) first += own;
-      body(call_.spans[span], task - first);
+  void for_spans(int64_t work, Tasks&& tasks, Body&& body) const {
+    int64_t most = 0;
+    for (int64_t s = 0; s < call_.span_count; ++s) most = std::max(most, tasks(call_.spans[s]));
+    share(call_.span_count * most, work, [&](int64_t task) {
+      const DecodeSpan& span = call_.spans[task / most];
+      if (task % most < tasks(span)) body(span, task % most);
     });
+  }
+
+  /// Scratch of the thread that calls this, which runs tasks of this program alone if it has none of its own.
+  float* scratch() const {
+    const int index = threads::index();
+    return program_.scratch + (index < most_ ? index : 0) * program_.scratch_floats;
   }
 
   void norm_row(const DecodeNorm& norm, int64_t n) {
@@ -140,7 +169,7 @@ class Runner {
       a.branches[b].out = static_cast<char*>(a.branches[b].out) + n * norm.outputs[b].stride;
       if (a.branches[b].step) a.branches[b].step = static_cast<float*>(a.branches[b].step) + n;
     }
-    norm_quant_row(a, scratch_);
+    norm_quant_row(a, scratch());
     for (int b = 0; b < a.count; ++b) {
       if (!norm.outputs[b].sums) continue;
       const int8_t* codes = static_cast<int8_t*>(a.branches[b].out);
@@ -173,19 +202,17 @@ class Runner {
                  y + r0 * m.o + o0, m.o);
   }
 
+  const DecodeProgram& program_;
   const DecodeCall& call_;
-  Member& member_;
-  float* scratch_;
-  TernaryKernel kernel_;
+  const int most_;
+  const TernaryKernel kernel_;
 };
 
 }  // namespace
 
 void run_decode(const DecodeProgram& program, const DecodeCall& call) {
-  with_team(std::min(call.threads, program.most_threads), [&](Member& member) {
-    Runner runner(program, call, member);
-    for (const DecodeStep& step : program.steps) std::visit(runner, step);
-  });
+  Runner runner(program, call);
+  for (const DecodeStep& step : program.steps) std::visit(runner, step);
 }
 
 }  // namespace mmfree::cpu

@@ -33,18 +33,24 @@ inline T lane_sum(int64_t n, Term&& term) {
   return lanes[0];
 }
 
-/// Largest |term(i)| over [0, n); 0 if n == 0, NaN if any term is.
+/// Largest |term(i)| over [0, n); 0 if n == 0, NaN if any term is. The order does not matter, so there are four vectors
+/// of lanes, which do not wait for each other.
 template <class T, class Term>
 inline T lane_absmax(int64_t n, Term&& term) {
-  T lanes[kLanes] = {};
-  const auto larger = [](T a, T b) { return (a > b) | (a != a) ? a : b; };  // a NaN stays: it is in b, or comes as a
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
+  T a[kLanes] = {}, b[kLanes] = {}, c[kLanes] = {}, d[kLanes] = {};
+  const auto larger = [](T x, T y) { return (x > y) | (x != x) ? x : y; };  // a NaN stays: it is in y, or comes as x
+  const auto add = [&](T(&lanes)[kLanes], int64_t i) {
 #pragma omp simd
     for (int l = 0; l < kLanes; ++l) lanes[l] = larger(std::abs(term(i + l)), lanes[l]);
-  for (int l = 0; i + l < n; ++l) lanes[l] = larger(std::abs(term(i + l)), lanes[l]);
-  T largest = lanes[0];
-  for (int l = 1; l < kLanes; ++l) largest = larger(lanes[l], largest);
+  };
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    add(a, i), add(b, i + kLanes), add(c, i + 2 * kLanes), add(d, i + 3 * kLanes);
+  for (; i + kLanes <= n; i += kLanes) add(a, i);
+  for (int l = 0; i + l < n; ++l) a[l] = larger(std::abs(term(i + l)), a[l]);
+  T largest = 0;
+  for (int l = 0; l < kLanes; ++l)
+    for (const T lane : {a[l], b[l], c[l], d[l]}) largest = larger(lane, largest);
   return largest;
 }
 

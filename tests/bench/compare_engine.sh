@@ -5,7 +5,7 @@
 #   bash tests/bench/compare_engine.sh ik_llama.cpp llama.cpp [370m 1.3b]
 # Either folder may be "-": that program is left out. ROUNDS (5) is how often all take their turn, THREADS ("1 2") the numbers
 # of threads, which get the first cores (CORES, "0-N"); WORK (build-compare) holds builds and models; PYTHON (python3) wants
-# numpy. Prints a table of medians and ranges in tokens per second, and the ratio to the best of the others.
+# numpy, pyyaml, requests and tqdm. Prints a table of medians and ranges in tokens per second, and the ratio to the best of the others.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 mmfree=${MMFREE:-$root/build/mmfree}
@@ -17,12 +17,14 @@ shift 2
 [ $# -gt 0 ] || set -- 370m 1.3b
 mkdir -p "$work"
 
-# Only three small programs of each are needed, and no server, tests or network.
+# Only three small programs of each are needed, and no server, tests or network; nor kernels for keys and values of
+# other types than f16. What is built already is used as it is.
 build() {  # NAME SOURCE
   [ "$2" = - ] && return
+  [ -x "$work/$1/bin/llama-bench" ] && [ -x "$work/$1/bin/llama-batched-bench" ] && [ -x "$work/$1/bin/llama-quantize" ] && return
   echo "building $1 ($(git -C "$2" rev-parse --short HEAD 2>/dev/null || echo 'no commit known'))" >&2
   cmake -S "$2" -B "$work/$1" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_CURL=OFF \
-    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF >"$work/$1.log"
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_IQK_FA_ALL_QUANTS=OFF >"$work/$1.log"
   cmake --build "$work/$1" -j "${JOBS:-$(nproc)}" --target llama-bench llama-batched-bench llama-quantize >>"$work/$1.log"
 }
 build ik "$ik"

@@ -110,6 +110,37 @@ TEST(Parallel, ALoopInsideOfAnotherAndLoopsOfSeveralThreadsCoverTheirItems) {
   omp_set_num_threads(saved);
 }
 
+TEST(Parallel, TasksRunOnceInAscendingOrderOnAtMostTheThreadsAskedFor) {
+  const int saved = omp_get_max_threads();
+  for (int allowed : {1, 4})
+    for (int threads : {1, 2, 5}) {
+      omp_set_num_threads(allowed);  // a number of threads that is given counts instead
+      for (int64_t n : {0, 1, 2, 37, 200}) {
+        std::vector<std::atomic<int>> done(static_cast<size_t>(n));
+        std::vector<int64_t> last(size_t(threads), -1);
+        share_tasks(n, threads, [&](int64_t i) {
+          ++done[size_t(i)];
+          if (threads::index() >= threads || last[size_t(threads::index())] >= i) {
+            ADD_FAILURE() << "task " << i << " on thread " << threads::index() << " of " << threads;
+            return;
+          }
+          last[size_t(threads::index())] = i;
+        });
+        for (const auto& times : done) EXPECT_EQ(1, times);
+      }
+    }
+  omp_set_num_threads(saved);
+}
+
+TEST(Parallel, ALoopSeesWhatTheOneBeforeItDid) {
+  std::vector<int64_t> values(101), next(values.size());
+  for (int64_t round = 0; round < 500; ++round) {
+    share_tasks(101, 3, [&](int64_t i) { next[size_t(i)] = values[size_t(100 - i)] + 1; });
+    values.swap(next);
+  }
+  for (int64_t v : values) EXPECT_EQ(500, v);
+}
+
 TEST(Parallel, ASleepingThreadIsWokenForTheNextLoop) {
   const int saved = omp_get_max_threads();
   omp_set_num_threads(2);

@@ -1,38 +1,15 @@
-// What a decode program does beside the kernels, which tests/layers/test_engine.cpp compares with the model's: how
-// threads share its steps, tables that are not f32, and what it refuses.
+// What a decode program does beside the kernels, which tests/layers/test_engine.cpp compares with the model's: tables
+// that are not f32, and what it refuses.
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cmath>
 
-#include "core/cpu/team.h"
 #include "core/ops/decode.h"
 #include "tests/support/compare.h"
 #include "tests/support/tensors.h"
 
 namespace mmfree {
 namespace {
-
-TEST(Team, EveryTaskRunsOnceAndPhasesDoNotOverlap) {
-  constexpr int64_t kTasks = 37, kPhases = 200;
-  for (int threads : {1, 2, 5}) {
-    std::array<std::atomic<int>, kTasks> done{};
-    std::atomic<int> wrong = 0;
-    cpu::with_team(threads, [&](cpu::Member& member) {
-      for (int64_t phase = 0; phase < kPhases; ++phase) {
-        const int64_t n = phase % 7 == 3 ? 0 : 1 + phase % kTasks;
-        member.share(n, [&](int64_t i) { ++done[size_t(i)]; });
-        for (int64_t i = 0; i < kTasks && phase % 50 == 49; ++i) {  // all threads see the same finished work
-          int expected = 0;
-          for (int64_t p = 0; p <= phase; ++p) expected += p % 7 != 3 && i < 1 + p % kTasks;
-          wrong += done[size_t(i)] != expected;
-        }
-        member.share(phase % 50 == 49 ? threads : 0, [](int64_t) {});  // nobody goes on before all have looked
-      }
-    });
-    EXPECT_EQ(wrong, 0) << threads;
-  }
-}
 
 /// A program that only looks ids up.
 struct Lookup {

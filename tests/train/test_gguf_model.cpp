@@ -161,6 +161,7 @@ TEST(GgufModel, RefusesByKeyWhatTheGraphCannotExpress) {
   });
   expect("model.tie_word_embeddings", [](ModelConfig& c) { c.sub_norm = true; });
   const auto bitnet = [](ModelConfig& c) { c.sub_norm = c.tie_word_embeddings = true; };
+  expect("model.activation", [&](ModelConfig& c) { bitnet(c), c.activation = Activation::relu2; });
   expect("model.precision", [&](ModelConfig& c) { bitnet(c), c.precision_rules.clear(); });
   expect("model.head_dim", [&](ModelConfig& c) { bitnet(c), c.head_dim = 16; });
   expect("model.sub_norm", [&](ModelConfig& c) {
