@@ -27,6 +27,18 @@ void* host_slab(size_t bytes) {
   return slab;
 }
 
+/// Host memory that reads as zeros; the system finds pages for what is written alone.
+Arena::Source unwritten_memory() {
+  auto sizes = std::make_shared<std::map<void*, size_t>>();
+  const auto obtain = [sizes](size_t bytes) -> void* {
+    void* slab = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (slab == MAP_FAILED) return nullptr;
+    sizes->emplace(slab, bytes);
+    return slab;
+  };
+  return {Device::cpu, obtain, [sizes](void* slab) { munmap(slab, sizes->at(slab)); }};
+}
+
 }  // namespace
 
 Arena::~Arena() {
@@ -51,7 +63,8 @@ std::shared_ptr<Arena> Arena::current(Device device) {
 
 std::shared_ptr<Arena> Arena::gpu() { return std::make_shared<Arena>(gpu::memory()); }
 
-std::shared_ptr<Arena> Arena::counted() {
+std::shared_ptr<Arena> Arena::counted(Device device) {
+  if (device == Device::cpu) return std::make_shared<Arena>(unwritten_memory());
   auto next = std::make_shared<size_t>(size_t(1) << 40);
   const auto obtain = [next](size_t bytes) {
     void* slab = reinterpret_cast<void*>(*next);

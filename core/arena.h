@@ -39,11 +39,11 @@ class Arena {
 
   /// The arena that new tensors of `device` use on this thread: the innermost ArenaScope, else the process-wide one.
   static std::shared_ptr<Arena> current(Device device);
-  /// A new arena: over host memory; over the memory of the GPU in use; over GPU addresses without memory, which counts
-  /// what a dry run would allocate (see DryRun).
+  /// A new arena: over host memory; over the memory of the GPU in use; over addresses that cost no memory until they
+  /// are written (of a GPU: none at all), which counts what a dry run would allocate (see DryRun).
   static std::shared_ptr<Arena> host();
   static std::shared_ptr<Arena> gpu();
-  static std::shared_ptr<Arena> counted();
+  static std::shared_ptr<Arena> counted(Device device = Device::cuda);
 
   /// At least `bytes` bytes (0 is allowed), aligned to 256. @throws Error when the system is out of memory.
   void* allocate(size_t bytes);

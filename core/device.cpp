@@ -12,7 +12,7 @@
 namespace mmfree {
 namespace {
 
-thread_local int dry_runs = 0;
+thread_local int dry_runs[2] = {};  // by device
 
 constexpr size_t kNone = std::numeric_limits<size_t>::max();
 
@@ -49,17 +49,18 @@ size_t left_in_group(const std::string& root, std::string group, const std::arra
 
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (bytes == 0) return;
+  if (DryRun::active(to_device) || DryRun::active(from_device)) return;
   if (to_device == Device::cpu && from_device == Device::cpu)
     std::memcpy(to, from, bytes);
-  else if (!DryRun::active())
+  else
     gpu::copy(to, to_device, from, from_device, bytes);
 }
 
 void zero_bytes(void* to, Device device, size_t bytes) {
-  if (bytes == 0) return;
+  if (bytes == 0 || DryRun::active(device)) return;
   if (device == Device::cpu)
     std::memset(to, 0, bytes);
-  else if (!DryRun::active())
+  else
     gpu::zero(to, bytes);
 }
 
@@ -93,8 +94,8 @@ bool fast_bf16_products() {
 #endif
 }
 
-DryRun::DryRun() { ++dry_runs; }
-DryRun::~DryRun() { --dry_runs; }
-bool DryRun::active() { return dry_runs > 0; }
+DryRun::DryRun(Device device) : device_(device) { ++dry_runs[size_t(device)]; }
+DryRun::~DryRun() { --dry_runs[size_t(device_)]; }
+bool DryRun::active(Device device) { return dry_runs[size_t(device)] > 0; }
 
 }  // namespace mmfree

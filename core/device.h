@@ -23,15 +23,19 @@ void zero_bytes(void* to, Device device, size_t bytes);
 /// free. 0 if unknown. `at`: prefix of the paths /proc and /sys, for tests.
 size_t available_host_memory(const std::string& at = "");
 
-/// While alive, kernels and copies for a GPU do not run on this thread. Together with an ArenaScope of Arena::counted
-/// this measures on any machine how much GPU memory the tensors of a computation need. Not counted: what the launchers
-/// of kernels allocate while they run, such as partial sums and sorting buffers (about 0.1 GB).
+/// While alive, ops and copies for a device do not run on this thread; op_watch sees the ops. Together with an
+/// ArenaScope of Arena::counted this measures on any machine how much memory the tensors of a computation need. Not
+/// counted: what kernels and their launchers allocate while they run, such as partial sums and sorting buffers (about
+/// 0.1 GB).
 class DryRun {
  public:
-  DryRun();
+  explicit DryRun(Device device = Device::cuda);
   ~DryRun();
   DryRun(const DryRun&) = delete;
-  static bool active();
+  static bool active(Device device = Device::cuda);
+
+ private:
+  Device device_;
 };
 
 /// Whether this processor multiplies bf16 faster than f32: it has AVX-512 BF16, and is not one of Intel's, where that

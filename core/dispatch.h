@@ -14,14 +14,16 @@ inline void require_cpu(Device device, const char* op) {
 
 /// Calls the kernel `fn` of the backend that owns `device`: the one place where an op chooses between backends.
 #if MMFREE_CUDA
-#define MMFREE_DISPATCH_CUDA(device, fn, ...) ::mmfree::cuda::fn(__VA_ARGS__)
+#define MMFREE_DISPATCH_CUDA(device, fn, ...) ::mmfree::run_watched((device), #fn, ::mmfree::cuda::fn, __VA_ARGS__)
 #else
 #define MMFREE_DISPATCH_CUDA(device, fn, ...) ::mmfree::require_cpu((device), #fn)
 #endif
-#define MMFREE_DISPATCH(device, fn, ...)                         \
-  do {                                                           \
-    if ((device) == ::mmfree::Device::cpu)                       \
-      ::mmfree::run_on_cpu(#fn, ::mmfree::cpu::fn, __VA_ARGS__); \
-    else if (!::mmfree::DryRun::active())                        \
-      MMFREE_DISPATCH_CUDA(device, fn, __VA_ARGS__);             \
+#define MMFREE_DISPATCH(device, fn, ...)                                                 \
+  do {                                                                                   \
+    if (::mmfree::DryRun::active(device))                                                \
+      ::mmfree::leave_out((device), #fn, __VA_ARGS__);                                   \
+    else if ((device) == ::mmfree::Device::cpu)                                          \
+      ::mmfree::run_watched(::mmfree::Device::cpu, #fn, ::mmfree::cpu::fn, __VA_ARGS__); \
+    else                                                                                 \
+      MMFREE_DISPATCH_CUDA(device, fn, __VA_ARGS__);                                     \
   } while (0)

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/arena.h"
 
@@ -113,6 +114,22 @@ class OwnStream {
   OwnStream();
   ~OwnStream();
   OwnStream(const OwnStream&) = delete;
+};
+
+/// Times on the compute stream.
+class Timeline {
+ public:
+  Timeline();
+  ~Timeline();
+  Timeline(const Timeline&) = delete;
+  /// Takes the time when the work launched so far has ended. Must not be recorded.
+  void mark();
+  /// Waits for the marks since the last call and returns seconds from the first to each. One is exact to a microsecond.
+  std::vector<double> take();
+
+ private:
+  struct Handles;
+  std::unique_ptr<Handles> handles_;
 };
 
 /// A recorded sequence of kernels, launched as one.

@@ -12,6 +12,7 @@ constexpr const char* kProblem = "this build has no GPU backend (install the CUD
 
 struct CopyStream::Handles {};
 struct Readback::Handles {};
+struct Timeline::Handles {};
 struct Graph::Handles {};
 
 int count() { return 0; }
@@ -39,6 +40,10 @@ void Readback::start(const void*, size_t) { absent(); }
 const void* Readback::wait(const std::function<void()>&) { absent(); }
 OwnStream::OwnStream() { absent(); }
 OwnStream::~OwnStream() = default;
+Timeline::Timeline() { absent(); }
+Timeline::~Timeline() = default;
+void Timeline::mark() { absent(); }
+std::vector<double> Timeline::take() { absent(); }
 Graph::Graph(const std::function<void()>&) { absent(); }
 Graph::~Graph() = default;
 void Graph::launch() { absent(); }

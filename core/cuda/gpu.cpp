@@ -345,6 +345,35 @@ OwnStream::~OwnStream() {
   own_stream = nullptr;
 }
 
+/// Events are made once and used again by later takes.
+struct Timeline::Handles {
+  std::vector<cudaEvent_t> events;
+  size_t marked = 0;
+  ~Handles() {
+    for (const cudaEvent_t e : events) cudaEventDestroy(e);
+  }
+};
+
+Timeline::Timeline() : handles_(std::make_unique<Handles>()) { cuda::context(); }
+Timeline::~Timeline() = default;
+void Timeline::mark() {
+  Handles& h = *handles_;
+  if (h.marked == h.events.size()) check(cudaEventCreate(&h.events.emplace_back()), "cudaEventCreate");
+  check(cudaEventRecord(h.events[h.marked++], cuda::stream()), "cudaEventRecord");
+}
+std::vector<double> Timeline::take() {
+  Handles& h = *handles_;
+  std::vector<double> seconds;
+  synchronize();
+  for (size_t i = 0; i < h.marked; ++i) {
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, h.events[0], h.events[i]), "cudaEventElapsedTime");
+    seconds.push_back(double(milliseconds) * 1e-3);
+  }
+  h.marked = 0;
+  return seconds;
+}
+
 struct Graph::Handles {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;

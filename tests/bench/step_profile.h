@@ -3,12 +3,14 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <random>
 #include <vector>
 
-#include "core/op_watch.h"
+#include "core/op_work.h"
+#include "core/ops/matmul.h"
+#include "core/ops/ternary.h"
 #include "core/parallel.h"
-#include "tests/bench/op_work.h"
 
 namespace mmfree {
 
@@ -82,11 +84,11 @@ class StepProfile : public OpWatch {
   ~StepProfile() override { op_watch = nullptr; }
 
   void start() { op_watch = this; }
-  void ran(const char* op, const std::type_info& type, const void* args, double seconds) override {
-    const OpWork work = work_of(type, args);
-    Row& row = rows_[std::string(op) + (work.side == vocabulary_ ? ", head" : "")];
+  void ran(const OpCall& call) override {
+    const OpWork work = work_of(call);
+    Row& row = rows_[std::string(call.op) + (work.side == vocabulary_ ? ", head" : "")];
     row.kind = work.kind, row.operations += work.operations, row.bytes += work.bytes;
-    row.seconds += seconds, ++row.calls;
+    row.seconds += call.seconds, ++row.calls;
   }
 
   /// A table of `steps` steps that took `seconds` together. Returns the seconds of a step at `rates`, which every op's

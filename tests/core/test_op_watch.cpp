@@ -1,9 +1,9 @@
 // Who watches the ops of the CPU sees each of them once, with its arguments and a time.
 #include <gtest/gtest.h>
 
-#include "core/op_watch.h"
+#include "core/op_work.h"
 #include "core/ops/elementwise.h"
-#include "tests/bench/op_work.h"
+#include "core/ops/matmul.h"
 #include "tests/support/tensors.h"
 
 using namespace mmfree;
@@ -11,15 +11,17 @@ using namespace mmfree;
 namespace {
 
 struct Seen : OpWatch {
-  std::vector<std::string> ops;
+  std::vector<std::string> started, ops, names;
   std::vector<OpWork> work;
   double seconds = 0;
   Seen() { op_watch = this; }
   ~Seen() override { op_watch = nullptr; }
-  void ran(const char* op, const std::type_info& type, const void* args, double taken) override {
-    ops.push_back(op), work.push_back(work_of(type, args));
-    EXPECT_GE(taken, 0);
-    seconds += taken;
+  void starts(const char* op) override { started.push_back(op); }
+  void ran(const OpCall& call) override {
+    ops.push_back(call.op), work.push_back(work_of(call)), names.push_back(name_of(call, work.back()));
+    EXPECT_EQ(Device::cpu, call.device);
+    EXPECT_GE(call.seconds, 0);
+    seconds += call.seconds;
   }
 };
 
@@ -38,6 +40,8 @@ TEST(OpWatch, SeesWhatWasComputedWhileItIsThere) {
     EXPECT_EQ(OpWork::passes, seen.work[0].kind);
     EXPECT_EQ(2 * 3 * 3 * 5, seen.work[1].operations);
     EXPECT_EQ(OpWork::f32, seen.work[1].kind);
+    EXPECT_EQ((std::vector<std::string>{"add", "matmul f32 nt"}), seen.names);
+    EXPECT_EQ(seen.ops, seen.started);
     EXPECT_GT(seen.seconds, 0);
   }
   EXPECT_EQ(nullptr, op_watch);

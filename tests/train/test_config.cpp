@@ -102,6 +102,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.recompute, b.train.recompute);
   EXPECT_EQ(a.train.capture, b.train.capture);
   EXPECT_EQ(a.train.threads, b.train.threads);
+  EXPECT_EQ(a.train.trace_steps, b.train.trace_steps);
   EXPECT_EQ(a.train.log_every, b.train.log_every);
   EXPECT_EQ(a.train.tensorboard, b.train.tensorboard);
   EXPECT_EQ(a.train.eval_every, b.train.eval_every);

@@ -7,7 +7,7 @@
 #include "optim/schedule.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
-#include "train/run/memory_estimate.h"
+#include "train/run/rehearsal.h"
 #include "train/run/step.h"
 
 namespace mmfree {
@@ -360,7 +360,7 @@ size_t peak_of(const RunConfig& c, Recompute recompute, DType compute = DType::b
   runner.work();
   EXPECT_EQ(first.peak, arena->stats().peak) << "the second step needs what the first did";
   EXPECT_EQ(first.live, arena->stats().live);
-  const MemoryEstimate estimate = estimate_memory(c, compute, recompute);
+  const Rehearsal estimate = rehearse(c, {Device::cuda, compute}, recompute);
   EXPECT_EQ(first.peak, estimate.peak);
   EXPECT_EQ(first.live, estimate.state);
   return first.peak;

@@ -11,6 +11,7 @@
 #include "core/system/console.h"
 #include "core/system/signals.h"
 #include "layers/decode/engine.h"
+#include "train/commands/bench_rates.h"
 #include "train/commands/commands.h"
 #include "train/config/config.h"
 #include "train/formats/ternary_file.h"
@@ -26,7 +27,8 @@ struct Options {
   std::vector<int> threads;
   std::vector<int64_t> batches = {1, 8};
   int64_t prompt = 512, tokens = 64, repeat = 5;
-  bool json = false;
+  bool json = false, rates = false;
+  std::string rates_file = default_rates_file(), device = "auto";
 };
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -127,6 +129,8 @@ void print(const Json& r) {
 
 void run(Options o) {
   const StopSignals signals;
+  if (o.rates) return bench_rates(o.device, o.rates_file);
+  MMFREE_CHECK(UsageError, !o.model.empty(), "bench: no model given; try `mmfree bench --help`");
   const Model model = bench_model(o.model);
   if (!o.save.empty()) write_ternary_file(o.save, model, EmbeddingStore::int8);
   if (o.threads.empty()) {
@@ -149,8 +153,16 @@ void run(Options o) {
 
 void add_bench_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("bench", "Measure decoding and prefill on this processor");
-  c->add_option("model", o->model, "model, or a YAML file: its model with random weights")->required();
+  CLI::App* c =
+      app.add_subcommand("bench", "Measure decoding and prefill on this processor, or a device's rates for dry runs");
+  c->add_option("model", o->model, "model, or a YAML file: its model with random weights");
+  c->add_flag(
+      "--rates", o->rates,
+      "instead measure what a training step's ops take on a device, which `mmfree train --dry-run` needs to tell "
+      "the time; takes half a minute");
+  c->add_option("--device", o->device, "of --rates: auto, cpu, cuda or cuda:N")->capture_default_str();
+  c->add_option("--rates-file", o->rates_file, "where --rates keeps it; other devices' rates stay")
+      ->capture_default_str();
   c->add_option("--threads", o->threads, "numbers of threads (default: 1, and all)")->check(CLI::Range(1, 1024));
   c->add_option("--batch", o->batches, "numbers of sequences that are decoded together")
       ->check(CLI::Range(1, 1024))
@@ -167,7 +179,8 @@ void add_bench_command(CLI::App& app) {
       "sequence reads each of them once per token, so it cannot be faster.\n"
       "Examples:\n"
       "  mmfree bench model.mmfree\n"
-      "  mmfree bench configs/370m.yaml --threads 1 2 --json");
+      "  mmfree bench configs/370m.yaml --threads 1 2 --json\n"
+      "  mmfree bench --rates --device cuda");
   c->callback([o] { run(*o); });
 }
 

@@ -1,10 +1,19 @@
 #pragma once
+#include "core/ranks/group.h"
 #include "train/config/config.h"
 
 namespace mmfree {
 
-/// Prints what a run would be: each key with where its value came from, parameters by role, compute per token and of
-/// the whole run.
-void print_plan(const RunConfig& config);
+struct PlanOptions {
+  std::string rates_file;  ///< of `mmfree bench --rates`
+  double price = 0;        ///< of a device for an hour; 0: not known
+};
+
+/// Prints what a run of the ranks in `group` would be: each key with where its value came from, parameters by role,
+/// compute per token and of the whole run, the memory that it would take for each train.recompute and, if it is one
+/// rank of several to come, number of ranks, and the time that its steps take and what that costs, if the device's
+/// rates were measured. @throws ConfigError if the batch does not divide into leaves, DataError for a file of rates
+/// that is none
+void print_plan(RunConfig config, const Group& group, const PlanOptions& options);
 
 }  // namespace mmfree

@@ -11,7 +11,7 @@
 #include "train/commands/commands.h"
 #include "train/commands/plan.h"
 #include "train/run/init_from.h"
-#include "train/run/memory_estimate.h"
+#include "train/run/rates_file.h"
 #include "train/run/trainer.h"
 
 namespace mmfree {
@@ -21,6 +21,7 @@ struct Options {
   std::string config;
   std::vector<std::string> overrides;
   bool resume = false, quiet = false, force = false, help_config = false, dry_run = false;
+  PlanOptions plan{default_rates_file()};
 };
 
 void print_result(const RunConfig& config, const RunResult& r) {
@@ -35,44 +36,6 @@ void print_result(const RunConfig& config, const RunResult& r) {
     console::out.format("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
   console::out.format("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
   if (!r.finished) console::out.format("continue with  the same command and --resume\n");
-}
-
-/// The numbers of ranks whose memory a dry run tells: that of this run, or without others all that its leaves allow.
-std::vector<int> rank_counts(const TrainConfig& train, const Group& group) {
-  if (group.size() > 1) return {group.size()};
-  std::vector<int> counts = {1};
-  while (2 * counts.back() <= train.leaves) counts.push_back(2 * counts.back());
-  return counts;
-}
-
-/// Prints the memory that training would take, for each train.recompute and number of ranks.
-void print_memory(RunConfig config, const Group& group) {
-  if (group.rank() != 0) return;
-  TrainConfig& t = config.train;
-  if (t.leaves == 0) t.leaves = group.size();
-  MMFREE_CHECK(ConfigError, t.splits_into(t.leaves) && t.leaves % group.size() == 0, config.source, ": the ",
-               t.batch_size, " sequences of train.batch_size do not divide into ", t.leaves, " leaves for ",
-               group.size(), " ranks");
-  const bool gpu = t.device.wants_gpu();
-  const Device device = gpu ? Device::cuda : Device::cpu;
-  const bool f32 = t.compute == ComputeChoice::f32 || (t.compute == ComputeChoice::automatic && !gpu);
-  const DType compute = f32 ? DType::f32 : DType::bf16;
-  console::out.format("%s parameters, %lld x %lld tokens at a time, activations in %s on %s\n",
-                      format_count(double(config.model.parameter_count())).c_str(),
-                      static_cast<long long>(t.micro_batch()), static_cast<long long>(config.data.seq_len),
-                      name_of(compute), gpu ? "a GPU" : "the CPU");
-  const std::vector<int> counts = rank_counts(t, group);
-  for (const int ranks : counts) {
-    if (ranks > 1 || counts.size() > 1)
-      console::out.format("each of %d ranks, train.shard=%s\n", ranks, name_of(t.shard));
-    for (Recompute r : kAllRecomputes) {
-      const MemoryEstimate m = estimate_memory(config, compute, r, ranks);
-      console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
-                          double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
-    }
-  }
-  if (gpu) console::out.print("the driver's context and scratch memory of kernels take about 0.6 GB more\n");
-  if (gpu && gpu::problem().empty()) console::out.format("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }
 
 void run_rank(const Options& o, Group& group) {
@@ -93,8 +56,8 @@ void run_rank(const Options& o, Group& group) {
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};
   if (o.dry_run) {
-    if (group.rank() == 0) print_plan(config);
-    return print_memory(config, group);
+    if (group.rank() == 0) print_plan(config, group, o.plan);
+    return;
   }
   MMFREE_CHECK(ConfigError, !config.data.train.empty() || !config.data.sources.empty(), o.config,
                ": data.train is empty; name token shards made by `mmfree prepare`");
@@ -129,9 +92,12 @@ void add_train_command(CLI::App& app) {
       "train.resume names or anew");
   c->add_flag("-q,--quiet", o->quiet, "no progress");
   c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
-  c->add_flag(
-      "--dry-run", o->dry_run,
-      "print the whole configuration with where each value came from, parameters, compute and memory, and stop");
+  c->add_flag("--dry-run", o->dry_run,
+              "print the whole configuration with where each value came from, parameters, compute, memory, time and "
+              "cost, and stop");
+  c->add_option("--price", o->plan.price, "of a device for an hour, in any currency: --dry-run tells the cost")
+      ->check(CLI::Range(0.0, 1e6));
+  c->add_option("--rates-file", o->plan.rates_file, "where `mmfree bench --rates` has put what --dry-run reckons with");
   c->add_flag("--help-config", o->help_config, "list every configuration key with type, default and meaning");
   c->footer(
       "Examples:\n"
@@ -141,6 +107,8 @@ void add_train_command(CLI::App& app) {
       "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
       "  mmfree train tune.yaml train.init_from=runs/8m    a new run that starts with these weights\n"
       "  mmfree train configs/370m.yaml train.device=cuda --dry-run    how much GPU memory, without a GPU\n"
+      "  mmfree train configs/8m.yaml --dry-run --price 2.5    how long and at what cost, once `mmfree bench --rates` "
+      "ran\n"
       "  mmfree train --help-config\n"
       "SIGTERM, SIGUSR1, SIGHUP or one Ctrl-C finish the step, save and exit with status 75; a second Ctrl-C leaves at "
       "once.");

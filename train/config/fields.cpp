@@ -169,6 +169,17 @@ void Resume::read(const ConfigNode& node, ResumeFrom& value, const std::string& 
   value = parse_resume(text);
 }
 
+void Steps::read(const ConfigNode& node, StepRange& value, const std::string& path, Problems& problems) const {
+  const size_t dots = node.text.find("..");
+  StepRange range;
+  const bool numbers =
+      plain(node) && parse_number(std::string_view(node.text).substr(0, dots), range.first) &&
+      (dots == std::string::npos ? (range.last = range.first, true)
+                                 : parse_number(std::string_view(node.text).substr(dots + 2), range.last));
+  if (!numbers || range.first < 1 || range.last < range.first) return expected(type(), node, path, problems);
+  value = range;
+}
+
 void Pair::read(const ConfigNode& node, std::array<double, 2>& values, const std::string& path,
                 Problems& problems) const {
   if (node.kind != ConfigNode::Kind::list) return expected("a list of two numbers", node, path, problems);

@@ -112,6 +112,13 @@ struct Resume {
   std::string type() const { return "text"; }
 };
 
+/// A step's number, or two of them: 10..12.
+struct Steps {
+  void read(const ConfigNode& node, StepRange& value, const std::string& path, Problems& problems) const;
+  std::string print(const StepRange& value) const { return name_of(value); }
+  std::string type() const { return "step or range of steps such as 10..12"; }
+};
+
 /// Exactly two numbers.
 struct Pair {
   Real item;
@@ -357,6 +364,8 @@ void fields(TrainConfig& c, Visit&& visit) {
         "what the backward pass computes again instead of keeping it; auto: selective on a GPU, none on the CPU");
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
+  visit("trace_steps", c.trace_steps, ListOf<Steps>{},
+        "steps whose ops are written to run_dir/trace.json with their times, for ui.perfetto.dev");
   visit("log_every", c.log_every, Integer{1}, "steps between lines of progress and metrics");
   visit("tensorboard", c.tensorboard, Flag{}, "write event files for TensorBoard into the folder tb of run_dir");
   visit("eval_every", c.eval_every, Integer{0}, "steps between evaluations; 0: only at the end");

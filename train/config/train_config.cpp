@@ -1,5 +1,7 @@
 #include "train/config/train_config.h"
 
+#include <algorithm>
+
 namespace mmfree {
 
 std::string name_of(const ResumeFrom& resume) {
@@ -20,6 +22,16 @@ ResumeFrom parse_resume(const std::string& text) {
   for (const auto mode : {ResumeFrom::nothing, ResumeFrom::newest, ResumeFrom::newest_if_any})
     if (text == name_of(ResumeFrom{mode})) return {mode};
   return {ResumeFrom::checkpoint, text};
+}
+
+std::string name_of(const StepRange& range) {
+  const std::string first = std::to_string(range.first);
+  return range.first == range.last ? first : first + ".." + std::to_string(range.last);
+}
+
+bool TrainConfig::traces(int64_t step) const {
+  return std::any_of(trace_steps.begin(), trace_steps.end(),
+                     [&](const StepRange& r) { return step >= r.first && step <= r.last; });
 }
 
 const char* name_of(OnSaveError choice) { return choice == OnSaveError::stop ? "stop" : "continue"; }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "layers/step_context.h"
 #include "train/run/compute_target.h"
@@ -28,6 +29,15 @@ enum class Shard {
 };
 inline constexpr Shard kAllShards[] = {Shard::none, Shard::optimizer, Shard::gradients};
 
+/// Steps first .. last.
+struct StepRange {
+  int64_t first = 1, last = 1;
+  bool operator==(const StepRange&) const = default;
+};
+
+/// "10..12", or "10" for 10..10.
+std::string name_of(const StepRange& range);
+
 /// "false", "true", "auto" or the path.
 std::string name_of(const ResumeFrom& resume);
 ResumeFrom parse_resume(const std::string& text);
@@ -50,6 +60,7 @@ struct TrainConfig {
   std::optional<Recompute> recompute;  ///< nullopt: selective on a GPU, none on the CPU
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
+  std::vector<StepRange> trace_steps;  ///< steps whose ops trace.json shows in time
   int64_t log_every = 10;              ///< steps between lines of progress and metrics
   bool tensorboard = true;             ///< write event files for TensorBoard into run_dir/tb
   int64_t eval_every = 0;              ///< steps between evaluations; 0: only at the end
@@ -63,6 +74,8 @@ struct TrainConfig {
   OnSaveError on_save_error = OnSaveError::carry_on;
   int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
 
+  /// Whether `step` (from 1) is one of trace_steps.
+  bool traces(int64_t step) const;
   /// Sequences per leaf; as long as leaves are not decided, of the whole batch.
   int64_t leaf_rows() const { return leaves > 0 ? batch_size / leaves : batch_size; }
   /// Whether the batch divides into `n` leaves.

@@ -9,6 +9,7 @@
 #include <span>
 #include <utility>
 
+#include "core/op_watch.h"
 #include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/tree_sum.h"
@@ -129,6 +130,20 @@ void StepRunner::work() {
   each_part([this](Part part) { compute(part); });
 }
 
+void StepRunner::rehearse(const std::function<void(int64_t)>& next) {
+  const int64_t leaves = rows_ / leaf_rows_, parts = rows_ / micro_;
+  for (const auto& [part, times] : {std::pair(Part::first, leaves), std::pair(Part::later, parts - leaves)}) {
+    if (times == 0) continue;
+    next(times);
+    take_rows(0);
+    compute(part);
+    return_state(0);
+  }
+  next(1);
+  for (int64_t leaf = 0; leaf < leaves; ++leaf) end_leaf(leaf);
+  compute(Part::update);
+}
+
 void StepRunner::compute(Part part) {
   if (part != Part::update) return compute_micro_batch(part == Part::first);
   Tensor loss = outcome_.slice(0, 1);
@@ -168,16 +183,24 @@ void StepRunner::compute_micro_batch(bool first) {
   Tape tape;
   DecodeState state = micro_carried_;  // the same tensors until the forward pass puts new ones in their place
   const Sequences sequences(micro_, micro_starts_, state.empty() ? nullptr : &state);
-  const Var part = lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
-  tape.backward(part);
+  const Var part = [&] {
+    const WatchedRange forward("forward");
+    return lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
+  }();
+  {
+    const WatchedRange backward("backward");
+    tape.backward(part);
+  }
   if (params_.divides_gradients()) add_ranks(params_.take_gradients());
   sum(part.value(), 1, loss, first ? 0 : 1);
   state.for_each([&](int64_t l, size_t i, const Tensor& from) { micro_carried_.layer(l).at(i).copy_from(from); });
 }
 
-/// Runs one part of a step: recorded, once a whole step has run without.
+/// Runs one part of a step: recorded, once a whole step has run without, unless someone watches its ops.
 void StepRunner::play(Part part) {
-  if (!gpu_ || !record_ || !gpu_->warm) return compute(part);
+  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "update"};
+  const WatchedRange range(kNames[size_t(part)]);
+  if (!gpu_ || !record_ || !gpu_->warm || op_watch) return compute(part);
   std::unique_ptr<gpu::Graph>& graph = gpu_->graphs[size_t(part)];
   const size_t live = Arena::current(Device::cuda)->stats().live;
   if (std::none_of(gpu_->graphs.begin(), gpu_->graphs.end(), [](const auto& g) { return bool(g); })) gpu_->live = live;

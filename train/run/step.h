@@ -24,7 +24,7 @@ struct StepResult {
 /// micro-batch of each leaf, whose gradients are written, those after it, whose gradients are added, and the update.
 /// Between leaves LeafSums adds their gradients. On a GPU the first step runs kernel by kernel; in the second each kind
 /// of part is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the same
-/// bits, without allocations or host work in between.
+/// bits, without allocations or host work in between. A watched step (op_watch) runs kernel by kernel again.
 /// Results come back one step late, so that the GPU never waits for the host.
 class StepRunner {
  public:
@@ -58,6 +58,9 @@ class StepRunner {
   int64_t first_row() const { return group_.rank() * rows_; }
   /// Everything from tokens to new parameters; public for dry runs.
   void work();
+  /// The same for dry runs in a hurry: each kind of part once. `next(times)` is called before each, with how often a
+  /// step has it.
+  void rehearse(const std::function<void(int64_t times)>& next);
 
  private:
   enum class Part { first, later, update };

@@ -272,6 +272,20 @@ void Trainer::open_run_folder() {
   reporter_.open_metrics(folder_.file("metrics.jsonl"), saved_step_);
 }
 
+/// The next step; the trace is written when the last step of a range is in it.
+std::optional<StepResult> Trainer::make_step() {
+  const TrainConfig& t = config_.train;
+  const int64_t step = state_.step + 1;
+  const auto run = [&] { return runner_->run(state_.step, *feed_); };
+  if (!leads() || !t.traces(step)) return run();
+  if (!trace_) trace_ = std::make_unique<StepTrace>(target_.device, target_.name);
+  const auto finished = trace_->of(step, run);
+  if (t.traces(step + 1) && step < t.steps) return finished;
+  const std::string problem = trace_->write(folder_.file("trace.json"));
+  if (!problem.empty()) reporter_.message("warning: " + problem);
+  return finished;
+}
+
 /// Accounts for a finished step: it may have been started a step ago.
 void Trainer::take(const std::optional<StepResult>& result) {
   if (!result) return;
@@ -442,7 +456,7 @@ RunResult Trainer::run() {
   feed_ = std::make_unique<BatchFeed>(batches_, samples, t.steps - state_.step, length, target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
     if (std::exchange(save_asked_, false)) save();
-    const auto finished = keeping_steps([&] { return runner_->run(state_.step, *feed_); });
+    const auto finished = keeping_steps([&] { return make_step(); });
     ++state_.step;
     state_.tokens += t.batch_size * length;
     take(finished);

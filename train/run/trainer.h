@@ -17,6 +17,7 @@
 #include "train/run/run_folder.h"
 #include "train/run/shards.h"
 #include "train/run/step.h"
+#include "train/run/step_trace.h"
 
 namespace mmfree {
 
@@ -64,6 +65,7 @@ class Trainer {
   bool adopt_tokenizer(const Tokenizer& tokenizer);
   void open_run_folder();
 
+  std::optional<StepResult> make_step();
   void take(const std::optional<StepResult>& result);
   void check_progress(const StepResult& result);
   bool evaluation_due() const;
@@ -99,6 +101,7 @@ class Trainer {
   Reporter reporter_;
   std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
   std::unique_ptr<StepRunner> runner_;
+  std::unique_ptr<StepTrace> trace_;  ///< from the first traced step on
   BackgroundSave saving_;
   RunResult result_;
   int64_t first_step_ = 0;    ///< where this process starts
