@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "layers/step_context.h"
 #include "train/run/compute_target.h"
@@ -61,7 +62,11 @@ struct TrainConfig {
   std::string run_dir;    ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;    ///< seconds after which to save and stop; 0: no limit
   OnSaveError on_save_error = OnSaveError::carry_on;
-  int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t skip_limit = 10;                  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t telemetry_every = 100;            ///< steps between lines of telemetry; 0: none
+  int64_t sample_every = 0;                 ///< steps between samples; 0: none
+  std::vector<std::string> sample_prompts;  ///< what samples go on from; empty: the beginning of a document
+  int64_t sample_tokens = 100;              ///< most tokens of a sample
 
   /// Sequences per leaf; as long as leaves are not decided, of the whole batch.
   int64_t leaf_rows() const { return leaves > 0 ? batch_size / leaves : batch_size; }
