@@ -221,6 +221,7 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   for (size_t i = 0; i < projections.size(); ++i) {
     const Projection& p = projections[i];
     const QuantTensor u = f.output(branches[branch_of[i]]);
+    if (node.first[i] == i) f.show(p.matrix, branches[branch_of[i]]);
     Tensor y({u.values.dim(0), p.matrix->rows()}, source.a.compute(), source.a.device());
     linear(u, *p.matrix, y);
     outputs.emplace_back(y);

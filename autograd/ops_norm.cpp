@@ -29,6 +29,7 @@ std::vector<Var> norm_quant(const Source& source, const Var& outer, double eps_o
     inputs.push_back(branches[b].weight);
     saved.emplace_back(branches[b].weight.value());
     outputs.push_back(f.output(outs[b]));
+    f.show(nullptr, outs[b]);
   }
   if (f.x.defined()) outputs.emplace_back(f.x, source.a.compute());
   return record("norm_quant", inputs, std::move(outputs), std::move(saved),

@@ -1,4 +1,5 @@
 #pragma once
+#include "autograd/norm_watch.h"
 #include "autograd/ops.h"
 #include "core/ops/check.h"
 
@@ -35,6 +36,11 @@ struct NormForward {
   }
   void run(double eps_outer, double eps_inner, std::vector<NormBranch>& branches);
   QuantTensor output(const NormBranch& b) const;
+  /// Shows a branch that holds codes to norm_watch; `matrix` as there.
+  void show(const WeightMatrix* matrix, const NormBranch& b) const {
+    if (norm_watch && b.step.defined())
+      norm_watch->rounded(matrix, output(b), outer.defined() ? stats.r1 : b.weight.defined() ? stats.r2 : Tensor());
+  }
   std::vector<Var> inputs() const { return {in.a, in.b, in.weight, outer}; }
   /// The tensors of NormSlot. For a sum a is its value and b is undefined. With `parts_of_sum` a and b are its terms,
   /// and the backward pass adds them again: that takes less memory if b's dtype is narrower than the value's.

@@ -26,6 +26,13 @@ struct DataStage {
   bool operator==(const DataStage&) const = default;
 };
 
+/// Tokens that a run is evaluated on besides its validation shards.
+struct EvalSet {
+  std::string name;                 ///< of the metrics eval/NAME/loss, ppl and bpb
+  std::vector<std::string> shards;  ///< as DataConfig::train
+  bool operator==(const EvalSet&) const = default;
+};
+
 /// Which tokens a run reads (section `data`).
 struct DataConfig {
   std::vector<std::string> train;   ///< token shards: files, globs or directories, relative to the working directory
@@ -38,6 +45,7 @@ struct DataConfig {
   std::optional<Framing> framing;   ///< nullopt: as the shards say; a given one must be theirs
   bool reset_state = false;         ///< forget the recurrent state where a document starts
   bool carry_state = false;         ///< each row goes on where it ended in the step before, with its state; in order
+  std::vector<EvalSet> eval_sets;   ///< evaluated whenever `valid` is
 };
 
 }  // namespace mmfree

@@ -42,6 +42,8 @@ class Optimizer {
   StepReport report() const { return report(step_params(step_)); }
   static StepReport report(const StepParams& p) { return {p.grad_norm, p.lr, p.skip != 0}; }
 
+  /// This rank's piece of the gradients of the last step.
+  Tensor my_gradients() const;
   virtual std::vector<OptimizerState> states() const = 0;
   const Tensor& step() const { return step_; }  ///< StepParams
   /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, all ranks'.
@@ -59,8 +61,6 @@ class Optimizer {
   void begin_update(const Tensor& loss);
   /// Tells all ranks the sums of this one's piece.
   void share_sums();
-  /// This rank's piece of the gradients.
-  Tensor my_gradients() const;
   ParamStore& params_;
   Tensor step_;      ///< StepParams
   Tensor rates_;     ///< see block_rates; of this rank's piece

@@ -163,6 +163,12 @@ inline RunConfig random_config(std::mt19937_64& random) {
              static_cast<OnSaveError>(integer(0, 1)),
              integer(1, 99)};
   if (c.train.resume.mode != ResumeFrom::checkpoint && integer(0, 1)) c.train.init_from = text();
+  c.train.telemetry_every = integer(0, 99);
+  c.train.sample_every = integer(0, 99);
+  if (integer(0, 1)) c.train.sample_prompts = texts();
+  c.train.sample_tokens = integer(1, 99);
+  for (int64_t i = c.data.valid.empty() ? 0 : integer(0, 2); i > 0; --i)
+    c.data.eval_sets.push_back({concat("set-", i, "_.x"), texts()});
   return c;
 }
 

@@ -115,6 +115,11 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.run_dir, b.train.run_dir);
   EXPECT_EQ(a.train.max_time, b.train.max_time);
   EXPECT_EQ(a.train.skip_limit, b.train.skip_limit);
+  EXPECT_EQ(a.train.telemetry_every, b.train.telemetry_every);
+  EXPECT_EQ(a.train.sample_every, b.train.sample_every);
+  EXPECT_EQ(a.train.sample_prompts, b.train.sample_prompts);
+  EXPECT_EQ(a.train.sample_tokens, b.train.sample_tokens);
+  EXPECT_EQ(a.data.eval_sets, b.data.eval_sets);
 }
 
 TEST(Config, ReadsEveryKindOfValue) {
@@ -293,6 +298,13 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"optim: {warmup_steps: 11}\ntrain: {steps: 10}",
        "x.yaml:1: optim.warmup_steps: 11 is more than train.steps (10)"},
       {"train: {eval_every: 5}", "x.yaml:1: train.eval_every: 5 asks for evaluations but data.valid is empty"},
+      {"data: {eval_sets: [{name: a, shards: b}]}",
+       "x.yaml:1: data.eval_sets: they are evaluated with data.valid, which is empty"},
+      {"data: {valid: v, eval_sets: [{name: a/b, shards: c}]}",
+       "x.yaml:1: data.eval_sets: name 'a/b', expected up to 64 letters, digits, '.', '_' and '-'"},
+      {"data: {valid: v, eval_sets: [{name: a, shards: c}, {name: a, shards: d}]}",
+       "x.yaml:1: data.eval_sets: two sets are called 'a'"},
+      {"data: {valid: v, eval_sets: [{name: a}]}", "x.yaml:1: data.eval_sets[0]: the rule names no shards"},
       {"model: 3", "x.yaml:1: model: expected keys with values, found '3'"},
       {"- 1", "x.yaml:1: configuration: expected keys with values, found a list"},
       {"&x\n- *x\n", "x.yaml:1: anchors (&name) are not supported; quote text that starts with &"},
@@ -556,7 +568,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 10 + 14 + 24));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 14 + 28));
 }
 
 TEST(Config, ATildeTakesAKeyBack) {

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <numeric>
 #include <optional>
+#include <set>
 
 #include "core/error.h"
 #include "optim/schedule.h"
@@ -68,6 +69,26 @@ void check_mixture(const DataConfig& data, const Rule& rule) {
   }
 }
 
+/// Checks the names of the evaluation sets, which become parts of keys.
+template <class Rule>
+void check_eval_sets(const DataConfig& data, const Rule& rule) {
+  constexpr size_t kMostSets = 64, kMostName = 64;
+  rule("data.eval_sets", "data.valid", data.eval_sets.empty() || !data.valid.empty(),
+       "they are evaluated with data.valid, which is empty");
+  rule("data.eval_sets", "data.eval_sets", data.eval_sets.size() <= kMostSets, data.eval_sets.size(),
+       " sets, expected at most ", kMostSets);
+  std::set<std::string> names;
+  for (const EvalSet& set : data.eval_sets) {
+    const bool plain = std::all_of(set.name.begin(), set.name.end(), [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+             c == '-';
+    });
+    rule("data.eval_sets", "data.eval_sets", plain && !set.name.empty() && set.name.size() <= kMostName, "name ",
+         quote(set.name), ", expected up to ", kMostName, " letters, digits, '.', '_' and '-'");
+    rule("data.eval_sets", "data.eval_sets", names.insert(set.name).second, "two sets are called ", quote(set.name));
+  }
+}
+
 /// Checks rules between keys. A rule is skipped if one of its keys already has a problem.
 void check_relations(const RunConfig& config, const ConfigNode& root, Problems& problems) {
   const auto rule = [&](const char* key, const char* other, bool holds, const auto&... message) {
@@ -87,6 +108,7 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
   rule("data.sources", "data.train", config.data.sources.empty() || config.data.train.empty(),
        "takes the place of data.train; remove one of them");
   check_mixture(config.data, rule);
+  check_eval_sets(config.data, rule);
   rule("data.carry_state", "data.sources", !config.data.carry_state || config.data.sources.size() < 2,
        "rows follow one source, not several; name one, or set it to false");
   const bool attends = std::any_of(config.model.layers.begin(), config.model.layers.end(), [&](const LayerEntry& e) {

@@ -281,6 +281,12 @@ void fields(DataStage& c, Visit&& visit) {
 }
 
 template <class Visit>
+void fields(EvalSet& c, Visit&& visit) {
+  visit("name", c.name, Text{false}, "of the metrics eval/NAME/loss: letters, digits, '.', '_' and '-'");
+  visit("shards", c.shards, ListOf<Text>{{false}}, "files, globs or directories");
+}
+
+template <class Visit>
 void fields(DataConfig& c, Visit&& visit) {
   visit("train", c.train, ListOf<Text>{{false}}, "training shards: files, globs or directories");
   visit("sources", c.sources, ListOf<MapOf<DataSource>>{{"{name: ..., shards: [...], weight: ...}", {"shards"}}},
@@ -288,6 +294,8 @@ void fields(DataConfig& c, Visit&& visit) {
   visit("stages", c.stages, ListOf<MapOf<DataStage>>{{"{from_tokens: ..., weights: [...]}", {"weights"}}},
         "other weights of the sources from a number of trained tokens on");
   visit("valid", c.valid, ListOf<Text>{{false}}, "validation shards; empty: no evaluation");
+  visit("eval_sets", c.eval_sets, ListOf<MapOf<EvalSet>>{{"{name: ..., shards: [...]}", {"shards"}}},
+        "more shards that are evaluated whenever valid is, each with metrics of its own");
   visit("tokenizer", c.tokenizer, Text{}, "SentencePiece model for bits per byte and samples; empty: none");
   visit("seq_len", c.seq_len, Integer{1, kMaxSeqLen}, "tokens predicted per sequence");
   visit("shuffle", c.shuffle, Flag{}, "visit sequences in a seeded random order");
@@ -370,6 +378,12 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("tensorboard", c.tensorboard, Flag{}, "write event files for TensorBoard into the folder tb of run_dir");
   visit("eval_every", c.eval_every, Integer{0}, "steps between evaluations; 0: only at the end");
   visit("eval_tokens", c.eval_tokens, Integer{0}, "most tokens per evaluation during training; 0: all");
+  visit("telemetry_every", c.telemetry_every, Integer{0},
+        "steps between lines that tell how each ternary matrix and its input are; 0: none");
+  visit("sample_every", c.sample_every, Integer{0},
+        "steps between texts that the model writes into samples.jsonl, which end the run too; 0: none");
+  visit("sample_prompts", c.sample_prompts, ListOf<Text>{}, "what these texts go on from; empty: nothing");
+  visit("sample_tokens", c.sample_tokens, Integer{1, 1 << 16}, "most tokens of such a text");
   visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");
   visit("keep_last", c.keep_last, Integer{1}, "checkpoints kept");
   visit("resume", c.resume, Resume{}, "false, true (newest checkpoint), auto (newest if there is one) or a path");

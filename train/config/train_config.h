@@ -72,7 +72,11 @@ struct TrainConfig {
   std::string run_dir;    ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;    ///< seconds after which to save and stop; 0: no limit
   OnSaveError on_save_error = OnSaveError::carry_on;
-  int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t skip_limit = 10;                  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t telemetry_every = 100;            ///< steps between lines of telemetry; 0: none
+  int64_t sample_every = 0;                 ///< steps between samples; 0: none
+  std::vector<std::string> sample_prompts;  ///< what samples go on from; empty: the beginning of a document
+  int64_t sample_tokens = 100;              ///< most tokens of a sample
 
   /// Whether `step` (from 1) is one of trace_steps.
   bool traces(int64_t step) const;

@@ -30,12 +30,15 @@ std::string shortest(T value) {
 std::string json_number(int64_t value) { return shortest(value); }
 std::string json_number(double value) { return std::isfinite(value) ? shortest(value) : "null"; }
 
-std::string json_number(const std::string& digits) { return '"' + digits + '"'; }
+std::string json_number(const std::string& text) {
+  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
 
 struct Lines {
   std::string kept;
   int64_t damaged = 0;     ///< lines that are no metrics
   int64_t evaluated = -1;  ///< the largest step of a kept evaluation
+  int64_t last = -1;       ///< the largest step of a kept line
 };
 
 /// The lines of `path` up to `step`.
@@ -52,6 +55,7 @@ Lines lines_up_to(const std::string& path, int64_t step) {
       ++lines.damaged;
     } else if (const auto of_line = found->get<int64_t>(); of_line <= step) {
       lines.kept += line + "\n";
+      lines.last = std::max(lines.last, of_line);
       if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, of_line);
     }
   }
@@ -104,6 +108,7 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step, size_t most_
     if (resume_step >= 0 && type == fs::file_type::regular) lines = lines_up_to(path_, resume_step);
     damaged_lines_ = lines.damaged;
     evaluated_ = lines.evaluated;
+    last_ = lines.last;
     write_file(path_, lines.kept);  // so that its name is durable too
     synced_ = lines.kept.size();
   }

@@ -16,6 +16,7 @@ namespace mmfree {
 /// train/mfu train/data_wait train/peak_memory val/loss val/ppl val/bpb; with several ranks train/ranks, of each rank's
 /// own milliseconds per step train/rank_slowest_ms (of rank train/rank_slowest) and train/rank_fastest_ms, the share of
 /// the time that ranks wait for others train/rank_wait, and the bytes per step that all send train/rank_bytes.
+/// of other sets eval/NAME/loss, ppl and bpb; what Telemetry measures, and in lines of its own the texts of `alarm`.
 /// train/digest follows from the bits of loss and gradient norm, checkpoint/weights from those of the weights that a
 /// checkpoint was to hold (train/run/digest.h).
 using Metrics = std::vector<std::pair<std::string, std::variant<int64_t, double, std::string>>>;
@@ -56,6 +57,8 @@ class MetricsWriter {
   void sync();
   /// The largest step of a line with "val/loss", -1 without one.
   int64_t evaluated() const { return evaluated_; }
+  /// The largest step of a line, -1 without any.
+  int64_t last_step() const { return last_; }
   /// The first and last step of the lines that were dropped, could not be written, or are in doubt after a failed sync;
   /// nothing without any.
   std::optional<Steps> missing() const;

@@ -155,18 +155,23 @@ void Reporter::weights(int64_t step, const std::string& digest) {
   write({{"step", step}, {"checkpoint/weights", digest}});
 }
 
-void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e) {
+void Reporter::evaluation(int64_t step, int64_t tokens, const Evaluation& e, const SetEvaluations& sets) {
   evaluated_ = std::max(evaluated_, step);
-  write({{"step", step},
-         {"val/loss", e.loss()},
-         {"val/ppl", e.perplexity()},
-         {"val/bpb", e.bits_per_byte()},
-         {"train/tokens", tokens},
-         {"time", double(std::time(nullptr))}});
-  char line[120];
-  std::snprintf(line, sizeof line, "step %lld  val loss %.4f  perplexity %.2f  bits/byte %.4f",
-                static_cast<long long>(step), e.loss(), e.perplexity(), e.bits_per_byte());
-  if (!quiet_) message(line);
+  Metrics metrics = {{"step", step}};
+  const auto add = [&](const std::string& prefix, const std::string& name, const Evaluation& of) {
+    metrics.emplace_back(prefix + "/loss", of.loss());
+    metrics.emplace_back(prefix + "/ppl", of.perplexity());
+    metrics.emplace_back(prefix + "/bpb", of.bits_per_byte());
+    char figures[100];
+    std::snprintf(figures, sizeof figures, " loss %.4f  perplexity %.2f  bits/byte %.4f", of.loss(), of.perplexity(),
+                  of.bits_per_byte());
+    if (!quiet_) message(concat("step ", step, "  ", name, figures));
+  };
+  add("val", "val", e);
+  for (const auto& [name, of_set] : sets) add("eval/" + name, name, of_set);
+  metrics.emplace_back("train/tokens", tokens);
+  metrics.emplace_back("time", double(std::time(nullptr)));
+  write(metrics);
 }
 
 void Reporter::write(const Metrics& metrics) {

@@ -6,8 +6,8 @@
 
 #include "core/ranks/group.h"
 #include "data/batches.h"
-#include "train/inference/evaluate.h"
 #include "train/run/compute_target.h"
+#include "train/run/eval_sets.h"
 #include "train/run/metrics.h"
 #include "train/run/progress.h"
 #include "train/run/step.h"
@@ -58,7 +58,9 @@ class Reporter {
   /// Writes the digest of the weights after `step` steps.
   void weights(int64_t step, const std::string& digest);
   /// Writes an evaluation after `step` steps and `tokens` trained tokens.
-  void evaluation(int64_t step, int64_t tokens, const Evaluation& evaluation);
+  void evaluation(int64_t step, int64_t tokens, const Evaluation& evaluation, const SetEvaluations& sets = {});
+  /// Writes a line of other metrics.
+  void write(const Metrics& metrics);
   /// The step of the newest evaluation in the metrics, -1 without one.
   int64_t evaluated() const { return evaluated_; }
   /// Over this process, pauses excluded; 0 without any step.
@@ -74,7 +76,6 @@ class Reporter {
   using Clock = std::chrono::steady_clock;
   void log(const StepResult& result, double waited);
   void add_ranks(double window, ProgressState& state, Metrics& metrics);
-  void write(const Metrics& metrics);
   void attempt(const std::function<void()>& write);
   void open_events();
   void attempt_events(const std::function<void()>& write);

@@ -40,9 +40,9 @@ std::string kind_of(const std::string& path) try { return h5::kind_of(path); } c
 }
 
 constexpr const char* kCheckpoint = "checkpoint";
+constexpr const char* kSamples = "samples.jsonl";
 /// The kind of the folder's mark.
 constexpr const char* kRun = "run";
-constexpr const char* kMetrics = "metrics.jsonl";
 }  // namespace
 
 std::string checkpoint_path(const std::string& run_dir, int64_t step) {
@@ -154,7 +154,8 @@ std::map<std::string, std::string> describe_run(const RunConfig& config, const s
   return files;
 }
 
-std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std::string> files) {
+std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std::string> files,
+                                         const std::vector<std::string>& growing) {
   const auto hash_of = [&](const std::string& name) {
     std::error_code ignored;
     return fs::is_regular_file(file(name), ignored) ? hash_of_file(file(name)) : std::string();
@@ -164,7 +165,8 @@ std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std
   std::vector<std::string> replaced;
   for (const auto& [name, bytes] : files) replaced.push_back(name);
   std::error_code ignored;
-  if (fs::is_regular_file(file(kMetrics), ignored)) replaced.push_back(kMetrics);
+  for (const std::string& name : growing)
+    if (fs::is_regular_file(file(name), ignored)) replaced.push_back(name);
   if (step < 0) require_marked(path_, kRun, replaced);
   MarkedFiles marked = read_mark(path_, kRun);
 
@@ -181,7 +183,11 @@ std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std
   const std::vector<std::string> renamed = step >= 0 ? set_aside(path_, step) : std::vector<std::string>();
   // The mark proves the older files too: the process may be killed before it has replaced them.
   std::erase_if(marked, [&](const auto& m) { return files.count(m.first) > 0; });
-  marked.emplace(kMetrics, kAnyContent);
+  // Texts of an older run would pass for those of a new one that writes none.
+  if (step < 0 && marked.count({kSamples, kAnyContent}) > 0 &&
+      std::find(growing.begin(), growing.end(), kSamples) == growing.end())
+    fs::remove(file(kSamples), ignored);
+  for (const std::string& name : growing) marked.emplace(name, kAnyContent);
   for (const auto& [name, bytes] : files) {
     if (const std::string older = hash_of(name); !older.empty()) marked.emplace(name, older);
     marked.emplace(name, content_hash(bytes));

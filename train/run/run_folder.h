@@ -53,7 +53,8 @@ struct RunFacts {
 std::map<std::string, std::string> describe_run(const RunConfig& config, const std::string& tokenizer,
                                                 const RunFacts& facts);
 
-/// The folder of one run: config.yaml, config.resolved.yaml, run.json, tokenizer.model, metrics.jsonl and checkpoints/.
+/// The folder of one run: config.yaml, config.resolved.yaml, run.json, tokenizer.model, metrics.jsonl, perhaps
+/// samples.jsonl, and checkpoints/.
 /// It is locked: two runs in one folder would remove each other's files. A new run replaces only files that the
 /// folder's mark of kind "run" proves (core/system/folder_mark.h).
 class RunFolder {
@@ -65,11 +66,13 @@ class RunFolder {
   /// The path of a file in it.
   std::string file(const std::string& name) const;
   /// Makes and locks what is missing, removes what killed saves left, and writes the mark and `files` (name and
-  /// content) but those that are there already. `step` is that of the checkpoint in this folder from which the run
-  /// continues, -1 without one: later checkpoints are set aside. Returns their new names.
+  /// content) but those that are there already. `growing` are the files that the run will write itself. `step` is that
+  /// of the checkpoint in this folder from which the run continues, -1 without one: later checkpoints are set aside.
+  /// Returns their new names.
   /// @throws CreateError also if no checkpoints can be written here, or a new run would replace a file that no run
   /// wrote, and then nothing is changed; IoError
-  std::vector<std::string> open(int64_t step, std::map<std::string, std::string> files);
+  std::vector<std::string> open(int64_t step, std::map<std::string, std::string> files,
+                                const std::vector<std::string>& growing = {"metrics.jsonl"});
   /// Why the folder is not locked well, for people; empty if it is.
   std::string warning() const { return lock_.warning(); }
   /// Makes the folder again if someone removed it.

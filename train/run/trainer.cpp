@@ -70,10 +70,9 @@ void Trainer::open_data() {
   const ShardInfo& info = corpus_.info();
   if (!config_.data.valid.empty()) {
     valid_data_.emplace(config_.data.valid);
-    const ShardInfo& valid = valid_data_->info();
-    MMFREE_CHECK(DataError, valid.tokenizer_hash == info.tokenizer_hash && valid.framing == info.framing,
-                 "data.valid and the training shards differ in tokenizer or framing; prepare them together");
+    require_same_stream("data.valid", valid_data_->info(), info);
   }
+  eval_sets_.emplace(config_.data, info);
   if (!config_.data.tokenizer.empty()) {
     tokenizer_ = Tokenizer::load(config_.data.tokenizer);
     MMFREE_CHECK(DataError, tokenizer_->hash() == info.tokenizer_hash, config_.data.tokenizer,
@@ -108,6 +107,8 @@ void Trainer::decide_leaves(int64_t otherwise) {
 }
 
 void Trainer::make_runner() {
+  watch_.reset();
+  watch_ = std::make_unique<ModelWatch>(lm_, params_, *optimizer_, config_, group_, reporter_);
   runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_,
                                          recompute_of(config_.train, target_.device), group_);
 }
@@ -259,9 +260,15 @@ bool Trainer::adopt_tokenizer(const Tokenizer& tokenizer) {
 }
 
 void Trainer::open_run_folder() {
-  if (!leads()) return reporter_.open_metrics("", saved_step_);
+  const std::string metrics = folder_.file("metrics.jsonl"), samples = folder_.file("samples.jsonl");
+  if (!leads()) {
+    reporter_.open_metrics("", saved_step_);
+    return watch_->start(state_.step, metrics, samples, saved_step_, tokenizer_);
+  }
   const RunFacts facts{first_step_, target_, corpus_.total_tokens(), state_.data};
-  for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts)))
+  std::vector<std::string> growing = {"metrics.jsonl"};
+  if (config_.train.sample_every > 0) growing.push_back("samples.jsonl");
+  for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts), growing))
     reporter_.message("warning: the damaged checkpoint is now called " + name);
   if (const std::string warning = folder_.warning(); !warning.empty()) reporter_.message("warning: " + warning);
   try {
@@ -269,7 +276,8 @@ void Trainer::open_run_folder() {
   } catch (const IoError& e) {
     reporter_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
-  reporter_.open_metrics(folder_.file("metrics.jsonl"), saved_step_);
+  reporter_.open_metrics(metrics, saved_step_);
+  watch_->start(state_.step, metrics, samples, saved_step_, tokenizer_);
 }
 
 /// The next step; the trace is written when the last step of a range is in it.
@@ -340,14 +348,17 @@ auto Trainer::keeping_steps(Work&& work) try {
 
 /// Evaluates, and writes the result unless the metrics have it already. Nothing if the run is asked to stop meanwhile.
 std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
+  const EvaluateOptions options{config_.data.seq_len,     limit, [this](int64_t, int64_t) { return !should_stop(); },
+                                config_.data.reset_state, 0,     &group_};
+  SetEvaluations sets;
   const Evaluation e = keeping_steps([&] {
     const Reporter::Pause not_training(reporter_);
-    return evaluate(lm_, TokenSource::shards(*valid_data_),
-                    {config_.data.seq_len, limit, [this](int64_t, int64_t) { return !should_stop(); },
-                     config_.data.reset_state, 0, &group_});
+    Evaluation valid = evaluate(lm_, TokenSource::shards(*valid_data_), options);
+    if (result_.reason.empty()) sets = eval_sets_->evaluate(lm_, options);
+    return valid;
   });
   if (!result_.reason.empty()) return std::nullopt;
-  if (reporter_.evaluated() != state_.step) reporter_.evaluation(state_.step, state_.tokens, e);
+  if (reporter_.evaluated() != state_.step) reporter_.evaluation(state_.step, state_.tokens, e, sets);
   return e;
 }
 
@@ -451,6 +462,7 @@ RunResult Trainer::run() {
   reporter_.banner(corpus_);
   reporter_.start(state_.step, state_.tokens);
   if (evaluation_due()) evaluate_valid(t.eval_tokens);
+  watch_->sample(state_.step);
   const int64_t length = config_.data.seq_len;
   const BatchFeed::Samples samples = samples_of(config_, state_.tokens, group_.rank(), group_.size());
   feed_ = std::make_unique<BatchFeed>(batches_, samples, t.steps - state_.step, length, target_.device == Device::cuda);
@@ -460,6 +472,10 @@ RunResult Trainer::run() {
     ++state_.step;
     state_.tokens += t.batch_size * length;
     take(finished);
+    if (watch_->due(state_.step)) {
+      take(runner_->collect());
+      watch_->measure(state_.step, *runner_);
+    }
     settle_save(false);
     if (state_.step == t.steps) break;
     if (save_due()) save();
@@ -467,6 +483,7 @@ RunResult Trainer::run() {
       take(runner_->collect());
       evaluate_valid(t.eval_tokens);
     }
+    watch_->sample(state_.step);
   }
   finish();
   return result_;
@@ -481,6 +498,7 @@ void Trainer::finish() {
   result_.tokens_per_second = reporter_.tokens_per_second();
   save();
   if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) result_.valid = evaluate_valid(0);
+  if (state_.step == config_.train.steps && result_.reason.empty()) watch_->sample(state_.step, true);
   reporter_.sync();
   settle_save(true);
   result_.finished = state_.step >= config_.train.steps && result_.reason.empty();

@@ -8,11 +8,11 @@
 #include "data/batches.h"
 #include "data/text/tokenizer.h"
 #include "layers/lm.h"
-#include "train/inference/evaluate.h"
 #include "train/inference/model.h"
 #include "train/run/background_save.h"
 #include "train/run/checkpoint.h"
 #include "train/run/compute_target.h"
+#include "train/run/model_watch.h"
 #include "train/run/reporter.h"
 #include "train/run/run_folder.h"
 #include "train/run/shards.h"
@@ -91,6 +91,7 @@ class Trainer {
   ComputeTarget target_;
   Corpus corpus_;
   std::optional<TokenShards> valid_data_;
+  std::optional<EvalSets> eval_sets_;
   std::optional<Tokenizer> tokenizer_;
   Batches batches_;
   ParamStore params_;
@@ -99,6 +100,7 @@ class Trainer {
   LoopState state_;
   RunFolder folder_;
   Reporter reporter_;
+  std::unique_ptr<ModelWatch> watch_;
   std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
   std::unique_ptr<StepRunner> runner_;
   std::unique_ptr<StepTrace> trace_;  ///< from the first traced step on

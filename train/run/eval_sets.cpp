@@ -1,0 +1,31 @@
+#include "train/run/eval_sets.h"
+
+#include "core/error.h"
+
+namespace mmfree {
+
+void require_same_stream(const char* key, const ShardInfo& shards, const ShardInfo& train) {
+  MMFREE_CHECK(DataError, shards.tokenizer_hash == train.tokenizer_hash && shards.framing == train.framing, key,
+               " and the training shards differ in tokenizer or framing; prepare them together");
+}
+
+EvalSets::EvalSets(const DataConfig& data, const ShardInfo& train) {
+  for (const EvalSet& set : data.eval_sets) {
+    sets_.emplace_back(set.name, TokenShards(set.shards));
+    require_same_stream("data.eval_sets", sets_.back().second.info(), train);
+  }
+}
+
+SetEvaluations EvalSets::evaluate(const LM& lm, const EvaluateOptions& options) const {
+  SetEvaluations all;
+  bool go_on = true;
+  EvaluateOptions with = options;
+  with.on_progress = [&](int64_t done, int64_t total) {
+    return go_on = !options.on_progress || options.on_progress(done, total);
+  };
+  for (const auto& [name, shards] : sets_)
+    if (go_on) all.emplace_back(name, mmfree::evaluate(lm, TokenSource::shards(shards), with));
+  return all;
+}
+
+}  // namespace mmfree

@@ -1,0 +1,29 @@
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "train/config/config.h"
+#include "train/inference/evaluate.h"
+
+namespace mmfree {
+
+/// The results of data.eval_sets, by name.
+using SetEvaluations = std::vector<std::pair<std::string, Evaluation>>;
+
+/// Checks that shards are evaluated as the model was trained. `key` names them. @throws DataError
+void require_same_stream(const char* key, const ShardInfo& shards, const ShardInfo& train);
+
+/// The shards of data.eval_sets.
+class EvalSets {
+ public:
+  /// @throws as TokenShards and require_same_stream
+  EvalSets(const DataConfig& data, const ShardInfo& train);
+  /// All sets in their order, until `options.on_progress` returns false.
+  SetEvaluations evaluate(const LM& lm, const EvaluateOptions& options) const;
+
+ private:
+  std::vector<std::pair<std::string, TokenShards>> sets_;
+};
+
+}  // namespace mmfree
