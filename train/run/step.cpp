@@ -215,7 +215,8 @@ void StepRunner::backward(Tape& tape, const Var& loss, bool last) {
 
 /// Runs one part of a step: recorded, once a whole step has run without, unless someone watches its ops.
 void StepRunner::play(Part part) {
-  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "only micro-batch", "last micro-batch", "update"};
+  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "only micro-batch",
+                                          "last micro-batch", "update"};
   const WatchedRange range(kNames[size_t(part)]);
   if (!gpu_ || !record_ || !gpu_->warm || op_watch) return compute(part);
   std::unique_ptr<gpu::Graph>& graph = gpu_->graphs[size_t(part)];
