@@ -12,6 +12,7 @@
 #include "train/commands/plan.h"
 #include "train/run/init_from.h"
 #include "train/run/memory_estimate.h"
+#include "train/run/recompute.h"
 #include "train/run/trainer.h"
 
 namespace mmfree {
@@ -68,9 +69,13 @@ void print_memory(RunConfig config, const Group& group) {
     for (Recompute r : kAllRecomputes) {
       const MemoryEstimate m = estimate_memory(config, compute, r, ranks);
       console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
-                          double(m.peak) / 1e9, r == recompute_of(t, device) ? "  <- this configuration" : "");
+                          double(m.peak) / 1e9, r == recompute_of(config, device) ? "  <- this configuration" : "");
     }
   }
+  if (!gpu && !t.recompute)
+    console::out.format(
+        "train.recompute=auto is selective on the CPU where that saves more than %.2f GB, here %.2f GB\n",
+        double(kAutoSavesAtLeast) / 1e9, double(selective_saves(config)) / 1e9);
   if (gpu) console::out.print("the driver's context and scratch memory of kernels take about 0.6 GB more\n");
   if (gpu && gpu::problem().empty()) console::out.format("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
 }

@@ -47,7 +47,7 @@ struct TrainConfig {
   DeviceChoice device;
   ComputeChoice compute = ComputeChoice::automatic;
   Products backward = Products::compute;
-  std::optional<Recompute> recompute;  ///< nullopt: selective on a GPU, none on the CPU
+  std::optional<Recompute> recompute;  ///< nullopt: as recompute_of decides
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
   int64_t log_every = 10;              ///< steps between lines of progress and metrics
@@ -70,8 +70,5 @@ struct TrainConfig {
   /// Sequences per forward pass: micro_batch_size, or those of a leaf if that is 0.
   int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : leaf_rows(); }
 };
-
-/// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
-Recompute recompute_of(const TrainConfig& train, Device device);
 
 }  // namespace mmfree
