@@ -30,6 +30,7 @@
 #include "tests/bench/sizes.h"
 #include "tests/bench/step_profile.h"
 #include "train/run/compute_target.h"
+#include "train/run/recompute.h"
 #include "train/run/shards.h"
 #include "train/run/step.h"
 
@@ -99,7 +100,7 @@ int run(int argc, char** argv) {
   config.optim.lr = 1e-3;
   const ComputeTarget target = choose_target(keys["device"], keys["compute"], "device", group->local_rank());
   if (target.device == Device::cuda) group->use_gpu();
-  Recompute recompute = recompute_of(config.train, target.device);
+  Recompute recompute = recompute_of(config, target.device);
   for (Recompute r : kAllRecomputes)
     if (keys["recompute"] == name_of(r)) recompute = r;
   ParamStore params(parameter_specs(config.model), DType::f32, target.device,

@@ -3,8 +3,10 @@
 #include "tests/support/tensors.h"
 
 /// Helpers to compare a GPU kernel with the same op of the CPU in f64. Both sides see the same inputs: numbers that the
-/// GPU's dtypes hold exactly.
+/// GPU's dtypes hold exactly. The inline namespace keeps them apart from those of transfer.h: a program has one
+/// function of a name, signature and namespace, whichever header a file includes.
 namespace mmfree {
+inline namespace twins {
 
 /// Random numbers that `dtype` holds, in f64.
 inline Tensor random_of(Shape shape, DType dtype, uint32_t seed, double scale = 1, double mean = 0) {
@@ -32,4 +34,5 @@ void expect_repeatable(Outputs&& outputs) {
     EXPECT_TRUE(same_bits(first[i].to(Device::cpu), second[i].to(Device::cpu))) << "output " << i;
 }
 
+}  // namespace twins
 }  // namespace mmfree

@@ -347,6 +347,12 @@ TEST(Commands, ScoreAnswersLineByLineAndRefusesALineWithoutEnd) {
   EXPECT_EQ(endless.err(), "mmfree: /dev/zero: a line is longer than 134217728 bytes; split it\n");
 }
 
+/// The line of `text` that begins at the first `word`.
+std::string line_of(const std::string& text, const std::string& word) {
+  const size_t at = text.find(word);
+  return at == std::string::npos ? "" : text.substr(at, text.find('\n', at) - at);
+}
+
 TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
   const Files& f = Files::get();
   // A model of 2.7 billion parameters, on any machine.
@@ -371,12 +377,18 @@ TEST(Commands, ADryRunSaysHowMuchMemoryTrainingTakesWithoutAnyOfIt) {
     EXPECT_GT(peak, state);
     EXPECT_LT(peak, before);
     before = peak;
-    const std::string whole = said.substr(line, said.find('\n', line) - line);
+    const std::string whole = line_of(said, concat("train.recompute=", recompute));
     EXPECT_EQ(contains(whole, "<- this configuration"), recompute == std::string("selective")) << whole;
   }
   const std::string here = output({"train", f.config, "--dry-run", "train.device=cpu"});
   EXPECT_TRUE(contains(here, "activations in f32 on the CPU")) << here;
   EXPECT_FALSE(contains(here, "0.6 GB more")) << here;
+  EXPECT_TRUE(contains(here, "=auto is selective on the CPU where that saves more than 0.20 GB, here 0.00 GB")) << here;
+  EXPECT_TRUE(contains(line_of(here, "train.recompute=none"), "<- this configuration")) << here;
+  const std::string large = output({"train", source_dir() + "/configs/50m.yaml", "--dry-run", "train.device=cpu",
+                                    "train.batch_size=4", "train.micro_batch_size=0", "data.seq_len=512"});
+  EXPECT_TRUE(contains(large, "where that saves more than 0.20 GB, here 0.25 GB")) << large;
+  EXPECT_TRUE(contains(line_of(large, "train.recompute=selective"), "<- this configuration")) << large;
   EXPECT_FALSE(fs::exists(f.dir / "run"));
 }
 

@@ -7,6 +7,7 @@
 #include "optim/schedule.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
+#include "train/run/recompute.h"
 #include "train/run/rehearsal.h"
 #include "train/run/step.h"
 
@@ -333,14 +334,28 @@ TEST(CarriedState, ThereIsNoneWithoutTheKeys) {
   EXPECT_FALSE(runner.starts().defined());
 }
 
-TEST(Memory, RecomputesByNameOrByDevice) {
-  TrainConfig t;
-  EXPECT_EQ(Recompute::none, recompute_of(t, Device::cpu));
-  EXPECT_EQ(Recompute::selective, recompute_of(t, Device::cuda));
+TEST(Memory, RecomputesByNameOrByDeviceAndSize) {
+  RunConfig c;
+  c.model.intermediate_size = 704;
+  c.data.seq_len = 256;
+  c.train.batch_size = 16;
+  c.train.micro_batch_size = 8;
+  EXPECT_EQ(7 * 8 * 256 * 2 * 704 * 4, selective_saves(c)) << "of eight blocks the last keeps its output";
+  EXPECT_EQ(Recompute::none, recompute_of(c, Device::cpu));
+  EXPECT_EQ(Recompute::selective, recompute_of(c, Device::cuda));
+  c.model.layers.resize(2);
+  c.model.layers[0].channel = ChannelKind::mlp;
+  c.model.layers[0].intermediate_size = 1000;
+  c.model.layers[1].repeat = 7;
+  EXPECT_EQ(8 * 256 * (1000 + 6 * 2 * 704) * 4, selective_saves(c));
+  c.data.seq_len = 1024;
+  EXPECT_EQ(Recompute::selective, recompute_of(c, Device::cpu));
+  c.train.micro_batch_size = 2;
+  EXPECT_EQ(Recompute::none, recompute_of(c, Device::cpu)) << "what counts is one micro-batch";
   for (Recompute r : kAllRecomputes) {
-    t.recompute = r;
-    EXPECT_EQ(r, recompute_of(t, Device::cpu));
-    EXPECT_EQ(r, recompute_of(t, Device::cuda));
+    c.train.recompute = r;
+    EXPECT_EQ(r, recompute_of(c, Device::cpu));
+    EXPECT_EQ(r, recompute_of(c, Device::cuda));
   }
 }
 

@@ -10,6 +10,7 @@
 #include "core/system/console.h"
 #include "layers/parameters.h"
 #include "train/run/progress.h"
+#include "train/run/recompute.h"
 #include "train/run/rates_file.h"
 
 namespace mmfree {
@@ -57,12 +58,16 @@ std::map<int, StepWork> print_memory(const RunConfig& config, const ComputeTarge
       console::out.format("each of %d ranks, train.shard=%s\n", ranks, name_of(t.shard));
     for (const Recompute r : kAllRecomputes) {
       const Rehearsal m = rehearse(config, target, r, ranks);
-      const bool chosen = r == recompute_of(t, target.device);
+      const bool chosen = r == recompute_of(config, target.device);
       console::out.format("train.recompute=%-9s  state %.2f GB, peak %.2f GB%s\n", name_of(r), double(m.state) / 1e9,
                           double(m.peak) / 1e9, chosen ? "  <- this configuration" : "");
       if (chosen) work[ranks] = m.work;
     }
   }
+  if (!gpu && !t.recompute)
+    console::out.format(
+        "train.recompute=auto is selective on the CPU where that saves more than %.2f GB, here %.2f GB\n",
+        double(kAutoSavesAtLeast) / 1e9, double(selective_saves(config)) / 1e9);
   if (gpu) console::out.print("the driver's context and scratch memory of kernels take about 0.6 GB more\n");
   if (gpu && gpu::problem().empty()) console::out.format("this GPU has %.2f GB free\n", double(gpu::info().free) / 1e9);
   return work;

@@ -42,8 +42,4 @@ const char* name_of(Shard shard) {
 
 const char* name_of(const std::optional<Recompute>& recompute) { return recompute ? name_of(*recompute) : "auto"; }
 
-Recompute recompute_of(const TrainConfig& train, Device device) {
-  return train.recompute.value_or(device == Device::cuda ? Recompute::selective : Recompute::none);
-}
-
 }  // namespace mmfree

@@ -57,7 +57,7 @@ struct TrainConfig {
   DeviceChoice device;
   ComputeChoice compute = ComputeChoice::automatic;
   Products backward = Products::compute;
-  std::optional<Recompute> recompute;  ///< nullopt: selective on a GPU, none on the CPU
+  std::optional<Recompute> recompute;  ///< nullopt: as recompute_of decides
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
   std::vector<StepRange> trace_steps;  ///< steps whose ops trace.json shows in time
@@ -87,8 +87,5 @@ struct TrainConfig {
   /// Sequences per forward pass: micro_batch_size, or those of a leaf if that is 0.
   int64_t micro_batch() const { return micro_batch_size > 0 ? micro_batch_size : leaf_rows(); }
 };
-
-/// train.recompute, with auto resolved: selective on a GPU, none on the CPU.
-Recompute recompute_of(const TrainConfig& train, Device device);
 
 }  // namespace mmfree

@@ -7,6 +7,7 @@
 #include "core/system/signals.h"
 #include "layers/parameters.h"
 #include "train/run/op_rates.h"
+#include "train/run/recompute.h"
 #include "train/run/step.h"
 
 namespace mmfree {
@@ -112,7 +113,7 @@ Measured run(const Study& study, const RunConfig& c, const ComputeTarget& target
   LM lm(params, c.model, target.compute, backward_products(target, c.train.backward));
   const auto optimizer = make_optimizer(params, c.optim);
   lm.requantise();
-  StepRunner runner(lm, params, *optimizer, c, recompute_of(c.train, target.device));
+  StepRunner runner(lm, params, *optimizer, c, recompute_of(c, target.device));
   std::mt19937 random(1);
   for (Tensor* tokens : {&runner.ids(), &runner.targets()}) {
     Tensor host(tokens->shape(), DType::i32);
@@ -161,7 +162,7 @@ void merge(std::vector<OpSample>& samples) {
 
 bool fits(const RunConfig& c, const ComputeTarget& target) {
   const size_t free = target.device == Device::cuda ? gpu::info().free : available_host_memory();
-  return free == 0 || double(rehearse(c, target, recompute_of(c.train, target.device)).peak) < 0.8 * double(free);
+  return free == 0 || double(rehearse(c, target, recompute_of(c, target.device)).peak) < 0.8 * double(free);
 }
 
 std::string today() {

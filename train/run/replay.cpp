@@ -9,6 +9,7 @@
 #include "layers/parameters.h"
 #include "train/run/digest.h"
 #include "train/run/metrics.h"
+#include "train/run/recompute.h"
 #include "train/run/run_batches.h"
 #include "train/run/run_folder.h"
 #include "train/run/shards.h"
@@ -47,7 +48,7 @@ class Again {
                 divide(config.model, group, config.train.shard)),
         lm_(params_, config.model, target_.compute, backward_products(target_, config.train.backward)),
         optimizer_(make_optimizer(params_, config.optim)),
-        runner_(lm_, params_, *optimizer_, config_, recompute_of(config.train, target_.device), group) {
+        runner_(lm_, params_, *optimizer_, config_, recompute_of(config, target_.device), group) {
     if (target_.device == Device::cuda) group_.use_gpu();
     if (path.empty())
       params_.initialise(uint64_t(config.train.seed));

@@ -15,6 +15,7 @@
 #include "optim/schedule.h"
 #include "train/run/digest.h"
 #include "train/run/init_from.h"
+#include "train/run/recompute.h"
 #include "train/run/run_batches.h"
 
 namespace mmfree {
@@ -109,8 +110,8 @@ void Trainer::decide_leaves(int64_t otherwise) {
 void Trainer::make_runner() {
   watch_.reset();
   watch_ = std::make_unique<ModelWatch>(lm_, params_, *optimizer_, config_, group_, reporter_);
-  runner_ = std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_,
-                                         recompute_of(config_.train, target_.device), group_);
+  runner_ =
+      std::make_unique<StepRunner>(lm_, params_, *optimizer_, config_, recompute_of(config_, target_.device), group_);
 }
 
 void Trainer::warn_of_bare_shards() {
