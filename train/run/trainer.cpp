@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -281,6 +282,7 @@ void Trainer::take(const std::optional<StepResult>& result) {
   if (result->step == first_step_ + 1) result_.first_loss = result->loss;
   result_.last_loss = result->loss;
   check_progress(*result);
+  const Group::InTime in_time(group_, longest_step_);
   reporter_.step(*result, feed_->waited());
 }
 
@@ -422,6 +424,7 @@ bool Trainer::should_stop() {
   std::string& reason = result_.reason;
   if (!reason.empty()) return true;
   int64_t all = 0;
+  const Group::InTime in_time(group_, longest_step_);
   for (const int64_t wish : agree(group_, [&] { return wishes(); })) {
     if (reason.empty() && (wish & kSignal)) reason = signal_name(int(wish & kSignal));
     all |= wish;
@@ -430,6 +433,16 @@ bool Trainer::should_stop() {
   if (reason.empty() && (all & kTimeIsUp)) reason = "train.max_time reached";
   if (reason.empty() && (all & kStopFile)) reason = "a file named stop in the run folder";
   return !reason.empty();
+}
+
+/// One step, in which no rank may stand still, once it is known how long steps take.
+std::optional<StepResult> Trainer::make_step() {
+  const auto begin = std::chrono::steady_clock::now();
+  const Group::InTime in_time(group_, longest_step_);
+  const std::optional<StepResult> before = runner_->run(state_.step, *feed_);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  if (state_.step >= first_step_ + 2) longest_step_ = std::max(longest_step_, took.count());
+  return before;
 }
 
 RunResult Trainer::run() {
@@ -442,7 +455,7 @@ RunResult Trainer::run() {
   feed_ = std::make_unique<BatchFeed>(batches_, samples, t.steps - state_.step, length, target_.device == Device::cuda);
   while (state_.step < t.steps && !should_stop()) {
     if (std::exchange(save_asked_, false)) save();
-    const auto finished = keeping_steps([&] { return runner_->run(state_.step, *feed_); });
+    const auto finished = keeping_steps([&] { return make_step(); });
     ++state_.step;
     state_.tokens += t.batch_size * length;
     take(finished);
