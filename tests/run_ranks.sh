@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Trains with 1, 2, 4 … ranks on this machine and compares the weights, then measures how steps scale.
-#   bash tests/run_ranks.sh gpu [MOST]    on GPUs, a rank each: the 50M preset, 50 steps, 8 leaves; then bench_step
-#   bash tests/run_ranks.sh cpu [MOST]    the same on the CPU with a tiny model
+#   bash tests/run_ranks.sh gpu [MOST [equal | speed]]    on GPUs, a rank each: the 50M preset, 50 steps, 8 leaves, and a leaf
+#                                                         per rank; then bench_step, on each GPU alone at the same time, then by ranks
+#   bash tests/run_ranks.sh cpu [MOST]                    on the CPU with a tiny model; no speed
 # From the bundle (tests/ beside bin/) or from a build in build/. Prints one line per run and comparison.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bin=$root/bin
 [ -x "$bin/mmfree" ] || bin=$root/build
-device=${1:-cpu} most=${2:-8}
+device=${1:-cpu} most=${2:-8} part=${3:-all}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -53,32 +54,56 @@ END
 keys=(data.train=shards/train-*.h5 data.valid=shards/valid-*.h5 data.tokenizer=tokenizer.model train.run_dir=run
   train.leaves=8 train.steps=50 train.log_every=1 train.save_every=25 train.eval_every=0 optim.warmup_steps=5)
 if [ "$device" = gpu ]; then
-  config=$root/configs/50m.yaml
-  keys+=(train.device=cuda train.batch_size=64 train.micro_batch_size=4 data.seq_len=512)
+  config=$root/configs/50m.yaml batch=64
+  keys+=(train.device=cuda "train.batch_size=$batch" train.micro_batch_size=4 data.seq_len=512)
 else
-  config=$root/configs/quickstart.yaml
-  keys+=(train.device=cpu train.batch_size=8 train.micro_batch_size=1 data.seq_len=64 model.hidden_size=64
+  config=$root/configs/quickstart.yaml batch=8
+  keys+=(train.device=cpu "train.batch_size=$batch" train.micro_batch_size=1 data.seq_len=64 model.hidden_size=64
     model.num_hidden_layers=2 train.threads=1)
 fi
 
-for ((n = 1; n <= most; n *= 2)); do
-  for shard in none optimizer; do
-    [ "$n$shard" = 1optimizer ] && continue
-    ranks "$n" "$bin/mmfree" train "$config" "${keys[@]}" "train.shard=$shard" -q >log || { cat log; status=1; }
-    compare "$n-$shard"
-  done
-done
-# Begun with all ranks, continued with half of them.
-ranks "$most" "$bin/mmfree" train "$config" "${keys[@]}" train.shard=optimizer -q >log || status=1
-rm -f run/checkpoints/step-00000050.h5
-ranks $((most / 2)) "$bin/mmfree" train "$config" "${keys[@]}" train.shard=optimizer --resume -q >log || status=1
-compare "$most-then-$((most / 2))"
-"$bin/mmfree" replay "$most-optimizer" --step 30 train.device="$([ "$device" = gpu ] && echo cuda || echo cpu)" || status=1
+# train N SHARD [KEY=VALUE...]: the run in `run` by N ranks.
+train() {
+  ranks "$1" "$bin/mmfree" train "$config" "${keys[@]}" "train.shard=$2" "${@:3}" -q >log || { cat log; status=1; }
+}
 
-[ "$device" = gpu ] || exit $status
-[ -x "$bin/bench_step" ] || exit $status
-for run in "370M 16" "1.3B 8"; do
+if [ "$part" != speed ]; then
   for ((n = 1; n <= most; n *= 2)); do
+    for shard in none optimizer; do
+      [ "$n$shard" = 1optimizer ] && continue
+      train "$n" $shard
+      compare "$n-$shard"
+    done
+  done
+  # Begun with all ranks, continued with half of them.
+  train "$most" optimizer
+  rm -f run/checkpoints/step-00000050.h5
+  train $((most / 2)) optimizer --resume
+  compare "$most-then-$((most / 2))"
+  "$bin/mmfree" replay "$most-optimizer" --step 30 train.device="$([ "$device" = gpu ] && echo cuda || echo cpu)" || status=1
+  # A leaf per rank, of two micro-batches and of one: gradients are exchanged beside the backward pass.
+  for micro in $((batch / most / 2)) 0; do
+    rm reference
+    for n in 1 "$most"; do
+      for shard in optimizer none; do
+        [ "$n$shard" = 1optimizer ] && continue
+        train "$n" $shard train.leaves="$most" train.micro_batch_size="$micro"
+        compare "leaf-each-$n-$shard-$micro"
+      done
+    done
+  done
+fi
+
+[ "$device" = gpu ] && [ "$part" != equal ] && [ -x "$bin/bench_step" ] || exit $status
+for run in "370M 16" "1.3B 8"; do
+  # GPUs differ: the slowest one alone is what several can be compared with.
+  for ((gpu = 0; gpu < most; ++gpu)); do
+    # shellcheck disable=SC2086
+    CUDA_VISIBLE_DEVICES=$gpu "$bin/bench_step" $run steps=20 >"gpu$gpu" 2>&1 &
+  done
+  wait
+  cat gpu?
+  for ((n = 2; n <= most; n *= 2)); do
     # shellcheck disable=SC2086
     ranks "$n" "$bin/bench_step" $run shard=optimizer steps=20 || status=1
   done

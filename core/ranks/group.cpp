@@ -51,6 +51,7 @@ void Group::State::check(bool idle, const std::vector<Outgoing>& out, const std:
 void Group::State::exchange(Transport::Channel channel, const std::vector<Outgoing>& out,
                             const std::vector<Incoming>& in) {
   const auto begin = Clock::now();
+  if (channel == Transport::collective) watch->count_exchange();
   try {
     transport->exchange(channel, out, in, [&](bool idle) { check(idle, out, in); });
   } catch (const BrokenLink& broken) {
@@ -108,6 +109,16 @@ std::string Group::describe() const {
   if (!state_->has_others()) return "";
   return concat(state_->size, " ranks on ", state_->machines, state_->machines == 1 ? " machine" : " machines", ", by ",
                 name_of(state_->launch.launcher), " over ", state_->transport->name());
+}
+
+Group::InTime::InTime(Group& group, double usual) : group_(group) {
+  if (usual <= 0 || !group.state_->has_others()) return;
+  const auto most = std::chrono::seconds(int64_t(std::min(10 * usual, 1e6)));
+  group.state_->watch->may_stand(std::max(rank_timeout(), most));
+}
+
+Group::InTime::~InTime() {
+  if (group_.state_->has_others()) group_.state_->watch->may_stand(std::chrono::seconds(0));
 }
 
 Group::Traffic Group::traffic() const { return {state_->bytes, std::chrono::nanoseconds(state_->waited_ns.load())}; }

@@ -25,7 +25,7 @@ Bounds even_bounds(int64_t count, int size);
 ///
 /// A rank that ends before the others, or does not answer for most of a minute, is lost: in all others the current or
 /// next call throws LostRank, and a process that makes none is ended ten seconds later. A rank that is merely slow is
-/// waited for without limit.
+/// waited for without limit, but in an InTime.
 class Group {
  public:
   /// The only rank of a run. Calls copy at most.
@@ -92,6 +92,19 @@ class Group {
   /// Not collective, any thread. @throws LostRank if a rank is lost. For loops that wait for something else, such as
   /// gpu::Readback::wait: a lost rank's exchanges on the GPU are cancelled first, so that they end.
   void check() const;
+
+  /// While one is alive, its rank must not stand still: if it begins no exchange for rank_timeout() or ten times
+  /// `usual`, whichever is longer, while the others wait for it, it is lost. usual: seconds that the work takes at
+  /// most; 0: not known, it may stand. Not collective; one at a time.
+  class InTime {
+   public:
+    InTime(Group& group, double usual);
+    ~InTime();
+    InTime(const InTime&) = delete;
+
+   private:
+    Group& group_;
+  };
 
   /// What this rank has sent to others, and how long it has waited in calls that exchange host memory.
   struct Traffic {

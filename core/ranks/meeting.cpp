@@ -18,7 +18,7 @@ namespace {
 using tcp::Clock;
 using tcp::Deadline;
 
-constexpr char kHelloMagic[9] = "mmfreeH1", kAnswerMagic[9] = "mmfreeA1";
+constexpr char kHelloMagic[9] = "mmfreeH2", kAnswerMagic[9] = "mmfreeA1";
 constexpr auto kPause = std::chrono::milliseconds(100), kOneTry = std::chrono::milliseconds(5000);
 
 /// What a rank says when it comes, and what it is answered: fixed sizes in the byte order of the machine. A rank of

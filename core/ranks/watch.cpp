@@ -33,9 +33,13 @@ struct Watch::Frame {
   char magic[4];
   Kind kind;
   int32_t rank, status;
-  uint32_t length;  ///< of the text that follows
+  uint32_t length;     ///< of the text that follows
+  uint32_t may_stand;  ///< of a word, as Pace
+  uint64_t exchanges;
 
-  static Frame of(Kind kind, int rank = 0, int status = 0) { return {{'m', 'm', 'f', 'w'}, kind, rank, status, 0}; }
+  static Frame of(Kind kind, int rank = 0, int status = 0) {
+    return {{'m', 'm', 'f', 'w'}, kind, rank, status, 0, 0, 0};
+  }
   bool valid(int size) const {
     return std::memcmp(magic, kMagic, 4) == 0 && kind <= all_left && rank >= 0 && rank < size && status >= 0 &&
            status < 256 && length <= kLongestText;
@@ -60,6 +64,7 @@ Watch::Watch(Meeting meeting)
     if (meeting_.spokes[i].is_open())
       peers_.push_back(std::make_unique<Peer>(Peer{int(i), std::move(meeting_.spokes[i]), Clock::now(), {}, {}}));
   meeting_.spokes.clear();
+  if (meeting_.rank == 0) paces_.resize(size_t(meeting_.size()));
   ran_ = next_word_ = Clock::now();
   thread_ = std::thread([this] { run(); });
 }
@@ -186,6 +191,7 @@ void Watch::note_left(int rank, int status, const std::string& message) {
 void Watch::take(Peer& peer, const Frame& frame, const std::string& text) {
   peer.heard = Clock::now();
   const bool from_rank_0 = meeting_.rank != 0;
+  if (frame.kind == Frame::word && !from_rank_0) note_pace(peer.rank, frame);
   if (frame.kind == Frame::failed && !from_rank_0) {
     const std::string what = text.empty() ? concat(" failed with status ", frame.status) : ": " + text;
     const bool left_so = frame.status == int(Exit::stopped) && !left_message_.empty();
@@ -248,15 +254,51 @@ void Watch::wait_and_read() {
 void Watch::keep_time() {
   const Lock lock(mutex_);
   const auto now = Clock::now();
-  if (now - std::exchange(ran_, now) > kStopped)
+  if (now - std::exchange(ran_, now) > kStopped) {
     for (auto& peer : peers_) peer->heard = now;
+    for (Pace& pace : paces_) pace.since = now;
+  }
   if (now >= next_word_) {
-    tell_all(Frame::of(Frame::word));
+    const Frame mine = word();
+    tell_all(mine);
     next_word_ = now + kBetweenWords;
+    if (!paces_.empty()) note_pace(0, mine), judge_pace();
   }
   for (const auto& peer : peers_)
     if (now - peer->heard > limit_ && left_[size_t(peer->rank)] < 0 && !all_left_)
       lose(peer->rank, concat(" was lost: it has not answered for ", limit_.count(), " s"));
+}
+
+Watch::Frame Watch::word() const {
+  Frame word = Frame::of(Frame::word, meeting_.rank);
+  word.may_stand = may_stand_;
+  word.exchanges = exchanges_;
+  return word;
+}
+
+/// Needs the lock.
+void Watch::note_pace(int rank, const Frame& word) {
+  Pace& pace = paces_[size_t(rank)];
+  const bool stands = word.exchanges == pace.exchanges && word.may_stand > 0 && pace.may_stand > 0;
+  pace = {word.exchanges, word.may_stand, stands ? pace.since : Clock::now()};
+}
+
+/// Needs the lock.
+void Watch::judge_pace() {
+  if (std::any_of(left_.begin(), left_.end(), [](const auto& left) { return left >= 0; })) return;
+  const auto fewer = [](const Pace& a, const Pace& b) { return a.exchanges < b.exchanges; };
+  const Pace& last = *std::min_element(paces_.begin(), paces_.end(), fewer);
+  const auto now = Clock::now();
+  const auto behind = [&](const Pace& pace) { return pace.exchanges == last.exchanges; };
+  const auto stands = [&](const Pace& pace) {
+    return pace.may_stand > 0 && now - pace.since > seconds(pace.may_stand);
+  };
+  if (!std::all_of(paces_.begin(), paces_.end(), [&](const Pace& p) { return !behind(p) || stands(p); })) return;
+  const auto time = std::chrono::duration_cast<seconds>(now - last.since).count();
+  if (std::all_of(paces_.begin(), paces_.end(), behind))
+    return judge(Exit::lost, concat("all ranks have stood in a step for ", time, " s: a GPU or the network hangs"),
+                 Prints::here);
+  lose(int(&last - paces_.data()), concat(" was lost: it has stood in a step for ", time, " s and others wait for it"));
 }
 
 /// What is waited for on a GPU may wait in vain: a call that cancels it is not trusted to return either.

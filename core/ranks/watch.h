@@ -25,6 +25,10 @@ struct LostRank : Error {
 /// others, those that lose rank 0 itself do so, if they are rank 1 or the first of their machine. Ten seconds later a
 /// process that still runs is ended, whatever it does.
 ///
+/// A rank that answers but does nothing else is lost too, where it has said how long it may stand: each tells with its
+/// word how many exchanges it has begun. If all of those that have begun the fewest, to which the others come in vain,
+/// stand for longer, rank 0 names the first.
+///
 /// If this process itself did not run for a while, because it or the machine was stopped, silence of others before then
 /// does not count.
 class Watch {
@@ -52,6 +56,10 @@ class Watch {
   /// Says goodbye, and waits until all have: true, or a rank is lost. status and message: for those who still wait for
   /// this rank.
   bool leave(Exit status, const std::string& message);
+  /// This rank begins an exchange.
+  void count_exchange() { ++exchanges_; }
+  /// From now on this rank is lost if it begins no exchange for so long while others wait for it. 0: it may stand.
+  void may_stand(std::chrono::seconds time) { may_stand_ = uint32_t(time.count()); }
   /// Called once when a rank is lost, from another thread: ends what this process may wait for on its GPU.
   void set_cancel(std::function<void()> cancel);
 
@@ -59,6 +67,12 @@ class Watch {
   using Lock = std::unique_lock<std::mutex>;
   struct Peer;
   struct Frame;
+  /// How a rank gets on, as rank 0 knows it.
+  struct Pace {
+    uint64_t exchanges = 0;
+    uint32_t may_stand = 0;
+    tcp::Deadline since{};
+  };
   enum class Prints { elsewhere, here, here_unless_own_error };
 
   void run();
@@ -66,6 +80,9 @@ class Watch {
   void read(Peer&);
   void take(Peer&, const Frame&, const std::string& text);
   void keep_time();
+  Frame word() const;
+  void note_pace(int rank, const Frame& word);
+  void judge_pace();
   void tell(Peer&, const Frame&, const std::string& text = "");
   void tell_all(const Frame&);
   void note_left(int rank, int status, const std::string& message);
@@ -86,6 +103,8 @@ class Watch {
   std::atomic<bool> lost_ = false;    ///< and what waited on a GPU is cancelled
   std::atomic<int> status_ = 0;       ///< of the verdict
   std::atomic<bool> ending_ = false;
+  std::atomic<uint64_t> exchanges_ = 0;
+  std::atomic<uint32_t> may_stand_ = 0;
   tcp::Deadline ran_, next_word_;  ///< of the thread
 
   mutable std::mutex mutex_;  ///< guards what follows, and the peers' unsent bytes
@@ -95,6 +114,7 @@ class Watch {
   std::string verdict_, left_message_;
   tcp::Deadline judged_at_;
   std::function<void()> cancel_;
+  std::vector<Pace> paces_;  ///< rank 0: of all ranks
   std::thread thread_;
 };
 

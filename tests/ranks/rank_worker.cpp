@@ -166,6 +166,17 @@ void end(Group& group, const Arguments& a) {
   repeat_barrier(group);
 }
 
+/// stand RANK|all SECONDS [freely]: there the work takes so long, and it may only with `freely`; the others wait.
+void stand(Group& group, const Arguments& a) {
+  const bool here = a.at(0) == "all" || group.rank() == std::stoi(a.at(0));
+  group.barrier();
+  for (int round = 0; round < 2; ++round) {
+    const Group::InTime in_time(group, here && a.size() > 2 ? 0 : 1e-3);
+    if (here && round > 0) std::this_thread::sleep_for(std::chrono::seconds(std::stoi(a.at(1))));
+    group.barrier();
+  }
+}
+
 /// fail RANK|all: an error there.
 void fail(Group& group, const Arguments& a) {
   group.barrier();
@@ -308,6 +319,7 @@ int work(int argc, char** argv) {
   const std::map<std::string, std::function<void(Group&, const Arguments&)>> scenarios = {
       {"exchange", exchange},
       {"introduce", introduce},
+      {"stand", stand},
       {"exchange_for", exchange_for},
       {"end", end},
       {"fail", fail},

@@ -138,6 +138,20 @@ TEST_P(LostRanks, that_all_were_stopped_together_is_no_loss) {
   expect_end(*run, 0, "");
 }
 
+// All of these stand at the same time. A process that sleeps ends by its watch, ten seconds later.
+TEST_P(LostRanks, are_those_that_answer_but_stand_longer_than_they_may) {
+  const Environment soon = {{"MMFREE_RANK_TIMEOUT", "3"}};
+  const auto last = start(3, {"stand", "2", "3600"}, soon), first = start(3, {"stand", "0", "3600"}, soon),
+             all = start(3, {"stand", "all", "3600"}, soon), freely = start(3, {"stand", "1", "8", "freely"}, soon),
+             shortly = start(3, {"stand", "1", "1"}, soon);
+  expect_end(*last, kLost, "mmfree: rank 2 on ");
+  EXPECT_NE(last->messages()[0].find("was lost: it has stood in a step for "), std::string::npos);
+  expect_end(*first, kLost, "mmfree: rank 0 on ");
+  expect_end(*all, kLost, "mmfree: all ranks have stood in a step for ");
+  expect_end(*freely, 0, "");
+  expect_end(*shortly, 0, "");
+}
+
 TEST_P(LostRanks, end_those_too_that_are_busy_with_something_else) {
   const auto begin = std::chrono::steady_clock::now();
   const auto last = start(3, {"end", "2", "9", "busy"}), first = start(3, {"end", "0", "9", "busy"});

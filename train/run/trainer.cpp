@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -304,6 +305,7 @@ void Trainer::take(const std::optional<StepResult>& result) {
   if (result->step == first_step_ + 1) result_.first_loss = result->loss;
   result_.last_loss = result->loss;
   check_progress(*result);
+  const Group::InTime in_time(group_, longest_step_);
   reporter_.step(*result, feed_->waited());
 }
 
@@ -448,6 +450,7 @@ bool Trainer::should_stop() {
   std::string& reason = result_.reason;
   if (!reason.empty()) return true;
   int64_t all = 0;
+  const Group::InTime in_time(group_, longest_step_);
   for (const int64_t wish : agree(group_, [&] { return wishes(); })) {
     if (reason.empty() && (wish & kSignal)) reason = signal_name(int(wish & kSignal));
     all |= wish;
@@ -456,6 +459,16 @@ bool Trainer::should_stop() {
   if (reason.empty() && (all & kTimeIsUp)) reason = "train.max_time reached";
   if (reason.empty() && (all & kStopFile)) reason = "a file named stop in the run folder";
   return !reason.empty();
+}
+
+/// One step, in which no rank may stand still, once it is known how long steps take.
+std::optional<StepResult> Trainer::make_step() {
+  const auto begin = std::chrono::steady_clock::now();
+  const Group::InTime in_time(group_, longest_step_);
+  const std::optional<StepResult> before = runner_->run(state_.step, *feed_);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  if (state_.step >= first_step_ + 2) longest_step_ = std::max(longest_step_, took.count());
+  return before;
 }
 
 RunResult Trainer::run() {

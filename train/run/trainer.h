@@ -74,6 +74,7 @@ class Trainer {
   auto keeping_steps(Work&& work);
   int64_t wishes();
   bool should_stop();
+  std::optional<StepResult> make_step();
   void finish();
 
   bool save_due() const;
@@ -110,6 +111,7 @@ class Trainer {
   std::string resumed_from_;  ///< the checkpoint that this process continues, if any
   int64_t saved_step_ = -1;   ///< of the newest checkpoint in the run folder, -1 for none
   int64_t saving_step_ = -1;  ///< of the checkpoint under way, if there is one
+  double longest_step_ = 0;   ///< seconds; of the first two, which take longer, nothing is known
   bool save_asked_ = false;   ///< by a file named `save`
   bool ending_ = false;       ///< the next save is the last: it must not fail
 };
