@@ -36,6 +36,7 @@ struct Lines {
   std::string kept;
   int64_t damaged = 0;     ///< lines that are no metrics
   int64_t evaluated = -1;  ///< the largest step of a kept evaluation
+  double loss = 0;         ///< its loss, NaN for none
 };
 
 /// The lines of `path` up to `step`.
@@ -52,7 +53,9 @@ Lines lines_up_to(const std::string& path, int64_t step) {
       ++lines.damaged;
     } else if (const auto of_line = found->get<int64_t>(); of_line <= step) {
       lines.kept += line + "\n";
-      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, of_line);
+      if (!row.contains(kEvaluated) || of_line < lines.evaluated) continue;
+      lines.evaluated = of_line;
+      lines.loss = row[kEvaluated].is_number() ? row[kEvaluated].get<double>() : std::nan("");
     }
   }
   return lines;
@@ -104,6 +107,7 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step, size_t most_
     if (resume_step >= 0 && type == fs::file_type::regular) lines = lines_up_to(path_, resume_step);
     damaged_lines_ = lines.damaged;
     evaluated_ = lines.evaluated;
+    evaluated_loss_ = lines.loss;
     write_file(path_, lines.kept);  // so that its name is durable too
     synced_ = lines.kept.size();
   }
