@@ -16,7 +16,7 @@ void AdamW::update(const Tensor& loss) {
 /// A skipped update computes the sums, changes nothing else and reads no gradients; so any tensor can stand for these.
 void AdamW::measure() {
   StepParams skipped;
-  skipped.skip = 1;
+  skipped.skip = kSkipUnsound;
   adamw(params_.values(), params_.values(), m_, v_, rates_, step_tensor(skipped, params_.device()), my_sums_);
   share_sums();
 }

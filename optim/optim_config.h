@@ -42,6 +42,7 @@ struct OptimConfig {
   double phase_fraction = 0.5;             ///< two_phase: fraction of the steps that the first phase takes
   double phase_lr_ratio = 2.0 / 3;         ///< two_phase: factor of the rate where the second phase begins
   std::vector<OptimRule> rules;            ///< later rules win
+  int64_t warmup_tokens = 0;               ///< length of the warm-up in tokens; 0: warmup_steps gives it
 };
 
 }  // namespace mmfree

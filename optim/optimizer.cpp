@@ -66,9 +66,17 @@ void Optimizer::begin_step(int64_t step, int64_t steps) {
   if (!std::exchange(measured_, true)) measure();
 }
 
-void Optimizer::set_updates(int64_t n) {
+void Optimizer::skip_outliers(double factor) {
+  constexpr auto kAt = int64_t(offsetof(StepParams, outlier) / sizeof(double));
+  Tensor outlier = step_.slice(kAt, kAt + 1);
+  fill(outlier, factor);
+}
+
+void Optimizer::set_updates(int64_t n, const NormHistory& norms) {
   StepParams p = step_params(step_);
   p.updates = double(n);
+  p.norm_mean = norms.mean;
+  p.norms = double(norms.count);
   step_.copy_from(step_tensor(p, Device::cpu));
   measured_ = false;
 }

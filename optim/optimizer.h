@@ -9,11 +9,19 @@
 
 namespace mmfree {
 
+/// The gradient norms of the updates made so far: their running mean (see adamw_begin), and how many are in it.
+struct NormHistory {
+  double mean = 0;
+  int64_t count = 0;
+};
+
 /// What one optimizer step did.
 struct StepReport {
   double grad_norm = 0;  ///< L2 norm of all gradients together, before clipping
   double learning_rate = 0;
-  bool skipped = false;  ///< a value was not finite (see adamw_begin): parameters and states are unchanged
+  bool skipped = false;  ///< a value was not finite or too large (see adamw_begin): nothing was changed
+  bool outlier = false;  ///< it was skipped for its gradient norm alone
+  NormHistory norms;     ///< with this update, unless it was skipped
 };
 
 /// A tensor of optimizer state with one element per parameter element, in the layout of ParamStore::values; of several
@@ -40,7 +48,9 @@ class Optimizer {
   virtual void update(const Tensor& loss = Tensor()) = 0;
   /// What the last update did, read from the device.
   StepReport report() const { return report(step_params(step_)); }
-  static StepReport report(const StepParams& p) { return {p.grad_norm, p.lr, p.skip != 0}; }
+  static StepReport report(const StepParams& p) {
+    return {p.grad_norm, p.lr, p.skip != 0, p.skip == kSkipOutlier, {p.norm_mean, int64_t(p.norms)}};
+  }
 
   /// This rank's piece of the gradients of the last step.
   Tensor my_gradients() const;
@@ -49,8 +59,11 @@ class Optimizer {
   /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, all ranks'.
   const Tensor& abs_sums() const { return abs_sums_; }
   int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
-  /// Continues after `n` updates. The caller has filled in parameters and states.
-  void set_updates(int64_t n);
+  /// Continues after `n` updates with these gradient norms. The caller has filled in parameters and states.
+  void set_updates(int64_t n, const NormHistory& norms = {});
+  /// Skips updates whose gradient norm is above `factor` times the running mean; 0: none. Must not be part of a
+  /// recorded step.
+  void skip_outliers(double factor);
   /// Computes the sums of parameters and states again. Call it after these were changed from outside.
   virtual void measure() = 0;
 

@@ -14,9 +14,12 @@ void adamw_begin(const AdamwBeginArgs& g) {
   s.grad_norm = std::sqrt(g.sums[0]);
   const bool sound =
       s.grad_norm < kMostNorm && g.sums[1] < kMostNorm * kMostNorm && std::isfinite(g.sums[2] + s.lr + s.decay_factor);
-  s.skip = sound ? 0 : 1;
+  const bool outlier = s.outlier > 0 && s.norms >= kNormsNeeded && s.grad_norm > s.outlier * s.norm_mean;
+  s.skip = !sound ? kSkipUnsound : outlier ? kSkipOutlier : 0;
   if (s.skip != 0) return;
   s.updates += 1;
+  s.norms += 1;
+  s.norm_mean += (s.grad_norm - s.norm_mean) / std::min(s.norms, kNormWindow);
   s.bias1 = 1 - std::pow(s.beta1, s.updates);
   s.bias2 = 1 - std::pow(s.beta2, s.updates);
   s.grad_scale = s.clip > 0 ? std::min(1.0, s.clip / (s.grad_norm + 1e-6)) : 1.0;

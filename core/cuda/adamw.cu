@@ -13,9 +13,12 @@ __global__ void begin(const double* sums, StepParams* step) {
   s.grad_norm = sqrt(sums[0]);
   const bool sound =
       s.grad_norm < kMostNorm && sums[1] < kMostNorm * kMostNorm && isfinite(sums[2] + s.lr + s.decay_factor);
-  s.skip = sound ? 0 : 1;
-  if (!s.skip) {
+  const bool outlier = s.outlier > 0 && s.norms >= kNormsNeeded && s.grad_norm > s.outlier * s.norm_mean;
+  s.skip = !sound ? kSkipUnsound : outlier ? kSkipOutlier : 0;
+  if (s.skip == 0) {
     s.updates += 1;
+    s.norms += 1;
+    s.norm_mean += (s.grad_norm - s.norm_mean) / fmin(s.norms, kNormWindow);
     s.bias1 = 1 - pow(s.beta1, s.updates);
     s.bias2 = 1 - pow(s.beta2, s.updates);
     s.grad_scale = s.clip > 0 ? fmin(1.0, s.clip / (s.grad_norm + 1e-6)) : 1;

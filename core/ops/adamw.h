@@ -20,18 +20,27 @@ struct StepParams {
   double grad_norm = 0;         ///< L2 norm of all gradients of this step
   double grad_scale = 1;        ///< clip factor that multiplies every gradient
   double bias1 = 1, bias2 = 1;  ///< 1 − beta^updates
-  double skip = 0;              ///< 1: the update changes no parameter and no moment (see adamw_begin)
+  double skip = 0;              ///< not 0: the update changes no parameter and no moment (see adamw_begin)
+  double outlier = 0;           ///< a norm above so many times norm_mean skips the update; 0: none does
+  double norm_mean = 0;         ///< running mean of the gradient norms of updates
+  double norms = 0;             ///< so many norms are in it
 };
+/// An update counts as 1 / min(norms, kNormWindow) in StepParams::norm_mean; before kNormsNeeded no norm is an outlier.
+inline constexpr double kNormWindow = 100, kNormsNeeded = 20;
+/// StepParams::skip.
+inline constexpr double kSkipUnsound = 1, kSkipOutlier = 2;
 inline constexpr int64_t kStepParams = sizeof(StepParams) / sizeof(double);
 
 /// `step` as a tensor [kStepParams] f64 on `device`, and back.
 Tensor step_tensor(const StepParams& step, Device device);
 StepParams step_params(const Tensor& step);
 
-/// Computes the scalars of the update: grad_norm = sqrt(Σ grads²); unless skip is 1 also updates += 1,
-/// bias1 = 1 − beta1^updates, bias2 = 1 − beta2^updates, grad_scale = min(1, clip / (grad_norm + 1e-6)).
-///   skip = 1 if grad_norm is not below kMostNorm, Σ m² + |v| is not below kMostNorm², or lr, decay_factor, Σ |p| or
-///   the loss is not finite
+/// Computes the scalars of the update: grad_norm = sqrt(Σ grads²); if skip becomes 0 also updates += 1, norms += 1,
+/// bias1 = 1 − beta1^updates, bias2 = 1 − beta2^updates, grad_scale = min(1, clip / (grad_norm + 1e-6)),
+/// norm_mean += (grad_norm − norm_mean) / min(norms, kNormWindow).
+///   skip = kSkipUnsound if grad_norm is not below kMostNorm, Σ m² + |v| is not below kMostNorm², or lr, decay_factor,
+///   Σ |p| or the loss is not finite; else kSkipOutlier if outlier > 0, norms >= kNormsNeeded and
+///   grad_norm > outlier · norm_mean; else 0
 /// Σ |p| and Σ m² + |v| come from `sums`, which the last `adamw` wrote, so parameters and moments are not read again.
 ///
 /// @param grads  [P] f32 | f64

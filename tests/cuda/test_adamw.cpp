@@ -129,6 +129,22 @@ TEST(CudaAdamw, BeginPreparesTheStep) {
       EXPECT_NEAR(a.bias2, b.bias2, 1e-15);
       EXPECT_EQ(0, b.skip);
     }
+    for (Tensor* step : {&here, &there}) {  // the norms until now are alike: half of one is usual, all of it not
+      StepParams p = step_params(*step);
+      p.outlier = 0.75, p.norms = kNormsNeeded, p.norm_mean = 16;
+      *step = step_tensor(p, step->device());
+    }
+    for (const double norm : {8.0, 16.0}) {
+      Tensor g = Tensor::zeros({kSize}, DType::f32);
+      set(g, 5, norm);
+      adamw_begin(g, here);
+      adamw_begin(to_gpu(g), there);
+      const StepParams a = step_params(here), b = step_params(there);
+      EXPECT_EQ(norm == 16 ? kSkipOutlier : 0, b.skip);
+      EXPECT_EQ(a.skip, b.skip);
+      EXPECT_EQ(a.norm_mean, b.norm_mean);
+      EXPECT_EQ(a.norms, b.norms);
+    }
     const StepParams before = step_params(there);
     Tensor bad = grads_of(4);
     set(bad, kSize / 2, kInfinity);

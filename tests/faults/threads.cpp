@@ -91,7 +91,7 @@ class Round {
                     LoopState state;
                     state.step = step;
                     save_checkpoint(checkpoint_path(dir_, step), config_, params_, flat, state, "");
-                    retain_checkpoints(dir_, step, 2);
+                    retain_checkpoints(dir_, step, {2});
                   });
   }
 

@@ -218,6 +218,46 @@ TEST(Adamw, BeginsByRefusingANormThatCannotBeSquared) {
   }
 }
 
+/// A gradient whose norm is `norm`.
+Tensor grads_of_norm(double norm) {
+  Tensor g = Tensor::zeros({kSize}, DType::f32);
+  set(g, 5, norm);
+  return g;
+}
+
+TEST(Adamw, BeginsByRefusingOutliersOnceItKnowsWhatNormsAreUsual) {
+  StepParams params = params_of(1);
+  params.outlier = 3;
+  Tensor step = step_tensor(params, Device::cpu);
+  const auto skip = [&](double norm) {
+    adamw_begin(grads_of_norm(norm), step);
+    return step_params(step).skip;
+  };
+  double mean = 0;
+  for (int i = 1; i <= 20; ++i) {
+    const double norm = i == 1 ? 64 : 1;
+    EXPECT_EQ(0, skip(norm)) << "too few are known";
+    mean += (norm - mean) / i;
+    EXPECT_EQ(mean, step_params(step).norm_mean);
+  }
+  const StepParams before = step_params(step);
+  for (const double norm : {3.1 * mean, 1e6}) {
+    EXPECT_EQ(kSkipOutlier, skip(norm));
+    const StepParams after = step_params(step);
+    EXPECT_EQ(norm, after.grad_norm) << "it is told";
+    EXPECT_EQ(before.updates, after.updates);
+    EXPECT_EQ(before.bias1, after.bias1);
+    EXPECT_EQ(before.norm_mean, after.norm_mean) << "an outlier does not become usual";
+    EXPECT_EQ(before.norms, after.norms);
+  }
+  EXPECT_EQ(kSkipUnsound, skip(kInfinity));
+  EXPECT_EQ(0, skip(2.9 * mean));
+  for (int i = 0; i < 200; ++i) skip(8);
+  const double late = step_params(step).norm_mean;
+  skip(1);
+  EXPECT_EQ(late + (1 - late) / 100, step_params(step).norm_mean) << "the last hundred count";
+}
+
 TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
   const Tensor g = grads(DType::f32, 1);
   expect_same_bits_for_any_threads([&] {

@@ -169,6 +169,15 @@ inline RunConfig random_config(std::mt19937_64& random) {
   c.train.sample_tokens = integer(1, 99);
   for (int64_t i = c.data.valid.empty() ? 0 : integer(0, 2); i > 0; --i)
     c.data.eval_sets.push_back({concat("set-", i, "_.x"), texts()});
+  if (const int64_t unit = integer(0, 2); unit > 0) {
+    c.train.steps = 0;
+    unit == 1 ? void(c.train.tokens = integer(1, 1 << 30)) : void(c.train.epochs = real(0.001, 1e9));
+  }
+  if (c.optim.warmup_steps < 0) c.optim.warmup_tokens = integer(0, 99);
+  if (c.train.save_every > 0) c.train.keep_every = integer(0, 9) * c.train.save_every, c.train.rollback = integer(0, 9);
+  if (c.train.eval_every > 0) c.train.keep_best = integer(0, 1) == 1, c.train.early_stop = integer(0, 9);
+  c.train.early_stop_delta = real(0, 1e9);
+  c.train.skip_outliers = real(1.001, 1e9);
   return c;
 }
 

@@ -37,7 +37,7 @@ class SavedRun {
     save_checkpoint(checkpoint_path(run_dir, step), config_, *params_, {params_->values(), optimizer_->states()},
                     state_of(step), tokenizer_);
     saved();
-    retain_checkpoints(run_dir, step, keep);
+    retain_checkpoints(run_dir, step, {keep});
   }
 
   /// Gives parameters and moments the values of `step`.

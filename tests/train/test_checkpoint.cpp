@@ -186,6 +186,26 @@ TEST(Checkpoint, EveryFlippedByteAndEveryTruncationIsFound) {
   EXPECT_THROW(Checkpoint{s.dir.path()}, Error);
 }
 
+TEST(Checkpoint, WhatTheLoopRemembersComesBack) {
+  Saved s;
+  s.state.norms = {0.1, 31};
+  s.state.evaluations = {12, 3.3, 2, 8, EvaluationHistory::kNone};
+  s.state.rollbacks = 3, s.state.left_out = 1 << 20;
+  s.save();
+  const LoopState got = Checkpoint(s.path).state();
+  EXPECT_EQ(to_json(s.state), to_json(got));
+  EXPECT_EQ(0.1, got.norms.mean);
+  EXPECT_EQ(EvaluationHistory::kNone, got.evaluations.best_loss);
+  LoopState state;
+  for (const char* bad : {"", "[]", "{", R"({"norms": -1})", R"({"norms": 1.5})", R"({"norms": "1"})",
+                          R"({"norm_mean": null})", R"({"norm_mean": -1})", R"({"evaluated": -2})",
+                          R"({"left_out": 9223372036854775807})", R"({"rollbacks": 1, "rollbacks": 2})"})
+    EXPECT_THROW(read_json(bad, "x.h5", state), DataError) << bad;
+  read_json(R"({"rollbacks": 7, "of a newer version": [1]})", "x.h5", state);
+  EXPECT_EQ(7, state.rollbacks);
+  EXPECT_EQ(-1, state.evaluations.step) << "what is absent keeps its default";
+}
+
 TEST(Checkpoint, NegativeCountsAreRefused) {
   for (int64_t LoopState::*count :
        {&LoopState::step, &LoopState::updates, &LoopState::skipped_in_row, &LoopState::tokens}) {
@@ -339,9 +359,9 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   EXPECT_NE(warnings[0].find("step-00000100.h5"), std::string::npos);
 
   s.path = checkpoint_path(run, 30), s.save();
-  retain_checkpoints(run, 30, 2);
+  retain_checkpoints(run, 30, {2});
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
-  EXPECT_THROW(retain_checkpoints(run, 100, 1), DataError) << "it is damaged";
+  EXPECT_THROW(retain_checkpoints(run, 100, {1}), DataError) << "it is damaged";
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{20, 30, 100}));
   s.path = checkpoint_path(run, 100);
   EXPECT_THROW(s.save(), CreateError) << "what is no checkpoint is not replaced";
@@ -349,7 +369,7 @@ TEST(Checkpoints, AreFoundByNameAndTheNewestIntactOneIsTaken) {
   s.save();
   const std::string shard = checkpoint_path(run, 10);
   h5::Writer(shard, "tokens").commit();
-  retain_checkpoints(run, 100, 1);
+  retain_checkpoints(run, 100, {1});
   EXPECT_TRUE(fs::remove(shard)) << "only checkpoints are removed";
   EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{100}));
   EXPECT_TRUE(fs::exists(run + "/checkpoints/best.h5"));

@@ -120,6 +120,15 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.sample_prompts, b.train.sample_prompts);
   EXPECT_EQ(a.train.sample_tokens, b.train.sample_tokens);
   EXPECT_EQ(a.data.eval_sets, b.data.eval_sets);
+  EXPECT_EQ(a.train.tokens, b.train.tokens);
+  EXPECT_EQ(a.train.epochs, b.train.epochs);
+  EXPECT_EQ(a.train.keep_every, b.train.keep_every);
+  EXPECT_EQ(a.train.keep_best, b.train.keep_best);
+  EXPECT_EQ(a.train.early_stop, b.train.early_stop);
+  EXPECT_EQ(a.train.early_stop_delta, b.train.early_stop_delta);
+  EXPECT_EQ(a.train.skip_outliers, b.train.skip_outliers);
+  EXPECT_EQ(a.train.rollback, b.train.rollback);
+  EXPECT_EQ(a.optim.warmup_tokens, b.optim.warmup_tokens);
 }
 
 TEST(Config, ReadsEveryKindOfValue) {
@@ -208,7 +217,7 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {steps: 1.0}", "x.yaml:1: train.steps: expected an integer, found '1.0'"},
       {"train: {steps: 1_000}", "x.yaml:1: train.steps: expected an integer, found '1_000'"},
       {"train: {seed: 9223372036854775808}", "x.yaml:1: train.seed: expected an integer, found '9223372036854775808'"},
-      {"train: {steps: 0}", "x.yaml:1: train.steps: expected an integer in 1..1099511627776, found '0'"},
+      {"train: {steps: -1}", "x.yaml:1: train.steps: expected an integer in 0..1099511627776, found '-1'"},
       {"train: {log_every: 0}", "x.yaml:1: train.log_every: expected an integer >= 1, found '0'"},
       {"train: {device: gpu}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found 'gpu'"},
       {"train: {device: \"cuda:\"}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found quoted 'cuda:'"},
@@ -297,6 +306,26 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
        "x.yaml:3: train.micro_batch_size: 4 does not divide the 10 sequences of train.batch_size"},
       {"optim: {warmup_steps: 11}\ntrain: {steps: 10}",
        "x.yaml:1: optim.warmup_steps: 11 is more than train.steps (10)"},
+      {"train: {steps: 0}",
+       "x.yaml:1: train.steps: 0, expected 1 or more, or a length in train.tokens or train.epochs"},
+      {"train: {steps: 5, tokens: 100}",
+       "x.yaml:1: train.steps: train.tokens gives the length too; remove one of them, on the command line with "
+       "~train.steps"},
+      {"train: {steps: 5, epochs: 0.5}",
+       "x.yaml:1: train.steps: train.epochs gives the length too; remove one of them, on the command line with "
+       "~train.steps"},
+      {"train:\n  tokens: 100\n  epochs: 1",
+       "x.yaml:3: train.epochs: train.tokens gives the length too; remove one of them"},
+      {"optim: {warmup_steps: 3, warmup_tokens: 9}",
+       "x.yaml:1: optim.warmup_tokens: optim.warmup_steps gives the length of the warm-up too; remove one of them"},
+      {"train: {keep_best: true}",
+       "x.yaml:1: train.keep_best: there is no evaluation to compare by; set train.eval_every"},
+      {"train: {early_stop: 3}", "x.yaml:1: train.early_stop: 3 evaluations, but train.eval_every is 0; set it"},
+      {"train: {save_every: 4, keep_every: 6}",
+       "x.yaml:1: train.keep_every: 6 is no multiple of train.save_every (4), where checkpoints are saved"},
+      {"train: {skip_outliers: 1}",
+       "x.yaml:1: train.skip_outliers: 1, expected 0 or more than 1: a gradient norm at the mean is no outlier"},
+      {"train: {rollback: 1}", "x.yaml:1: train.rollback: there is no checkpoint to go back to; set train.save_every"},
       {"train: {eval_every: 5}", "x.yaml:1: train.eval_every: 5 asks for evaluations but data.valid is empty"},
       {"data: {eval_sets: [{name: a, shards: b}]}",
        "x.yaml:1: data.eval_sets: they are evaluated with data.valid, which is empty"},
@@ -568,7 +597,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 14 + 28));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 15 + 35));
 }
 
 TEST(Config, ATildeTakesAKeyBack) {

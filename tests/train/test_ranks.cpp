@@ -117,6 +117,28 @@ TEST_F(Ranks, TheirNumberMayChangeAtEachStart) {
   expect_same(whole, run(4, "changing"));
 }
 
+TEST_F(Ranks, GoBackTogether) {
+  const std::vector<std::string> unsteady = {"train.skip_outliers=1.01", "train.skip_limit=2",      "train.rollback=50",
+                                             "train.steps=60",           "train.save_every=4",      "train.keep_last=1",
+                                             "train.keep_best=true",     "train.micro_batch_size=0"};
+  const auto state = [&](int ranks, const std::string& name, const char* shard) {
+    std::vector<std::string> more = unsteady;
+    more.push_back(concat("train.shard=", shard));
+    const auto processes = start(ranks, name, more);
+    expect_end(*processes, 0);
+    return to_json(Checkpoint(checkpoint_path(dir_ / name, 60)).state());
+  };
+  const std::string one = state(1, "one", "none");
+  EXPECT_EQ(std::string::npos, one.find("\"rollbacks\":0")) << "or the test tests nothing";
+  for (const auto& [ranks, shard] : {std::pair{2, "none"}, {4, "gradients"}}) {
+    const std::string name = concat("ranks", ranks);
+    EXPECT_EQ(one, state(ranks, name, shard));
+    EXPECT_TRUE(learned(checkpoint_path(dir_ / "one", 60)) == learned(checkpoint_path(dir_ / name, 60)));
+    EXPECT_EQ(timeless_metrics(dir_ / "one"), timeless_metrics(dir_ / name));
+    EXPECT_EQ(checkpoint_steps(dir_ / "one"), checkpoint_steps(dir_ / name));
+  }
+}
+
 TEST_F(Ranks, KilledOnesLeaveARunThatGoesOn) {
   const Outcome whole = run(1, "whole");
   std::mt19937 random(5);

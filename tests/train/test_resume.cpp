@@ -95,6 +95,29 @@ TEST(Resume, AStateThatWasNotSavedCannotBeCarriedOn) {
   EXPECT_TRUE(fs::exists(checkpoint_path(dir / "run", 4))) << "it is not damaged";
 }
 
+TEST(Resume, SaysWhatAChangeDoesToTheOrderOfTheData) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 6;
+  train(c);
+  c.train.resume = {ResumeFrom::newest};
+  c.train.steps = 7;
+  const auto said = [&](const std::function<void(RunConfig&)>& change) {
+    RunConfig changed = c;
+    change(changed);
+    return text_of([&] { Trainer(changed, true, true); });
+  };
+  EXPECT_TRUE(contains(said([](RunConfig& x) { x.train.batch_size = 8; }),
+                       "step 7 goes on with sample 24, as many as were trained on; no data are repeated or left out"));
+  const std::string other = said([](RunConfig& x) { x.train.seed = 2, x.data.seq_len = 8; });
+  EXPECT_TRUE(contains(other,
+                       "the order of the data is another one (data.seq_len, train.seed): step 7 goes on with "
+                       "sample 51"))
+      << other;
+  EXPECT_TRUE(contains(other, "some that were seen before come again, others are left out")) << other;
+  EXPECT_FALSE(contains(said([](RunConfig& x) { x.optim.lr /= 2; }), " goes on with sample"));
+}
+
 TEST(Resume, OtherTokensUnderTheSameNameNeedForce) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");

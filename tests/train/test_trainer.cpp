@@ -315,9 +315,9 @@ TEST(Trainer, NoCheckpointIsRemovedBeforeTheNewOneReadsBack) {
   train(c);
   ASSERT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{4, 8, 12}));
   damage(checkpoint_path(dir / "run", 12));
-  EXPECT_THROW(retain_checkpoints(dir / "run", 12, 1), DataError);
+  EXPECT_THROW(retain_checkpoints(dir / "run", 12, {1}), DataError);
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{4, 8, 12}));
-  retain_checkpoints(dir / "run", 8, 1);
+  retain_checkpoints(dir / "run", 8, {1});
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{8, 12}));
 }
 

@@ -11,6 +11,7 @@
 #include "train/commands/commands.h"
 #include "train/commands/plan.h"
 #include "train/run/init_from.h"
+#include "train/run/lengths.h"
 #include "train/run/rates_file.h"
 #include "train/run/trainer.h"
 
@@ -25,9 +26,10 @@ struct Options {
 };
 
 void print_result(const RunConfig& config, const RunResult& r) {
+  const std::string& why = r.finished ? r.early : r.reason;
   console::out.format("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped",
                       static_cast<long long>(r.step), static_cast<long long>(config.train.steps),
-                      r.reason.empty() || r.finished ? "" : ": ", r.finished ? "" : r.reason.c_str());
+                      why.empty() ? "" : ": ", why.c_str());
   if (r.tokens_per_second > 0) console::out.format("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
   if (r.valid)
     console::out.format("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),
@@ -35,6 +37,9 @@ void print_result(const RunConfig& config, const RunResult& r) {
   if (r.tokens_per_second > 0)
     console::out.format("speed          %s tokens/s\n", format_count(r.tokens_per_second).c_str());
   console::out.format("checkpoint     %s\n", checkpoint_path(config.train.run_dir, r.step).c_str());
+  if (r.best_step >= 0)
+    console::out.format("best           %s  valid loss %.4f\n",
+                        checkpoint_path(config.train.run_dir, r.best_step).c_str(), r.best_loss);
   if (!r.finished) console::out.format("continue with  the same command and --resume\n");
 }
 
@@ -56,6 +61,7 @@ void run_rank(const Options& o, Group& group) {
   if (o.resume && (!elsewhere || !checkpoint_steps(config.train.run_dir).empty()))
     config.train.resume = {ResumeFrom::newest_if_any};
   if (o.dry_run) {
+    resolve_lengths(config);
     if (group.rank() == 0) print_plan(config, group, o.plan);
     return;
   }

@@ -89,6 +89,23 @@ void check_eval_sets(const DataConfig& data, const Rule& rule) {
   }
 }
 
+/// Checks the lengths of the run and of its warm-up, each in one unit.
+template <class Rule>
+void check_length(const RunConfig& config, const Rule& rule) {
+  const TrainConfig& t = config.train;
+  const char* other = t.tokens > 0 ? "train.tokens" : "train.epochs";
+  rule("train.epochs", "train.tokens", t.tokens == 0 || t.epochs == 0,
+       "train.tokens gives the length too; remove one of them");
+  rule("train.steps", other, t.steps == 0 || (t.tokens == 0 && t.epochs == 0), other,
+       " gives the length too; remove one of them, on the command line with ~train.steps");
+  rule("train.steps", other, t.steps > 0 || t.tokens > 0 || t.epochs > 0,
+       "0, expected 1 or more, or a length in train.tokens or train.epochs");
+  rule("optim.warmup_steps", "train.steps", t.steps == 0 || config.optim.warmup_steps <= t.steps,
+       config.optim.warmup_steps, " is more than train.steps (", t.steps, ")");
+  rule("optim.warmup_tokens", "optim.warmup_steps", config.optim.warmup_tokens == 0 || config.optim.warmup_steps < 0,
+       "optim.warmup_steps gives the length of the warm-up too; remove one of them");
+}
+
 /// Checks rules between keys. A rule is skipped if one of its keys already has a problem.
 void check_relations(const RunConfig& config, const ConfigNode& root, Problems& problems) {
   const auto rule = [&](const char* key, const char* other, bool holds, const auto&... message) {
@@ -101,10 +118,21 @@ void check_relations(const RunConfig& config, const ConfigNode& root, Problems& 
   rule("train.micro_batch_size", "train.batch_size", train.leaf_rows() % train.micro_batch() == 0,
        train.micro_batch_size, " does not divide the ", train.leaf_rows(), " sequences of ",
        train.leaves > 1 ? "a leaf (train.batch_size / train.leaves)" : "train.batch_size");
-  rule("optim.warmup_steps", "train.steps", config.optim.warmup_steps <= train.steps, config.optim.warmup_steps,
-       " is more than train.steps (", train.steps, ")");
+  check_length(config, rule);
   rule("train.eval_every", "data.valid", train.eval_every == 0 || !config.data.valid.empty(), train.eval_every,
        " asks for evaluations but data.valid is empty");
+  const bool evaluates = train.eval_every > 0;
+  rule("train.keep_best", "train.eval_every", !train.keep_best || evaluates,
+       "there is no evaluation to compare by; set train.eval_every");
+  rule("train.early_stop", "train.eval_every", train.early_stop == 0 || evaluates, train.early_stop,
+       " evaluations, but train.eval_every is 0; set it");
+  rule("train.keep_every", "train.save_every",
+       train.keep_every == 0 || (train.save_every > 0 && train.keep_every % train.save_every == 0), train.keep_every,
+       " is no multiple of train.save_every (", train.save_every, "), where checkpoints are saved");
+  rule("train.rollback", "train.save_every", train.rollback == 0 || train.save_every > 0,
+       "there is no checkpoint to go back to; set train.save_every");
+  rule("train.skip_outliers", "train.skip_outliers", train.skip_outliers == 0 || train.skip_outliers > 1,
+       train.skip_outliers, ", expected 0 or more than 1: a gradient norm at the mean is no outlier");
   rule("data.sources", "data.train", config.data.sources.empty() || config.data.train.empty(),
        "takes the place of data.train; remove one of them");
   check_mixture(config.data, rule);
@@ -210,6 +238,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
     section.finish();
   });
   file.finish();
+  if ((config.train.tokens > 0 || config.train.epochs > 0) && !given(root, "train.steps")) config.train.steps = 0;
   if (!config.model.layers.empty() && !given(root, "model.num_hidden_layers"))
     config.model.num_hidden_layers = config.model.listed_layers();
   if (inherited) keep_head(config.model, *inherited, root);

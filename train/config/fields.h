@@ -331,6 +331,8 @@ void fields(OptimConfig& c, Visit&& visit) {
         Choice<Schedule>{{Schedule::constant, Schedule::linear, Schedule::cosine, Schedule::wsd, Schedule::two_phase}},
         "learning rate after warm-up");
   visit("warmup_steps", c.warmup_steps, Integer{-1}, "steps of linear warm-up; -1: 2 % of the steps");
+  visit("warmup_tokens", c.warmup_tokens, Integer{0, int64_t{1} << 60},
+        "the same in tokens, rounded up to whole steps; 0: as warmup_steps says");
   visit("min_lr_ratio", c.min_lr_ratio, Real{0, 1}, "schedules other than constant end at this fraction of lr");
   visit("decay_fraction", c.decay_fraction, Real{0, 1}, "wsd: fraction of the steps in which the rate falls");
   visit("phase_fraction", c.phase_fraction, Real{0, 1},
@@ -344,7 +346,12 @@ void fields(OptimConfig& c, Visit&& visit) {
 
 template <class Visit>
 void fields(TrainConfig& c, Visit&& visit) {
-  visit("steps", c.steps, Integer{1, int64_t{1} << 40}, "optimizer steps of the whole run");
+  visit("steps", c.steps, Integer{0, kMostSteps},
+        "optimizer steps of the whole run; not given, or 0: as train.tokens or train.epochs say");
+  visit("tokens", c.tokens, Integer{0, int64_t{1} << 60},
+        "the length in tokens instead, rounded up to whole steps; 0: given otherwise");
+  visit("epochs", c.epochs, Real{0, 1e9},
+        "the length in passes over the source that is seen most, rounded up to whole steps; 0: given otherwise");
   visit("batch_size", c.batch_size, Integer{1, 1 << 20}, "sequences per optimizer step");
   visit("leaves", c.leaves, Integer{0, 1 << 16},
         "equal parts of the batch whose gradients add in a tree, a power of two: the ranks share them, so the bits "
@@ -386,7 +393,15 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("sample_prompts", c.sample_prompts, ListOf<Text>{}, "what these texts go on from; empty: nothing");
   visit("sample_tokens", c.sample_tokens, Integer{1, 1 << 16}, "most tokens of such a text");
   visit("save_every", c.save_every, Integer{0}, "steps between checkpoints; 0: only at the end");
-  visit("keep_last", c.keep_last, Integer{1}, "checkpoints kept");
+  visit("keep_last", c.keep_last, Integer{1}, "newest checkpoints kept");
+  visit("keep_every", c.keep_every, Integer{0},
+        "checkpoints whose step is a multiple of it are kept for good, a multiple of save_every; 0: none");
+  visit("keep_best", c.keep_best, Flag{},
+        "save after an evaluation with the least loss so far, and keep that checkpoint until a better one is saved");
+  visit("early_stop", c.early_stop, Integer{0},
+        "evaluations in a row without a gain after which the run saves and ends; 0: never");
+  visit("early_stop_delta", c.early_stop_delta, Real{0, 1e9},
+        "an evaluation is a gain if its loss is below the least one before by more than this");
   visit("resume", c.resume, Resume{}, "false, true (newest checkpoint), auto (newest if there is one) or a path");
   visit("init_from", c.init_from, Text{},
         "model whose weights a new run starts with: checkpoint, run folder, ternary export or Hugging Face folder; its "
@@ -395,7 +410,12 @@ void fields(TrainConfig& c, Visit&& visit) {
   visit("max_time", c.max_time, Seconds{}, "save and stop after this long; 0: no limit");
   visit("on_save_error", c.on_save_error, Choice<OnSaveError>{{OnSaveError::carry_on, OnSaveError::stop}},
         "when a checkpoint cannot be written, for example on a full disk; older checkpoints stay");
-  visit("skip_limit", c.skip_limit, Integer{1}, "consecutive non-finite steps before giving up");
+  visit("skip_limit", c.skip_limit, Integer{1}, "consecutive skipped steps before giving up: the run diverges");
+  visit("skip_outliers", c.skip_outliers, Real{0, 1e9},
+        "skip a step whose gradient norm is above so many times the mean of about the last 100 updates; 0: none");
+  visit("rollback", c.rollback, Integer{0, 1 << 20},
+        "how often a run that diverges goes back to its last good checkpoint of a multiple of save_every and leaves "
+        "out the data since; 0: it gives up at once");
 }
 
 /// Calls visit(name, section) for each section.

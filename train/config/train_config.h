@@ -46,9 +46,12 @@ const char* name_of(Shard shard);
 /// "auto" for nullopt.
 const char* name_of(const std::optional<Recompute>& recompute);
 
+/// The most steps of a run.
+inline constexpr int64_t kMostSteps = int64_t{1} << 40;
+
 /// Length, batch sizes, device and output of a run (section `train`).
 struct TrainConfig {
-  int64_t steps = 1000;          ///< optimizer steps of the whole run
+  int64_t steps = 1000;          ///< optimizer steps of the whole run; 0: tokens or epochs give the length
   int64_t batch_size = 16;       ///< sequences per optimizer step
   int64_t leaves = 0;            ///< groups of sequences whose gradients add in a tree, a power of two; 0: not decided
   int64_t micro_batch_size = 0;  ///< sequences per forward pass, divides those of a leaf; 0: all of a leaf
@@ -72,7 +75,15 @@ struct TrainConfig {
   std::string run_dir;    ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;    ///< seconds after which to save and stop; 0: no limit
   OnSaveError on_save_error = OnSaveError::carry_on;
-  int64_t skip_limit = 10;                  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t skip_limit = 10;      ///< consecutive skipped steps before giving up
+  int64_t tokens = 0;           ///< the length in tokens; 0: not given in tokens
+  double epochs = 0;            ///< the length in passes over the data; 0: not given in epochs
+  int64_t keep_every = 0;       ///< checkpoints of its multiples are kept for good; 0: none
+  bool keep_best = false;       ///< keep the checkpoint with the least loss in an evaluation
+  int64_t early_stop = 0;       ///< evaluations in a row without a gain after which the run ends; 0: never
+  double early_stop_delta = 0;  ///< a gain is a loss below the least one before by more than this
+  double skip_outliers = 0;     ///< gradient norms above so many times their running mean skip the step; 0: none do
+  int64_t rollback = 0;         ///< how often a run that diverges goes back to its last good checkpoint
   int64_t telemetry_every = 100;            ///< steps between lines of telemetry; 0: none
   int64_t sample_every = 0;                 ///< steps between samples; 0: none
   std::vector<std::string> sample_prompts;  ///< what samples go on from; empty: the beginning of a document

@@ -66,10 +66,12 @@ const Metadata& checked(const SafetensorsReader& file) {
 
 }  // namespace
 
+/// Keys that have their defaults do not count: a key that is new leaves older states as they are.
 std::string model_fingerprint(const Model& model) {
   RunConfig config;
   config.model = model.config;
-  std::string text = to_yaml(config);
+  std::string text;
+  for (const ConfigChange& key : compare(RunConfig(), config)) text += concat(key.key, ": ", key.after, '\n');
   model.lm->for_each_projection([&](const BitLinear& p) { text += concat(p.name, ' ', hash_of(p), '\n'); });
   for (const ParamSpec& spec : model.params->specs())
     if (spec.shape.rank() == 1) text += concat(spec.name, ' ', hash_of(host_f32((*model.params)[spec.name].value())));

@@ -55,6 +55,7 @@ void save_checkpoint(const std::string& path, const RunConfig& config, const Par
   writer.attribute("skipped_in_row", state.skipped_in_row);
   writer.attribute("tokens", state.tokens);
   writer.attribute("data", state.data);
+  writer.attribute("loop", to_json(state));
   for (size_t i = 0; i < layout.specs().size(); ++i) {
     const std::string& name = layout.specs()[i].name;
     write_finite(writer, path, "param/" + name, part(i, flat.values));
@@ -72,6 +73,7 @@ Checkpoint::Checkpoint(const std::string& path, h5::Verify verify) : reader_(pat
   config_ = load_stored_config(reader_.attribute_string("config"), path);
   state_ = {reader_.attribute_int("step"), reader_.attribute_int("updates"), reader_.attribute_int("skipped_in_row"),
             reader_.attribute_int("tokens"), reader_.attribute_string("data")};
+  if (reader_.has_attribute("loop")) read_json(reader_.attribute_string("loop"), path, state_);
   for (const int64_t count : {state_.step, state_.updates, state_.skipped_in_row, state_.tokens})
     MMFREE_CHECK(DataError, count >= 0 && count <= kMostCounted, path, ": counts ", count,
                  " steps, updates, skipped steps or tokens");
@@ -155,7 +157,7 @@ void Checkpoint::load(ParamStore& params, Optimizer* optimizer, const DecodeStat
     read_rows(name, first_row, t);
   });
   verify();
-  if (optimizer) optimizer->set_updates(state_.updates);
+  if (optimizer) optimizer->set_updates(state_.updates, state_.norms);
 }
 
 }  // namespace mmfree

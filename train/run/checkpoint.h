@@ -6,17 +6,9 @@
 #include "data/h5/h5.h"
 #include "optim/optimizer.h"
 #include "train/config/config.h"
+#include "train/run/loop_state.h"
 
 namespace mmfree {
-
-/// Where training stands, besides parameters and moments. Everything that the next step depends on.
-struct LoopState {
-  int64_t step = 0;     ///< optimizer steps done; 0 in an imported model
-  int64_t updates = 0;  ///< of these, updates not skipped
-  int64_t skipped_in_row = 0;
-  int64_t tokens = 0;  ///< target tokens trained on
-  std::string data;    ///< fingerprint of the training shards
-};
 
 /// Parameters and what the optimizer remembers of them, as flat buffers of a ParamStore's layout, and the recurrent
 /// state that the next step starts from. Of several ranks that share them, this one's pieces.
@@ -32,7 +24,8 @@ int64_t checkpoint_bytes(const ParamStore& layout, const FlatState& flat, const 
 
 /// Writes a checkpoint: an h5 file of kind "checkpoint" with datasets param/NAME and STATE/NAME for each state of the
 /// optimizer, such as adam_m/NAME and adam_v/NAME (f32), state/LAYER/INDEX of the carried state (f32), `tokenizer` (the
-/// SentencePiece model's bytes, if any) and attributes config (YAML), step, updates, skipped_in_row, tokens, data.
+/// SentencePiece model's bytes, if any) and attributes config (YAML), step, updates, skipped_in_row, tokens, data, loop
+/// (the rest of LoopState as JSON; absent in older ones).
 /// Atomic: on any error an older file at `path` is whole. Memory does not grow with the model. The disk's free space is
 /// checked first. `layout` maps names to parts of `flat`, which may be on any device. A NaN or an infinity is refused,
 /// so every saved checkpoint is finite. `parameter`: gives parameter i of a flat buffer, of which `flat` may have a

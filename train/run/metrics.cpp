@@ -39,6 +39,7 @@ struct Lines {
   int64_t damaged = 0;     ///< lines that are no metrics
   int64_t evaluated = -1;  ///< the largest step of a kept evaluation
   int64_t last = -1;       ///< the largest step of a kept line
+  double loss = 0;         ///< its loss, NaN for none
 };
 
 /// The lines of `path` up to `step`.
@@ -56,7 +57,9 @@ Lines lines_up_to(const std::string& path, int64_t step) {
     } else if (const auto of_line = found->get<int64_t>(); of_line <= step) {
       lines.kept += line + "\n";
       lines.last = std::max(lines.last, of_line);
-      if (row.contains(kEvaluated)) lines.evaluated = std::max(lines.evaluated, of_line);
+      if (!row.contains(kEvaluated) || of_line < lines.evaluated) continue;
+      lines.evaluated = of_line;
+      lines.loss = row[kEvaluated].is_number() ? row[kEvaluated].get<double>() : std::nan("");
     }
   }
   return lines;
@@ -109,6 +112,7 @@ MetricsWriter::MetricsWriter(std::string path, int64_t resume_step, size_t most_
     damaged_lines_ = lines.damaged;
     evaluated_ = lines.evaluated;
     last_ = lines.last;
+    evaluated_loss_ = lines.loss;
     write_file(path_, lines.kept);  // so that its name is durable too
     synced_ = lines.kept.size();
   }

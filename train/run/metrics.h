@@ -59,6 +59,8 @@ class MetricsWriter {
   int64_t evaluated() const { return evaluated_; }
   /// The largest step of a line, -1 without any.
   int64_t last_step() const { return last_; }
+  /// Its loss; NaN if the line holds none.
+  double evaluated_loss() const { return evaluated_loss_; }
   /// The first and last step of the lines that were dropped, could not be written, or are in doubt after a failed sync;
   /// nothing without any.
   std::optional<Steps> missing() const;
@@ -80,6 +82,7 @@ class MetricsWriter {
   size_t synced_ = 0;  ///< the file's first bytes, which are on the device
   bool sync_failed_ = false;
   int64_t evaluated_ = -1;
+  double evaluated_loss_ = 0;
   int64_t damaged_lines_ = 0;
 };
 

@@ -55,7 +55,7 @@ class Again {
     else
       load(path);
     lm_.requantise();
-    feed_ = std::make_unique<BatchFeed>(batches_, samples_of(config_, state_.tokens, group.rank(), group.size()),
+    feed_ = std::make_unique<BatchFeed>(batches_, samples_of(config_, state_, group.rank(), group.size()),
                                         config_.train.steps - state_.step, config_.data.seq_len,
                                         target_.device == Device::cuda);
   }

@@ -69,12 +69,21 @@ void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
   if (speaks_) {
     metrics_ = std::make_unique<MetricsWriter>(path, resume_step);
     evaluated_ = metrics_->evaluated();
+    evaluated_loss_ = metrics_->evaluated_loss();
     if (metrics_->damaged_lines() > 0)
       message(concat("warning: dropped ", metrics_->damaged_lines(), " damaged lines of metrics.jsonl"));
     metrics_path_ = path;
     open_events();
   }
   group_.broadcast(&evaluated_, sizeof evaluated_, 0);
+  group_.broadcast(&evaluated_loss_, sizeof evaluated_loss_, 0);
+}
+
+void Reporter::go_back(const LoopState& state) {
+  begin_ = state;
+  window_start_ = seconds() - idle_;
+  window_tokens_ = 0;
+  open_metrics(metrics_path_, state.step);
 }
 
 void Reporter::step(const StepResult& result, double waited) {
@@ -87,8 +96,7 @@ void Reporter::step(const StepResult& result, double waited) {
 void Reporter::log(const StepResult& result, double waited) {
   const double now = seconds() - idle_, window = now - window_start_;
   const double speed = double(window_tokens_) / window;
-  const int64_t tokens = first_token_ + (result.step - first_step_) * step_tokens();
-  const double left = double(config_.train.steps - result.step) * double(step_tokens());
+  const int64_t tokens = begin_.tokens + (result.step - begin_.step) * step_tokens();
   const double data_wait = (waited - window_waited_) / window;
   const uint64_t peak = Arena::current(target_.device)->stats().peak;
   const double flops = training_flops(config_.model, config_.data.seq_len) * speed;
@@ -100,7 +108,7 @@ void Reporter::log(const StepResult& result, double waited) {
                       result.report.grad_norm,
                       speed,
                       seconds(),
-                      left * now / double(run_tokens_),
+                      seconds_left(result.step, now),
                       {}};
   if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, data_wait, peak};
   Metrics metrics = {{"step", result.step},
@@ -108,7 +116,7 @@ void Reporter::log(const StepResult& result, double waited) {
                      {"train/grad_norm", result.report.grad_norm},
                      {"train/learning_rate", result.report.learning_rate},
                      {"train/digest", step_digest(result.loss, result.report.grad_norm)},
-                     {"train/epoch", batches_.epochs(tokens / config_.data.seq_len)},
+                     {"train/epoch", batches_.epochs(tokens / config_.data.seq_len + begin_.left_out)},
                      {"train/tokens", tokens},
                      {"train/tokens_per_sec", speed},
                      {"train/step_time_ms", 1000 * window * double(step_tokens()) / double(window_tokens_)},
@@ -122,6 +130,16 @@ void Reporter::log(const StepResult& result, double waited) {
   window_start_ = now;
   window_tokens_ = 0;
   window_waited_ = waited;
+}
+
+/// Until the end: for the steps, and for the evaluations that will be due, the last one included.
+double Reporter::seconds_left(int64_t step, double training_seconds) const {
+  const TrainConfig& t = config_.train;
+  const double steps = double(t.steps - step) * double(step_tokens()) * training_seconds / double(run_tokens_);
+  if (evaluations_ == 0) return steps;
+  const int64_t on_the_way =
+      t.eval_every > 0 ? std::max<int64_t>(0, (t.steps - 1) / t.eval_every - step / t.eval_every) : 0;
+  return steps + double(on_the_way + 1) * evaluating_ / double(evaluations_);
 }
 
 /// What ranks did since the line before, in `window` seconds: a rank's own time is what it did not wait for others.

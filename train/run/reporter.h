@@ -8,6 +8,7 @@
 #include "data/batches.h"
 #include "train/run/compute_target.h"
 #include "train/run/eval_sets.h"
+#include "train/run/loop_state.h"
 #include "train/run/metrics.h"
 #include "train/run/progress.h"
 #include "train/run/step.h"
@@ -34,23 +35,32 @@ class Reporter {
   /// folder `tb` beside it; both in rank 0. Collective.
   void open_metrics(const std::string& path, int64_t resume_step);
 
-  /// Sets the clocks to zero, after `steps` steps on `tokens` tokens.
-  void start(int64_t steps, int64_t tokens) {
+  /// Sets the clocks to zero, where `state` says that training stands.
+  void start(const LoopState& state) {
     start_ = Clock::now();
-    first_step_ = steps, first_token_ = tokens;
+    begin_ = state;
   }
+  /// Training goes on from `state`, of an earlier step. The clocks run on, and the lines of later steps are dropped.
+  void go_back(const LoopState& state);
   /// Seconds since the start.
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
   /// While alive, time does not count as training.
   class Pause {
    public:
-    explicit Pause(Reporter& reporter) : reporter_(reporter), begin_(reporter.seconds()) {}
-    ~Pause() { reporter_.idle_ += reporter_.seconds() - begin_; }
+    /// `evaluates`: it is an evaluation; the time for those to come is estimated from them.
+    explicit Pause(Reporter& reporter, bool evaluates = false)
+        : reporter_(reporter), begin_(reporter.seconds()), evaluates_(evaluates) {}
+    ~Pause() {
+      const double took = reporter_.seconds() - begin_;
+      reporter_.idle_ += took;
+      if (evaluates_) reporter_.evaluating_ += took, ++reporter_.evaluations_;
+    }
     Pause(const Pause&) = delete;
 
    private:
     Reporter& reporter_;
     double begin_;
+    bool evaluates_;
   };
 
   /// Counts a finished step, and writes its line if one is due. `waited` are the seconds spent waiting for data so far.
@@ -63,6 +73,8 @@ class Reporter {
   void write(const Metrics& metrics);
   /// The step of the newest evaluation in the metrics, -1 without one.
   int64_t evaluated() const { return evaluated_; }
+  /// Its loss, of a run that was resumed; NaN if the metrics hold none.
+  double evaluated_loss() const { return evaluated_loss_; }
   /// Over this process, pauses excluded; 0 without any step.
   double tokens_per_second() const { return double(run_tokens_) / (seconds() - idle_); }
 
@@ -75,6 +87,7 @@ class Reporter {
  private:
   using Clock = std::chrono::steady_clock;
   void log(const StepResult& result, double waited);
+  double seconds_left(int64_t step, double training_seconds) const;
   void add_ranks(double window, ProgressState& state, Metrics& metrics);
   void attempt(const std::function<void()>& write);
   void open_events();
@@ -99,7 +112,10 @@ class Reporter {
   int64_t window_tokens_ = 0, run_tokens_ = 0;   ///< since the line before, and since the start
   Group::Traffic window_traffic_;                ///< at the line before
   int64_t evaluated_ = -1;
-  int64_t first_step_ = 0, first_token_ = 0;  ///< made and trained on before the start
+  double evaluated_loss_ = 0;
+  LoopState begin_;          ///< from where the steps are counted
+  double evaluating_ = 0;    ///< seconds of the evaluations so far
+  int64_t evaluations_ = 0;  ///< how many
 };
 
 }  // namespace mmfree

@@ -22,9 +22,13 @@ BatchOptions batch_options(const RunConfig& config) {
   return {data.seq_len, uint64_t(config.train.seed), data.shuffle, stages_of(data), data.reset_state, tracks};
 }
 
-BatchFeed::Samples samples_of(const RunConfig& config, int64_t tokens, int rank, int ranks) {
+int64_t next_sample(const RunConfig& config, const LoopState& state) {
+  return state.tokens / config.data.seq_len + state.left_out;
+}
+
+BatchFeed::Samples samples_of(const RunConfig& config, const LoopState& state, int rank, int ranks) {
   const int64_t rows = config.train.batch_size / ranks;
-  return {tokens / config.data.seq_len + rank * rows, rows, config.train.batch_size};
+  return {next_sample(config, state) + rank * rows, rows, config.train.batch_size};
 }
 
 }  // namespace mmfree

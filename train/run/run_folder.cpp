@@ -85,7 +85,19 @@ std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
   return std::nullopt;
 }
 
-void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep) {
+std::vector<int64_t> good_checkpoints(const std::string& run_dir, int64_t every, int64_t step) {
+  std::vector<int64_t> good;
+  const std::vector<int64_t> steps = checkpoint_steps(run_dir);
+  for (auto it = steps.rbegin(); it != steps.rend(); ++it) try {
+      if (*it < 1 || *it >= step || *it % every != 0) continue;
+      const Checkpoint file(checkpoint_path(run_dir, *it), h5::Verify::header);
+      if (file.state().step == *it && file.state().skipped_in_row == 0) good.push_back(*it);
+    } catch (const Error&) {
+    }
+  return good;
+}
+
+void retain_checkpoints(const std::string& run_dir, int64_t newest, const Retention& keep) {
   const h5::Reader verified(checkpoint_path(run_dir, newest), "checkpoint");
   std::vector<int64_t> steps;
   try {
@@ -95,7 +107,12 @@ void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep
   }
   std::erase_if(steps,
                 [&](int64_t step) { return step > newest || kind_of(checkpoint_path(run_dir, step)) != kCheckpoint; });
-  for (size_t i = 0; i + size_t(keep) < steps.size(); ++i) {
+  std::vector<int64_t> named = keep.named;
+  if (keep.good_of > 0)
+    if (const auto good = good_checkpoints(run_dir, keep.good_of, newest + 1); !good.empty()) named.push_back(good[0]);
+  for (size_t i = 0; i + size_t(keep.last) < steps.size(); ++i) {
+    const bool stays = std::find(named.begin(), named.end(), steps[i]) != named.end();
+    if (stays || (keep.every > 0 && steps[i] % keep.every == 0)) continue;
     std::error_code ignored;
     fs::remove(checkpoint_path(run_dir, steps[i]), ignored);
   }
@@ -204,6 +221,14 @@ void RunFolder::restore() {
   MMFREE_CHECK(CreateError, checkpoint_steps(path_).empty(), path_,
                ": is another folder than at the start, with the checkpoints of another run; nothing is written there");
   lock_ = std::move(lock);
+}
+
+void RunFolder::remove_checkpoints_after(int64_t step) const {
+  const std::vector<int64_t> steps = checkpoint_steps(path_);
+  for (auto it = steps.rbegin(); it != steps.rend() && *it > step; ++it) {
+    std::error_code ignored;
+    if (kind_of(checkpoint_path(path_, *it)) == kCheckpoint) fs::remove(checkpoint_path(path_, *it), ignored);
+  }
 }
 
 bool RunFolder::consume(const char* name) const {

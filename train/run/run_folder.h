@@ -26,11 +26,24 @@ std::optional<Checkpoint> newest_checkpoint(const std::string& run_dir,
                                             const std::function<void(const std::string&)>& warn,
                                             const std::function<void(const Checkpoint&)>& use = &Checkpoint::verify);
 
-/// Retention: once the checkpoint of step `newest`, which was just written, reads back intact, removes all checkpoints
-/// up to it but the last `keep`. Later checkpoints and files of another kind stay and do not count; so do those that
+/// Which checkpoints of a run stay.
+struct Retention {
+  int64_t last = 1;              ///< so many of the newest
+  int64_t every = 0;             ///< all whose step is a multiple of it; 0: none for that reason
+  std::vector<int64_t> named{};  ///< those of these steps
+  int64_t good_of = 0;           ///< the newest good one (see good_checkpoints) of its multiples; 0: none
+};
+
+/// Once the checkpoint of step `newest`, which was just written, reads back intact, removes all checkpoints up to it
+/// but those that `keep` names. Later checkpoints and files of another kind stay and do not count; so do those that
 /// cannot be removed.
 /// @throws what Checkpoint throws if `newest` is not intact; then none is removed
-void retain_checkpoints(const std::string& run_dir, int64_t newest, int64_t keep);
+void retain_checkpoints(const std::string& run_dir, int64_t newest, const Retention& keep);
+
+/// Steps of the checkpoints, newest first, to which a run that diverged may go back: of multiples of `every`, where
+/// training saves without being asked, and below `step`; the step before none of them was skipped. The content is not
+/// verified; a checkpoint that cannot be opened is left out.
+std::vector<int64_t> good_checkpoints(const std::string& run_dir, int64_t every, int64_t step);
 
 /// Renames the checkpoints of steps after `step`, which are damaged, to NAME.damaged or NAME.damaged-N, so that
 /// retention does not count them and no later start resumes one, whose metrics have been dropped. One that cannot be
@@ -78,6 +91,8 @@ class RunFolder {
   /// Makes the folder again if someone removed it.
   /// @throws CreateError if another run has made it again and saved checkpoints there, or has taken it
   void restore();
+  /// Removes the checkpoints of steps after `step`, the newest first; those that cannot be removed stay.
+  void remove_checkpoints_after(int64_t step) const;
   /// Removes the file `name`. Returns whether there was one.
   bool consume(const char* name) const;
 

@@ -62,6 +62,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
   if (config.train.shard == Shard::gradients && group.size() > 1 && micro_ == rows_ && leaf_rows_ == rows_)
     params_.divide_gradients();
   params_.begin_gradients();
+  optimizer_.skip_outliers(config.train.skip_outliers);
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (group.size() > 1) rank_sums_.emplace(params_, group);
   if (lm.device() == Device::cuda && !DryRun::active()) {
@@ -231,15 +232,19 @@ void StepRunner::play(Part part) {
 
 std::optional<StepResult> StepRunner::run(int64_t step, BatchFeed& feed) {
   const int64_t scored = load(step, feed);
-  start(step, scored);
-  // On a GPU the result before this one is read after the launch, so that the GPU has work meanwhile.
-  std::optional<StepResult> before = collect();
+  std::optional<StepResult> before;
+  // On a GPU the result before this one is read once the first part is launched: the GPU has work meanwhile, and the
+  // host knows of the step before when it ends. The launches of many parts would wait for most of this step.
+  start(step, scored, [&] {
+    if (!before) before = collect();
+  });
+  if (!before) before = collect();
   finish(step, scored);
   return gpu_ ? before : collect();
 }
 
 void StepRunner::launch(int64_t step, int64_t scored) {
-  start(step, scored);
+  start(step, scored, [] {});
   finish(step, scored);
 }
 
@@ -283,13 +288,15 @@ int64_t StepRunner::fill_inputs(int64_t step, BatchFeed& feed) {
   return scored;
 }
 
-void StepRunner::start(int64_t step, int64_t scored) {
+/// Calls `after_part` behind the launch of each part.
+void StepRunner::start(int64_t step, int64_t scored, const std::function<void()>& after_part) {
   const bool learns = scored > 0;
   if (!learns && carried_.empty()) return;
   if (learns) optimizer_.begin_step(step + 1, steps_);
   fill(scale_, learns ? 1.0 / double(scored) : 0);
   each_part([&](Part part) {
     if (learns || part != Part::update) play(part);
+    after_part();
   });
   if (gpu_ && learns) gpu_->warm = true;
 }

@@ -83,7 +83,7 @@ class StepRunner {
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   int64_t fill_inputs(int64_t step, BatchFeed& feed);
-  void start(int64_t step, int64_t scored);
+  void start(int64_t step, int64_t scored, const std::function<void()>& after_part);
   void finish(int64_t step, int64_t scored);
   StepResult result(const Pending& pending);
 

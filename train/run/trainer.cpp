@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <tuple>
 #include <utility>
 
 #include "core/gpu.h"
@@ -30,6 +31,14 @@ const RunConfig& validated(const RunConfig& config, const Corpus& corpus) {
   return config;
 }
 
+/// Turns the lengths of `config` into steps. Returns what was asked for.
+Lengths take_lengths(RunConfig& config, const Batches& batches) {
+  const Lengths asked = lengths_of(config);
+  resolve_lengths(config, asked, [&](int64_t samples) { return batches.epochs(samples); });
+  config.train.tokens = 0, config.train.epochs = 0, config.optim.warmup_tokens = 0;
+  return asked;
+}
+
 /// Bits of Trainer::wishes.
 constexpr int64_t kSignal = 0xFF, kTimeIsUp = 1 << 8, kStopFile = 1 << 9, kSaveFile = 1 << 10;
 
@@ -51,6 +60,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
                             group.local_rank())),
       corpus_(config_.data),
       batches_(corpus_, batch_options(config_)),
+      asked_lengths_(take_lengths(config_, batches_)),
       params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device,
               divide(config_.model, group_, config_.train.shard)),
       lm_(params_, config_.model, target_.compute, backward_products(target_, config_.train.backward)),
@@ -145,122 +155,6 @@ void Trainer::adopt_framing() {
   adopt("model.eos_token_id", config_.model.eos_token_id, info.eos_id);
 }
 
-/// Continues from the checkpoint that train.resume asks for. Returns whether there is one. Rank 0 finds it.
-bool Trainer::resume(bool force) {
-  const std::string path = group_.gather_texts(leads() ? find_and_resume(force) : "")[0];
-  if (!leads() && !path.empty()) resume_from(Checkpoint(path, h5::Verify::while_reading), force);
-  return !path.empty();
-}
-
-/// The path of the checkpoint, empty without one.
-std::string Trainer::find_and_resume(bool force) {
-  const ResumeFrom& resume = config_.train.resume;
-  const bool present = !checkpoint_steps(folder_.path()).empty();
-  if (resume.mode == ResumeFrom::nothing) {
-    MMFREE_CHECK(ConfigError, !present, folder_.path(),
-                 ": already holds checkpoints; continue with train.resume=auto, or choose another train.run_dir");
-    return {};
-  }
-  if (resume.mode == ResumeFrom::checkpoint) {
-    std::error_code error;
-    MMFREE_CHECK(MissingError, fs::exists(resume.path, error), "train.resume: no checkpoint at ", quote(resume.path),
-                 "; expected false, true, auto or a checkpoint's path");
-    resume_from(Checkpoint(resume.path, h5::Verify::while_reading), force);
-    return resume.path;
-  }
-  const auto warn = [&](const std::string& w) { reporter_.message("warning: " + w); };
-  const auto use = [&](const Checkpoint& file) { resume_from(file, force); };
-  const std::optional<Checkpoint> newest = newest_checkpoint(folder_.path(), warn, use);
-  MMFREE_CHECK(MissingError, newest || (resume.mode == ResumeFrom::newest_if_any && !present), folder_.path(),
-               ": train.resume=", name_of(resume), " found no intact checkpoint to continue from");
-  return newest ? newest->path() : "";
-}
-
-/// Names what differs from the checkpoint's run; a change that makes it another training needs `force`.
-void Trainer::check_changes(const Checkpoint& file, bool force) {
-  std::string dangerous;
-  const auto refuse = [&](const std::string& what) { dangerous += (dangerous.empty() ? "" : ", ") + what; };
-  RunConfig before = file.config();
-  if (before.train.leaves == 0) before.train.leaves = 1;  // written before there were leaves
-  for (const ConfigChange& change : compare(before, config_)) {
-    if (change.key == "train.resume" ||
-        (change.key == "data.framing" && change.before == name_of(std::optional<Framing>())))
-      continue;
-    reporter_.message(concat(change.dangerous ? "changed (dangerous): " : "changed: ", change.text()));
-    if (change.dangerous) refuse(change.key);
-  }
-  if (file.state().data != state_.data) {
-    reporter_.message("changed (dangerous): the content of the training shards");
-    refuse("the content of the training shards");
-  }
-  tell_jump(file);
-  MMFREE_CHECK(ConfigError, dangerous.empty() || force, file.path(),
-               ": the run would not continue the same training: ", dangerous,
-               " changed; undo it, start a new train.run_dir, or insist with --force");
-}
-
-/// A changed schedule may make the learning rate jump.
-void Trainer::tell_jump(const Checkpoint& file) {
-  const int64_t step = file.state().step;
-  const RunConfig& before = file.config();
-  if (step < 1 || step >= config_.train.steps) return;
-  const double planned = learning_rate(before.optim, step + 1, before.train.steps),
-               last = learning_rate(before.optim, step, before.train.steps),
-               next = learning_rate(config_.optim, step + 1, config_.train.steps);
-  if (next == planned) return;
-  reporter_.message(concat("the learning rate goes from ", last, " in step ", step, " to ", next, " in step ", step + 1,
-                           step < before.train.steps ? concat("; it would have gone to ", planned) : std::string(),
-                           ", because the schedule changed"));
-}
-
-void Trainer::resume_from(const Checkpoint& file, bool force) {
-  const std::string& path = file.path();
-  MMFREE_CHECK(DataError, file.has_states(), path,
-               ": is a model without optimizer state (an import?); training cannot be resumed from it, but can start "
-               "with its weights: train.init_from");
-  decide_leaves(std::max<int64_t>(1, file.config().train.leaves));
-  check_changes(file, force);
-  const int64_t step = file.state().step;
-  MMFREE_CHECK(ConfigError, step <= config_.train.steps, config_.source, ": train.steps is ", config_.train.steps,
-               " but ", path, " has made ", step, " steps already; raise train.steps");
-  std::error_code ignored;
-  const bool of_this_run = fs::equivalent(path, checkpoint_path(folder_.path(), step), ignored);
-  const std::vector<int64_t> present = checkpoint_steps(folder_.path());
-  const bool named = config_.train.resume.mode == ResumeFrom::checkpoint;
-  MMFREE_CHECK(ConfigError, !named || present.empty() || (of_this_run && present.back() == step), folder_.path(),
-               ": holds checkpoints of another run, or later checkpoints than ", path,
-               ", which a later --resume would continue; remove them or choose another train.run_dir");
-  const std::string data = state_.data;
-  make_runner();
-  file.load(params_, optimizer_.get(), runner_->carried(), runner_->first_row(), config_.train.batch_size);
-  state_ = file.state();
-  state_.data = data;
-  if (const std::string model = file.tokenizer_model(); !model.empty())
-    adopt_tokenizer(Tokenizer::from_bytes(model, path));
-  if (of_this_run) saved_step_ = step;
-  resumed_from_ = path;
-  reporter_.message(concat("resuming from ", path, " at step ", state_.step));
-}
-
-void Trainer::start_afresh(std::optional<Model> source) {
-  decide_leaves(group_.size());
-  make_runner();
-  params_.initialise(uint64_t(config_.train.seed));
-  if (config_.train.init_from.empty()) return;
-  if (!source) source.emplace(load_source(config_.train));
-  for (const std::string& line : init_parameters(params_, config_, *source)) reporter_.message(line);
-  if (source->tokenizer && !adopt_tokenizer(*source->tokenizer))
-    reporter_.message(concat("warning: the training shards were prepared with another tokenizer than that of ",
-                             source->source, ": its weights know other tokens by these numbers"));
-}
-
-/// Takes `tokenizer` if the shards were prepared with it and the configuration names none. Returns whether they were.
-bool Trainer::adopt_tokenizer(const Tokenizer& tokenizer) {
-  const bool fits = tokenizer.hash() == corpus_.info().tokenizer_hash;
-  if (fits && !tokenizer_) tokenizer_ = tokenizer;
-  return fits;
-}
-
 void Trainer::open_run_folder() {
   const std::string metrics = folder_.file("metrics.jsonl"), samples = folder_.file("samples.jsonl");
   if (!leads()) {
@@ -302,6 +196,7 @@ void Trainer::take(const std::optional<StepResult>& result) {
   state_.updates += !result->report.skipped;
   if (result->scored == 0)
     return reporter_.message(concat("step ", result->step, ": no target of its batch is scored: the step was skipped"));
+  state_.norms = result->report.norms;
   if (result->step == first_step_ + 1) result_.first_loss = result->loss;
   result_.last_loss = result->loss;
   check_progress(*result);
@@ -311,27 +206,56 @@ void Trainer::take(const std::optional<StepResult>& result) {
 
 /// A step whose update was skipped is named; too many in a row end the run.
 void Trainer::check_progress(const StepResult& result) {
-  const double norm = result.report.grad_norm;
-  const bool bad = result.report.skipped || !std::isfinite(result.loss);
-  const bool shown = !std::isfinite(result.loss) || !(norm < kMostNorm);
+  const StepReport& r = result.report;
+  const bool bad = r.skipped || !std::isfinite(result.loss);
+  const bool shown = !std::isfinite(result.loss) || !(r.grad_norm < kMostNorm);
   state_.skipped_in_row = bad ? state_.skipped_in_row + 1 : 0;
+  const std::string outlier = concat(", more than ", config_.train.skip_outliers, " times the mean ", r.norms.mean);
   if (bad)
-    reporter_.message(concat("step ", result.step, ": loss ", result.loss, ", gradient norm ", norm,
-                             shown ? "" : "; moments, parameters or the learning rate are not finite or too large",
+    reporter_.message(concat("step ", result.step, ": loss ", result.loss, ", gradient norm ", r.grad_norm,
+                             r.outlier ? outlier
+                             : shown   ? ""
+                                       : "; moments, parameters or the learning rate are not finite or too large",
                              ": the update was skipped (", state_.skipped_in_row, " in a row)"));
-  if (state_.skipped_in_row >= config_.train.skip_limit) settle_save(true);
-  MMFREE_CHECK(DivergedError, state_.skipped_in_row < config_.train.skip_limit, "step ", result.step, ": ",
-               state_.skipped_in_row,
-               " steps in a row had a loss, gradients, moments or parameters that are not finite; lower optim.lr or "
-               "lengthen optim.warmup_steps, and "
-               "resume from ",
-               newest().empty() ? "the start" : newest());
+  if (state_.skipped_in_row < config_.train.skip_limit) return;
+  settle_save(true);
+  diverged_at_ = result.step;
+  throw DivergedError(concat("step ", result.step, ": ", state_.skipped_in_row,
+                             " steps in a row had a loss, gradients, moments or parameters that are not finite",
+                             r.outlier ? " or gradients that are outliers" : "",
+                             "; lower optim.lr or lengthen optim.warmup_steps, and resume from ",
+                             newest().empty() ? "the start" : newest()));
 }
 
 bool Trainer::evaluation_due() const {
   const TrainConfig& t = config_.train;
   return valid_data_ && t.eval_every > 0 && state_.step < t.steps && state_.step % t.eval_every == 0 &&
-         reporter_.evaluated() < state_.step;
+         std::min(reporter_.evaluated(), state_.evaluations.step) < state_.step;
+}
+
+/// An evaluation that the metrics hold already, of a run that was resumed, is not made again.
+void Trainer::evaluate_on_the_way() {
+  take(runner_->collect());
+  if (reporter_.evaluated() == state_.step) return note_evaluation(reporter_.evaluated_loss());
+  if (const auto e = evaluate_valid(config_.train.eval_tokens)) note_evaluation(e->loss());
+}
+
+/// Takes note of an evaluation for the early stop and the best checkpoint, and saves this.
+void Trainer::note_evaluation(double loss) {
+  EvaluationHistory& all = state_.evaluations;
+  if (all.step >= state_.step) return;
+  all.add(state_.step, loss, config_.train.early_stop_delta);
+  const bool counts = config_.train.keep_best && state_.step > 0;
+  if (!counts || !decide(group_, [&] { return loss < all.best_loss; })) return;
+  best_to_be_ = {state_.step, loss};
+  save();
+  note_best();
+}
+
+/// Whether so many evaluations in a row were no gain that the run ends before its last step.
+bool Trainer::ends_early() const {
+  const int64_t most = config_.train.early_stop;
+  return most > 0 && state_.evaluations.without_gain >= most && state_.step < config_.train.steps;
 }
 
 /// Data that `work` cannot read end the run, but the finished steps are saved first.
@@ -355,7 +279,7 @@ std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
                                 config_.data.reset_state, 0,     &group_};
   SetEvaluations sets;
   const Evaluation e = keeping_steps([&] {
-    const Reporter::Pause not_training(reporter_);
+    const Reporter::Pause not_training(reporter_, true);
     Evaluation valid = evaluate(lm_, TokenSource::shards(*valid_data_), options);
     if (result_.reason.empty()) sets = eval_sets_->evaluate(lm_, options);
     return valid;
@@ -387,12 +311,34 @@ bool Trainer::save_due() const {
   return every > 0 && state_.step > first_step_ && state_.step % every == 0;
 }
 
-/// Starts to save the state, unless the newest checkpoint holds it.
-void Trainer::save() {
+/// The checkpoint of saving_step_ is saved.
+void Trainer::saved() {
+  saved_step_ = saving_step_;
+  note_best();
+}
+
+/// The best evaluation counts for the next ones once its checkpoint is there.
+void Trainer::note_best() {
+  if (!best_to_be_ || best_to_be_->first != saved_step_) return;
+  std::tie(state_.evaluations.best_step, state_.evaluations.best_loss) = *best_to_be_;
+  best_to_be_.reset();
+}
+
+/// What stays once the checkpoint with `state` is saved.
+Retention Trainer::retention(const LoopState& state) const {
+  const TrainConfig& t = config_.train;
+  return {t.keep_last,
+          t.keep_every,
+          {state_.evaluations.best_step, state.evaluations.best_step},
+          t.rollback > 0 ? t.save_every : 0};
+}
+
+/// Starts to save the state, unless the newest checkpoint holds it, and this is not `again`.
+void Trainer::save(bool again) {
   const Reporter::Pause not_training(reporter_);
   take(runner_->collect());
   settle_save(true);
-  if (decide(group_, [&] { return saved_step_ == state_.step && !newest().empty(); })) return;
+  if (decide(group_, [&] { return !again && saved_step_ == state_.step && !newest().empty(); })) return;
   saving_step_ = state_.step;
   FlatState state = flat();
   // A run that was stopped and resumed has the same lines as one that was not: none where no checkpoint was due.
@@ -405,16 +351,19 @@ void Trainer::save() {
   }
   const std::string path = checkpoint_path(folder_.path(), state_.step);
   const auto collector = std::make_shared<Collector>(state.share);
-  const auto write = [this, path, collector, loop = state_](const FlatState& mine) {
+  LoopState loop = state_;
+  if (best_to_be_ && best_to_be_->first == loop.step)
+    std::tie(loop.evaluations.best_step, loop.evaluations.best_loss) = *best_to_be_;
+  const auto write = [this, path, collector, loop, keep = retention(loop)](const FlatState& mine) {
     save_checkpoint(path, config_, params_, mine, loop, tokenizer_bytes(),
                     [&](size_t i, const Tensor& piece) { return collector->parameter(params_, i, piece); });
-    retain_checkpoints(config_.train.run_dir, loop.step, config_.train.keep_last);
+    retain_checkpoints(config_.train.run_dir, loop.step, keep);
   };
   try {
     folder_.restore();
     reporter_.sync();
     saving_.start(state, write);
-    if (!saving_.pending()) saved_step_ = saving_step_;
+    if (!saving_.pending()) saved();
   } catch (const Error& e) {
     write_failed(e);
   }
@@ -428,7 +377,7 @@ FlatState Trainer::flat() const {
 void Trainer::settle_save(bool wait) try {
   if (!saving_.pending()) return;
   if (wait) saving_.wait();
-  if (wait || saving_.poll()) saved_step_ = saving_step_;
+  if (wait || saving_.poll()) saved();
 } catch (const LostRank&) {
   throw;
 } catch (const Error& e) {
@@ -472,15 +421,23 @@ std::optional<StepResult> Trainer::make_step() {
 }
 
 RunResult Trainer::run() {
-  const TrainConfig& t = config_.train;
   reporter_.banner(corpus_);
-  reporter_.start(state_.step, state_.tokens);
-  if (evaluation_due()) evaluate_valid(t.eval_tokens);
+  reporter_.start(state_);
+  while (!train_on()) {
+  }
+  finish();
+  return result_;
+}
+
+/// Trains until something ends the run. Returns false if it diverged and went back to a checkpoint.
+bool Trainer::train_on() try {
+  const TrainConfig& t = config_.train;
+  if (evaluation_due()) evaluate_on_the_way();
   watch_->sample(state_.step);
   const int64_t length = config_.data.seq_len;
-  const BatchFeed::Samples samples = samples_of(config_, state_.tokens, group_.rank(), group_.size());
+  const BatchFeed::Samples samples = samples_of(config_, state_, group_.rank(), group_.size());
   feed_ = std::make_unique<BatchFeed>(batches_, samples, t.steps - state_.step, length, target_.device == Device::cuda);
-  while (state_.step < t.steps && !should_stop()) {
+  while (state_.step < t.steps && !ends_early() && !should_stop()) {
     if (std::exchange(save_asked_, false)) save();
     const auto finished = keeping_steps([&] { return make_step(); });
     ++state_.step;
@@ -493,29 +450,34 @@ RunResult Trainer::run() {
     settle_save(false);
     if (state_.step == t.steps) break;
     if (save_due()) save();
-    if (evaluation_due()) {
-      take(runner_->collect());
-      evaluate_valid(t.eval_tokens);
-    }
+    if (evaluation_due()) evaluate_on_the_way();
     watch_->sample(state_.step);
   }
-  finish();
-  return result_;
+  take(runner_->collect());
+  return true;
+} catch (const DivergedError& e) {
+  if (!roll_back(e.what())) throw;
+  return false;
 }
 
 /// Saves what was learned, which an evaluation that follows may use the time for.
 void Trainer::finish() {
-  take(runner_->collect());
   settle_save(true);
   ending_ = true;
   result_.step = state_.step;
   result_.tokens_per_second = reporter_.tokens_per_second();
   save();
-  if (state_.step == config_.train.steps && valid_data_ && result_.reason.empty()) result_.valid = evaluate_valid(0);
-  if (state_.step == config_.train.steps && result_.reason.empty()) watch_->sample(state_.step, true);
+  const bool at_end = state_.step >= config_.train.steps || ends_early();
+  if (at_end && valid_data_ && result_.reason.empty()) result_.valid = evaluate_valid(0);
+  if (at_end && result_.reason.empty()) watch_->sample(state_.step, true);
   reporter_.sync();
   settle_save(true);
-  result_.finished = state_.step >= config_.train.steps && result_.reason.empty();
+  result_.finished = at_end && result_.reason.empty();
+  const EvaluationHistory& e = state_.evaluations;
+  if (ends_early())
+    result_.early =
+        concat("no gain on valid loss ", e.least, " in ", e.without_gain, " evaluations (train.early_stop)");
+  if (e.best_step >= 0 && config_.train.keep_best) result_.best_step = e.best_step, result_.best_loss = e.best_loss;
   reporter_.finish();
 }
 

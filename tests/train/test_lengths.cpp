@@ -1,0 +1,125 @@
+// The length of a run in steps, tokens or epochs: the same steps, the same bits.
+#include <gtest/gtest.h>
+
+#include "tests/support/program.h"
+#include "tests/support/training.h"
+#include "train/run/lengths.h"
+#include "train/run/run_batches.h"
+
+namespace mmfree {
+namespace {
+
+constexpr int64_t kInStep = 4 * 17;
+
+RunConfig in_tokens(RunConfig c, int64_t tokens) {
+  c.train.steps = 0, c.train.tokens = tokens;
+  return c;
+}
+
+RunConfig in_epochs(RunConfig c, double epochs) {
+  c.train.steps = 0, c.train.epochs = epochs;
+  return c;
+}
+
+int64_t steps_of(RunConfig c) {
+  resolve_lengths(c);
+  return c.train.steps;
+}
+
+TEST(Lengths, AreRoundedUpToWholeSteps) {
+  const RunConfig c = tiny_run("run");
+  EXPECT_EQ(12, steps_of(c));
+  for (const auto& [tokens, steps] : {std::pair{1, 1}, {67, 1}, {68, 1}, {69, 2}, {815, 12}, {816, 12}, {817, 13}})
+    EXPECT_EQ(steps, steps_of(in_tokens(c, tokens))) << tokens;
+  const Corpus corpus(c.data);
+  const auto windows = double(Batches(corpus, batch_options(c)).windows());
+  for (const auto& [samples, steps] : {std::pair{1, 1}, {4, 1}, {5, 2}, {47, 12}, {48, 12}, {49, 13}})
+    EXPECT_EQ(steps, steps_of(in_epochs(c, samples / windows))) << samples;
+  EXPECT_EQ(int64_t(std::ceil(2 * windows / 4)), steps_of(in_epochs(c, 2)));
+}
+
+TEST(Lengths, OfSeveralSourcesAreThoseOfTheOneThatIsSeenMost) {
+  RunConfig c = tiny_run("run");
+  c.data.train.clear();
+  c.data.sources = {{"a", {TinyCorpus::get().train()}, 3}, {"b", {TinyCorpus::get().valid()}, 1}};
+  const Corpus corpus(c.data);
+  const Batches batches(corpus, batch_options(c));
+  for (const double epochs : {0.1, 1.0, 3.7}) {
+    const int64_t steps = steps_of(in_epochs(c, epochs));
+    EXPECT_GE(batches.epochs(4 * steps), epochs);
+    EXPECT_LT(batches.epochs(4 * (steps - 1)), epochs);
+  }
+}
+
+TEST(Lengths, OfAWarmUpInTokens) {
+  RunConfig c = tiny_run("run");
+  c.optim.warmup_steps = -1, c.optim.warmup_tokens = 3 * kInStep + 1;
+  resolve_lengths(c);
+  EXPECT_EQ(4, c.optim.warmup_steps);
+  EXPECT_EQ("optim.warmup_tokens", c.origins.at("optim.warmup_steps"));
+  c.train.steps = 3;
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { resolve_lengths(c); }),
+                       "the warm-up of 4 steps is longer than the run, which has 3 (train.steps)"));
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { steps_of(in_tokens(c, int64_t{1} << 60)); }),
+                       "train.tokens asks for more than 1099511627776 steps"));
+}
+
+TEST(Lengths, InOtherUnitsAreTheSameRun) {
+  const TempDir dir;
+  RunConfig steps = tiny_run(dir / "steps");
+  train(steps);
+  RunConfig tokens = in_tokens(tiny_run(dir / "tokens"), 12 * kInStep - 5);
+  tokens.optim.warmup_steps = -1, tokens.optim.warmup_tokens = 3 * kInStep;
+  const Corpus corpus(steps.data);
+  RunConfig epochs =
+      in_epochs(tiny_run(dir / "epochs"), 48.0 / double(Batches(corpus, batch_options(steps)).windows()));
+  for (RunConfig* other : {&tokens, &epochs}) {
+    RunConfig part = *other;
+    part.train.max_time = 1e-9;
+    EXPECT_EQ(1, train(part).step);
+    other->train.resume = {ResumeFrom::newest};
+    text_of([&] { EXPECT_EQ(12, train(*other).step); });
+    const std::string run = other->train.run_dir;
+    EXPECT_EQ(learned(checkpoint_path(run, 12)), learned(checkpoint_path(dir / "steps", 12)));
+    EXPECT_EQ(timeless_metrics(run), timeless_metrics(dir / "steps"));
+    const RunConfig resolved = load_config(run + "/config.resolved.yaml");
+    EXPECT_EQ(12, resolved.train.steps);
+    EXPECT_EQ(3, resolved.optim.warmup_steps);
+    EXPECT_EQ(0, resolved.train.tokens + resolved.optim.warmup_tokens);
+    EXPECT_EQ(0, resolved.train.epochs);
+  }
+}
+
+TEST(Lengths, CountTheTokensThatWereTrainedOnWithAnotherBatch) {
+  const TempDir dir;
+  RunConfig c = in_tokens(tiny_run(dir / "run"), 6 * kInStep);
+  train(c);
+  c = in_tokens(c, 12 * kInStep);
+  c.train.resume = {ResumeFrom::newest};
+  c.train.batch_size = 8;
+  const std::string said = text_of([&] { EXPECT_EQ(6 + 3, train(c, true).step); });
+  EXPECT_TRUE(contains(said, "train.batch_size changed: step 7 goes on with sample 24")) << said;
+  EXPECT_TRUE(contains(said, "no data are repeated or left out")) << said;
+  EXPECT_EQ(12 * kInStep, Checkpoint(checkpoint_path(dir / "run", 9)).state().tokens);
+  c.train.tokens = 6 * kInStep;
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { train(c, true); }), "has made 9 steps already"));
+}
+
+TEST(Lengths, AreShownByTheDryRun) {
+  const TempDir dir;
+  spit(dir / "run.yaml", to_yaml(tiny_run(dir / "run")));
+  for (const char* length : {"train.tokens=800", "train.epochs=0.01"}) {
+    Program program({"train", dir / "run.yaml", "~train.steps", length, "--dry-run"});
+    EXPECT_EQ(0, program.wait()) << program.err();
+    RunConfig c = tiny_run("run");
+    c.train.steps = 0;
+    (contains(length, "tokens") ? void(c.train.tokens = 800) : void(c.train.epochs = 0.01));
+    const std::string steps = concat(steps_of(c));
+    EXPECT_TRUE(contains(program.out(), " " + steps + " steps of 4 x 17")) << program.out();
+    EXPECT_TRUE(contains(program.out(), "  steps: " + steps + " ")) << program.out();
+    EXPECT_TRUE(contains(program.out(), std::string("# ") + std::string(length).substr(0, 12) + "\n"));
+  }
+}
+
+}  // namespace
+}  // namespace mmfree

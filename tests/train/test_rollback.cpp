@@ -1,0 +1,186 @@
+// A run that diverges goes back to its last good checkpoint and leaves out the data since, to the same bits however
+// often it is cut.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <csignal>
+#include <limits>
+#include <thread>
+
+#include "optim/adamw.h"
+#include "tests/support/event_reader.h"
+#include "tests/support/program.h"
+#include "tests/support/training.h"
+#include "train/watch/tensorboard.h"
+
+namespace mmfree {
+namespace {
+namespace fs = std::filesystem;
+
+/// Two norms in a row that are a little above the mean count as a divergence, so that some come without bad data.
+RunConfig unsteady(const std::string& run_dir) {
+  RunConfig c = tiny_run(run_dir);
+  c.train.steps = 60;
+  c.train.skip_outliers = 1.01;
+  c.train.skip_limit = 2;
+  c.train.save_every = 4;
+  c.train.keep_last = 1;
+  c.train.rollback = 50;
+  c.train.eval_every = 8;
+  return c;
+}
+
+LoopState state_at(const std::string& run_dir, int64_t step) {
+  return Checkpoint(checkpoint_path(run_dir, step)).state();
+}
+
+TEST(Rollback, LeavesOutTheDataAndMakesAllSteps) {
+  const TempDir dir;
+  const RunConfig c = unsteady(dir / "run");
+  const std::string said = text_of([&] { EXPECT_TRUE(train(c).finished); });
+  const LoopState end = state_at(dir / "run", 60);
+  ASSERT_GT(end.rollbacks, 1) << "or the test tests nothing";
+  EXPECT_EQ(60 * 4 * 17, end.tokens);
+  EXPECT_TRUE(contains(said, "going back to " + checkpoint_path(dir / "run", 20))) << said;
+  EXPECT_TRUE(contains(said, "(rollback 1 of 50)")) << said;
+  // Each names the steps whose data are left out.
+  int64_t samples = 0, times = 0;
+  for (size_t at = 0; (at = said.find("the data of the steps from ", at)) != said.npos; ++at, ++times) {
+    int64_t first = 0, last = 0;
+    ASSERT_EQ(2, std::sscanf(said.c_str() + at, "the data of the steps from %ld to %ld", &first, &last));
+    EXPECT_EQ(1, first % 4);
+    samples += 4 * (last - first + 1);
+  }
+  EXPECT_EQ(end.rollbacks, times);
+  EXPECT_EQ(samples, end.left_out);
+  // One line for each step, and the epochs count what was left out.
+  int64_t step = 0, evaluations = 0;
+  double epoch = 0;
+  for (const auto& row : timeless_metrics(dir / "run")) {
+    evaluations += row.contains("val/loss");
+    if (!row.contains("train/loss")) continue;
+    EXPECT_EQ(++step, row["step"].get<int64_t>());
+    epoch = row["train/epoch"];
+  }
+  EXPECT_EQ(60, step);
+  EXPECT_EQ(9, evaluations) << "at 0, 8, … 56 and the end";
+  const Corpus corpus(c.data);
+  EXPECT_EQ(epoch, Batches(corpus, {17, 1, true}).epochs(240 + end.left_out));
+}
+
+TEST(Rollback, ShowsNoStepTwiceInTensorBoard) {
+  const TempDir dir;
+  text_of([&] { train(unsteady(dir / "run")); });
+  std::vector<int64_t> steps;
+  for (const std::string& file : event_files(dir / "run/tb"))
+    for (const EventFileContent::Point& p : read_events(slurp(file)).points["train/loss"]) steps.push_back(p.step);
+  ASSERT_EQ(60u, steps.size());
+  for (size_t i = 0; i < steps.size(); ++i) EXPECT_EQ(int64_t(i + 1), steps[i]);
+}
+
+TEST(Rollback, OfARunThatIsCutAfterEachStepIsTheSame) {
+  const TempDir dir;
+  for (const bool carry : {false, true}) {
+    RunConfig whole = unsteady(dir / concat("whole", carry)), cut = unsteady(dir / concat("cut", carry));
+    for (RunConfig* c : {&whole, &cut}) c->data.carry_state = carry;
+    text_of([&] { EXPECT_TRUE(train(whole).finished); });
+    ASSERT_GT(state_at(whole.train.run_dir, 60).rollbacks, 0);
+    cut.train.resume = {ResumeFrom::newest_if_any};
+    cut.train.max_time = 1e-9;
+    text_of([&] {
+      int starts = 0;
+      while (!train(cut).finished && ++starts < 1000) {
+      }
+    });
+    EXPECT_EQ(to_json(state_at(whole.train.run_dir, 60)), to_json(state_at(cut.train.run_dir, 60)));
+    EXPECT_EQ(learned(checkpoint_path(whole.train.run_dir, 60)), learned(checkpoint_path(cut.train.run_dir, 60)));
+    EXPECT_EQ(timeless_metrics(whole.train.run_dir), timeless_metrics(cut.train.run_dir));
+  }
+}
+
+TEST(Rollback, OfARunThatIsKilledIsTheSame) {
+  const TempDir dir;
+  RunConfig c = unsteady(dir / "whole");
+  text_of([&] { train(c); });
+  c.train.run_dir = dir / "killed";
+  spit(dir / "run.yaml", to_yaml(c));
+  int status = -1, kills = 0;
+  for (int after = 3; status != 0 && kills < 40; after += 4, ++kills) {
+    Program program({"train", dir / "run.yaml", "--resume", "--quiet"});
+    const size_t lines = all_metrics(dir / "killed").size() + 1;
+    for (int ms = 0; program.running() && (all_metrics(dir / "killed").size() < lines || ms < after); ++ms)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (kills < 12) program.signal(SIGKILL);
+    status = program.wait();
+  }
+  EXPECT_EQ(0, status);
+  EXPECT_EQ(to_json(state_at(dir / "whole", 60)), to_json(state_at(dir / "killed", 60)));
+  EXPECT_EQ(learned(checkpoint_path(dir / "whole", 60)), learned(checkpoint_path(dir / "killed", 60)));
+  EXPECT_EQ(timeless_metrics(dir / "whole"), timeless_metrics(dir / "killed"));
+}
+
+TEST(Rollback, IsMadeAtMostSoOften) {
+  const TempDir dir;
+  RunConfig c = unsteady(dir / "run");
+  c.train.rollback = 1;
+  std::string said;
+  EXPECT_TRUE(contains(error_of<DivergedError>([&] { said = text_of([&] { train(c); }); }), "2 steps in a row"));
+  // Started again it knows that it went back once.
+  c.train.resume = {ResumeFrom::newest};
+  EXPECT_TRUE(contains(error_of<DivergedError>([&] { train(c); }), "2 steps in a row"));
+  c.train.rollback = 50;
+  text_of([&] { EXPECT_TRUE(train(c).finished); });
+  RunConfig whole = unsteady(dir / "whole");
+  text_of([&] { train(whole); });
+  EXPECT_EQ(learned(checkpoint_path(dir / "run", 60)), learned(checkpoint_path(dir / "whole", 60)));
+}
+
+TEST(Rollback, OfAStateThatIsBrokenEndsAtItsLimit) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.steps = 3, c.train.save_every = 1, c.train.skip_limit = 4, c.train.rollback = 2;
+  train(c);
+  const std::string path = checkpoint_path(dir / "run", 3);
+  {
+    ParamStore params(parameter_specs(c.model), DType::f32);
+    AdamW optimizer(params, c.optim);
+    const LoopState state = [&] {
+      const Checkpoint file(path);
+      file.load(params, &optimizer);
+      return file.state();
+    }();
+    params["model.layers.1.mlp.down_proj.weight"].value().mut<float>()[5] = std::numeric_limits<float>::max();
+    save_checkpoint(path, c, params, {params.values(), optimizer.states()}, state, "");
+  }
+  fs::remove(checkpoint_path(dir / "run", 1));
+  fs::remove(checkpoint_path(dir / "run", 2));
+  c.train.steps = 30;
+  c.train.resume = {ResumeFrom::newest};
+  const std::string message = error_of<DivergedError>([&] { train(c); });
+  // The checkpoints of the skipped steps 4 to 6 are no way out.
+  EXPECT_TRUE(contains(message, "step 7: 4 steps in a row")) << message;
+  EXPECT_EQ(2, state_at(dir / "run", 3).rollbacks);
+  EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{3, 4, 5, 6}));
+}
+
+TEST(Retention, KeepsTheNewestGoodCheckpointForARollback) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  train(c);
+  const std::string run = dir / "run";
+  ParamStore params(parameter_specs(c.model), DType::f32);
+  AdamW optimizer(params, c.optim);
+  LoopState state;
+  for (const auto& [step, skipped] : {std::pair{12, 2}, {13, 0}}) {
+    state.step = step, state.skipped_in_row = skipped;
+    save_checkpoint(checkpoint_path(run, step), c, params, {params.values(), optimizer.states()}, state, "");
+  }
+  EXPECT_EQ(good_checkpoints(run, 4, 100), (std::vector<int64_t>{8, 4}));
+  EXPECT_EQ(good_checkpoints(run, 4, 8), (std::vector<int64_t>{4}));
+  retain_checkpoints(run, 13, {1, 0, {}, 4});
+  EXPECT_EQ(checkpoint_steps(run), (std::vector<int64_t>{8, 13}));
+}
+
+}  // namespace
+}  // namespace mmfree
