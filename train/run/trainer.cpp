@@ -156,10 +156,9 @@ void Trainer::adopt_framing() {
 }
 
 void Trainer::open_run_folder() {
-  const std::string metrics = folder_.file("metrics.jsonl"), samples = folder_.file("samples.jsonl");
   if (!leads()) {
     reporter_.open_metrics("", saved_step_);
-    return watch_->start(state_.step, metrics, samples, saved_step_, tokenizer_);
+    return start_watch();
   }
   const RunFacts facts{first_step_, target_, corpus_.total_tokens(), state_.data};
   std::vector<std::string> growing = {"metrics.jsonl"};
@@ -172,15 +171,20 @@ void Trainer::open_run_folder() {
   } catch (const IoError& e) {
     reporter_.message(concat("warning: no checkpoint will fit: ", e.what()));
   }
-  reporter_.open_metrics(metrics, saved_step_);
-  watch_->start(state_.step, metrics, samples, saved_step_, tokenizer_);
+  reporter_.open_metrics(folder_.file("metrics.jsonl"), saved_step_);
+  start_watch();
+}
+
+/// From the step that was loaded on.
+void Trainer::start_watch() {
+  watch_->start(state_.step, folder_.file("metrics.jsonl"), folder_.file("samples.jsonl"), saved_step_, tokenizer_);
 }
 
 /// The next step; the trace is written when the last step of a range is in it.
 std::optional<StepResult> Trainer::make_step() {
   const TrainConfig& t = config_.train;
   const int64_t step = state_.step + 1;
-  const auto run = [&] { return runner_->run(state_.step, *feed_); };
+  const auto run = [&] { return run_in_time(); };
   if (!leads() || !t.traces(step)) return run();
   if (!trace_) trace_ = std::make_unique<StepTrace>(target_.device, target_.name);
   const auto finished = trace_->of(step, run);
@@ -411,7 +415,7 @@ bool Trainer::should_stop() {
 }
 
 /// One step, in which no rank may stand still, once it is known how long steps take.
-std::optional<StepResult> Trainer::make_step() {
+std::optional<StepResult> Trainer::run_in_time() {
   const auto begin = std::chrono::steady_clock::now();
   const Group::InTime in_time(group_, longest_step_);
   const std::optional<StepResult> before = runner_->run(state_.step, *feed_);

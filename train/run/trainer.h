@@ -74,8 +74,10 @@ class Trainer {
   void start_afresh(std::optional<Model> source);
   bool adopt_tokenizer(const Tokenizer& tokenizer);
   void open_run_folder();
+  void start_watch();
 
   std::optional<StepResult> make_step();
+  std::optional<StepResult> run_in_time();
   void take(const std::optional<StepResult>& result);
   void check_progress(const StepResult& result);
   bool train_on();
@@ -88,7 +90,6 @@ class Trainer {
   auto keeping_steps(Work&& work);
   int64_t wishes();
   bool should_stop();
-  std::optional<StepResult> make_step();
   void finish();
 
   bool save_due() const;

@@ -226,6 +226,7 @@ void Trainer::go_on_from(LoopState good, const LoopState& diverged) {
   diverged_at_ = 0;
   if (leads()) folder_.remove_checkpoints_after(state_.step);
   reporter_.go_back(state_);
+  start_watch();
   save(true);
 }
 
