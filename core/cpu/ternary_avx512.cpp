@@ -186,6 +186,26 @@ MMFREE_TARGET inline __m256i add_wide_lanes(const __m512i (&v)[8]) {
   return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
+/// Quarters of 128 bits: 0 + 1 and 2 + 3 of a, then those of b.
+MMFREE_TARGET inline __m512i add_quarters(__m512i a, __m512i b) {
+  return _mm512_add_epi32(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
+}
+
+/// The sums of the lanes of sixteen vectors. At each step a vector takes in another, which halves their number.
+MMFREE_TARGET inline __m512i add_lanes_of_16(const __m512i (&v)[16]) {
+  __m512i pairs[8], fours[4], halves[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    pairs[i] =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  for (int i = 0; i < 2; ++i) halves[i] = add_quarters(fours[2 * i], fours[2 * i + 1]);
+  return add_quarters(halves[0], halves[1]);
+}
+
 /// One pair of blocks of O outputs times one row. Planes 1 and 3 stay where they are, so the sums in b are four times
 /// too large.
 template <int O>
@@ -265,19 +285,23 @@ MMFREE_TARGET inline void some_rows(const uint8_t* codes, int64_t code_stride, c
     add_pair_rows(codes, code_stride, ~__mmask64(0), q, q_stride, sums);
   }
   if (blocks % 2) add_pair_rows(codes, code_stride, 0xffffffff, q, q_stride, sums);
-  alignas(32) int32_t results[O * R];
-#pragma GCC unroll 2
-  for (int i = 0; i < O * R; i += 8) {
-    __m512i eight[8];
+  alignas(64) int32_t results[R * O];
+  if constexpr (R * O == 16) {
+    __m512i all[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) all[i] = sums[i % O][i / O];
+    _mm512_store_si512(results, add_lanes_of_16(all));
+  } else {
+    __m512i all[8];
 #pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) eight[k] = sums[(i + k) / R][(i + k) % R];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(results + i), add_wide_lanes(eight));
+    for (int i = 0; i < 8; ++i) all[i] = sums[i % O][i / O];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(results), add_wide_lanes(all));
   }
-  for (int r = 0; r < R; ++r)
-    for (int o = 0; o < O; ++o) {
-      int32_t& to = out[r * out_stride + o];
-      to = results[o * R + r] + (add ? to : 0);
-    }
+  for (int r = 0; r < R; ++r) {
+    int32_t* to = out + r * out_stride;
+    for (int o = 0; add && o < O; ++o) results[r * O + o] += to[o];
+    __builtin_memcpy(to, results + r * O, O * sizeof(int32_t));
+  }
 }
 
 /// All outputs of R rows, over up to kPairsAtOnce pairs of blocks. `q` is arranged.

@@ -119,7 +119,7 @@ TEST(TernaryKernels, AllGiveTheSameSums) {
   for (const NamedTernaryKernel& kernel : ternary_kernels()) {
     if (!kernel.usable) continue;
     RecordProperty(kernel.name, "tested");
-    for (int64_t rows : {0, 1, 2, 3, 4, 5, 7, 11, 12, 19})
+    for (int64_t rows : {0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 19})
       for (int64_t outputs : {0, 1, 2, 3, 4, 5, 33})
         for (int64_t blocks : {0, 1, 2, 15, 16, 17, 33, 66}) check(kernel, rows, outputs, blocks, -1, 0);
   }
