@@ -4,6 +4,7 @@
 #include "layers/parameters.h"
 #include "train/run/shards.h"
 #include "train/run/step.h"
+#include "train/run/telemetry.h"
 
 namespace mmfree {
 
@@ -16,6 +17,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, DType compute, Recompute
                     divide(config.model, *group, config.train.shard));
   LM lm(params, config.model, compute, {config.train.backward, Products::compute});
   const auto optimizer = make_optimizer(params, config.optim);
+  const Telemetry telemetry(lm, params, *optimizer, config, *group);
   StepRunner runner(lm, params, *optimizer, config, recompute, *group);
   MemoryEstimate estimate;
   estimate.state = arena->stats().live;
