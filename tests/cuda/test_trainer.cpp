@@ -45,6 +45,51 @@ TEST(CudaTrainer, AResumedRunEqualsOneNeverCut) {
         << "step " << step;
 }
 
+/// With recorded steps, between which telemetry and texts use the memory of the steps.
+TEST(CudaTrainer, TelemetryAndSamplesChangeNoBitOfARun) {
+  MMFREE_NEEDS_GPU();
+  const TempDir dir;
+  RunConfig plain = gpu_run(dir / "plain"), watched = gpu_run(dir / "watched");
+  plain.train.telemetry_every = 0;
+  watched.train.telemetry_every = 2;
+  watched.train.sample_every = 5;
+  watched.train.sample_prompts = {"ka lo", "mi"};
+  watched.train.sample_tokens = 20;
+  train(plain);
+  train(watched);
+  std::vector<nlohmann::json> others;
+  int64_t lines = 0;
+  for (nlohmann::json& row : timeless_metrics(dir / "watched"))
+    row.contains("ternary/all/zeros") ? void(++lines) : others.push_back(row);
+  EXPECT_EQ(6, lines);
+  EXPECT_EQ(timeless_metrics(dir / "plain"), others);
+  EXPECT_EQ(learned(checkpoint_path(dir / "plain", 12)), learned(checkpoint_path(dir / "watched", 12)));
+  const std::string texts = slurp(dir / "watched/samples.jsonl");
+  EXPECT_EQ(6, std::count(texts.begin(), texts.end(), '\n'));
+}
+
+/// The same first step on both devices: counts of codes are close, since few codes lie on an edge of rounding.
+TEST(CudaTrainer, TelemetryIsThatOfTheCpu) {
+  MMFREE_NEEDS_GPU();
+  const TempDir dir;
+  std::map<std::string, double> figures[2];
+  for (int i : {0, 1}) {
+    RunConfig c = i ? gpu_run(dir / "gpu") : tiny_run(dir / "cpu");
+    c.train.compute = ComputeChoice::f32;
+    c.train.telemetry_every = 1;
+    c.train.steps = 1;
+    c.optim.warmup_steps = 0;
+    train(c);
+    for (const nlohmann::json& row : all_metrics(c.train.run_dir))
+      if (row.contains("ternary/all/zeros"))
+        for (const auto& [key, value] : row.items()) figures[i][key] = value;
+  }
+  figures[0].erase("time"), figures[1].erase("time");
+  ASSERT_EQ(figures[0].size(), figures[1].size());
+  for (const auto& [key, value] : figures[0])
+    EXPECT_NEAR(value, figures[1].at(key), 0.02 * std::abs(value) + 0.002) << key;
+}
+
 TEST(CudaTrainer, CheckpointsMoveBetweenDevices) {
   MMFREE_NEEDS_GPU();
   const TempDir dir;

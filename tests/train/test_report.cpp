@@ -168,8 +168,22 @@ TEST(Report, HoldsTheCurvesOfARun) {
   EXPECT_FALSE(run["series"].contains("train/mfu"));
   EXPECT_EQ(run["evaluations"][0]["numbers"]["tasks/piqa/acc"], 0.5);
   EXPECT_EQ(run["samples"], Json::parse("[{\"step\": 3, \"prompt\": \"a\", \"text\": \"b\"}]"));
+  EXPECT_EQ(run["alarms"], Json::array());
   EXPECT_EQ(run["notes"].size(), 1u) << run["notes"];
   EXPECT_TRUE(contains(run["config"], "hidden_size"));
+}
+
+TEST(Report, HoldsTheLaterAlarms) {
+  const TempDir dir;
+  std::string lines = "{\"step\": 1, \"alarm\": \"</script>\"}\n{\"step\": 2, \"alarm\": 3}\n";
+  for (int step = 3; step < 400; ++step)
+    lines += concat("{\"step\": ", step, ", \"alarm\": \"a", step, "\", \"b\": 1}\n");
+  const std::string page = page_of(list_of(made_run(dir, "x", lines)));
+  const Json alarms = Json::parse(data_text(page))["runs"][0]["alarms"];
+  ASSERT_EQ(alarms.size(), RunMetrics::kMostAlarms);
+  EXPECT_EQ(alarms.back(), Json::parse("{\"step\": 399, \"text\": \"a399\"}"));
+  const Json first = Json::parse(data_text(page_of(list_of(made_run(dir, "y", lines.substr(0, 70))))))["runs"][0];
+  EXPECT_EQ(first["alarms"], Json::parse("[{\"step\": 1, \"text\": \"</script>\"}]"));
 }
 
 TEST(Report, TellsWhatDiffersBetweenConfigurations) {

@@ -74,12 +74,31 @@ TEST(Top, TellsHowFarARunIsAndHowLongItTakes) {
   EXPECT_NE(later.find("quiet for 2h00m\n"), later.npos) << later;
 }
 
+TEST(Top, ShowsTelemetryAlarmsAndSets) {
+  const TempDir dir;
+  made_run(dir, "a", 3);
+  std::ofstream(dir / "a/metrics.jsonl", std::ios::app)
+      << "{\"step\": 3, \"ternary/all/zeros\": 0.3125, \"ternary/all/flips\": 0.000125}\n"
+      << "{\"step\": 3, \"alarm\": \"first\"}\n{\"step\": 4, \"alarm\": \"x: its scale \\u001b[2J fell\"}\n"
+      << "{\"step\": 4, \"eval/a-long-name/loss\": 1.5}\n";
+  std::vector<RunData> runs;
+  runs.push_back(read_run(dir / "a"));
+  const std::string text = joined(top_lines(runs, {100, 60, false, true}, 1010));
+  EXPECT_NE(text.find("\n  alarm     2 in all, step 4: x: its scale \\u001b[2J fell\n"), text.npos) << text;
+  EXPECT_NE(text.find("\n  zeros     31.2% "), text.npos) << text;
+  EXPECT_NE(text.find("\n  flips     0.0125% "), text.npos) << text;
+  EXPECT_NE(text.find("\n  a-long-na 1.5000 "), text.npos) << text;
+}
+
 TEST(Top, FitsIntoAnyTerminal) {
   const TempDir dir;
   std::vector<RunData> runs;
   for (int i = 0; i < 7; ++i) runs.push_back(made_run(dir, concat("r", i), i * 30));
   name_apart(runs);
   runs[0].name = std::string(300, 'n');
+  std::ofstream(dir / "r2/metrics.jsonl", std::ios::app)
+      << "{\"step\": 99, \"alarm\": \"" << std::string(300, 'a') << "\", \"eval/b/loss\": 1}\n";
+  runs[2].metrics->read();
   runs[1].name = "\x1b[2J\xff水水水水水水水水水水水水水水水水水水水水";
   std::mt19937 random(5);
   for (int i = 0; i < 500; ++i) {

@@ -4,6 +4,7 @@
 #include "layers/parameters.h"
 #include "train/run/shards.h"
 #include "train/run/step.h"
+#include "train/run/telemetry.h"
 
 namespace mmfree {
 namespace {
@@ -37,6 +38,7 @@ Rehearsal rehearse(const RunConfig& config, const ComputeTarget& target, Recompu
                     divide(config.model, *group, config.train.shard));
   LM lm(params, config.model, target.compute, backward_products(target, config.train.backward));
   const auto optimizer = make_optimizer(params, config.optim);
+  const Telemetry telemetry(lm, params, *optimizer, config, *group);
   StepRunner runner(lm, params, *optimizer, config, recompute, *group);
   Rehearsal result;
   result.state = arena->stats().live;

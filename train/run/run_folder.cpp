@@ -201,8 +201,8 @@ std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std
   // The mark proves the older files too: the process may be killed before it has replaced them.
   std::erase_if(marked, [&](const auto& m) { return files.count(m.first) > 0; });
   // Texts of an older run would pass for those of a new one that writes none.
-  if (step < 0 && marked.count({kSamples, kAnyContent}) > 0 &&
-      std::find(growing.begin(), growing.end(), kSamples) == growing.end())
+  if (step < 0 && std::find(growing.begin(), growing.end(), kSamples) == growing.end() &&
+      marked.erase({kSamples, kAnyContent}) > 0)
     fs::remove(file(kSamples), ignored);
   for (const std::string& name : growing) marked.emplace(name, kAnyContent);
   for (const auto& [name, bytes] : files) {

@@ -20,7 +20,7 @@ bool MetricsLine::take(char c) {
   return true;
 }
 
-bool MetricsLine::text(std::string_view& content) {
+bool MetricsLine::quoted(std::string_view& content) {
   if (!take('"')) return false;
   for (size_t i = 0; i < rest_.size(); ++i) {
     if (rest_[i] == '\\') {
@@ -36,11 +36,11 @@ bool MetricsLine::text(std::string_view& content) {
 
 bool MetricsLine::number(double& value) {
   value = std::numeric_limits<double>::quiet_NaN();
+  text_ = {};
   skip_spaces();
   for (const std::string_view word : {"null", "true", "false"})
     if (rest_.starts_with(word)) return rest_.remove_prefix(word.size()), true;
-  std::string_view ignored;
-  if (rest_.starts_with('"')) return text(ignored);
+  if (rest_.starts_with('"')) return quoted(text_);
   const bool digit = !rest_.empty() && (rest_[0] == '-' || (rest_[0] >= '0' && rest_[0] <= '9'));
   if (!digit) return false;  // from_chars knows "inf" and "nan", JSON does not
   const auto [end, error] = std::from_chars(rest_.data(), rest_.data() + rest_.size(), value);
@@ -58,7 +58,7 @@ bool MetricsLine::next(std::string_view& key, double& value) {
     rest_ = "!";
     return false;
   }
-  if ((!first_ && !take(',')) || !text(key) || !take(':') || !number(value)) {
+  if ((!first_ && !take(',')) || !quoted(key) || !take(':') || !number(value)) {
     rest_ = "!";
     return false;
   }

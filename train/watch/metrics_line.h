@@ -11,15 +11,17 @@ class MetricsLine {
   /// Gives the next key and its number: NaN for null, a number too large for a double, true, false and texts. The key
   /// is as written, its escapes included. False at the end of the object or where the line is no flat object.
   bool next(std::string_view& key, double& value);
+  /// The text that is the value of the key just given, as written; empty if it is no text.
+  std::string_view text() const { return text_; }
   /// Whether the whole line was a flat object; known once next() has returned false.
   bool whole() const { return whole_; }
 
  private:
   void skip_spaces();
   bool take(char c);
-  bool text(std::string_view& content);
+  bool quoted(std::string_view& content);
   bool number(double& value);
-  std::string_view rest_;
+  std::string_view rest_, text_;
   bool first_ = true, whole_ = false;
 };
 

@@ -149,6 +149,9 @@ void write_run(JsonText& json, const RunData& run, size_t most_series, size_t bu
         .key("text")
         .text(s.text)
         .raw("}");
+  json.raw("]").key("alarms").raw("[");
+  for (const RunMetrics::Alarm& a : m.alarms())
+    json.separate().raw("{").key("step").number(double(a.step)).key("text").text(a.text).raw("}");
   json.raw("]").key("notes").raw("[");
   for (const std::string& note : run.notes) json.separate().text(note);
   json.raw("]");

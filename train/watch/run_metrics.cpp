@@ -11,6 +11,7 @@ namespace {
 // Series that every run has room for: their places are known.
 constexpr size_t kStep = 0, kTime = 1, kTokens = 2, kStepTime = 3, kNone = SIZE_MAX;
 constexpr const char* kKnown[] = {"step", "time", "train/tokens", "train/step_time_ms"};
+constexpr std::string_view kAlarm = "alarm";
 constexpr double kMostStep = 9e15;  // a double holds whole numbers up to there
 }  // namespace
 
@@ -21,7 +22,7 @@ void RunMetrics::read() {
 
 void RunMetrics::clear() {
   steps_.clear(), tokens_.clear(), seconds_.clear(), clock_.clear();
-  series_.clear(), index_.clear(), follows_.clear();
+  series_.clear(), alarms_.clear(), index_.clear(), follows_.clear();
   for (const char* key : kKnown) index_of(key);
   first_time_ = last_time_ = 0;
   timed_step_ = -1;
@@ -45,6 +46,7 @@ void RunMetrics::add(std::string_view text) {
   MetricsLine line(text);
   std::string_view key;
   double value = 0, step = std::nan("");
+  std::string_view alarm;
   row_.clear();
   for (size_t before = kNone; line.next(key, value);) {
     // Lines mostly have the keys of the line before, in the same order.
@@ -55,12 +57,17 @@ void RunMetrics::add(std::string_view text) {
       if (before != kNone) follows_[before] = at;
     }
     before = at;
+    if (!line.text().empty() && key == kAlarm) alarm = line.text();
     if (at == kStep) step = value;
     if (std::isfinite(value)) row_.emplace_back(at, value);
   }
   if (!line.whole() || !(step >= 0 && step < kMostStep) || steps_.size() >= kMostRows) {
     ++damaged_;
     return;
+  }
+  if (!alarm.empty() && alarm.size() <= kMostAlarm && find_invalid_utf8(alarm) == alarm.npos) {
+    if (alarms_.size() == kMostAlarms) alarms_.erase(alarms_.begin());
+    alarms_.push_back({int64_t(step), std::string(alarm)});
   }
   end_row(int64_t(step));
 }

@@ -16,6 +16,13 @@ class RunMetrics {
   static constexpr size_t kMostKeys = 8192, kMostRows = size_t(1) << 31;
   static constexpr size_t kMostKey = 200;  ///< bytes
 
+  /// What a run said of its model in a line of its own (see Alarms).
+  struct Alarm {
+    int64_t step = 0;
+    std::string text;
+  };
+  static constexpr size_t kMostAlarms = 256, kMostAlarm = 1000;  ///< the later ones, and bytes of a text
+
   /// The finite values of a key and the rows they stand in, ascending.
   struct Series {
     std::string key;
@@ -41,6 +48,7 @@ class RunMetrics {
   const std::vector<Series>& series() const { return series_; }
   /// nullptr without any value of that key.
   const Series* find(std::string_view key) const;
+  const std::vector<Alarm>& alarms() const { return alarms_; }
   /// Lines that are no flat JSON objects with a step, or too long.
   int64_t damaged_lines() const { return damaged_ + file_.passed_over(); }
   /// Whether keys were left out because there were too many.
@@ -56,6 +64,7 @@ class RunMetrics {
   std::vector<int64_t> steps_;
   std::vector<double> tokens_, seconds_, clock_;
   std::vector<Series> series_;
+  std::vector<Alarm> alarms_;
   std::unordered_map<std::string, size_t> index_;
   std::vector<size_t> follows_;  ///< the series that stood behind each one in the line before
   std::vector<std::pair<size_t, double>> row_;

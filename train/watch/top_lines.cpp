@@ -13,7 +13,7 @@
 namespace mmfree {
 namespace {
 
-constexpr const char *kBold = "\x1b[1m", *kDim = "\x1b[2m", *kPlain = "\x1b[0m";
+constexpr const char *kBold = "\x1b[1m", *kDim = "\x1b[2m", *kWarning = "\x1b[1;91m", *kPlain = "\x1b[0m";
 constexpr const char* kColors[] = {"\x1b[94m", "\x1b[33m", "\x1b[32m", "\x1b[95m", "\x1b[36m", "\x1b[91m"};
 constexpr size_t kNameWidth = 10, kValueWidth = 11, kFewestPerRun = 1;
 
@@ -71,6 +71,7 @@ struct Row {
 std::string show_loss(double v) { return printed("%.4f", v); }
 std::string show_short(double v) { return printed("%.4g", v); }
 std::string show_share(double v) { return printed("%.1f%%", 100 * v); }
+std::string show_flips(double v) { return printed("%.3g%%", 100 * v); }
 std::string show_bytes(double v) { return v >= 0 && v < 1e19 ? format_bytes(uint64_t(v)) : "-"; }
 std::string show_ms(double v) { return format_duration(v / 1000); }
 /// The most important first.
@@ -83,7 +84,10 @@ constexpr Row kRows[] = {{"train/loss", "loss", show_loss},
                          {"train/mfu", "mfu", show_share},
                          {"train/step_time_ms", "step", show_ms},
                          {"train/data_wait", "wait", show_share},
-                         {"train/peak_memory", "memory", show_bytes}};
+                         {"train/peak_memory", "memory", show_bytes},
+                         {"ternary/all/zeros", "zeros", show_share},
+                         {"ternary/all/flips", "flips", show_flips},
+                         {"act/all/saturation", "saturated", show_flips}};
 
 std::string bar(double share, size_t width, bool utf8) {
   static const char* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
@@ -137,6 +141,23 @@ std::string head(const RunData& run, const TopStyle& style, size_t index, double
   return line.add(tokens).add(ran).add(end, kBold).text();
 }
 
+/// NAME of a key eval/NAME/loss as a row's name; empty for another key.
+std::string set_of(const std::string& key) {
+  constexpr std::string_view kBegin = "eval/", kEnd = "/loss";
+  if (!key.starts_with(kBegin) || !key.ends_with(kEnd) || key.size() <= kBegin.size() + kEnd.size()) return {};
+  const std::string name = console::escaped(key.substr(kBegin.size(), key.size() - kBegin.size() - kEnd.size()));
+  return std::string(first_characters(name, kNameWidth - 1));
+}
+
+/// The newest of what looks wrong.
+std::string alarm(const RunMetrics& m, const TopStyle& style) {
+  Line line(style);
+  const RunMetrics::Alarm& last = m.alarms().back();
+  line.add("  ").add("alarm", kWarning).to(2 + kNameWidth);
+  if (m.alarms().size() > 1) line.add(concat(m.alarms().size(), " in all, "));
+  return line.add(concat("step ", last.step, ": ")).add(console::escaped(last.text)).text();
+}
+
 std::string row(const RunMetrics::Series& series, const Row& shown, const TopStyle& style, size_t index) {
   Line line(style);
   line.add("  ").add(shown.name, kDim).to(2 + kNameWidth).add(shown.show(series.values.back()));
@@ -179,10 +200,20 @@ std::vector<std::string> top_lines(const std::vector<RunData>& runs, const TopSt
     lines.push_back(head(runs[i], style, i, now));
     size_t used = 1;
     const bool gap = per_run > 3;
+    if (!runs[i].metrics->alarms().empty() && used + gap < per_run) {
+      lines.push_back(alarm(*runs[i].metrics, style));
+      ++used;
+    }
     for (const Row& shown : kRows) {
       const RunMetrics::Series* series = runs[i].metrics->find(shown.key);
       if (!series || used + gap >= per_run) continue;
       lines.push_back(row(*series, shown, style, i));
+      ++used;
+    }
+    for (const RunMetrics::Series& series : runs[i].metrics->series()) {
+      const std::string set = set_of(series.key);
+      if (set.empty() || series.rows.empty() || used + gap >= per_run) continue;
+      lines.push_back(row(series, {nullptr, set.c_str(), show_loss}, style, i));
       ++used;
     }
     if (gap && i + 1 < runs.size()) lines.emplace_back();

@@ -31,14 +31,22 @@ const KNOWN = {
   "train/epoch": ["Epochs", "of the data", number],
 };
 const PLAIN = new Set(["val/loss", "val/bpb", "val/ppl", "train/learning_rate", "train/grad_norm"]);
+const isQuality = (key) => /^(val|eval)\//.test(key);
 const STEADY = new Set(["train/learning_rate", "train/epoch", "train/peak_memory", "train/ranks"]);
 const SECTIONS = [
-  ["Quality", (k) => k.startsWith("val/")],
+  ["Quality", isQuality],
   ["Optimisation", (k) => ["train/learning_rate", "train/grad_norm"].includes(k)],
   ["Speed and memory", (k) => ["train/tokens_per_sec", "train/step_time_ms", "train/mfu", "train/data_wait", "train/peak_memory"].includes(k)],
   ["More of training", (k) => k.startsWith("train/")],
   ["Other metrics", (k) => !Object.hasOwn(KNOWN, k)],
 ];
+
+/** Title, unit and format of a key; eval/NAME/loss is shown as val/loss is. */
+function known(key) {
+  const [, set, what] = key.match(/^eval\/([^/]+)\/(.+)$/) || [];
+  const [title, unit, format] = KNOWN[set ? `val/${what}` : key] || [key, "", number];
+  return set && title !== key ? [`${title}, ${set}`, unit.replace(", validation", ""), format] : [title, unit, format];
+}
 
 const has = (run, key) => Object.hasOwn(run.series, key);
 const series = (run, key) => (has(run, key) ? run.series[key] : null);
@@ -196,7 +204,7 @@ function theme(name) {
 
 function linesOf(key) {
   return runs.filter((run) => has(run, key)).map((run) => ({
-    run, key, color: run.color, dash: run.dash, steady: STEADY.has(key) || key.startsWith("val/"), label: single ? (KNOWN[key] || [key])[0] : run.name,
+    run, key, color: run.color, dash: run.dash, steady: STEADY.has(key) || isQuality(key), label: single ? (KNOWN[key] || [key])[0] : run.name,
   }));
 }
 
@@ -208,8 +216,8 @@ function card(title, tag, unit, lines, options, legend) {
 }
 
 function keyChart(key) {
-  const [title, unit, format] = KNOWN[key] || [key, "", number];
-  return card(title, key, unit, linesOf(key), { format, whole: key.startsWith("val/"), plain: PLAIN.has(key) || !Object.hasOwn(KNOWN, key) });
+  const [title, unit, format] = known(key);
+  return card(title, key, unit, linesOf(key), { format, whole: isQuality(key), plain: PLAIN.has(key) || !Object.hasOwn(KNOWN, key) });
 }
 
 /** Training and validation loss together. */
@@ -312,6 +320,11 @@ function evaluations() {
       tasks.map((t) => el("td", {}, t in e.numbers ? fixed(4)(e.numbers[t]) : "–")))))));
 }
 
+function alarms() {
+  return runs.flatMap((run) => run.alarms.map((a) => el("div", { class: "sample" },
+    el("div", { class: "step" }, single ? null : runName(run), `${single ? "" : " · "}step ${a.step.toLocaleString("en")}`), el("p", {}, a.text))));
+}
+
 function samples() {
   return runs.flatMap((run) => run.samples.map((s) => el("div", { class: "sample" },
     el("div", { class: "step" }, single ? null : runName(run), `${single ? "" : " · "}step ${s.step.toLocaleString("en")}`),
@@ -355,6 +368,7 @@ document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark
 applyHash();
 writeHead();
 document.getElementById("summary").append(single ? tiles(runs[0]) : comparison());
+section("Alarms", "what looks wrong inside the model", alarms());
 writeCurves();
 section("What differs in the configurations", "", differences());
 section("Evaluations", "by mmfree eval", evaluations());
