@@ -201,6 +201,7 @@ TEST(Checkpoint, WhatTheLoopRemembersComesBack) {
                           R"({"norm_mean": null})", R"({"norm_mean": -1})", R"({"evaluated": -2})",
                           R"({"left_out": 9223372036854775807})", R"({"rollbacks": 1, "rollbacks": 2})"})
     EXPECT_THROW(read_json(bad, "x.h5", state), DataError) << bad;
+  state = {};
   read_json(R"({"rollbacks": 7, "of a newer version": [1]})", "x.h5", state);
   EXPECT_EQ(7, state.rollbacks);
   EXPECT_EQ(-1, state.evaluations.step) << "what is absent keeps its default";

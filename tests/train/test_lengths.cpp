@@ -27,7 +27,8 @@ int64_t steps_of(RunConfig c) {
 }
 
 TEST(Lengths, AreRoundedUpToWholeSteps) {
-  const RunConfig c = tiny_run("run");
+  RunConfig c = tiny_run("run");
+  c.optim.warmup_steps = 0;
   EXPECT_EQ(12, steps_of(c));
   for (const auto& [tokens, steps] : {std::pair{1, 1}, {67, 1}, {68, 1}, {69, 2}, {815, 12}, {816, 12}, {817, 13}})
     EXPECT_EQ(steps, steps_of(in_tokens(c, tokens))) << tokens;
@@ -39,9 +40,11 @@ TEST(Lengths, AreRoundedUpToWholeSteps) {
 }
 
 TEST(Lengths, OfSeveralSourcesAreThoseOfTheOneThatIsSeenMost) {
+  const TempDir large, small;
   RunConfig c = tiny_run("run");
+  c.optim.warmup_steps = 0;
   c.data.train.clear();
-  c.data.sources = {{"a", {TinyCorpus::get().train()}, 3}, {"b", {TinyCorpus::get().valid()}, 1}};
+  c.data.sources = {{"a", {random_shard(large, 50, 17)}, 3}, {"b", {random_shard(small, 9, 17)}, 1}};
   const Corpus corpus(c.data);
   const Batches batches(corpus, batch_options(c));
   for (const double epochs : {0.1, 1.0, 3.7}) {
@@ -107,11 +110,13 @@ TEST(Lengths, CountTheTokensThatWereTrainedOnWithAnotherBatch) {
 
 TEST(Lengths, AreShownByTheDryRun) {
   const TempDir dir;
-  spit(dir / "run.yaml", to_yaml(tiny_run(dir / "run")));
+  RunConfig c = tiny_run(dir / "run");
+  c.optim.warmup_steps = 0;
+  spit(dir / "run.yaml", to_yaml(c));
   for (const char* length : {"train.tokens=800", "train.epochs=0.01"}) {
     Program program({"train", dir / "run.yaml", "~train.steps", length, "--dry-run"});
     EXPECT_EQ(0, program.wait()) << program.err();
-    RunConfig c = tiny_run("run");
+    RunConfig c = load_config(dir / "run.yaml");
     c.train.steps = 0;
     (contains(length, "tokens") ? void(c.train.tokens = 800) : void(c.train.epochs = 0.01));
     const std::string steps = concat(steps_of(c));

@@ -459,8 +459,8 @@ bool Trainer::train_on() try {
   }
   take(runner_->collect());
   return true;
-} catch (const DivergedError& e) {
-  if (!roll_back(e.what())) throw;
+} catch (const DivergedError&) {
+  if (!roll_back()) throw;
   return false;
 }
 

@@ -68,7 +68,7 @@ class Trainer {
   void tell_jump(const Checkpoint& file);
   void tell_order(const Checkpoint& file, const std::vector<std::string>& changed);
   void resolve_lengths_after(const LoopState& made);
-  bool roll_back(const std::string& why);
+  bool roll_back();
   std::string load_good_checkpoint(int64_t diverged);
   void go_on_from(LoopState good, const LoopState& diverged);
   void start_afresh(std::optional<Model> source);

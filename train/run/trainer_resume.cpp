@@ -168,8 +168,8 @@ bool Trainer::adopt_tokenizer(const Tokenizer& tokenizer) {
 /// After a divergence: goes back to the newest good checkpoint of this run that was due, as if the data from there up
 /// to the step that was given up did not exist. Returns false if train.rollback allows no more, or there is no such
 /// checkpoint. Checkpoints that a signal or people asked for do not count: a run that was stopped on its way goes back
-/// to the same one. `why` says what was wrong.
-bool Trainer::roll_back(const std::string& why) {
+/// to the same one.
+bool Trainer::roll_back() {
   if (diverged_at_ == 0 || state_.rollbacks >= config_.train.rollback) return false;
   runner_->collect();  // a step that was started behind the one that was given up
   runner_.reset();
@@ -181,7 +181,8 @@ bool Trainer::roll_back(const std::string& why) {
   if (!leads())
     file.load(params_, optimizer_.get(), runner_->carried(), runner_->first_row(), config_.train.batch_size);
   lm_.requantise();
-  reporter_.message(concat(why, "; going back to ", path));
+  reporter_.message(concat("step ", diverged_at_, ": ", state_.skipped_in_row,
+                           " steps in a row were skipped: the run diverges and goes back to ", path));
   go_on_from(file.state(), std::exchange(state_, {}));
   return true;
 }
