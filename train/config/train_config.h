@@ -75,17 +75,17 @@ struct TrainConfig {
   std::string run_dir;    ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;    ///< seconds after which to save and stop; 0: no limit
   OnSaveError on_save_error = OnSaveError::carry_on;
-  int64_t skip_limit = 10;      ///< consecutive skipped steps before giving up
-  int64_t tokens = 0;           ///< the length in tokens; 0: not given in tokens
-  double epochs = 0;            ///< the length in passes over the data; 0: not given in epochs
-  int64_t keep_every = 0;       ///< checkpoints of its multiples are kept for good; 0: none
-  bool keep_best = false;       ///< keep the checkpoint with the least loss in an evaluation
-  int64_t early_stop = 0;       ///< evaluations in a row without a gain after which the run ends; 0: never
-  double early_stop_delta = 0;  ///< a gain is a loss below the least one before by more than this
-  double skip_outliers = 0;     ///< gradient norms above so many times their running mean skip the step; 0: none do
-  int64_t rollback = 0;         ///< how often a run that diverges goes back to its last good checkpoint
-  int64_t telemetry_every = 100;            ///< steps between lines of telemetry; 0: none
-  int64_t sample_every = 0;                 ///< steps between samples; 0: none
+  int64_t skip_limit = 10;        ///< consecutive skipped steps before giving up
+  int64_t tokens = 0;             ///< the length in tokens; 0: not given in tokens
+  double epochs = 0;              ///< the length in passes over the data; 0: not given in epochs
+  int64_t keep_every = 0;         ///< checkpoints of its multiples are kept for good; 0: none
+  bool keep_best = false;         ///< keep the checkpoint with the least loss in an evaluation
+  int64_t early_stop = 0;         ///< evaluations in a row without a gain after which the run ends; 0: never
+  double early_stop_delta = 0;    ///< a gain is a loss below the least one before by more than this
+  double skip_outliers = 0;       ///< gradient norms above so many times their running mean skip the step; 0: none do
+  int64_t rollback = 0;           ///< how often a run that diverges goes back to its last good checkpoint
+  int64_t telemetry_every = 100;  ///< steps between lines of telemetry; 0: none
+  int64_t sample_every = 0;       ///< steps between samples; 0: none
   std::vector<std::string> sample_prompts;  ///< what samples go on from; empty: the beginning of a document
   int64_t sample_tokens = 100;              ///< most tokens of a sample
 
