@@ -13,7 +13,6 @@ constexpr const char* kProblem = "this build has no GPU backend (install the CUD
 struct CopyStream::Handles {};
 struct Readback::Handles {};
 struct Graph::Handles {};
-struct SideStream::Handles {};
 
 int count() { return 0; }
 std::string problem(int) { return kProblem; }
@@ -40,10 +39,6 @@ void Readback::start(const void*, size_t) { absent(); }
 const void* Readback::wait(const std::function<void()>&) { absent(); }
 OwnStream::OwnStream() { absent(); }
 OwnStream::~OwnStream() = default;
-SideStream::SideStream() { absent(); }
-SideStream::~SideStream() = default;
-void SideStream::run(const std::function<void()>&) { absent(); }
-void SideStream::join() { absent(); }
 Graph::Graph(const std::function<void()>&) { absent(); }
 Graph::~Graph() = default;
 void Graph::launch() { absent(); }
