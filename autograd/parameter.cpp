@@ -168,13 +168,12 @@ void ParamStore::divide_gradients() {
   for (const Var& v : vars_) v.slot()->grad = Tensor();
 }
 
-void ParamStore::finish_gradients(int64_t begin, int64_t end) {
-  for (size_t i = 0; i < vars_.size(); ++i) {
-    const GradSlot& slot = *vars_[i].slot();
-    if (offsets_[i] < begin || offsets_[i] >= end || slot.written || !slot.grad.defined()) continue;
-    Tensor grad = slot.grad;
-    grad.fill_zero();
-  }
+void ParamStore::finish_gradients() {
+  for (const Var& v : vars_)
+    if (!v.slot()->written && v.slot()->grad.defined()) {
+      Tensor grad = v.slot()->grad;
+      grad.fill_zero();
+    }
 }
 
 Tensor ParamStore::take_gradients() {

@@ -89,9 +89,7 @@ class ParamStore {
   /// Starts a step: the next backward pass overwrites the gradients, later ones add to them.
   void begin_gradients();
   /// Sets gradients to zero that no backward pass wrote.
-  void finish_gradients() { finish_gradients(0, size_); }
-  /// The same of the parameters in elements [begin, end).
-  void finish_gradients(int64_t begin, int64_t end);
+  void finish_gradients();
   /// From now on `grads` of a divided store holds this rank's piece alone, and each backward pass gives gradients of
   /// its own.
   void divide_gradients();

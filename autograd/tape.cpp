@@ -110,7 +110,7 @@ Tape::Tape(bool recording) : recording_(recording), outer_(current_tape) { curre
 Tape::~Tape() { current_tape = outer_; }
 Tape* Tape::current() { return current_tape && current_tape->recording_ ? current_tape : nullptr; }
 
-void Tape::backward(const std::vector<Var>& losses, const std::vector<double>& weights, const Reached& reached) {
+void Tape::backward(const std::vector<Var>& losses, const std::vector<double>& weights) {
   MMFREE_CHECK(ShapeError, losses.size() == weights.size(), "backward: ", losses.size(), " losses with ",
                weights.size(), " weights");
   std::vector<Tensor> seeds;
@@ -123,39 +123,31 @@ void Tape::backward(const std::vector<Var>& losses, const std::vector<double>& w
                  weights[i], ", but its gradients were computed for 1 (head_loss: put factors into `scale`)");
     fill(seeds.emplace_back(loss.slot()->shape, loss.slot()->dtype, loss.slot()->device), weights[i]);
   }
-  backward(losses, seeds, reached);
+  backward(losses, seeds);
 }
 
-void Tape::backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients, const Reached& reached) {
+void Tape::backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients) {
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;
     outputs[i].slot()->grad = gradients[i];
     outputs[i].slot()->written = true;
   }
-  for (;;) {
-    for (; !marks_.empty() && marks_.back().nodes >= nodes_.size(); marks_.pop_back())
-      if (reached) reached(marks_.back().number);
-    if (nodes_.empty()) return;
-    run_last_node();
-  }
-}
-
-/// Runs the last node backwards and removes it.
-void Tape::run_last_node() {
-  const Node node = std::move(nodes_.back());
-  nodes_.pop_back();
-  bool wanted = false;
-  for (const auto& out : node.outputs) wanted |= out->written;
-  if (!wanted) return;
-  node.call(node.closure, BackwardCtx(node));
-  if (checking_finite())
-    for (size_t i = 0; i < node.inputs.size(); ++i)
-      if (node.inputs[i] && node.inputs[i]->written)
-        check_finite(node.op, "gradient of input", i, node.inputs[i]->grad),
-            check_finite(node.op, "8-bit gradient of input", i, node.inputs[i]->rows.scale);
-  for (const auto& out : node.outputs) {
-    if (!out->parameter) out->grad = Tensor();
-    out->rows = {};
+  while (!nodes_.empty()) {
+    const Node node = std::move(nodes_.back());
+    nodes_.pop_back();
+    bool reached = false;
+    for (const auto& out : node.outputs) reached |= out->written;
+    if (!reached) continue;
+    node.call(node.closure, BackwardCtx(node));
+    if (checking_finite())
+      for (size_t i = 0; i < node.inputs.size(); ++i)
+        if (node.inputs[i] && node.inputs[i]->written)
+          check_finite(node.op, "gradient of input", i, node.inputs[i]->grad),
+              check_finite(node.op, "8-bit gradient of input", i, node.inputs[i]->rows.scale);
+    for (const auto& out : node.outputs) {
+      if (!out->parameter) out->grad = Tensor();
+      out->rows = {};
+    }
   }
 }
 

@@ -1,6 +1,5 @@
 #pragma once
 #include <cstddef>
-#include <functional>
 #include <map>
 #include <new>
 #include <string>
@@ -135,17 +134,12 @@ class Tape {
   Tape(const Tape&) = delete;
   static Tape* current();
 
-  /// What a backward pass tells of marks that it has reached.
-  using Reached = std::function<void(int64_t number)>;
-  /// Marks this place: a backward pass tells `number` as soon as all nodes that are recorded from now on have run.
-  void mark(int64_t number) { marks_.push_back({nodes_.size(), number}); }
-
   /// Computes the gradient of Σ weights_i · losses_i for every leaf; each loss has one element. Empties the tape.
   /// @throws ShapeError; Error if a loss requires no gradient, or has a fixed weight other than 1 (see head_loss)
-  void backward(const std::vector<Var>& losses, const std::vector<double>& weights, const Reached& reached = {});
-  void backward(const Var& loss, const Reached& reached = {}) { backward({loss}, std::vector<double>{1}, reached); }
+  void backward(const std::vector<Var>& losses, const std::vector<double>& weights);
+  void backward(const Var& loss) { backward({loss}, std::vector<double>{1}); }
   /// The same from any outputs with given gradients; an undefined gradient counts as zero.
-  void backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients, const Reached& reached = {});
+  void backward(const std::vector<Var>& outputs, const std::vector<Tensor>& gradients);
   size_t size() const { return nodes_.size(); }
   /// Bytes kept for the backward pass, by op name.
   std::map<std::string, int64_t> saved_bytes() const;
@@ -153,14 +147,8 @@ class Tape {
  private:
   friend class NoTape;
   friend std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs);
-  struct Mark {
-    size_t nodes;  ///< recorded before it
-    int64_t number;
-  };
   explicit Tape(bool recording);
-  void run_last_node();
   std::vector<Node> nodes_;
-  std::vector<Mark> marks_;
   bool recording_;
   Tape* outer_;
 };

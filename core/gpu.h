@@ -132,24 +132,6 @@ class Timeline {
   std::unique_ptr<Handles> handles_;
 };
 
-/// A second stream for exchanges, copies and kernels beside the compute stream, which may be recorded with it. Matrix
-/// products must stay on the compute stream: they share a workspace.
-class SideStream {
- public:
-  SideStream();
-  ~SideStream();
-  SideStream(const SideStream&) = delete;
-  /// Calls `work`, which launches what is to run after all work launched so far, here and on the compute stream. What
-  /// is launched there later does not wait for it until `join`; memory that it uses must stay allocated until then.
-  void run(const std::function<void()>& work);
-  /// Makes later work on the compute stream wait. A recording must not end before.
-  void join();
-
- private:
-  struct Handles;
-  std::unique_ptr<Handles> handles_;
-};
-
 /// A recorded sequence of kernels, launched as one.
 class Graph {
  public:

@@ -14,7 +14,6 @@ struct CopyStream::Handles {};
 struct Readback::Handles {};
 struct Timeline::Handles {};
 struct Graph::Handles {};
-struct SideStream::Handles {};
 
 int count() { return 0; }
 std::string problem(int) { return kProblem; }
@@ -45,10 +44,6 @@ Timeline::Timeline() { absent(); }
 Timeline::~Timeline() = default;
 void Timeline::mark() { absent(); }
 std::vector<double> Timeline::take() { absent(); }
-SideStream::SideStream() { absent(); }
-SideStream::~SideStream() = default;
-void SideStream::run(const std::function<void()>&) { absent(); }
-void SideStream::join() { absent(); }
 Graph::Graph(const std::function<void()>&) { absent(); }
 Graph::~Graph() = default;
 void Graph::launch() { absent(); }

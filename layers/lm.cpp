@@ -87,9 +87,6 @@ LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, Backw
     if (p->weight.defined() && p->precision == Precision::ternary)
       ternary_.push_back({params_.offset(params_.index(p->parameter)), p->matrix->ternary});
   }
-  for (size_t l = 0; l < parts_.blocks.size(); ++l)
-    begins_.push_back(params_.offset(params_.index(concat("model.layers.", l, ".attn_norm.weight"))));
-  begins_.push_back(params_.offset(params_.index("model.norm.weight")));
   if (params_.share().group)
     share_codes();
   else
@@ -145,7 +142,6 @@ Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Reco
   Residual r{embedding(parts_.embedding, ids, compute_), Var()};
   for (size_t l = 0; l < parts_.blocks.size(); ++l) {
     if (trace) trace->push_back(r.sum().value());
-    if (Tape* tape = Tape::current()) tape->mark(begins_[l]);
     StepContext step;
     step.batch = batch;
     step.starts = starts;
@@ -157,7 +153,6 @@ Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Reco
     r = parts_.blocks[l](r, step);
   }
   if (trace) trace->push_back(rmsnorm(r.sum(), parts_.norm, config_.rms_norm_eps).value());
-  if (Tape* tape = Tape::current()) tape->mark(begins_.back());
   return norm_quant(r.source(), parts_.norm, config_.rms_norm_eps, BitLinear::kEps, {parts_.head.branch()})[0];
 }
 

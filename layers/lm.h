@@ -67,8 +67,6 @@ class LM {
              Recompute recompute = Recompute::none) const;
   /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32. A target kIgnoreTarget is not scored.
   /// No gradient flows into a decode state; its old tensors must stay as they are until the backward pass is over.
-  /// A tape gets a mark before each block and behind the last one: the element of the store's flat buffers from which
-  /// on all gradients are there when a backward pass has reached it.
   Var loss(const Tensor& ids, const Tensor& targets, const Sequences& sequences, const LossScale& scale,
            Recompute recompute = Recompute::none) const;
   /// Logits [B·T, V].
@@ -90,7 +88,6 @@ class LM {
   DType compute_;
   ModelParts parts_;
   std::vector<const BitLinear*> projections_;
-  std::vector<int64_t> begins_;  ///< elements of flat buffers where blocks begin, and what is behind the last one
   mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents that the store's values hold
   mutable Tensor codes_, scales_;      ///< of a divided store: of all matrices, in the order of their latent weights
   Bounds code_bounds_, scale_bounds_;  ///< of the ranks' pieces of these

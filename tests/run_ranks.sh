@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains with 1, 2, 4 … ranks on this machine and compares the weights, then measures how steps scale.
 #   bash tests/run_ranks.sh gpu [MOST [equal | speed]]    on GPUs, a rank each: the 50M preset, 50 steps, 8 leaves, and a leaf
-#                                                         per rank; then bench_step, on each GPU alone at the same time, then by ranks
+#                                                         per rank; then bench_step, alone on all GPUs at once, then by ranks
 #   bash tests/run_ranks.sh cpu [MOST]                    on the CPU with a tiny model; no speed
 # From the bundle (tests/ beside bin/) or from a build in build/. Prints one line per run and comparison.
 set -uo pipefail
@@ -81,17 +81,12 @@ if [ "$part" != speed ]; then
   train $((most / 2)) optimizer --resume
   compare "$most-then-$((most / 2))"
   "$bin/mmfree" replay "$most-optimizer" --step 30 train.device="$([ "$device" = gpu ] && echo cuda || echo cpu)" || status=1
-  # A leaf per rank, of two micro-batches and of one: gradients are exchanged beside the backward pass.
-  for micro in $((batch / most / 2)) 0; do
-    rm reference
-    for n in 1 "$most"; do
-      for shard in optimizer none; do
-        [ "$n$shard" = 1optimizer ] && continue
-        train "$n" $shard train.leaves="$most" train.micro_batch_size="$micro"
-        compare "leaf-each-$n-$shard-$micro"
-      done
-    done
-  done
+  # A leaf per rank: none are added inside one.
+  rm reference
+  train 1 none train.leaves="$most" train.micro_batch_size=0
+  compare leaf-each-1
+  train "$most" optimizer train.leaves="$most" train.micro_batch_size=0
+  compare "leaf-each-$most"
 fi
 
 [ "$device" = gpu ] && [ "$part" != equal ] && [ -x "$bin/bench_step" ] || exit $status

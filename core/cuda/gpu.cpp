@@ -8,7 +8,6 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "core/cuda/blas.h"
@@ -29,7 +28,6 @@ struct Context {
 };
 
 Context* made = nullptr;
-thread_local cudaStream_t side_stream = nullptr;  ///< in place of the compute stream, see gpu::SideStream
 
 Context& context() {
   if (!made) gpu::use(0);
@@ -55,7 +53,7 @@ const char* advice(cudaError_t status) {
 
 }  // namespace
 
-cudaStream_t stream() { return side_stream ? side_stream : context().stream; }
+cudaStream_t stream() { return context().stream; }
 void* blas() { return context().blas; }
 void* workspace() { return context().workspace; }
 int multiprocessors() { return context().properties.multiProcessorCount; }
@@ -374,47 +372,6 @@ std::vector<double> Timeline::take() {
   }
   h.marked = 0;
   return seconds;
-}
-
-struct SideStream::Handles {
-  cudaStream_t stream = nullptr;
-  cudaEvent_t begin = nullptr, end = nullptr;
-  void* word = nullptr;
-  bool used = false;  ///< since the last join
-};
-
-/// Its kernels go first where a multiprocessor has room for one: exchanges are short, and others wait for them.
-SideStream::SideStream() : handles_(std::make_unique<Handles>()) {
-  cuda::context();
-  int least = 0, greatest = 0;
-  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
-  check(cudaStreamCreateWithPriority(&handles_->stream, cudaStreamNonBlocking, greatest), "cudaStreamCreate");
-  for (cudaEvent_t* e : {&handles_->begin, &handles_->end})
-    check(cudaEventCreateWithFlags(e, cudaEventDisableTiming), "cudaEventCreate");
-  check(cudaMalloc(&handles_->word, sizeof(int)), "cudaMalloc");
-}
-SideStream::~SideStream() {
-  cudaEventDestroy(handles_->begin);
-  cudaEventDestroy(handles_->end);
-  cudaStreamDestroy(handles_->stream);
-  cudaFree(handles_->word);
-}
-void SideStream::run(const std::function<void()>& work) {
-  MMFREE_CHECK(Error, !cuda::side_stream, "gpu: work on a side stream inside such work");
-  check(cudaEventRecord(handles_->begin, cuda::stream()), "cudaEventRecord");
-  check(cudaStreamWaitEvent(handles_->stream, handles_->begin), "cudaStreamWaitEvent");
-  handles_->used = true;
-  const std::unique_ptr<cudaStream_t, void (*)(cudaStream_t*)> back(&cuda::side_stream,
-                                                                    [](cudaStream_t* s) { *s = nullptr; });
-  cuda::side_stream = handles_->stream;
-  work();
-}
-void SideStream::join() {
-  if (!std::exchange(handles_->used, false)) return;
-  check(cudaEventRecord(handles_->end, handles_->stream), "cudaEventRecord");
-  check(cudaStreamWaitEvent(cuda::stream(), handles_->end), "cudaStreamWaitEvent");
-  // A launch that overlaps the one before it (launch.cuh) knows only one: this, which waits for both streams.
-  check(cudaMemsetAsync(handles_->word, 0, sizeof(int), cuda::stream()), "cudaMemsetAsync");
 }
 
 struct Graph::Handles {

@@ -62,11 +62,7 @@ void Group::all_gather(Tensor& all, const Bounds& bounds) {
   }
   if (DryRun::active()) return;
   gpu::Links& links = s.links_of_gpu();
-  const bool even = std::all_of(bytes.begin(), bytes.end(), [&](size_t n) { return n == bytes[0]; });
-  // On one machine all ways are equal, and all pieces go at once.
-  if (!even && s.machines == 1)
-    return s.exchange_on(all.device(), s.pieces(data, std::vector(size_t(s.size), in[size_t(s.rank)]), data, in));
-  if (even)
+  if (std::all_of(bytes.begin(), bytes.end(), [&](size_t n) { return n == bytes[0]; }))
     links.all_gather(data, bytes[0]);
   else
     links.all_gather(data, bytes);

@@ -29,24 +29,6 @@ void expect_all(double expected, const Tensor& t) {
 
 }  // namespace
 
-TEST(Tape, TellsOfMarksWhenAllBehindThemHasRun) {
-  const Var x = Var::leaf(ones(1, 1)), y = Var::leaf(ones(1, 1));
-  Tape tape;
-  tape.mark(1);
-  const Var a = scaled(x, 2);
-  tape.mark(2);
-  tape.mark(3);
-  const Var b = add(a, scaled(y, 3));
-  tape.mark(4);
-  std::vector<std::pair<int64_t, int>> seen;  // and which gradients are there
-  tape.backward({b}, std::vector<Tensor>{ones(1, 1)}, [&](int64_t number) {
-    seen.emplace_back(number, (x.slot()->written ? 1 : 0) + (y.slot()->written ? 2 : 0));
-  });
-  EXPECT_EQ((std::vector<std::pair<int64_t, int>>{{4, 0}, {3, 2}, {2, 2}, {1, 3}}), seen);
-  expect_all(3, y.grad());
-  EXPECT_EQ(0u, tape.size());
-}
-
 TEST(Tape, RecordsOnlyWhatIsWanted) {
   const Var x = Var::leaf(ones(2, 3)), constant(QuantTensor(ones(2, 3)));
   EXPECT_EQ(nullptr, Tape::current());

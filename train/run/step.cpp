@@ -12,6 +12,7 @@
 #include "core/op_watch.h"
 #include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
+#include "core/ops/tree_sum.h"
 #include "core/ranks/agreement.h"
 
 namespace mmfree {
@@ -64,7 +65,6 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
   params_.begin_gradients();
   optimizer_.skip_outliers(config.train.skip_outliers);
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
-  if (group.size() > 1) rank_sums_.emplace(params_, group);
   if (lm.device() == Device::cuda && !DryRun::active()) {
     gpu_ = std::make_unique<Gpu>();
     gpu_->staging =
@@ -77,18 +77,11 @@ StepRunner::~StepRunner() = default;
 void StepRunner::each_part(const std::function<void(Part)>& run) {
   for (int64_t row = 0; row < rows_; row += micro_) {
     take_rows(row);
-    run(part_of(row));
+    run(row % leaf_rows_ == 0 ? Part::first : Part::later);
     return_state(row);
     if ((row + micro_) % leaf_rows_ == 0) end_leaf(row / leaf_rows_);
   }
   run(Part::update);
-}
-
-/// What the micro-batch from `row` on is. Several leaves' gradients must be added before they are exchanged.
-StepRunner::Part StepRunner::part_of(int64_t row) const {
-  const bool first = row % leaf_rows_ == 0, exchanges = rank_sums_ && !sums_ && row + micro_ == rows_;
-  if (exchanges) return first ? Part::only : Part::last;
-  return first ? Part::first : Part::later;
 }
 
 /// Copies rows [row, row + micro) to the place of the micro-batch at work, unless that is their own.
@@ -140,10 +133,8 @@ void StepRunner::work() {
 
 void StepRunner::rehearse(const std::function<void(int64_t)>& next) {
   const int64_t leaves = rows_ / leaf_rows_;
-  std::array<int64_t, kParts> counts{};
-  for (int64_t row = 0; row < rows_; row += micro_) ++counts[size_t(part_of(row))];
-  for (const Part part : {Part::first, Part::only, Part::later, Part::last}) {
-    const int64_t times = counts[size_t(part)];
+  const int64_t parts = rows_ / micro_;
+  for (const auto& [part, times] : {std::pair(Part::first, leaves), std::pair(Part::later, parts - leaves)}) {
     if (times == 0) continue;
     next(times);
     take_rows(0);
@@ -156,25 +147,39 @@ void StepRunner::rehearse(const std::function<void(int64_t)>& next) {
 }
 
 void StepRunner::compute(Part part) {
-  const bool only = part == Part::only;
-  if (part != Part::update) return compute_micro_batch(part == Part::first || only, part == Part::last || only);
+  if (part != Part::update) return compute_micro_batch(part == Part::first);
   Tensor loss = outcome_.slice(0, 1);
-  if (!rank_sums_ || sums_) params_.finish_gradients();
+  params_.finish_gradients();
   if (losses_.size() > 1) {
     group_.all_gather(losses_, even_bounds(losses_.size(), group_.size()));
     sum(losses_, 1, loss);
   }
-  if (rank_sums_ && sums_) {
-    rank_sums_->add(params_.grads(), 0, params_.size());
-    rank_sums_->finish();
-  }
+  if (group_.size() > 1 && !params_.divides_gradients()) add_ranks(params_.grads());
   optimizer_.update(loss);
   params_.share_values();
   lm_.requantise(optimizer_.abs_sums());
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
 }
 
-void StepRunner::compute_micro_batch(bool first, bool last) {
+/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece, its own if the store
+/// is divided.
+void StepRunner::add_ranks(const Tensor& gradients) {
+  const bool divided = params_.share().group;
+  Bounds bounds = params_.share().bounds;
+  if (!divided) {
+    bounds = even_bounds(gradients.size() / kParamBlock, group_.size());
+    for (int64_t& b : bounds) b *= kParamBlock;
+  }
+  const auto rank = size_t(group_.rank());
+  Tensor& grads = params_.grads();
+  Tensor mine = params_.divides_gradients() ? grads : grads.slice(bounds[rank], bounds[rank + 1]);
+  Tensor pieces({group_.size() * mine.size()}, grads.dtype(), grads.device());
+  group_.all_to_all(gradients, bounds, pieces);
+  tree_sum(pieces, group_.size(), mine);
+  if (!divided) group_.all_gather(grads, bounds);
+}
+
+void StepRunner::compute_micro_batch(bool first) {
   if (first) params_.begin_gradients();
   Tensor loss = outcome_.slice(0, 1);
   Tape tape;
@@ -184,40 +189,18 @@ void StepRunner::compute_micro_batch(bool first, bool last) {
     const WatchedRange forward("forward");
     return lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
   }();
-  backward(tape, part, last);
+  {
+    const WatchedRange backward("backward");
+    tape.backward(part);
+  }
+  if (params_.divides_gradients()) add_ranks(params_.take_gradients());
   sum(part.value(), 1, loss, first ? 0 : 1);
   state.for_each([&](int64_t l, size_t i, const Tensor& from) { micro_carried_.layer(l).at(i).copy_from(from); });
 }
 
-/// The backward pass. Of a rank's last micro-batch the gradients of all ranks are added, those of a block as soon as
-/// they are there.
-void StepRunner::backward(Tape& tape, const Var& loss, bool last) {
-  const WatchedRange range("backward");
-  if (!last) return tape.backward(loss);
-  int64_t end = params_.size();
-  const auto add = [&](const Tensor& gradients, int64_t begin) {
-    rank_sums_->add(gradients, begin, end);
-    end = begin;
-  };
-  if (params_.divides_gradients()) {
-    tape.backward(loss);
-    const Tensor gradients = params_.take_gradients();
-    add(gradients, 0);
-    return rank_sums_->finish();
-  }
-  const auto there = [&](int64_t begin) {
-    params_.finish_gradients(begin, end);
-    add(params_.grads(), begin);
-  };
-  tape.backward(loss, there);
-  there(0);
-  rank_sums_->finish();
-}
-
 /// Runs one part of a step: recorded, once a whole step has run without, unless someone watches its ops.
 void StepRunner::play(Part part) {
-  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "only micro-batch",
-                                          "last micro-batch", "update"};
+  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "update"};
   const WatchedRange range(kNames[size_t(part)]);
   if (!gpu_ || !record_ || !gpu_->warm || op_watch) return compute(part);
   std::unique_ptr<gpu::Graph>& graph = gpu_->graphs[size_t(part)];

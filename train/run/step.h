@@ -9,7 +9,6 @@
 #include "optim/optimizer.h"
 #include "train/config/config.h"
 #include "train/run/leaf_sums.h"
-#include "train/run/rank_sums.h"
 
 namespace mmfree {
 
@@ -23,11 +22,10 @@ struct StepResult {
 
 /// Runs whole training steps: forward, backward, clip, update, requantise. A step consists of parts: the first
 /// micro-batch of each leaf, whose gradients are written, those after it, whose gradients are added, and the update.
-/// Between leaves LeafSums adds their gradients, between ranks RankSums: of a rank's only leaf while the backward pass
-/// of its last micro-batch goes on, which then is a part of its own kind. On a GPU the first step runs kernel by
-/// kernel; in the second each kind of part is recorded as a graph, which from then on is replayed: the same kernels on
-/// the same addresses, so the same bits, without allocations or host work in between. A watched step (op_watch) runs
-/// kernel by kernel again. Results come back one step late, so that the GPU never waits for the host.
+/// Between leaves LeafSums adds their gradients. On a GPU the first step runs kernel by kernel; in the second each kind
+/// of part is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the same
+/// bits, without allocations or host work in between. A watched step (op_watch) runs kernel by kernel again.
+/// Results come back one step late, so that the GPU never waits for the host.
 class StepRunner {
  public:
   /// The ranks of `group` share the leaves of each batch, which train.leaves numbers. Every call is then collective.
@@ -65,24 +63,22 @@ class StepRunner {
   void rehearse(const std::function<void(int64_t times)>& next);
 
  private:
-  /// Micro-batches, `only` and `last` with an exchange of gradients beside the backward pass, and the update.
-  enum class Part { first, later, only, last, update };
-  static constexpr int kParts = 5;
+  enum class Part { first, later, update };
+  static constexpr int kParts = 3;
   struct Pending {
     int64_t step, scored;
   };
 
   void each_part(const std::function<void(Part)>& run);
   void compute(Part part);
-  Part part_of(int64_t row) const;
-  void compute_micro_batch(bool first, bool last);
-  void backward(Tape& tape, const Var& loss, bool last);
+  void compute_micro_batch(bool first);
   void take_rows(int64_t row);
   void return_state(int64_t row);
   void end_leaf(int64_t leaf);
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   int64_t fill_inputs(int64_t step, BatchFeed& feed);
+  void add_ranks(const Tensor& gradients);
   void start(int64_t step, int64_t scored, const std::function<void()>& after_part);
   void finish(int64_t step, int64_t scored);
   StepResult result(const Pending& pending);
@@ -101,7 +97,6 @@ class StepRunner {
   Tensor outcome_;                                   ///< [1 + kStepParams] f64: loss, then StepParams
   Tensor losses_;                                    ///< [leaves] f64
   std::optional<LeafSums> sums_;                     ///< of this rank's leaves, if there are several
-  std::optional<RankSums> rank_sums_;                ///< of all ranks' gradients, if there are several
   std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
