@@ -43,7 +43,7 @@ std::string nearly_a_rank(Random& random) {
     for (const uint32_t number : {uint32_t(1 + random() % 3), uint32_t(random() % 2), uint32_t(random() % 2), 0u})
       append(bytes, number);
   } else {  // rank, size, port, process, run, machine, host
-    bytes = "mmfreeH1";
+    bytes = "mmfreeH2";
     for (const uint32_t number : {uint32_t(random() % 4), uint32_t(2 + random() % 3), 1u, 1u}) append(bytes, number);
     for (int i = 0; i < 2; ++i) append(bytes, uint64_t(random()));
     bytes.resize(bytes.size() + 64, 'h');
@@ -54,7 +54,7 @@ std::string nearly_a_rank(Random& random) {
 /// What a stranger may say.
 std::string words_of_stranger(Random& random) {
   if (random() % 4 == 0) return nearly_a_rank(random);
-  const char* begins[] = {"mmfreeH1",      "mmfreeA1",     "mmfreeL1", "mmfw", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+  const char* begins[] = {"mmfreeH2",      "mmfreeA1",     "mmfreeL1", "mmfw", "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
                           "SSH-2.0-x\r\n", "\x16\x03\x01", ""};
   std::string bytes = begins[random() % std::size(begins)];
   // Two introductions are 112 and 40 bytes long: shorter, as long, and longer.
@@ -191,7 +191,7 @@ class Strangers {
     other.join();
     Watch watch(std::move(meeting));
     std::string bytes = random() % 2 ? "mmfw" + random_bytes(random, 60) : random_bytes(random, 60);
-    if (bytes.size() < 20) bytes.resize(20, 'x');
+    if (bytes.size() < 32) bytes.resize(32, 'x');                         // as long as a word
     if (bytes.compare(0, 4, "mmfw") == 0 && bytes[7] == 0) bytes[7] = 1;  // no kind of word
     tcp::send_all(theirs.spokes[0], bytes.data(), bytes.size(), Clock::now() + kSoon);
     const bool goes = random() % 2;
