@@ -4,6 +4,7 @@
 
 #include "core/ops/adamw.h"
 #include "tests/support/training.h"
+#include "tests/support/unsteady.h"
 
 namespace mmfree {
 namespace {
@@ -138,59 +139,58 @@ TEST(EarlyStop, AGainIsMoreThanItsDelta) {
   EXPECT_EQ(4, e.step);
 }
 
-/// A run in which some steps are outliers: every norm a little above the mean is one.
-RunConfig with_outliers(const std::string& run_dir) {
-  RunConfig c = tiny_run(run_dir);
-  c.train.steps = 40;
-  c.train.skip_outliers = 1.02;
+/// The run without a limit of skipped steps.
+RunConfig with_outliers(const TempDir& dir, const std::string& run_dir) {
+  RunConfig c = unsteady_run(dir, run_dir);
   c.train.skip_limit = 40;
   return c;
 }
 
 TEST(Outliers, SkipTheirStep) {
   const TempDir dir;
-  RunConfig c = with_outliers(dir / "run");
+  RunConfig c = with_outliers(dir, dir / "run");
   const std::string said = text_of([&] { train(c); });
-  const Checkpoint last(checkpoint_path(dir / "run", 40));
-  const int64_t skipped = 40 - last.state().updates;
-  EXPECT_GT(skipped, 0);
-  EXPECT_LT(skipped, 15);
-  EXPECT_TRUE(contains(said, ", more than 1.02 times the mean ")) << said;
+  const Checkpoint last(checkpoint_path(dir / "run", kUnsteadySteps));
+  EXPECT_EQ(kUnsteadySteps - 4, last.state().updates);
+  for (const int64_t step : {30, 31, 46, 47}) EXPECT_TRUE(contains(said, concat("step ", step, ": loss "))) << said;
+  EXPECT_TRUE(contains(said, ", more than 2 times the mean ")) << said;
   // The same decisions from the norms that the metrics tell.
   double mean = 0;
   int64_t norms = 0, outliers = 0;
   for (const auto& row : timeless_metrics(dir / "run")) {
     if (!row.contains("train/grad_norm")) continue;
     const double norm = row["train/grad_norm"];
-    const bool outlier = norms >= 20 && norm > 1.02 * mean;
+    const bool outlier = norms >= 20 && norm > 2 * mean;
     outliers += outlier;
     if (!outlier) mean += (norm - mean) / double(std::min<int64_t>(++norms, 100));
   }
-  EXPECT_EQ(outliers, skipped);
+  EXPECT_EQ(outliers, 4);
   EXPECT_EQ(mean, last.state().norms.mean);
   EXPECT_EQ(norms, last.state().norms.count);
   // Without the key the same norms are told, and every update is made.
   c.train.skip_outliers = 0;
   c.train.run_dir = dir / "all";
   train(c);
-  EXPECT_EQ(40, Checkpoint(checkpoint_path(dir / "all", 40)).state().updates);
+  EXPECT_EQ(kUnsteadySteps, Checkpoint(checkpoint_path(dir / "all", kUnsteadySteps)).state().updates);
 }
 
 TEST(Outliers, AreTheSameIfTheRunIsCut) {
   const TempDir dir;
-  const RunConfig c = with_outliers(dir / "whole");
+  const RunConfig c = with_outliers(dir, dir / "whole");
   text_of([&] { train(c); });
-  EXPECT_TRUE(in_single_steps(with_outliers(dir / "cut")).finished);
-  EXPECT_EQ(learned(checkpoint_path(dir / "whole", 40)), learned(checkpoint_path(dir / "cut", 40)));
+  EXPECT_TRUE(in_single_steps(with_outliers(dir, dir / "cut")).finished);
+  EXPECT_EQ(learned(checkpoint_path(dir / "whole", kUnsteadySteps)),
+            learned(checkpoint_path(dir / "cut", kUnsteadySteps)));
   EXPECT_EQ(timeless_metrics(dir / "whole"), timeless_metrics(dir / "cut"));
 }
 
 TEST(Outliers, InARowAreADivergence) {
   const TempDir dir;
-  RunConfig c = with_outliers(dir / "run");
-  c.train.skip_outliers = 1.0001;
-  c.train.skip_limit = 2;
-  EXPECT_TRUE(contains(error_of<DivergedError>([&] { train(c); }), "gradients that are outliers"));
+  RunConfig c = unsteady_run(dir, dir / "run");
+  c.train.rollback = 0;
+  const std::string said = error_of<DivergedError>([&] { train(c); });
+  EXPECT_TRUE(contains(said, "step 31: 2 steps in a row")) << said;
+  EXPECT_TRUE(contains(said, "gradients that are outliers")) << said;
 }
 
 }  // namespace
