@@ -60,7 +60,6 @@ struct TrainConfig {
   std::optional<Recompute> recompute;  ///< nullopt: selective on a GPU, none on the CPU
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
-  std::vector<StepRange> trace_steps;  ///< steps whose ops trace.json shows in time
   int64_t log_every = 10;              ///< steps between lines of progress and metrics
   bool tensorboard = true;             ///< write event files for TensorBoard into run_dir/tb
   int64_t eval_every = 0;              ///< steps between evaluations; 0: only at the end
@@ -72,7 +71,8 @@ struct TrainConfig {
   std::string run_dir;    ///< where everything is written; load_config fills in runs/<stem of the file>
   double max_time = 0;    ///< seconds after which to save and stop; 0: no limit
   OnSaveError on_save_error = OnSaveError::carry_on;
-  int64_t skip_limit = 10;  ///< consecutive steps with non-finite loss or gradient before giving up
+  int64_t skip_limit = 10;             ///< consecutive steps with non-finite loss or gradient before giving up
+  std::vector<StepRange> trace_steps;  ///< steps whose ops trace.json shows in time
 
   /// Whether `step` (from 1) is one of trace_steps.
   bool traces(int64_t step) const;
