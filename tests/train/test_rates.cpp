@@ -44,7 +44,10 @@ void expect_rehearsed(const RunConfig& c, Recompute recompute, Products products
     ASSERT_NE(found, expected.work.end()) << name;
     EXPECT_EQ(found->second, sizes) << name;
   }
-  EXPECT_EQ(expected.peak, arena->stats().peak);
+  // The bar for dry runs; kernels' own scratch memory is not counted.
+  const auto peak = double(arena->stats().peak);
+  EXPECT_LE(double(expected.peak), peak);
+  EXPECT_NEAR(double(expected.peak), peak, 0.05 * peak);
 }
 
 RunConfig small_config() {
