@@ -150,7 +150,6 @@ inline RunConfig random_config(std::mt19937_64& random) {
              integer(0, 1) ? std::optional(any_of(kAllRecomputes)) : std::nullopt,
              integer(0, 1) == 1,
              integer(0, 4096),
-             {},
              integer(1, INT64_MAX),
              integer(0, 1) == 1,
              integer(0, 99),
@@ -163,6 +162,10 @@ inline RunConfig random_config(std::mt19937_64& random) {
              real(0, 1e9),
              static_cast<OnSaveError>(integer(0, 1)),
              integer(1, 99)};
+  for (int64_t i = integer(0, 2); i > 0; --i) {
+    const int64_t first = integer(1, INT64_MAX - 99);
+    c.train.trace_steps.push_back({first, first + integer(0, 99)});
+  }
   if (c.train.resume.mode != ResumeFrom::checkpoint && integer(0, 1)) c.train.init_from = text();
   c.train.telemetry_every = integer(0, 99);
   c.train.sample_every = integer(0, 99);

@@ -597,7 +597,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 15 + 35));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 15 + 37));
 }
 
 TEST(Config, ATildeTakesAKeyBack) {

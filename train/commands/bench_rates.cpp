@@ -8,8 +8,8 @@ void bench_rates(const std::string& device, const std::string& file) {
   MMFREE_CHECK(UsageError, !file.empty(),
                "bench: neither XDG_CACHE_HOME nor HOME is set; say where the rates go with --rates-file");
   const ComputeTarget target = choose_target(device, "auto", "--device");
-  const OpRates rates =
-      measure_rates(target, [](const std::string& line) { console::err.print("measuring " + line + "\n"); });
+  const OpRates rates = measure_rates(target, studies_of(target.device),
+                                      [](const std::string& line) { console::err.print("measuring " + line + "\n"); });
   write_rates(file, rates);
   console::out.format("%s\n", rates.device.c_str());
   for (const auto& [name, samples] : rates.ops) {

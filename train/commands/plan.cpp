@@ -92,7 +92,12 @@ void print_time(const RunConfig& config, const ComputeTarget& target, const std:
   const bool gpu = target.device == Device::cuda, here = !gpu || gpu::problem().empty();
   if (t.threads > 0) omp_set_num_threads(int(t.threads));
   const std::string key = here ? device_key(target.device) : "";
-  const std::optional<OpRates> rates = find_rates(read_rates(options.rates_file), key);
+  std::optional<OpRates> rates;
+  try {
+    rates = find_rates(read_rates(options.rates_file), key);
+  } catch (const DataError& e) {
+    console::out.format("%s\n", e.what());
+  }
   if (!rates)
     return console::out.format("time        not known of %s: measure once, in a minute, with mmfree bench --rates%s\n",
                                here ? key.c_str() : "a GPU", gpu ? " --device cuda, there" : "");

@@ -12,8 +12,7 @@ struct PlanOptions {
 /// Prints what a run of the ranks in `group` would be: each key with where its value came from, parameters by role,
 /// compute per token and of the whole run, the memory that it would take for each train.recompute and, if it is one
 /// rank of several to come, number of ranks, and the time that its steps take and what that costs, if the device's
-/// rates were measured. @throws ConfigError if the batch does not divide into leaves, DataError for a file of rates
-/// that is none
+/// rates were measured. @throws ConfigError if the batch does not divide into leaves
 void print_plan(RunConfig config, const Group& group, const PlanOptions& options);
 
 }  // namespace mmfree

@@ -63,7 +63,6 @@ struct TrainConfig {
   std::optional<Recompute> recompute;  ///< nullopt: as recompute_of decides
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
-  std::vector<StepRange> trace_steps;  ///< steps whose ops trace.json shows in time
   int64_t log_every = 10;              ///< steps between lines of progress and metrics
   bool tensorboard = true;             ///< write event files for TensorBoard into run_dir/tb
   int64_t eval_every = 0;              ///< steps between evaluations; 0: only at the end
@@ -88,6 +87,7 @@ struct TrainConfig {
   int64_t sample_every = 0;       ///< steps between samples; 0: none
   std::vector<std::string> sample_prompts;  ///< what samples go on from; empty: the beginning of a document
   int64_t sample_tokens = 100;              ///< most tokens of a sample
+  std::vector<StepRange> trace_steps;       ///< steps whose ops trace.json shows in time
 
   /// Whether `step` (from 1) is one of trace_steps.
   bool traces(int64_t step) const;

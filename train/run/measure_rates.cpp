@@ -16,9 +16,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-double median(std::vector<double> v) {
+/// The value a quarter from the least: what something takes that others disturb now and then.
+double lower_quartile(std::vector<double> v) {
   std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
+  return v[v.size() / 4];
 }
 
 /// Takes the time of each op that it sees. On a GPU an op lasts from the end of what was launched before it.
@@ -37,14 +38,17 @@ class Sampler : public OpWatch {
     seen_.push_back({name_of(call, work), {work.amount(), work.inner, work.kind}, call.seconds});
     if (marks_) marks_->mark();
   }
-  /// After each step: adds its ops to `all`.
-  void end_step(std::map<std::string, std::map<OpCount, std::vector<double>>>& all) {
+  /// After each step: adds its ops to `all` and returns their seconds.
+  double end_step(std::map<std::string, std::map<OpCount, std::vector<double>>>& all) {
+    double sum = 0;
     const std::vector<double> times = marks_ ? marks_->take() : std::vector<double>();
     for (size_t i = 0; i < seen_.size(); ++i) {
       const double seconds = marks_ ? times[2 * i + 1] - times[2 * i] : seen_[i].seconds;
       all[seen_[i].name][seen_[i].size].push_back(seconds);
+      sum += seconds;
     }
     seen_.clear();
+    return sum;
   }
 
  private:
@@ -57,54 +61,8 @@ class Sampler : public OpWatch {
   std::optional<gpu::Timeline> marks_;
 };
 
-/// A small model and batch whose step shows how fast a device is at their sizes.
-struct Study {
-  int64_t width, inner, vocabulary, length, rows;
-  Products backward;
-  int warm, steps;
-};
-
-/// The widths of the models in configs/, and the numbers of tokens that each device computes at a time. The vocabulary
-/// is large enough for a head as in these, and small enough for the embedding's optimizer not to take all the time.
-std::vector<Study> studies(Device device) {
-  std::vector<Study> all;
-  for (const Products backward : {Products::compute, Products::int8}) {
-    if (device == Device::cpu) {
-      all.push_back({256, 704, 8192, 256, 8, backward, 1, 3});
-      all.push_back({512, 1408, 16384, 256, 4, backward, 1, 2});
-      all.push_back({1024, 2816, 4096, 256, 2, backward, 1, 2});
-    } else {
-      for (const auto& [width, inner] : {std::pair(512, 1408), std::pair(1024, 2816), std::pair(2048, 5632)})
-        for (const int64_t rows : {4, 16}) all.push_back({width, inner, 32000, 2048, rows, backward, 3, 5});
-    }
-  }
-  return all;
-}
-
-/// One layer of each token mixer, one with ternary projections, one with plain ones; two micro-batches.
-RunConfig config_of(const Study& s) {
-  RunConfig c;
-  c.model.hidden_size = s.width;
-  c.model.intermediate_size = s.inner;
-  c.model.vocab_size = s.vocabulary;
-  c.model.num_hidden_layers = 2;
-  LayerEntry first, second;
-  first.token = TokenKind::mlgru;
-  second.token = TokenKind::attention;
-  second.heads = s.width / 64;
-  second.precision = Precision::bf16;
-  second.inner_norm = false;
-  c.model.layers = {first, second};
-  c.data.seq_len = s.length;
-  c.train.batch_size = 2 * s.rows;
-  c.train.micro_batch_size = s.rows;
-  c.train.backward = s.backward;
-  c.train.steps = 1000;
-  return c;
-}
-
 struct Measured {
-  double step = 0, ops = 0;  ///< seconds: of a step as training makes it, and of its ops alone
+  double step = 0, ops = 0;  ///< seconds of a step as training makes it, and of a watched step's ops
 };
 
 Measured run(const Study& study, const RunConfig& c, const ComputeTarget& target, OpRates& rates) {
@@ -132,24 +90,20 @@ Measured run(const Study& study, const RunConfig& c, const ComputeTarget& target
     runner.collect();
     return seconds;
   };
-  std::vector<double> times;
   for (int s = 0; s < study.warm; ++s) step();
-  for (int s = 0; gpu && s < study.steps; ++s) times.push_back(step());  // recorded, which a watch would prevent
+  std::vector<double> recorded, steps, sums;
+  for (int s = 0; gpu && s < study.steps; ++s) recorded.push_back(step());
   Sampler sampler(target.device);
   std::map<std::string, std::map<OpCount, std::vector<double>>> all;
   for (int s = 0; s < study.steps; ++s) {
-    const double seconds = step();
-    if (!gpu) times.push_back(seconds);
-    sampler.end_step(all);
+    steps.push_back(step());
+    sums.push_back(sampler.end_step(all));
   }
-  Measured measured{median(times), 0};
   for (auto& [name, sizes] : all)
     for (auto& [size, taken] : sizes) {
-      const OpSample sample{size, std::max(median(taken), 1e-9)};
-      measured.ops += sample.seconds * double(taken.size()) / study.steps;
-      rates.ops[name].push_back(sample);
+      rates.ops[name].push_back({size, std::max(lower_quartile(taken), 1e-9)});
     }
-  return measured;
+  return {lower_quartile(gpu ? recorded : steps), lower_quartile(sums)};
 }
 
 /// Samples of one size become one, their mean.
@@ -176,18 +130,54 @@ std::string today() {
 
 }  // namespace
 
-OpRates measure_rates(const ComputeTarget& target, const std::function<void(const std::string&)>& tell) {
+std::vector<Study> studies_of(Device device) {
+  std::vector<Study> all;
+  for (const Products backward : {Products::compute, Products::int8}) {
+    if (device == Device::cpu) {
+      all.push_back({256, 704, 8192, 256, 8, backward, 1, 3});
+      all.push_back({512, 1408, 16384, 256, 4, backward, 1, 2});
+      all.push_back({1024, 2816, 4096, 256, 2, backward, 1, 2});
+    } else {
+      for (const auto& [width, inner] : {std::pair(512, 1408), std::pair(1024, 2816), std::pair(2048, 5632)})
+        for (const int64_t rows : {4, 16}) all.push_back({width, inner, 32000, 2048, rows, backward, 3, 5});
+    }
+  }
+  return all;
+}
+
+RunConfig config_of(const Study& s) {
+  RunConfig c;
+  c.model.hidden_size = s.width;
+  c.model.intermediate_size = s.inner;
+  c.model.vocab_size = s.vocabulary;
+  c.model.num_hidden_layers = 2;
+  LayerEntry first, second;
+  first.token = TokenKind::mlgru;
+  second.token = TokenKind::attention;
+  second.heads = s.width / 64;
+  second.precision = Precision::bf16;
+  second.inner_norm = false;
+  c.model.layers = {first, second};
+  c.data.seq_len = s.length;
+  c.train.batch_size = 2 * s.rows;
+  c.train.micro_batch_size = s.rows;
+  c.train.backward = s.backward;
+  c.train.steps = 1000;
+  return c;
+}
+
+OpRates measure_rates(const ComputeTarget& target, const std::vector<Study>& studies,
+                      const std::function<void(const std::string&)>& tell) {
   OpRates rates;
   rates.device = device_key(target.device);
   rates.program = MMFREE_VERSION;
   rates.date = today();
   Measured sum;
-  const std::vector<Study> all = studies(target.device);
-  for (size_t i = 0; i < all.size(); ++i) {
-    const Study& study = all[i];
+  for (size_t i = 0; i < studies.size(); ++i) {
+    const Study& study = studies[i];
     const RunConfig config = config_of(study);
     const bool measures = fits(config, target);
-    tell(concat("model ", i + 1, " of ", all.size(), ": width ", study.width, ", ", study.rows * study.length,
+    tell(concat("model ", i + 1, " of ", studies.size(), ": width ", study.width, ", ", study.rows * study.length,
                 " tokens at a time, backward products in ", name_of(study.backward),
                 measures ? "" : ": left out, too little memory is free"));
     if (!measures) continue;

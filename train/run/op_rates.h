@@ -1,4 +1,6 @@
 #pragma once
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -34,8 +36,22 @@ std::string device_key(Device device);
 /// Whether a key is a GPU's.
 bool is_gpu_key(const std::string& key);
 
-/// Measures the device of `target`, within half a minute and, of a GPU, memory of a few GB. `tell` gets a line of
-/// progress before each model. Models that do not fit into free memory are left out.
-OpRates measure_rates(const ComputeTarget& target, const std::function<void(const std::string&)>& tell);
+/// A small model and batch whose step shows how fast a device is at their sizes.
+struct Study {
+  int64_t width, inner, vocabulary, length, rows;
+  Products backward;
+  int warm, steps;  ///< steps before those that are measured, and these
+};
+/// The widths of the models in configs/ and the numbers of tokens that a device computes at a time: half a minute of
+/// two cores, or of a GPU, and a few GB. The vocabulary is large enough for a head like those of large models, and
+/// small enough for a step not to be all head.
+std::vector<Study> studies_of(Device device);
+/// One layer of each token mixer, one with ternary projections, one with plain ones; two micro-batches.
+RunConfig config_of(const Study& study);
+
+/// Measures the device of `target`. `tell` gets a line of progress before each study. Studies that do not fit into free
+/// memory are left out. @throws OutOfMemory if none fits; Error with Exit::stopped after a signal
+OpRates measure_rates(const ComputeTarget& target, const std::vector<Study>& studies,
+                      const std::function<void(const std::string&)>& tell);
 
 }  // namespace mmfree

@@ -37,6 +37,7 @@ class StepTrace : public OpWatch {
   /// The steps so far in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open:
   /// complete events (ph X) with times in microseconds. An op has its operations or bytes in `args`.
   std::string json() const;
+  size_t size() const { return events_.size(); }
   /// Writes json() to a file. Returns what is wrong with it, in one line: it was not written, or steps were left out.
   std::string write(const std::string& path) const;
 
