@@ -11,6 +11,7 @@ class AlarmsTest : public testing::Test {
  protected:
   AlarmsTest() {
     config_.model.num_hidden_layers = 2;
+    config_.model.vocab_size = 64;
     config_.optim.schedule = Schedule::constant;
     config_.optim.warmup_steps = 0;
     config_.train.telemetry_every = 50;
@@ -103,6 +104,9 @@ TEST_F(AlarmsTest, ASaturatedInputRingsAndAFewCodesOfANarrowOneDoNot) {
   EXPECT_EQ(nothing_, line(150, {{act, 0.12}}));
   EXPECT_EQ(nothing_, line(200, {{act, 0.04}}));
   EXPECT_EQ(nothing_, line(250, {{act, 0.06}}));
+  begin();
+  for (WatchedMatrix& m : matrices_) m.cols = 30;
+  EXPECT_EQ(nothing_, line(50, {{act, 0.12}})) << "less than four codes of a row";
 }
 
 TEST_F(AlarmsTest, SeveralMatricesAreOneLine) {

@@ -32,7 +32,7 @@ RunConfig leafy_run() {
   c.train.micro_batch_size = 1;
   c.train.steps = 16;
   c.train.eval_every = 6;
-  c.train.save_every = 5;
+  c.train.save_every = c.train.telemetry_every = 5;
   return c;
 }
 
@@ -115,7 +115,13 @@ TEST_F(Ranks, TheirNumberMayChangeAtEachStart) {
     processes->signal(processes->count() - 1, SIGTERM);
     expect_end(*processes, 75);
   }
-  expect_same(whole, run(4, "changing"));
+  // A start between two lines of telemetry does not know the codes of the first.
+  const auto without_flips = [](Outcome outcome) {
+    for (nlohmann::json& row : outcome.metrics)
+      for (auto it = row.begin(); it != row.end();) it = it.key().ends_with("/flips") ? row.erase(it) : std::next(it);
+    return outcome;
+  };
+  expect_same(without_flips(whole), without_flips(run(4, "changing")));
 }
 
 TEST_F(Ranks, GoBackTogether) {
