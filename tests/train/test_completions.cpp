@@ -32,7 +32,7 @@ TEST(Completions, BashCompletesCommandsFlagsKeysAndValues) {
   EXPECT_EQ(offered(dir, "mmfree train --re", 2), "--resume\n");
   EXPECT_EQ(offered(dir, "mmfree report --o", 2), "--output\n");
   EXPECT_EQ(offered(dir, "mmfree train x.yaml optim.w", 3),
-            "optim.weight_decay=\noptim.weight_decay_until=\noptim.warmup_steps=\n");
+            "optim.weight_decay=\noptim.weight_decay_until=\noptim.warmup_steps=\noptim.warmup_tokens=\n");
   EXPECT_EQ(offered(dir, "mmfree train x.yaml optim.schedule = co", 5), "constant\ncosine\n");
   EXPECT_EQ(offered(dir, "mmfree train x.yaml train.capture = ", 5), "true\nfalse\n");
   EXPECT_EQ(offered(dir, "mmfree eval optim.w", 2), "\n") << "files";

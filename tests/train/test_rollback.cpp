@@ -27,7 +27,10 @@ LoopState state_at(const std::string& run_dir, int64_t step) {
 TEST(Rollback, LeavesOutTheDataAndMakesAllSteps) {
   const TempDir dir;
   const RunConfig c = unsteady_run(dir, dir / "run");
-  const std::string said = text_of([&] { EXPECT_TRUE(train(c).finished); });
+  RunResult result;
+  const std::string said = text_of([&] { result = train(c); });
+  EXPECT_TRUE(result.finished);
+  EXPECT_NEAR(result.first_loss, std::log(323.0), 0.3) << "of the first step, not of one behind a rollback";
   EXPECT_TRUE(contains(said, "step 31: 2 steps in a row were skipped: the run diverges and goes back to " +
                                  checkpoint_path(dir / "run", 28)))
       << said;

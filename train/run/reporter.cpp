@@ -83,6 +83,7 @@ void Reporter::go_back(const LoopState& state) {
   begin_ = state;
   window_start_ = seconds() - idle_;
   window_tokens_ = 0;
+  window_waited_ = 0;  // by a feed that starts anew
   open_metrics(metrics_path_, state.step);
 }
 

@@ -201,7 +201,7 @@ void Trainer::take(const std::optional<StepResult>& result) {
   if (result->scored == 0)
     return reporter_.message(concat("step ", result->step, ": no target of its batch is scored: the step was skipped"));
   state_.norms = result->report.norms;
-  if (result->step == first_step_ + 1) result_.first_loss = result->loss;
+  if (result_.first_loss == 0) result_.first_loss = result->loss;  // 0: without any
   result_.last_loss = result->loss;
   check_progress(*result);
   const Group::InTime in_time(group_, longest_step_);
@@ -482,6 +482,9 @@ void Trainer::finish() {
     result_.early =
         concat("no gain on valid loss ", e.least, " in ", e.without_gain, " evaluations (train.early_stop)");
   if (e.best_step >= 0 && config_.train.keep_best) result_.best_step = e.best_step, result_.best_loss = e.best_loss;
+  const bool comparable = result_.best_step >= 0 && result_.valid && config_.train.eval_tokens == 0;
+  if (comparable && result_.valid->loss() < result_.best_loss)
+    result_.best_step = state_.step, result_.best_loss = result_.valid->loss();
   reporter_.finish();
 }
 
