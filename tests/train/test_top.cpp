@@ -87,7 +87,7 @@ TEST(Top, ShowsTelemetryAlarmsAndSets) {
   EXPECT_NE(text.find("\n  alarm     2 in all, step 4: x: its scale \\u001b[2J fell\n"), text.npos) << text;
   EXPECT_NE(text.find("\n  zeros     31.2% "), text.npos) << text;
   EXPECT_NE(text.find("\n  flips     0.0125% "), text.npos) << text;
-  EXPECT_NE(text.find("\n  a-long-na 1.5000 "), text.npos) << text;
+  EXPECT_NE(text.find("\n  on a-long 1.5000 "), text.npos) << text;
 }
 
 TEST(Top, FitsIntoAnyTerminal) {

@@ -146,7 +146,7 @@ std::string set_of(const std::string& key) {
   constexpr std::string_view kBegin = "eval/", kEnd = "/loss";
   if (!key.starts_with(kBegin) || !key.ends_with(kEnd) || key.size() <= kBegin.size() + kEnd.size()) return {};
   const std::string name = console::escaped(key.substr(kBegin.size(), key.size() - kBegin.size() - kEnd.size()));
-  return std::string(first_characters(name, kNameWidth - 1));
+  return "on " + std::string(first_characters(name, kNameWidth - 4));
 }
 
 /// The newest of what looks wrong.
