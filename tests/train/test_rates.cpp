@@ -9,6 +9,7 @@
 #include "tests/support/training.h"
 #include "train/run/rates_file.h"
 #include "train/run/step.h"
+#include "train/run/telemetry.h"
 
 namespace mmfree {
 namespace {
@@ -34,6 +35,8 @@ void expect_rehearsed(const RunConfig& c, Recompute recompute, Products products
   LM lm(params, c.model, DType::f32, backward_products(target, c.train.backward));
   const auto optimizer = make_optimizer(params, c.optim);
   lm.requantise();
+  const auto alone = Group::alone();
+  const Telemetry telemetry(lm, params, *optimizer, c, *alone);
   StepRunner runner(lm, params, *optimizer, c, recompute);
   runner.ids().fill_zero(), runner.targets().fill_zero();
   const Seen seen;

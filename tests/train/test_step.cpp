@@ -10,6 +10,7 @@
 #include "train/run/recompute.h"
 #include "train/run/rehearsal.h"
 #include "train/run/step.h"
+#include "train/run/telemetry.h"
 
 namespace mmfree {
 namespace {
@@ -368,6 +369,8 @@ size_t peak_of(const RunConfig& c, Recompute recompute, DType compute = DType::b
   params.initialise(1);
   const auto lm = std::make_unique<LM>(params, c.model, compute);
   AdamW optimizer(params, c.optim);
+  const auto alone = Group::alone();
+  const Telemetry telemetry(*lm, params, optimizer, c, *alone);
   StepRunner runner(*lm, params, optimizer, c, recompute);
   optimizer.begin_step(1, 10);
   runner.work();
@@ -401,8 +404,8 @@ TEST(DryRunOfAStep, NeedsWhatOneCountsByHand) {
     flat += padded(s.shape.size());
     if (s.role == ParamRole::matrix || s.role == ParamRole::head) matrices += s.shape.size();
   }
-  // Values, gradients and both moments; int8 codes of the matrices.
-  const int64_t fixed = 16 * flat + matrices + 2 * 4 * n;
+  // Values, gradients and both moments; int8 codes of the matrices, and two bits of each for telemetry.
+  const int64_t fixed = 16 * flat + matrices + matrices / 4 + 2 * 4 * n;
   // Of each layer. Token mixer: the stream, three rounded inputs, i, f and g, the state, o_proj's rounded input.
   // Channel mixer: the stream, gate_proj's rounded input and output, down_proj's rounded input. Then 13 numbers per
   // row: statistics (2 + 2 + 2 + 1) and steps (3 + 1 + 1 + 1).
