@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <climits>
 #include <map>
 
 #include "core/cuda/decode_chain.cuh"
@@ -245,7 +246,6 @@ __device__ void walk_phases(const ChainArgs& g, const ChainMemory& memory) {
   __shared__ ChainReduction reduce;
   __shared__ ChainState before;
   reduce.clear();
-  begin_kernel();
   if (threadIdx.x == 0) before = *g.state;
   ChainReduction::wait();
   const uint32_t set = before.launches % 2;
@@ -276,12 +276,15 @@ __global__ void __launch_bounds__(kChainThreads, 1) chain_rows(const __grid_cons
     hopper::barrier_init_done();
   }
   __syncthreads();
+  // Weights do not change: their copies begin before the kernel before has ended.
+  const bool loads = threadIdx.x == kThreads;
+  ChainLoader loader(g, memory);
+  if (loads) loader.load(g.shape.stages);
+  begin_kernel();
   if (threadIdx.x < kThreads)
     walk_phases<kRows>(g, memory);
-  else if (threadIdx.x == kThreads)
-    load_phases(g, memory);
-  else
-    begin_kernel();
+  else if (loads)
+    loader.load(INT_MAX);
 #endif
 }
 

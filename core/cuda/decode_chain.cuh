@@ -160,24 +160,30 @@ __device__ inline void load_entry(const Phase* phase, const Entries& e, uint32_t
   }
 }
 
-/// The loading thread: all entries of all phases. Weights do not change, so that it begins before the kernel before has
-/// ended.
-__device__ inline void load_phases(const ChainArgs& g, const ChainMemory& memory) {
-  ChainRing ring;
-  int entry = 0;
-  for (int phase = 0; phase < g.count; ++phase) {
-    Entries e(g.phases[phase], g.shape);
-    do {
-      if (entry == g.shape.stages) begin_kernel();
-      if (entry >= g.shape.stages) hopper::barrier_wait(memory.empty(ring.stage), ring.parity ^ 1);
-      const uint32_t to = hopper::address(memory.stages + ring.stage * g.shape.stage_bytes);
-      load_entry(g.phases + phase, e, to, memory.full(ring.stage));
-      ring.next(g.shape.stages);
-      ++entry;
-    } while (e.advance());
+/// The loading thread: all entries of all phases, one after the other.
+class ChainLoader {
+ public:
+  __device__ ChainLoader(const ChainArgs& g, const ChainMemory& memory)
+      : g_(g), memory_(memory), at_(g.phases[0], g.shape) {}
+
+  /// Goes on until `most` entries have been loaded.
+  __device__ void load(int most) {
+    for (; phase_ < g_.count && entry_ < most; ++entry_) {
+      if (entry_ >= g_.shape.stages) hopper::barrier_wait(memory_.empty(ring_.stage), ring_.parity ^ 1);
+      const uint32_t to = hopper::address(memory_.stages + ring_.stage * g_.shape.stage_bytes);
+      load_entry(g_.phases + phase_, at_, to, memory_.full(ring_.stage));
+      ring_.next(g_.shape.stages);
+      if (!at_.advance() && ++phase_ < g_.count) at_ = Entries(g_.phases[phase_], g_.shape);
+    }
   }
-  if (entry <= g.shape.stages) begin_kernel();
-}
+
+ private:
+  const ChainArgs& g_;
+  const ChainMemory& memory_;
+  ChainRing ring_;
+  Entries at_;
+  int phase_ = 0, entry_ = 0;
+};
 
 #endif
 

@@ -48,25 +48,26 @@ struct Stages {
   __device__ uint32_t empty(int stage) const { return full(stage) + T::stages * 8; }
 };
 
-/// The loading thread.
+/// Starts the copies of a step's weights, behind which those of its codes must follow.
 template <class T, int kParts>
-__device__ void load_steps(const DenseArgs& g, Stages<T, kParts> shared, int matrix, int row, int output) {
+__device__ void load_weights(const DenseArgs& g, Stages<T, kParts> shared, int matrix, int output, int stage,
+                             int step) {
   const int codes = g.same_codes ? 1 : kParts;
-  const auto load_weights = [&](int stage, int step) {
-    barrier_expect(shared.full(stage), codes * T::code_bytes + kParts * T::weight_bytes);
-    for (int part = 0; part < kParts; ++part)
-      load_box(shared.weights(stage, part), g.w[matrix + part], step * kDepth, output, shared.full(stage));
-  };
-  const int ahead = min(T::stages, g.steps);
-  for (int step = 0; step < ahead; ++step) load_weights(step, step);
-  begin_kernel();
+  barrier_expect(shared.full(stage), codes * T::code_bytes + kParts * T::weight_bytes);
+  for (int part = 0; part < kParts; ++part)
+    load_box(shared.weights(stage, part), g.w[matrix + part], step * kDepth, output, shared.full(stage));
+}
+
+/// All other copies; `ahead` steps have their weights.
+template <class T, int kParts>
+__device__ void load_steps(const DenseArgs& g, Stages<T, kParts> shared, int matrix, int row, int output, int ahead) {
   Ring<T::stages> ring;
   for (int step = 0; step < g.steps; ++step, ring.next()) {
     if (step >= ahead) {
       barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
-      load_weights(ring.stage, step);
+      load_weights(g, shared, matrix, output, ring.stage, step);
     }
-    for (int part = 0; part < codes; ++part)
+    for (int part = 0; part < (g.same_codes ? 1 : kParts); ++part)
       load_box(shared.codes(ring.stage, part), g.q[matrix + part], step * kDepth, row, shared.full(ring.stage));
   }
 }
@@ -154,16 +155,18 @@ __global__ void __launch_bounds__(DenseTile<kGroups, kN, parts_of(kFinish)>::thr
     for (int i = 1; i < kMostMatrices; ++i) first += i < g.group.count && int(blockIdx.x) >= g.first[i];
   }
   const int row = int(blockIdx.y) * T::rows, output = (int(blockIdx.x) - (kParts == 1 ? g.first[first] : 0)) * kN;
+  const bool loads = threadIdx.x == kGroups * kGroup;
+  const int ahead = min(T::stages, g.steps);
+  if (loads)
+    for (int step = 0; step < ahead; ++step) load_weights(g, shared, first, output, step, step);
+  begin_kernel();
   if (const int group = int(threadIdx.x) / kGroup; group < kGroups) {
-    begin_kernel();
     int sums[kParts][kN / 2];
     multiply_steps<T, kN, kParts>(g, shared, group, sums);
     with_gate<kFinish>(g.group.f,
                        [&](auto gate) { finish_rows<kFinish, kN, kParts>(gate, g, first, row, output, sums); });
-  } else if (threadIdx.x % kWarp == 0) {
-    load_steps<T, kParts>(g, shared, first, row, output);
-  } else {
-    begin_kernel();
+  } else if (loads) {
+    load_steps(g, shared, first, row, output, ahead);
   }
 #endif
 }
