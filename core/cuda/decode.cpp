@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "core/cuda/context.h"
-#include "core/cuda/decode_plan.h"
+#include "core/cuda/decode_chain.h"
 #include "core/device.h"
 #include "core/gpu.h"
 #include "core/ops/sample.h"
@@ -24,6 +24,7 @@ class Runner {
  public:
   Runner(const DecodeProgram& program, int64_t most_rows, int64_t most_spans)
       : ops_(decode::plan(program.steps)),
+        chains_(decode::chains(ops_)),
         most_rows_(most_rows),
         most_spans_(most_spans),
         host_(size_t(3 * most_rows + 3 * most_spans)),
@@ -86,20 +87,33 @@ class Runner {
   }
 
   void launch(const Rows& rows, bool single, int64_t wanted_first) {
-    for (const decode::Op& op : ops_)
-      std::visit(
-          [&](const auto& o) {
-            using Kind = std::decay_t<decltype(o)>;
-            if constexpr (std::is_same_v<Kind, DecodeEmbed>)
-              decode::embed(o, rows.ids, rows.rows);
-            else if constexpr (std::is_same_v<Kind, DecodeScan>)
-              decode::scan(o, rows);
-            else if constexpr (std::is_same_v<Kind, decode::Attend>)
-              decode::attend(o.step, o.turns.template data<double>(), rows);
-            else
-              linear(o, rows, single, wanted_first);
-          },
-          op);
+    auto chain = chains_.begin();
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      while (chain != chains_.end() && chain->first < i) ++chain;
+      const bool few = single && rows.rows <= decode::kFewRows;
+      if (few && chain != chains_.end() && chain->first == i && chain->shape(rows.rows)) {
+        decode::run(*chain, rows, wanted_first);
+        i += chain->count - 1;
+      } else {
+        launch(ops_[i], rows, single, wanted_first);
+      }
+    }
+  }
+
+  void launch(const decode::Op& op, const Rows& rows, bool single, int64_t wanted_first) {
+    std::visit(
+        [&](const auto& o) {
+          using Kind = std::decay_t<decltype(o)>;
+          if constexpr (std::is_same_v<Kind, DecodeEmbed>)
+            decode::embed(o, rows.ids, rows.rows);
+          else if constexpr (std::is_same_v<Kind, DecodeScan>)
+            decode::scan(o, rows);
+          else if constexpr (std::is_same_v<Kind, decode::Attend>)
+            decode::attend(o.step, o.turns.template data<double>(), rows);
+          else
+            linear(o, rows, single, wanted_first);
+        },
+        op);
   }
 
   Rows rows() const {
@@ -117,15 +131,12 @@ class Runner {
     norm.wanted = op.at_wanted ? rows.wanted : nullptr;
     Group group = op.group;
     group.slots = rows.slots, group.first_row = first;
-    if (op.scan && single) group.finish = Finish::scan;
-    if (count <= decode::kFewRows && op.plain.empty() && decode::fits_few(norm, group)) {
-      decode::few(norm, group, count);
-    } else {
-      if (op.norm) decode::norm(norm, count);
-      if (group.count) decode::tiles(group, count);
-      for (const DecodeMatrix& m : op.plain) decode::plain(m, count, first);
-    }
-    if (op.scan && !single) decode::scan(*op.scan, rows);
+    const bool dense = decode::fits_dense(group, count), scans = op.scan && single && !dense;
+    if (scans) group.finish = Finish::scan;
+    if (op.norm) decode::norm(norm, count);
+    if (group.count) dense ? decode::dense(group, count) : decode::tiles(group, count);
+    for (const DecodeMatrix& m : op.plain) decode::plain(m, count, first);
+    if (op.scan && !scans) decode::scan(*op.scan, rows);
   }
 
   void upload() {
@@ -203,6 +214,7 @@ class Runner {
   static constexpr int32_t kNone = -2;
 
   std::vector<decode::Op> ops_;
+  std::vector<decode::Chain> chains_;  ///< of them
   int64_t most_rows_, most_spans_;
   std::vector<int32_t> host_;  ///< ids, slots, positions, wanted rows, spans
   Tensor device_;

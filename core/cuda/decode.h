@@ -13,8 +13,10 @@ namespace mmfree::cuda::decode {
 
 /// Threads of a block of every kernel that computes norms: the order of sums depends on it.
 inline constexpr int kThreads = 256;
-/// Most rows of a call whose norms each block of a product computes again instead of reading their codes.
+/// Most rows of a call that is computed by chains (decode_chain.h).
 inline constexpr int kFewRows = 4;
+/// Fewest rows of a call whose products read weights of a byte each.
+inline constexpr int kDenseRows = 96;
 inline constexpr int kMostMatrices = int(kMaxNormBranches);
 
 /// Packed weights: a row is a number of blocks of 256 columns, 16 words of 16 weights each, two bits a weight: 0, 1, 2
@@ -42,6 +44,7 @@ struct Norm {
   const float* outer;
   float* x;  ///< value of a sum, [N, D]; or null
   int d, count;
+  float inverse_d;      ///< 1 / d
   int64_t code_stride;  ///< block_columns(d)
   Branch branches[kMostMatrices];
   const int32_t* wanted;  ///< output row n is that of source row wanted[n]; null: of n
@@ -50,6 +53,7 @@ struct Norm {
 /// A ternary matrix of a group.
 struct Matrix {
   const uint32_t* codes;
+  const int8_t* bytes;  ///< the same weights, [O, K]; or null
   const float* scale;
   const int8_t* q;  ///< code rows of its branch
   const float* step;
@@ -84,12 +88,11 @@ struct Group {
   }
 };
 
-/// Whether the norm and the products can be computed by `few`.
-bool fits_few(const Norm& norm, const Group& group);
-/// Norm and products of up to kFewRows rows in one kernel.
-void few(const Norm& norm, const Group& group, int rows);
 /// The products from the codes that `norm` stored.
 void tiles(const Group& group, int rows);
+/// The same for many rows on Hopper, from weights of a byte each; `finish` is not scan.
+bool fits_dense(const Group& group, int rows);
+void dense(const Group& group, int rows);
 
 void embed(const DecodeEmbed& embed, const int32_t* ids, int rows);
 void norm(const Norm& norm, int rows);

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/cuda/copies.cuh"
 #include "core/cuda/decode.h"
 #include "core/cuda/rows.cuh"
 
@@ -20,10 +21,57 @@ __device__ inline void each_column(int d, Body&& body) {
   for (int k = int(threadIdx.x) * V; k < d; k += kThreads * V) body(k);
 }
 
-/// x of a row, without the gate's r0, into `xs`. Returns this thread's part of Σ a² for a gate.
+/// Columns of a row of d floats in shared memory.
+__host__ __device__ inline int padded(int d) { return (d + 3) / 4 * 4; }
+/// Number of the norm's weight vectors: of the block norm, the gate and the branches.
+__host__ __device__ inline int norm_weights(const Norm& p) {
+  int count = (p.outer != nullptr) + (p.weight != nullptr);
+  for (int b = 0; b < p.count; ++b) count += p.branches[b].weight != nullptr;
+  return count;
+}
+
+/// The functions of core/activation.h. The quotient of σ is exact to two units in the last place and has no branches.
+struct Quick {
+  static __device__ float exp(float x) { return expf(x); }
+  static __device__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+  static __device__ float erf(float x) { return erff(x); }
+};
+
+/// The norm's weight vectors, null where there is none.
+struct NormWeights {
+  const float *outer, *gate, *branch[kMostMatrices];
+  /// Where `norm` says.
+  __device__ explicit NormWeights(const Norm& p) : outer(p.outer), gate(p.weight) {
+#pragma unroll
+    for (int b = 0; b < kMostMatrices; ++b) branch[b] = b < p.count ? p.branches[b].weight : nullptr;
+  }
+  /// Calls move(vector) for each of those that there are.
+  template <class Move>
+  __device__ void each(Move&& move) {
+    if (outer) move(outer);
+    if (gate) move(gate);
+#pragma unroll
+    for (const float*& b : branch)
+      if (b) move(b);
+  }
+};
+
+/// Starts copies of the weights to `to`, shared memory of norm_weights(p) · padded(d). A thread copies the columns that
+/// it will read. Call it before begin_kernel, and wait_copies before norm_row.
+__device__ inline void stage_weights(NormWeights& w, int d, float* to) {
+  w.each([&](const float*& from) {
+    each_column<4>(d, [&](int k) { copy_async(to + k, from + k); });
+    from = to;
+    to += padded(d);
+  });
+  commit_copies();
+}
+
+/// x of a row, without the gate's r0, into `xs`, and the value of a sum to `sum` unless that is null. Returns this
+/// thread's part of Σ a² for a gate.
 template <int V>
-__device__ float source_row(const Norm& p, int64_t row, bool write, float* xs) {
-  const float *a = p.a + row * p.stride, *b = p.b + row * p.stride;
+__device__ float source_row(const Norm& p, const NormWeights& weights, const float* a, const float* b, float* sum,
+                            float* xs) {
   float squares = 0;
   const auto fill = [&](bool both, auto&& value) {
     each_column<V>(p.d, [&](int k) {
@@ -45,18 +93,18 @@ __device__ float source_row(const Norm& p, int64_t row, bool write, float* xs) {
       fill(true, [&](int k, auto& left, auto& right, auto& x) {
 #pragma unroll
         for (int i = 0; i < V; ++i) x[i] = left[i] + right[i];
-        if (write && p.x) store(p.x + row * p.d + k, x);
+        if (sum) store(sum + k, x);
       });
       break;
     case RowSource::gate:
       fill(true, [&](int k, auto& left, auto& right, auto& x) {
         float w[V];
-        if (p.weight) load(w, p.weight + k);
+        if (weights.gate) load(w, weights.gate + k);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
-          const float gate = sigmoid<float>(right[i]);
+          const float gate = Quick::sigmoid(right[i]);
           squares = fmaf(left[i], left[i], squares);
-          x[i] = p.weight ? left[i] * w[i] * silu(right[i], gate) : left[i] * gate;
+          x[i] = weights.gate ? left[i] * w[i] * silu(right[i], gate) : left[i] * gate;
         }
       });
       break;
@@ -67,7 +115,7 @@ __device__ float source_row(const Norm& p, int64_t row, bool write, float* xs) {
         fill(glu, [&](int, auto& left, auto& right, auto& x) {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
-            x[i] = activated<f, Maths<float>>(left[i]).value;
+            x[i] = activated<f, Quick>(left[i]).value;
             if (glu) x[i] = __fmul_rn(x[i], right[i]);
           }
         });
@@ -79,8 +127,9 @@ __device__ float source_row(const Norm& p, int64_t row, bool write, float* xs) {
 }
 
 /// The sums of a row whose x is in `xs`, which becomes x · outer, and what follows from them.
-template <int V>
-__device__ RowFactors row_factors(const Norm& p, float gate_squares, Reduction& reduce, int turn, float* xs) {
+template <int V, class Reduction>
+__device__ RowFactors row_factors(const Norm& p, const NormWeights& weights, float gate_squares, Reduction& reduce,
+                                  int turn, float* xs) {
   float sums[3] = {0, 0, gate_squares};
   uint32_t most[kMostMatrices] = {};
   each_column<V>(p.d, [&](int k) {
@@ -88,8 +137,8 @@ __device__ RowFactors row_factors(const Norm& p, float gate_squares, Reduction& 
     load(x, xs + k);
 #pragma unroll
     for (int i = 0; i < V; ++i) sums[0] = fmaf(x[i], x[i], sums[0]);
-    if (p.outer) {
-      load(w, p.outer + k);
+    if (weights.outer) {
+      load(w, weights.outer + k);
 #pragma unroll
       for (int i = 0; i < V; ++i) x[i] *= w[i], sums[1] = fmaf(x[i], x[i], sums[1]);
       store(xs + k, x);
@@ -97,46 +146,53 @@ __device__ RowFactors row_factors(const Norm& p, float gate_squares, Reduction& 
 #pragma unroll
     for (int b = 0; b < kMostMatrices; ++b) {
       if (b >= p.count) break;
-      if (p.branches[b].weight) load(w, p.branches[b].weight + k);
+      if (weights.branch[b]) load(w, weights.branch[b] + k);
 #pragma unroll
-      for (int i = 0; i < V; ++i)
-        most[b] = max(most[b], magnitude(p.branches[b].weight ? __fmul_rn(x[i], w[i]) : x[i]));
+      for (int i = 0; i < V; ++i) most[b] = max(most[b], magnitude(weights.branch[b] ? __fmul_rn(x[i], w[i]) : x[i]));
     }
   });
   reduce(turn, sums, most);
-  const float inverse = 1.0f / float(p.d);
+  const float inverse = p.inverse_d;
   const float r0 =
-      p.kind == RowSource::gate && p.weight ? rms_reciprocal(__fmul_rn(sums[2], inverse), p.eps_gate) : 1.0f;
-  const float r1 = p.outer ? rms_reciprocal(__fmul_rn(r0 * r0 * sums[0], inverse), p.eps_outer) : 1.0f;
+      p.kind == RowSource::gate && weights.gate ? rms_reciprocal(__fmul_rn(sums[2], inverse), p.eps_gate) : 1.0f;
+  const float r1 = weights.outer ? rms_reciprocal(__fmul_rn(r0 * r0 * sums[0], inverse), p.eps_outer) : 1.0f;
   const float r01 = r0 * r1;
-  const float squares = r01 * r01 * (p.outer ? sums[1] : sums[0]);
+  const float squares = r01 * r01 * (weights.outer ? sums[1] : sums[0]);
   const float r2 = rms_reciprocal(__fmul_rn(squares, inverse), p.eps_inner);
   RowFactors out;
+  // The quotients of branch b are computed by every lane 4 i + b, and handed to the others.
+  static_assert(kMostMatrices == 4);
+  float largest[kMostMatrices];
 #pragma unroll
   for (int b = 0; b < kMostMatrices; ++b) {
-    out.factor[b] = b < p.count && p.branches[b].weight ? r01 * r2 : r01;
-    out.scale[b] = activation_scale(__uint_as_float(most[b]) * out.factor[b]);
+    out.factor[b] = b < p.count && weights.branch[b] ? r01 * r2 : r01;
+    largest[b] = __uint_as_float(most[b]) * out.factor[b];
   }
+  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+  const float low_two = odd ? largest[1] : largest[0], high_two = odd ? largest[3] : largest[2];
+  const ActivationScale<float> own = activation_scale(high ? high_two : low_two);
+#pragma unroll
+  for (int b = 0; b < kMostMatrices; ++b)
+    out.scale[b] = {__shfl_sync(0xffffffffu, own.inverse, b), __shfl_sync(0xffffffffu, own.step, b)};
   return out;
 }
 
-/// Computes row `row` of the source. `write`: stores the value of a sum. Calls emit(branch, k, v, scale) for the V
-/// values v of each branch from column k on, which are not rounded yet. `turn` alternates from call to call.
-template <int V, class Emit>
-__device__ RowFactors norm_row(const Norm& p, int64_t row, bool write, Reduction& reduce, int turn, float* xs,
-                               Emit&& emit) {
-  const float squares = source_row<V>(p, row, write, xs);
-  const RowFactors factors = row_factors<V>(p, squares, reduce, turn, xs);
+/// The norm of the row whose sources are `a` and `b`; see source_row. Calls emit(branch, k, v, scale) for the V values
+/// v of each branch from column k on, which are not rounded yet. `turn` alternates from call to call.
+template <int V, class Reduction, class Emit>
+__device__ RowFactors norm_row(const Norm& p, const NormWeights& weights, const float* a, const float* b, float* sum,
+                               Reduction& reduce, int turn, float* xs, Emit&& emit) {
+  const float squares = source_row<V>(p, weights, a, b, sum, xs);
+  const RowFactors factors = row_factors<V>(p, weights, squares, reduce, turn, xs);
   each_column<V>(p.d, [&](int k) {
     float x[V], w[V], v[V];
     load(x, xs + k);
 #pragma unroll
     for (int b = 0; b < kMostMatrices; ++b) {
       if (b >= p.count) break;
-      if (p.branches[b].weight) load(w, p.branches[b].weight + k);
+      if (weights.branch[b]) load(w, weights.branch[b] + k);
 #pragma unroll
-      for (int i = 0; i < V; ++i)
-        v[i] = __fmul_rn(p.branches[b].weight ? __fmul_rn(x[i], w[i]) : x[i], factors.factor[b]);
+      for (int i = 0; i < V; ++i) v[i] = __fmul_rn(weights.branch[b] ? __fmul_rn(x[i], w[i]) : x[i], factors.factor[b]);
       emit(b, k, v, factors.scale[b]);
     }
   });
@@ -168,8 +224,8 @@ struct Gates {
   float keep, add;
   Gates() = default;
   __device__ Gates(float z, float a, float gamma) {
-    keep = fmaf(1.0f - gamma, sigmoid<float>(z), gamma);
-    add = __fmul_rn(silu(a, sigmoid<float>(a)), 1.0f - keep);
+    keep = fmaf(1.0f - gamma, Quick::sigmoid(z), gamma);
+    add = __fmul_rn(silu(a, Quick::sigmoid(a)), 1.0f - keep);
   }
   __device__ float next(float h) const { return fmaf(keep, h, add); }
 };
@@ -180,10 +236,9 @@ __device__ inline float scaled(int sum, float step, float scale) {
 }
 
 /// f(a) ⊙ b.
-__device__ inline float gated(Activation f, float a, float b) {
-  float x = 0;
-  with_activation(f, [&]<Activation kF>() { x = __fmul_rn(activated<kF, Maths<float>>(a).value, b); });
-  return x;
+template <Activation f>
+__device__ inline float gated(float a, float b) {
+  return __fmul_rn(activated<f, Quick>(a).value, b);
 }
 
 /// The weights of a packed word in bytes: at[i] has columns 4 i to 4 i + 3.

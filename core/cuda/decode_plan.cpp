@@ -52,6 +52,7 @@ class Planner {
       MMFREE_CHECK(Error, g.count < kMostMatrices && (g.count == 0 || g.k == m.k) && m.q_stride == block_columns(m.k),
                    "decode: products that do not belong together");
       g.matrices[g.count++] = {reinterpret_cast<const uint32_t*>(m.codes),
+                               m.bytes,
                                m.scale,
                                m.q,
                                m.step,
@@ -80,7 +81,7 @@ class Planner {
     p.stride = a.source.stride;
     p.eps_gate = float(a.source.eps), p.eps_outer = float(a.eps_outer), p.eps_inner = float(a.eps_inner);
     p.outer = floats(a.outer), p.x = static_cast<float*>(a.x);
-    p.d = int(a.d), p.count = a.count, p.code_stride = block_columns(a.d);
+    p.d = int(a.d), p.count = a.count, p.inverse_d = 1.0f / float(a.d), p.code_stride = block_columns(a.d);
     for (int b = 0; b < a.count; ++b) {
       const NormBranchArgs& from = a.branches[b];
       p.branches[b] = {floats(from.weight), from.rounding, from.step != nullptr, from.out,
@@ -119,6 +120,7 @@ class Planner {
     if (g.count == 1 && g.matrices[0].y == a && b == a + d && g.matrices[0].rows == 2 * d) {
       g.matrices[1] = g.matrices[0];
       g.matrices[1].codes += d * g.words;
+      if (g.matrices[1].bytes) g.matrices[1].bytes += d * g.k;
       g.matrices[0].rows = g.matrices[1].rows = int(d);
       g.count = 2;
     } else if (g.count == 2 && g.matrices[1].y == a && g.matrices[0].y == b) {

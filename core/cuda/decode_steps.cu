@@ -1,4 +1,5 @@
 #include "core/cuda/decode_norm.cuh"
+#include "core/cuda/table.cuh"
 
 /// The steps of a decode program that are not ternary products.
 namespace mmfree::cuda::decode {
@@ -10,50 +11,44 @@ constexpr int kWarps = kThreads / kWarp;
 template <TableStore kStore>
 __global__ void __launch_bounds__(kThreads) look_up(StoredTableArgs g) {
   begin_kernel();
-  const int64_t id = g.ids[blockIdx.x], d = g.d;
-  for (int64_t k = threadIdx.x; k < d; k += kThreads) {
-    float x;
-    if constexpr (kStore == TableStore::f32) {
-      x = static_cast<const float*>(g.codes)[id * d + k];
-    } else if constexpr (kStore == TableStore::bf16) {
-      x = to_float(static_cast<const Bf16*>(g.codes)[id * d + k]);
-    } else if constexpr (kStore == TableStore::int8) {
-      x = float(static_cast<const int8_t*>(g.codes)[id * d + k]) * static_cast<const float*>(g.scale)[id];
-    } else {
-      const int both = static_cast<const uint8_t*>(g.codes)[(id * d + k) / 2];
-      const int64_t groups = (d + kTableGroup - 1) / kTableGroup;
-      x = float((k % 2 ? both >> 4 : both & 15) - 8) *
-          to_float(static_cast<const Bf16*>(g.scale)[id * groups + k / kTableGroup]);
-    }
-    g.y[blockIdx.x * d + k] = x;
-  }
+  const int64_t id = g.ids[blockIdx.x];
+  for (int64_t k = threadIdx.x; k < g.d; k += kThreads) g.y[blockIdx.x * g.d + k] = table_value<kStore>(g, id, k);
 }
 
-/// A block computes one row.
+/// A block computes every gridDim-th row. Its shared memory has x [padded(d)] and the norm's weights, which it gets
+/// before it waits for the kernel before it.
 template <int V>
-__global__ void __launch_bounds__(kThreads) norm_rows(const __grid_constant__ Norm p) {
+__global__ void __launch_bounds__(kThreads) norm_rows(const __grid_constant__ Norm p, int rows) {
   extern __shared__ float4 shared[];
   __shared__ Reduction reduce;
+  float* const xs = reinterpret_cast<float*>(shared);
+  NormWeights weights(p);
+  if constexpr (V == 4) stage_weights(weights, p.d, xs + padded(p.d));
   reduce.clear();
   begin_kernel();
-  const int64_t n = blockIdx.x, row = p.wanted ? p.wanted[n] : n;
-  const auto emit = [&](int b, int k, auto& v, ActivationScale<float> scale) {
-    const Norm::Branch& branch = p.branches[b];
-    if (branch.codes) return store_codes(static_cast<int8_t*>(branch.out) + n * p.code_stride + k, v, scale);
+  wait_copies<0>();
+  int turn = 0;
+  for (int64_t n = blockIdx.x; n < rows; n += gridDim.x, turn ^= 1) {
+    const auto emit = [&](int b, int k, auto& v, ActivationScale<float> scale) {
+      const Norm::Branch& branch = p.branches[b];
+      if (branch.codes) return store_codes(static_cast<int8_t*>(branch.out) + n * p.code_stride + k, v, scale);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      if (branch.rounding == Rounding::int8) v[i] = float(activation_code(v[i], scale.inverse)) * scale.step;
-      if (branch.rounding == Rounding::bf16) v[i] = to_float(from_float<Bf16>(v[i]));
+      for (int i = 0; i < V; ++i) {
+        if (branch.rounding == Rounding::int8) v[i] = float(activation_code(v[i], scale.inverse)) * scale.step;
+        if (branch.rounding == Rounding::bf16) v[i] = to_float(from_float<Bf16>(v[i]));
+      }
+      store(static_cast<float*>(branch.out) + n * p.d + k, v);
+    };
+    const int64_t row = p.wanted ? p.wanted[n] : n, at = row * p.stride;
+    const RowFactors factors =
+        norm_row<V>(p, weights, p.a + at, p.b + at, p.x ? p.x + row * p.d : nullptr, reduce, turn, xs, emit);
+#pragma unroll
+    for (int b = 0; b < kMostMatrices; ++b) {
+      if (b >= p.count || !p.branches[b].codes) continue;
+      int8_t* codes = static_cast<int8_t*>(p.branches[b].out) + n * p.code_stride;
+      for (int k = p.d + int(threadIdx.x); k < p.code_stride; k += kThreads) codes[k] = 0;
+      if (threadIdx.x == 0) p.branches[b].step[n] = factors.scale[b].step;
     }
-    store(static_cast<float*>(branch.out) + n * p.d + k, v);
-  };
-  const RowFactors factors = norm_row<V>(p, row, true, reduce, 0, reinterpret_cast<float*>(shared), emit);
-#pragma unroll
-  for (int b = 0; b < kMostMatrices; ++b) {
-    if (b >= p.count || !p.branches[b].codes) continue;
-    int8_t* codes = static_cast<int8_t*>(p.branches[b].out) + n * p.code_stride;
-    for (int k = p.d + int(threadIdx.x); k < p.code_stride; k += kThreads) codes[k] = 0;
-    if (threadIdx.x == 0) p.branches[b].step[n] = factors.scale[b].step;
   }
 }
 
@@ -88,49 +83,76 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-constexpr int kChannels = kWarp, kTime = 64, kStretch = kTime / kWarps;  // of a block's tile; steps of a warp
+constexpr int kChannels = 16, kTime = 64;             // of a block's tile
+constexpr int kScanThreads = kThreads + kWarp;        // the last warp goes through time
+constexpr int kGates = kTime * kChannels / kThreads;  // of a thread and a tile
+constexpr int kStretch = 16;                          // steps whose gates are read together
 
-/// A block has kChannels channels of one span, in tiles of kTime tokens: all warps compute the gates of a tile, one
-/// goes through time, all store.
-__global__ void __launch_bounds__(kThreads) scan_spans(DecodeScan s, const int32_t* spans, const int32_t* slots) {
-  __shared__ Gates gates[kTime][kChannels];
+/// A block has kChannels channels of one span, in tiles of kTime tokens. While one warp goes through the time of a
+/// tile, the others compute the gates of the next.
+__global__ void __launch_bounds__(kScanThreads) scan_spans(DecodeScan s, const int32_t* spans, const int32_t* slots) {
+  __shared__ Gates gates[2][kTime][kChannels];
   begin_kernel();
   const int first = spans[2 * blockIdx.y], count = spans[2 * blockIdx.y + 1];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t channel = int64_t(blockIdx.x) * kChannels + lane;
-  const bool live = channel < s.d;
-  float* state = s.state + slots[first] * s.d + channel;
+  const bool walks = threadIdx.x >= kThreads;
+  const int64_t channel = int64_t(blockIdx.x) * kChannels + threadIdx.x % kChannels;
+  const bool live = channel < s.d && threadIdx.x < kThreads + kChannels;
+  float* const state = s.state + slots[first] * s.d + channel;
   const float gamma = live && s.gamma ? s.gamma[channel] : 0.0f;
-  float h = live ? *state : 0.0f;
-  float z[kStretch], a[kStretch];
+  float h = walks && live ? *state : 0.0f, z[kGates], a[kGates];
   const auto place = [&](int t) { return (int64_t(first) + t) * s.d + channel; };
+  const auto time_of = [&](int i) { return int(threadIdx.x) / kChannels + i * (kThreads / kChannels); };
   const auto fetch = [&](int begin) {
 #pragma unroll
-    for (int i = 0; i < kStretch; ++i) {
-      const int t = begin + warp * kStretch + i;
+    for (int i = 0; i < kGates; ++i) {
+      const int t = begin + time_of(i);
       const bool inside = live && t < count;
       z[i] = inside ? s.z[place(t)] : 0.0f, a[i] = inside ? s.a[place(t)] : 0.0f;
     }
   };
-  fetch(0);
-  for (int begin = 0; begin < count; begin += kTime) {
+  const auto compute = [&](int tile) {
 #pragma unroll
-    for (int i = 0; i < kStretch; ++i) gates[warp * kStretch + i][lane] = Gates(z[i], a[i], gamma);
-    __syncthreads();
-    fetch(begin + kTime);
-    if (warp == 0) {
-      const int steps = min(kTime, count - begin);
-#pragma unroll 8
-      for (int t = 0; t < steps; ++t) gates[t][lane].add = h = gates[t][lane].next(h);
-    }
-    __syncthreads();
+    for (int i = 0; i < kGates; ++i) gates[tile % 2][time_of(i)][threadIdx.x % kChannels] = Gates(z[i], a[i], gamma);
+  };
+  const auto walk = [&](int tile) {
+    const Gates(*from)[kChannels] = gates[tile % 2];
+    const int steps = min(kTime, count - tile * kTime), column = threadIdx.x % kChannels;
+    float* to = s.h + place(tile * kTime);
+    int t = 0;
+    for (; t + kStretch <= steps; t += kStretch) {
+      Gates next[kStretch];
 #pragma unroll
-    for (int i = 0; i < kStretch; ++i) {
-      const int t = begin + warp * kStretch + i;
-      if (live && t < count) s.h[place(t)] = gates[warp * kStretch + i][lane].add;
+      for (int i = 0; i < kStretch; ++i) next[i] = from[t + i][column];
+#pragma unroll
+      for (int i = 0; i < kStretch; ++i) next[i].add = h = next[i].next(h);
+#pragma unroll
+      for (int i = 0; i < kStretch; ++i, to += s.d)
+        if (live) *to = next[i].add;
     }
+    for (; t < steps; ++t, to += s.d) {
+      h = from[t][column].next(h);
+      if (live) *to = h;
+    }
+  };
+  if (!walks) fetch(0), compute(0), fetch(kTime);
+  __syncthreads();
+  for (int tile = 0; tile * kTime < count; ++tile) {
+    if (walks)
+      walk(tile);
+    else
+      compute(tile + 1), fetch((tile + 2) * kTime);
+    __syncthreads();
   }
-  if (live && warp == 0) *state = h;
+  if (walks && live) *state = h;
+}
+
+/// A token of each of `rows` sequences, a thread per channel of one.
+__global__ void __launch_bounds__(kThreads) scan_step(DecodeScan s, const int32_t* slots) {
+  begin_kernel();
+  const int64_t channel = int64_t(blockIdx.x) * kThreads + threadIdx.x, at = blockIdx.y * s.d + channel;
+  if (channel >= s.d) return;
+  float* const state = s.state + slots[blockIdx.y] * s.d + channel;
+  s.h[at] = *state = Gates(s.z[at], s.a[at], s.gamma ? s.gamma[channel] : 0.0f).next(*state);
 }
 
 /// A block packs a row, a thread at a time one word.
@@ -174,14 +196,16 @@ void embed(const DecodeEmbed& e, const int32_t* ids, int rows) {
 }
 
 void norm(const Norm& p, int rows) {
+  const bool fours = in_fours(p);
   const auto run = [&](auto kernel) {
-    const size_t bytes = size_t(ceil_div(p.d, 4)) * 16;
+    const size_t bytes = size_t(padded(p.d)) * (fours ? 1 + norm_weights(p) : 1) * sizeof(float);
     if (bytes > 48 << 10)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "decode");
-    launch_kernel(kernel, {unsigned(rows), kThreads, bytes}, p);
+    constexpr int64_t kBlocks = 4;  // of a multiprocessor: few, since each gets the weights
+    launch_kernel(kernel, {unsigned(std::min<int64_t>(rows, kBlocks * multiprocessors())), kThreads, bytes}, p, rows);
     check_launch("decode");
   };
-  in_fours(p) ? run(norm_rows<4>) : run(norm_rows<1>);
+  fours ? run(norm_rows<4>) : run(norm_rows<1>);
 }
 
 void plain(const DecodeMatrix& m, int rows, int64_t first_row) {
@@ -193,8 +217,11 @@ void plain(const DecodeMatrix& m, int rows, int64_t first_row) {
 }
 
 void scan(const DecodeScan& s, const Rows& rows) {
-  launch_kernel(scan_spans, {dim3(unsigned(ceil_div(s.d, kChannels)), unsigned(rows.span_count)), kThreads}, s,
-                rows.spans, rows.slots);
+  if (rows.rows == rows.span_count)
+    launch_kernel(scan_step, {dim3(unsigned(ceil_div(s.d, kThreads)), unsigned(rows.rows)), kThreads}, s, rows.slots);
+  else
+    launch_kernel(scan_spans, {dim3(unsigned(ceil_div(s.d, kChannels)), unsigned(rows.span_count)), kScanThreads}, s,
+                  rows.spans, rows.slots);
   check_launch("decode");
 }
 

@@ -1,13 +1,14 @@
 #include "core/cuda/copies.cuh"
-#include "core/cuda/decode_norm.cuh"
+#include "core/cuda/decode_finish.cuh"
 
 /// Ternary products of many rows on the tensor cores, from codes in memory and packed weights, which are unpacked in
 /// registers.
 ///
 ///   A block computes 16 kM rows by 32 kN outputs of each of its kParts matrices, in steps of 256 columns. Warps 0 to 3
 ///   have 8 kN outputs each and the first half of the columns of a step (words 0 and 1 of each lane), warps 4 to 7 the
-///   same outputs and the other half. The codes of kStages steps are on their way to shared memory; weights go to
-///   registers one step ahead. In the end the halves are added.
+///   same outputs and the other half. The codes of some steps are on their way to shared memory, and the weights of
+///   some to registers; those of the first ones before the block waits for the kernel before it. In the end the halves
+///   are added.
 ///
 /// A lane multiplies 16 neighbouring columns in two instructions: the order of columns is the same in both operands, so
 /// the sums, which are exact, are the same.
@@ -30,6 +31,8 @@ struct Tile {
   static constexpr int stage = kParts * rows * kLine;  // bytes
   static constexpr int stages = stage <= 20 << 10 ? 4 : stage <= 40 << 10 ? 3 : 2;
   static constexpr int sums = kParts * kM * kN * 4;  // of a thread
+  /// Steps whose weights a thread holds: of a small tile as many as a wait for the memory takes.
+  static constexpr int weights_ahead = kParts * kN <= 3 ? 4 : 2;
   static constexpr int shared = stages * stage > sums * 128 * 4 ? stages* stage : sums * 128 * 4;
 };
 
@@ -130,39 +133,9 @@ __device__ void add_halves(int* sums, int* shared) {
     for (int i = 0; i < kSums; ++i) sums[i] += shared[i * kAcross * kWarp + thread];
 }
 
-/// Stores what two neighbouring outputs of one row give; the second may be past the end.
-template <Finish kFinish, int kParts>
-__device__ void finish_pair(const Group& p, const Matrix& first, int row, int output, const float (&y)[2][kParts]) {
-  const bool both = output + 1 < first.rows;
-  const auto place = [&](const Matrix& m) { return m.y + (p.first_row + row) * m.stride + output; };
-  const auto put = [&](float* to, float left, float right) {
-    if (both && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
-      *reinterpret_cast<float2*>(to) = {left, right};
-    } else {
-      to[0] = left;
-      if (both) to[1] = right;
-    }
-  };
-  if constexpr (kFinish == Finish::store) {
-    put(place(first), y[0][0], y[1][0]);
-  } else if constexpr (kFinish == Finish::glu) {
-    put(place(first), gated(p.f, y[0][0], y[0][1]), gated(p.f, y[1][0], y[1][1]));
-  } else {
-    const int64_t d = first.rows;
-    float *state = p.state + p.slots[row] * d + output, h[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool inside = i == 0 || both;
-      h[i] = Gates(y[i][0], y[i][1], p.gamma && inside ? p.gamma[output + i] : 0.0f).next(inside ? state[i] : 0.0f);
-    }
-    put(state, h[0], h[1]);
-    put(p.h + row * d + output, h[0], h[1]);
-    put(place(p.matrices[2]), y[0][2], y[1][2]);
-  }
-}
-
-template <Finish kFinish, class T, int kM, int kN, int kParts>
-__device__ void finish_tile(const TilesArgs& g, const Work<T, kParts>& work, const Sums<kM, kN, kParts>& sums) {
+template <Finish kFinish, class T, int kM, int kN, int kParts, class Gate>
+__device__ void finish_tile(const Gate& gate, const TilesArgs& g, const Work<T, kParts>& work,
+                            const Sums<kM, kN, kParts>& sums) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   float scale[kParts];
 #pragma unroll
@@ -186,7 +159,7 @@ __device__ void finish_tile(const TilesArgs& g, const Work<T, kParts>& work, con
 #pragma unroll
           for (int part = 0; part < kParts; ++part)
             y[i][part] = scaled(sums[part][m][n][2 * half + i], step[part], scale[part]);
-        finish_pair<kFinish>(g.group, work.of(g, 0), row, output, y);
+        finish_pair<kFinish>(gate, g.group, work.of(g, 0), row, output, y);
       }
     }
 }
@@ -198,8 +171,11 @@ __global__ void __launch_bounds__(kThreads) tile_products(const __grid_constant_
   int8_t* const codes = reinterpret_cast<int8_t*>(shared);
   const Work<T, kParts> work(g);
   const int steps = g.group.words / kBlockWords;
-  StepWeights<kN, kParts> weights, next;
-  weights.load(g, work, 0);
+  constexpr int kAhead = T::weights_ahead;
+  StepWeights<kN, kParts> weights[kAhead];
+#pragma unroll
+  for (int s = 0; s < kAhead; ++s)
+    if (s < steps) weights[s].load(g, work, s);
   begin_kernel();
 #pragma unroll
   for (int s = 0; s < T::stages - 1; ++s) {
@@ -207,24 +183,28 @@ __global__ void __launch_bounds__(kThreads) tile_products(const __grid_constant_
     commit_copies();
   }
   Sums<kM, kN, kParts> sums = {};
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<T::stages - 2>();
-    __syncthreads();  // step's codes are there, and all threads are past the step before it
-    if (const int ahead = step + T::stages - 1; ahead < steps)
-      stage_codes(g, work, ahead, codes + ahead % T::stages * T::stage);
-    commit_copies();
-    if (step + 1 < steps) next.load(g, work, step + 1);
-    multiply_step<T>(codes + step % T::stages * T::stage, weights, sums);
-    weights = next;
-  }
+  for (int first = 0; first < steps; first += kAhead)
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) {
+      const int step = first + s;
+      if (step >= steps) break;
+      wait_copies<T::stages - 2>();
+      __syncthreads();  // step's codes are there, and all threads are past the step before it
+      if (const int ahead = step + T::stages - 1; ahead < steps)
+        stage_codes(g, work, ahead, codes + ahead % T::stages * T::stage);
+      commit_copies();
+      multiply_step<T>(codes + step % T::stages * T::stage, weights[s], sums);
+      if (step + kAhead < steps) weights[s].load(g, work, step + kAhead);
+    }
   wait_copies<0>();
   add_halves<T::sums>(&sums[0][0][0][0], reinterpret_cast<int*>(shared));
-  if (threadIdx.x < kAcross * kWarp) finish_tile<kFinish>(g, work, sums);
+  if (threadIdx.x < kAcross * kWarp)
+    with_gate<kFinish>(g.group.f, [&](auto gate) { finish_tile<kFinish>(gate, g, work, sums); });
 }
 
 template <Finish kFinish, int kM, int kN>
 void launch(const TilesArgs& g, int64_t across) {
-  constexpr int kParts = kFinish == Finish::store ? 1 : kFinish == Finish::glu ? 2 : 3;
+  constexpr int kParts = parts_of(kFinish);
   using T = Tile<kM, kN, kParts>;
   const auto kernel = tile_products<kFinish, kM, kN, kParts>;
   static const bool prepared = [&] {

@@ -126,7 +126,28 @@ __device__ inline void multiply(int (&sums)[64], uint64_t a, uint64_t b, bool ad
       : MMFREE_SUMS_64(sums, 0)
       : "l"(a), "l"(b), "r"(int(add)));
 }
-/// The same with a in registers.
+/// The same of 64 rows of b.
+__device__ inline void multiply(int (&sums)[32], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{ .reg .pred add;\n"
+      "setp.ne.b32 add, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, add; }"
+      : MMFREE_SUMS_16(sums, 0), MMFREE_SUMS_16(sums, 16)
+      : "l"(a), "l"(b), "r"(int(add)));
+}
+/// The same of 32 rows of b.
+__device__ inline void multiply(int (&sums)[16], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{ .reg .pred add;\n"
+      "setp.ne.b32 add, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, add; }"
+      : MMFREE_SUMS_16(sums, 0)
+      : "l"(a), "l"(b), "r"(int(add)));
+}
+/// The same of 128 rows of b with a in registers.
 __device__ inline void multiply(int (&sums)[64], const uint32_t (&a)[4], uint64_t b, bool add) {
   asm volatile(
       "{ .reg .pred add;\n"
@@ -202,11 +223,15 @@ inline CUtensorMap tensor_map(const void* data, int rank, const cuuint64_t* shap
   return map;
 }
 
-/// The map of a row-major matrix of bytes, in boxes of `box_rows` rows and 128 columns.
-inline CUtensorMap rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
-  const cuuint64_t shape[] = {cuuint64_t(cols), cuuint64_t(rows)}, stride[] = {cuuint64_t(cols)};
+/// The map of a matrix of bytes whose rows are `line` bytes apart, in boxes of `box_rows` rows and 128 columns.
+inline CUtensorMap lines_map(const int8_t* data, int64_t rows, int64_t cols, int64_t line, int box_rows) {
+  const cuuint64_t shape[] = {cuuint64_t(cols), cuuint64_t(rows)}, stride[] = {cuuint64_t(line)};
   const cuuint32_t box[] = {128, cuuint32_t(box_rows)};
   return tensor_map(data, 2, shape, stride, box);
+}
+/// The same of rows that follow each other.
+inline CUtensorMap rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
+  return lines_map(data, rows, cols, cols, box_rows);
 }
 
 /// Launches `clusters` clusters of two blocks of `kernel`, which calls begin_kernel.

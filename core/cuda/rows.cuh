@@ -58,16 +58,26 @@ __device__ inline void each_vector(int64_t d, Body&& body) {
 
 /// Reduces sums of floats and maxima of `magnitude`s over a block in a fixed order; every thread gets the results. It
 /// is placed in shared memory. There is one barrier per call: two sets of slots alternate, so that a fast warp does not
-/// overwrite values that a slow one still reads.
-template <int kSums, int kMaxima>
+/// overwrite values that a slow one still reads. With kThreads the first kThreads threads of the block take part, whole
+/// warps, and the others do not.
+template <int kSums, int kMaxima, int kThreads = 0>
 struct alignas(16) RowReduction {
   float slots[2][kSums + kMaxima][kWarp];
+
+  static __device__ int threads() { return kThreads ? kThreads : int(blockDim.x); }
+  /// A barrier of the threads that take part.
+  static __device__ void wait() {
+    if constexpr (kThreads)
+      asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+    else
+      __syncthreads();
+  }
 
   /// All threads call this once, first: the slots of warps that the block does not have must be zero.
   __device__ void clear() {
     float* slot = &slots[0][0][0];
-    for (int i = int(threadIdx.x); i < 2 * (kSums + kMaxima) * kWarp; i += int(blockDim.x)) slot[i] = 0;
-    __syncthreads();
+    for (int i = int(threadIdx.x); i < 2 * (kSums + kMaxima) * kWarp; i += threads()) slot[i] = 0;
+    wait();
   }
 
   /// `turn` alternates between 0 and 1 from call to call.
@@ -76,7 +86,7 @@ struct alignas(16) RowReduction {
     for (int i = 0; i < kSums; ++i) sums[i] = warp_sum(sums[i]);
 #pragma unroll
     for (int i = 0; i < kMaxima; ++i) maxima[i] = __reduce_max_sync(0xffffffffu, maxima[i]);
-    if (blockDim.x == kWarp) return;
+    if (threads() == kWarp) return;
     auto& slot = slots[turn];
     if (threadIdx.x % kWarp == 0) {
 #pragma unroll
@@ -84,10 +94,10 @@ struct alignas(16) RowReduction {
 #pragma unroll
       for (int i = 0; i < kMaxima; ++i) slot[kSums + i][threadIdx.x / kWarp] = __uint_as_float(maxima[i]);
     }
-    __syncthreads();
+    wait();
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] = 0;
-    for (int warp = 0; warp < int(blockDim.x) / kWarp; warp += 4) {
+    for (int warp = 0; warp < threads() / kWarp; warp += 4) {
 #pragma unroll
       for (int i = 0; i < kSums + kMaxima; ++i) {
         const auto four = *reinterpret_cast<const Pack<float, 4>*>(&slot[i][warp]);

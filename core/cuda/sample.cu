@@ -3,10 +3,11 @@
 #include "core/rng.h"
 #include "core/sampling.h"
 
-/// One block chooses the token of one row. Tokens are ranked by their distance without sorting: the distance has 32
-/// bits, of which bins of the first 11 count tokens and add masses; the bin in which a wanted number or sum is reached
-/// is divided further by the next 11 bits, and that one by the last 10. All sums are integers, so atomic additions give
-/// the same bits in any order.
+/// One block chooses the token of one row, whose distances it holds in shared memory if they fit; a thread takes four
+/// tokens at a time. Tokens are ranked by their distance without sorting: the distance has 32 bits, of which bins of
+/// the first 11 count tokens and add masses; the bin in which a wanted number or sum is reached is divided further by
+/// the next 11 bits, and that one by the last 10. All sums are integers, so atomic additions give the same bits in any
+/// order.
 namespace mmfree::cuda {
 namespace {
 
@@ -19,7 +20,7 @@ struct Before {
   uint32_t count[kBins + 1];
 };
 
-struct Shared {
+struct alignas(16) Shared {
   Before first, rest;
   uint32_t count[kBins], low[kBins], high[kBins];  ///< of each bin; masses as their lower 15 bits and the others
   uint64_t masses[kWarps];
@@ -39,7 +40,7 @@ struct Cut {
 
 class Row {
  public:
-  /// `held` [V]: memory for the distances, or null: they are computed again where they are needed.
+  /// `held` [V, rounded up to fours]: memory for the distances, or null: they are computed again where they are needed.
   __device__ Row(const SampleArgs& g, Shared& s, uint32_t* held)
       : g_(g),
         s_(s),
@@ -47,14 +48,16 @@ class Row {
         row_(g.rows[blockIdx.x]),
         logits_(g.logits + blockIdx.x * g.vocab),
         seen_(g.seen ? g.seen + blockIdx.x * ((g.vocab + 31) / 32) : nullptr),
-        vocab_(int(g.vocab)) {}
+        vocab_(int(g.vocab)),
+        in_fours_(g.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(g.logits) % 16 == 0) {}
 
   __device__ int token() {
     const int best = find_top();
     if (best < 0 || row_.per_unit == 0) return best;
-    if (held_)  // a thread reads those that it writes
-      for (int v = threadIdx.x; v < vocab_; v += kThreads) held_[v] = token_distance(logit(v), top_, row_.per_unit);
-    fill_bins(kFirst, 0, kFirst + 11);
+    if (row_.top_k)
+      fill_bins<true, true>(kFirst, 0, 32);
+    else
+      fill_bins<false, true>(kFirst, 0, 32);
     add_bins(s_.first);
     uint64_t total = s_.first.mass[kBins];
     if (row_.top_k && row_.top_k < uint32_t(vocab_)) total = cut<false>(row_.top_k).mass();
@@ -88,48 +91,100 @@ class Row {
   }
 
  private:
-  __device__ float logit(int v) const {
-    const float x = logits_[v];
-    if (!seen_ || !(seen_[v / 32] >> v % 32 & 1)) return x;
-    return x > 0 ? x / row_.penalty : __fmul_rn(x, row_.penalty);
+  /// Calls body(v) for the first of every four tokens of this thread.
+  template <class Body>
+  __device__ void each_four(Body&& body) const {
+#pragma unroll 4
+    for (int v = 4 * int(threadIdx.x); v < vocab_; v += 4 * kThreads) body(v);
   }
-  __device__ uint32_t distance(int v) const { return held_ ? held_[v] : token_distance(logit(v), top_, row_.per_unit); }
+  /// The logits of four tokens, those behind the last one -infinity: they count as farthest and are never chosen.
+  __device__ void load(int v, float (&x)[4]) const {
+    if (in_fours_) return cuda::load(x, logits_ + v);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = v + i < vocab_ ? logits_[v + i] : -INFINITY;
+  }
+  __device__ void penalise(int v, float (&x)[4]) const {
+    if (!seen_) return;
+    const uint32_t bits = seen_[v / 32] >> v % 32;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (bits >> i & 1) x[i] = x[i] > 0 ? x[i] / row_.penalty : __fmul_rn(x[i], row_.penalty);
+  }
+  /// The distances of four tokens. The first time they are computed, and held if there is memory.
+  template <bool kFirstTime = false>
+  __device__ void distances(int v, uint32_t (&d)[4]) const {
+    if (kFirstTime || !held_) {
+      float x[4];
+      load(v, x);
+      penalise(v, x);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[i] = token_distance(x[i], top_, row_.per_unit);
+      if (kFirstTime && held_) *reinterpret_cast<uint4*>(held_ + v) = {d[0], d[1], d[2], d[3]};
+    } else {
+      const uint4 four = *reinterpret_cast<const uint4*>(held_ + v);
+      d[0] = four.x, d[1] = four.y, d[2] = four.z, d[3] = four.w;
+    }
+  }
 
   /// The largest logit and its lowest id; -1 if there is no such.
   __device__ int find_top() {
     float top = -INFINITY;
     int best = 0x7fffffff, bad = 0;
-    for (int v = threadIdx.x; v < vocab_; v += kThreads) {
-      bad |= !(logits_[v] <= 3.402823466e38f);
-      if (const float x = logit(v); x > top) top = x, best = v;
-    }
+    each_four([&](int v) {
+      float x[4];
+      load(v, x);
+#pragma unroll
+      for (float raw : x) bad |= !(raw <= 3.402823466e38f);
+      penalise(v, x);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (x[i] > top) top = x[i], best = v + i;
+    });
     const auto take = [&](float other, int id) {
       if (other > top || (other == top && id < best)) top = other, best = id;
     };
+    const auto take_lanes = [&] {
 #pragma unroll
-    for (int width = kWarp / 2; width; width /= 2)
-      take(__shfl_xor_sync(0xffffffffu, top, width), __shfl_xor_sync(0xffffffffu, best, width));
-    if (threadIdx.x % kWarp == 0) s_.tops[threadIdx.x / kWarp] = top, s_.ids[threadIdx.x / kWarp] = best;
+      for (int width = kWarp / 2; width; width /= 2)
+        take(__shfl_xor_sync(0xffffffffu, top, width), __shfl_xor_sync(0xffffffffu, best, width));
+    };
+    take_lanes();
+    const int lane = threadIdx.x % kWarp;
+    if (lane == 0) s_.tops[threadIdx.x / kWarp] = top, s_.ids[threadIdx.x / kWarp] = best;
     bad = __syncthreads_or(bad);
-    for (int w = 0; w < kWarps; ++w) take(s_.tops[w], s_.ids[w]);
+    static_assert(kWarps == kWarp);
+    top = s_.tops[lane], best = s_.ids[lane];
+    take_lanes();
     top_ = top;
     return bad || !(top > -INFINITY) ? -1 : best;
   }
 
-  /// Counts of the bins at bits `behind` and up, of the tokens whose distance has `prefix` above bit `above`.
+  /// Masses, and with kCounts numbers, of the bins at bits `behind` and up, of the tokens whose distance has `prefix`
+  /// above bit `above`.
+  template <bool kCounts, bool kFirstTime = false>
   __device__ void fill_bins(int behind, uint32_t prefix, int above) {
     for (int b = threadIdx.x; b < kBins; b += kThreads) s_.count[b] = s_.low[b] = s_.high[b] = 0;
     __syncthreads();
-    for (int v = threadIdx.x; v < vocab_; v += kThreads) {
-      const uint32_t d = distance(v);
-      if (above < 32 && d >> above != prefix) continue;
-      const uint32_t bin = d >> behind & (kBins - 1), mass = token_mass(d);
-      atomicAdd(&s_.count[bin], 1u);
-      if (mass == 0) continue;
-      atomicAdd(&s_.low[bin], mass & 0x7fffu);
-      atomicAdd(&s_.high[bin], mass >> 15);
-    }
+    each_four([&](int v) {
+      uint32_t distance[4];
+      distances<kFirstTime>(v, distance);
+#pragma unroll
+      for (const uint32_t d : distance) {
+        if (!kFirstTime && d >> above != prefix) continue;
+        const uint32_t bin = d >> behind & (kBins - 1), mass = token_mass(d);
+        if (kCounts) atomicAdd(&s_.count[bin], 1u);
+        if (mass == 0) continue;
+        atomicAdd(&s_.low[bin], mass & 0x7fffu);
+        atomicAdd(&s_.high[bin], mass >> 15);
+      }
+    });
     __syncthreads();
+  }
+
+  static __device__ uint64_t all_sum(uint64_t x) {
+#pragma unroll
+    for (int width = kWarp / 2; width; width /= 2) x += __shfl_xor_sync(0xffffffffu, x, width);
+    return x;
   }
 
   /// The sums before each bin. A thread has two neighbouring bins.
@@ -151,7 +206,8 @@ class Row {
     }
     if (lane == kWarp - 1) s_.masses[warp] = mass, s_.counts[warp] = count;
     __syncthreads();
-    for (int w = 0; w < warp; ++w) mass += s_.masses[w], count += s_.counts[w];
+    mass += all_sum(lane < warp ? s_.masses[lane] : 0);
+    count += __reduce_add_sync(0xffffffffu, lane < warp ? s_.counts[lane] : 0);
     to.mass[bin] = mass - own, to.count[bin] = count - own_count;
     to.mass[bin + 1] = mass - own + left, to.count[bin + 1] = count - own_count + left_count;
     if (bin + 2 == kBins) to.mass[kBins] = mass, to.count[kBins] = count;
@@ -178,12 +234,12 @@ class Row {
     int bin = bin_of<kMass>(s_.first, 0, 0, need);
     uint64_t mass = s_.first.mass[bin];
     uint32_t count = s_.first.count[bin], prefix = uint32_t(bin);
-    fill_bins(kSecond, prefix, kFirst);
+    fill_bins<!kMass>(kSecond, prefix, kFirst);
     add_bins(s_.rest);
     bin = bin_of<kMass>(s_.rest, mass, count, need);
     mass += s_.rest.mass[bin], count += s_.rest.count[bin];
     prefix = prefix << 11 | uint32_t(bin);
-    fill_bins(0, prefix, kSecond);
+    fill_bins<!kMass>(0, prefix, kSecond);
     add_bins(s_.rest);
     // The last division has 1024 bins: the bits above them repeat the prefix' lowest.
     bin = bin_of<kMass>(s_.rest, mass, count, need);
@@ -201,41 +257,61 @@ class Row {
   /// The sum of the masses of tokens not behind `farthest`.
   __device__ uint64_t mass_up_to(uint32_t farthest) {
     uint64_t mass = 0;
-    for (int v = threadIdx.x; v < vocab_; v += kThreads)
-      if (const uint32_t d = distance(v); d <= farthest) mass += token_mass(d);
+    each_four([&](int v) {
+      uint32_t distance[4];
+      distances(v, distance);
 #pragma unroll
-    for (int width = kWarp / 2; width; width /= 2) mass += __shfl_xor_sync(0xffffffffu, mass, width);
+      for (const uint32_t d : distance)
+        if (d <= farthest) mass += token_mass(d);
+    });
+    mass = all_sum(mass);
     if (threadIdx.x % kWarp == 0) s_.masses[threadIdx.x / kWarp] = mass;
     __syncthreads();
-    mass = 0;
-    for (int w = 0; w < kWarps; ++w) mass += s_.masses[w];
+    mass = all_sum(s_.masses[threadIdx.x % kWarp]);
     __syncthreads();
     return mass;
   }
 
-  /// The id of the n-th token, from 1, with this distance.
+  /// The id of the n-th token, from 1, with this distance; there are that many. Each warp counts in a stretch of its
+  /// own, then the one that has it looks for it.
   __device__ int id_of(uint32_t wanted, uint32_t n) {
+    constexpr int kFours = 4 * kWarp;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    for (int begin = 0; begin < vocab_; begin += kThreads) {
-      const int v = begin + int(threadIdx.x);
-      const uint32_t here = __ballot_sync(0xffffffffu, v < vocab_ && distance(v) == wanted);
-      if (lane == 0) s_.counts[warp] = uint32_t(__popc(here));
-      if (threadIdx.x == 0) s_.found = -1;
-      __syncthreads();
-      uint32_t before = 0, all = 0;
-      for (int w = 0; w < kWarps; ++w) {
-        if (w < warp) before += s_.counts[w];
-        all += s_.counts[w];
+    const int stretch = (vocab_ + kFours * kWarps - 1) / (kFours * kWarps) * kFours,
+              end = min(vocab_, (warp + 1) * stretch);
+    const auto same = [&](int v) {  // a bit for each of four
+      uint32_t d[4] = {}, bits = 0;
+      if (v >= end) return bits;
+      distances(v, d);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bits |= uint32_t(d[i] == wanted && v + i < vocab_) << i;
+      return bits;
+    };
+    uint32_t count = 0;
+    for (int v = warp * stretch + 4 * lane; v < end; v += kFours) count += uint32_t(__popc(same(v)));
+    count = __reduce_add_sync(0xffffffffu, count);
+    if (lane == 0) s_.counts[warp] = count;
+    __syncthreads();
+    const uint32_t before = __reduce_add_sync(0xffffffffu, lane < warp ? s_.counts[lane] : 0);
+    if (before < n && n <= before + count) {
+      uint32_t left = n - before;
+      for (int first = warp * stretch; first < end; first += kFours) {
+        const uint32_t bits = same(first + 4 * lane), here = uint32_t(__popc(bits));
+        uint32_t upto = here;
+#pragma unroll
+        for (int width = 1; width < kWarp; width *= 2) {
+          const uint32_t other = __shfl_up_sync(0xffffffffu, upto, width);
+          if (lane >= width) upto += other;
+        }
+        if (upto - here < left && left <= upto)
+          s_.found = first + 4 * lane + int(__fns(bits, 0, int(left - (upto - here))));
+        const uint32_t all = __shfl_sync(0xffffffffu, upto, kWarp - 1);
+        if (left <= all) break;
+        left -= all;
       }
-      before += uint32_t(__popc(here & ((1u << lane) - 1)));
-      if ((here >> lane & 1) && before + 1 == n) s_.found = v;
-      __syncthreads();
-      const int found = s_.found;
-      __syncthreads();
-      if (found >= 0) return found;
-      n -= all;
     }
-    return -1;  // not reached: there are that many
+    __syncthreads();
+    return s_.found;
   }
 
   const SampleArgs& g_;
@@ -245,6 +321,7 @@ class Row {
   const float* logits_;
   const uint32_t* seen_;
   int vocab_;
+  bool in_fours_;  ///< logits can be read so
   float top_ = 0;
 };
 
@@ -268,9 +345,8 @@ void sample(const SampleArgs& g) {
     check(cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
     return size_t(bytes);
   }();
-  // More rows than multiprocessors: two blocks on each, without room for distances.
-  const size_t held = size_t(g.vocab) * sizeof(uint32_t);
-  const bool hold = sizeof(Shared) + held <= most && g.count <= multiprocessors();
+  const size_t held = size_t(ceil_div(g.vocab, 4)) * 4 * sizeof(uint32_t);
+  const bool hold = sizeof(Shared) + held <= most;
   launch_kernel(sample_rows, {unsigned(g.count), kThreads, sizeof(Shared) + (hold ? held : 0)}, g, hold);
   check_launch("sample");
 }

@@ -56,6 +56,7 @@ struct DecodeMatrix {
   const int32_t* sums = nullptr;
   int64_t q_stride = 0;
   const uint8_t* codes = nullptr;  ///< as TernaryTensor; on a GPU as pack_decode, with q_stride a multiple of 256
+  const int8_t* bytes = nullptr;   ///< the same weights as bytes, [O, K], on a GPU only; or null
   const float* scale = nullptr;
   const float* x = nullptr;  ///< [.., K]
   const float* w = nullptr;  ///< [O, K]; with `bf16_w` bf16, on a GPU only

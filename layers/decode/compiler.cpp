@@ -180,6 +180,7 @@ class Compiler {
     if (w.is_ternary()) {
       m.q = x.codes, m.step = x.step, m.sums = x.sums, m.q_stride = x.stride;
       m.codes = codes_of(w.ternary), m.scale = w.ternary.scale.data<float>();
+      if (device_ != Device::cpu) m.bytes = w.ternary.codes.data<int8_t>();
     } else {
       m.x = x.values, m.w = reinterpret_cast<const float*>(w.plain.raw()), m.bf16_w = w.plain.dtype() == DType::bf16;
     }

@@ -1,9 +1,9 @@
 // Generation by the engine on a GPU, with random weights:  bench_decode [SIZE [key=value ...]]
 //   SIZE is 8M, 50M, 370M (the default) or 1.3B; keys: tokens (512), temperature (0.8), top_p (0.95), top_k (0), rounds
-//   (5), captured (1).
+//   (5), captured (1), only (0: all; else the number of sequences or of the prompt's tokens that is measured).
 // Prints a RESULT {json} per line. decode: tokens per second of 1, 64 and 256 sequences from the first chosen token to
 // the last, sampling on the device and reading by the host included, the median of the rounds and their spread; and µs
-// of a step per kernel that depends on the one before. prefill: 2,048 tokens in one call, beside the model's own
+// of a step per dependency. prefill: 2,048 tokens in one call, beside the model's own
 // forward pass in bf16 with the head at the last position and at every one (as in training).
 #include <algorithm>
 #include <chrono>
@@ -21,6 +21,8 @@
 using namespace mmfree;
 
 namespace {
+
+constexpr int64_t kPrompt = 2048;  // tokens
 
 using Clock = std::chrono::steady_clock;
 double seconds(Clock::time_point begin, Clock::time_point end) {
@@ -68,14 +70,14 @@ void bench_batch(const LM& lm, int64_t batch, int64_t rounds, int64_t tokens, Sa
     if (round >= 0) rates.push_back(double(batch * (tokens - 1)) / seconds(first, last));
   }
   const Spread s(rates);
-  // Few rows: four kernels a layer, the embedding, the head and the sampling. Many: norms are kernels of their own.
-  const int64_t layers = lm.config().num_hidden_layers, kernels = batch <= 4 ? 4 * layers + 3 : 8 * layers + 4;
+  // What waits for what: few rows, four phases a layer, the head and the sampling; many, norms and products one by one.
+  const int64_t layers = lm.config().num_hidden_layers, waits = (batch <= 4 ? 4 : batch < 96 ? 8 : 9) * layers + 4;
   const double step = 1e6 * double(batch) / s.median;
   std::printf(
       "RESULT {\"decode\": %lld, \"tokens_per_s\": %.0f, \"least\": %.0f, \"most\": %.0f, \"step_us\": %.1f, "
-      "\"kernels\": %lld, \"us_per_kernel\": %.2f, \"engine_mb\": %.0f}\n",
-      static_cast<long long>(batch), s.median, s.least, s.most, step, static_cast<long long>(kernels),
-      step / double(kernels), double(engine.bytes()) * 1e-6);
+      "\"dependencies\": %lld, \"us_each\": %.2f, \"engine_mb\": %.0f}\n",
+      static_cast<long long>(batch), s.median, s.least, s.most, step, static_cast<long long>(waits),
+      step / double(waits), double(engine.bytes()) * 1e-6);
   std::fflush(stdout);
 }
 
@@ -93,27 +95,26 @@ Spread timed(int64_t rounds, Work&& work) {
 }
 
 void bench_prefill(const LM& lm, const LM& trained, int64_t rounds) {
-  constexpr int64_t kTokens = 2048;
-  const std::vector<int32_t> ids = random_tokens(kTokens, lm.config().vocab_size, 7);
-  const Tensor device = Tensor::from({kTokens}, ids.data()).to(Device::cuda);
-  Engine engine(lm, {.slots = 1, .context = kTokens, .chunk = kTokens});
+  const std::vector<int32_t> ids = random_tokens(kPrompt, lm.config().vocab_size, 7);
+  const Tensor device = Tensor::from({kPrompt}, ids.data()).to(Device::cuda);
+  Engine engine(lm, {.slots = 1, .context = kPrompt, .chunk = kPrompt});
   const Spread ours = timed(rounds, [&] {
     engine.reset(0);
     engine.prefill(0, ids);
   });
-  const Spread last = timed(rounds, [&] { trained.logits_at(device, 1, {{kTokens - 1, kTokens}}); });
+  const Spread last = timed(rounds, [&] { trained.logits_at(device, 1, {{kPrompt - 1, kPrompt}}); });
   const Spread all = timed(rounds, [&] { trained.nll(device, device, 1); });
   std::printf(
       "RESULT {\"prefill\": %lld, \"tokens_per_s\": %.0f, \"ms\": %.2f, \"least_ms\": %.2f, \"most_ms\": %.2f, "
       "\"forward_last_ms\": %.2f, \"forward_ms\": %.2f, \"of_forward_last\": %.3f, \"of_forward\": %.3f}\n",
-      static_cast<long long>(kTokens), double(kTokens) / ours.median, 1e3 * ours.median, 1e3 * ours.least,
+      static_cast<long long>(kPrompt), double(kPrompt) / ours.median, 1e3 * ours.median, 1e3 * ours.least,
       1e3 * ours.most, 1e3 * last.median, 1e3 * all.median, last.median / ours.median, all.median / ours.median);
 }
 
 int run(int argc, char** argv) {
   const std::string size = argc > 1 ? argv[1] : "370M";
-  std::map<std::string, double> keys = {{"tokens", 512}, {"temperature", 0.8}, {"top_p", 0.95},
-                                        {"top_k", 0},    {"rounds", 5},        {"captured", 1}};
+  std::map<std::string, double> keys = {{"tokens", 512}, {"temperature", 0.8}, {"top_p", 0.95}, {"top_k", 0},
+                                        {"rounds", 5},   {"captured", 1},      {"only", 0}};
   for (int i = 2; i < argc; ++i) {
     const std::string argument = argv[i];
     const size_t equals = argument.find('=');
@@ -131,9 +132,11 @@ int run(int argc, char** argv) {
   std::printf("%s on %s\n", size.c_str(), gpu::info().name.c_str());
   const SampleSettings settings{
       .temperature = keys["temperature"], .top_k = int64_t(keys["top_k"]), .top_p = keys["top_p"]};
+  const auto measured = [&](int64_t what) { return keys["only"] == 0 || keys["only"] == double(what); };
   for (int64_t batch : {1, 64, 256})
-    bench_batch(lm, batch, int64_t(keys["rounds"]), int64_t(keys["tokens"]), settings, keys["captured"] != 0);
-  bench_prefill(lm, trained, 10);
+    if (measured(batch))
+      bench_batch(lm, batch, int64_t(keys["rounds"]), int64_t(keys["tokens"]), settings, keys["captured"] != 0);
+  if (measured(kPrompt)) bench_prefill(lm, trained, 10);
   return 0;
 }
 
