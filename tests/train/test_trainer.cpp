@@ -534,7 +534,7 @@ TEST(TrainProgram, CutBySigtermAndResumedEqualsARunNeverCut) {
   RunConfig c = tiny_run("");
   c.train.steps = 200;
   c.train.save_every = 60;
-  c.train.telemetry_every = 1;  // then every resume has seen the codes of the line before
+  c.train.telemetry_every = 0;  // flips are those that one process saw, and lines are counted as steps
   c.train.run_dir = dir / "whole";
   spit(dir / "run.yaml", to_yaml(c));
   Program whole({"train", dir / "run.yaml", "--quiet"});
