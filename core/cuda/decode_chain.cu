@@ -254,7 +254,11 @@ __device__ void walk_phases(const ChainArgs& g, const ChainMemory& memory) {
   if (g.embed_keeps >= 0) embed_rows(w);
   clear_words(g.words + (1 - set) * set_words, g.plane, before.rows[1 - set]);
   const int rows = kRows > 1 ? g.rows.rows : 1;
-  for (int phase = 0; phase < g.count; ++phase) compute_phase<kRows>(w, rows);
+  for (int phase = 0; phase < g.count; ++phase) {
+    // Warps that ask for the next values would slow down those of their block that still multiply.
+    ChainReduction::wait();
+    compute_phase<kRows>(w, rows);
+  }
   if (threadIdx.x == 0 && atomicAdd(&g.state->ended, 1u) + 1 == gridDim.x) {
     g.state->ended = 0, g.state->launches = before.launches + 1;
     g.state->rows[set] = uint32_t(rows), g.state->rows[1 - set] = 0;
