@@ -47,6 +47,9 @@ std::string attention_problem();
 
 /// Starts (`on`) or stops recording in a profiler that was started with `--profile-from-start off`.
 void profile(bool on);
+/// Opens a range of NVTX in this thread, which profilers show beside the kernels launched in it, and closes the newest.
+void begin_range(const char* name);
+void end_range();
 
 /// Waits for the compute stream. @throws DeviceError if a kernel failed
 void synchronize();

@@ -23,6 +23,8 @@ std::string identity() { absent(); }
 size_t workspace_bytes() { absent(); }
 std::string attention_problem() { return kProblem; }
 void profile(bool) { absent(); }
+void begin_range(const char*) { absent(); }
+void end_range() { absent(); }
 void synchronize() { absent(); }
 Arena::Source memory() { absent(); }
 void copy(void*, Device, const void*, Device, size_t) { absent(); }

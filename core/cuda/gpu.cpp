@@ -2,6 +2,9 @@
 
 #include <cuda.h>
 #include <cuda_profiler_api.h>
+#if __has_include(<nvtx3/nvToolsExt.h>)
+#include <nvtx3/nvToolsExt.h>
+#endif
 
 #include <chrono>
 #include <cstdlib>
@@ -251,6 +254,15 @@ std::string identity() {
 size_t workspace_bytes() { return cuda::kWorkspaceBytes; }
 
 void profile(bool on) { on ? cudaProfilerStart() : cudaProfilerStop(); }
+
+// Not every installation of the toolkit has NVTX.
+#if __has_include(<nvtx3/nvToolsExt.h>)
+void begin_range(const char* name) { nvtxRangePushA(name); }
+void end_range() { nvtxRangePop(); }
+#else
+void begin_range(const char*) {}
+void end_range() {}
+#endif
 
 void synchronize() { check(cudaStreamSynchronize(cuda::stream()), "a kernel"); }
 

@@ -53,6 +53,7 @@ void StepTrace::end() {
 /// Forgets the step at work.
 void StepTrace::abandon() {
   op_watch = nullptr;
+  for (size_t i = 0; marks_ && i < open_.size(); ++i) gpu::end_range();
   open_.clear();
   events_.resize(begun_);
 }
@@ -67,6 +68,7 @@ double StepTrace::mark() {
 }
 
 void StepTrace::open(std::string name, bool is_op) {
+  if (marks_) gpu::begin_range(name.c_str());
   open_.push_back(events_.size());
   events_.push_back({std::move(name), mark(), 0, 0, 0, is_op});
 }
@@ -74,6 +76,7 @@ void StepTrace::open(std::string name, bool is_op) {
 void StepTrace::close() {
   events_[open_.back()].end = mark();
   open_.pop_back();
+  if (marks_) gpu::end_range();
 }
 
 void StepTrace::starts(const char* op) {

@@ -13,6 +13,7 @@ namespace mmfree {
 
 /// What whole steps did when: ops, and the parts of a step around them, on the device where they ran. On a GPU a traced
 /// step runs kernel by kernel instead of as a recorded graph, with an event between them: the same bits, in more time.
+/// Profilers that are at work see the same parts and ops as ranges of NVTX.
 class StepTrace : public OpWatch {
  public:
   /// `where`: the device's name, for people.
