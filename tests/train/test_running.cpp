@@ -100,6 +100,24 @@ TEST(Keep, ABestThatCannotBeSavedTakesTheOlderOneNotAway) {
   EXPECT_EQ(4, Checkpoint(checkpoint_path(dir / "run", 12)).state().evaluations.best_step);
 }
 
+TEST(Keep, TheEndIsTheBestIfEvaluationsOnTheWayScoredAsMuch) {
+  const TempDir dir;
+  for (const int64_t most : {int64_t(0), int64_t(1), int64_t(1) << 40}) {
+    RunConfig c = tiny_run(dir / concat("run-", most));
+    c.train.eval_every = 4;
+    c.train.keep_best = true;
+    c.train.eval_tokens = most;
+    const RunResult r = train(c);
+    ASSERT_TRUE(r.valid.has_value());
+    if (most == 1) {
+      EXPECT_LT(r.best_step, 12) << "a loss of one token is not compared with that of all";
+    } else {
+      EXPECT_EQ(12, r.best_step) << most;
+      EXPECT_EQ(r.valid->loss(), r.best_loss) << most;
+    }
+  }
+}
+
 TEST(EarlyStop, EndsARunThatGainsNoMoreAndSaysWhy) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");

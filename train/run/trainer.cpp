@@ -482,7 +482,8 @@ void Trainer::finish() {
     result_.early =
         concat("no gain on valid loss ", e.least, " in ", e.without_gain, " evaluations (train.early_stop)");
   if (e.best_step >= 0 && config_.train.keep_best) result_.best_step = e.best_step, result_.best_loss = e.best_loss;
-  const bool comparable = result_.best_step >= 0 && result_.valid && config_.train.eval_tokens == 0;
+  const int64_t most = config_.train.eval_tokens;
+  const bool comparable = result_.best_step >= 0 && result_.valid && (most == 0 || result_.valid->tokens <= most);
   if (comparable && result_.valid->loss() < result_.best_loss)
     result_.best_step = state_.step, result_.best_loss = result_.valid->loss();
   reporter_.finish();

@@ -88,8 +88,8 @@ class Chart {
 
   yRange(all, from, to) {
     const values = [], firm = [], lows = [], highs = [];
-    // A loss falls so much at first that nothing else would be seen.
-    if (this.options.whole && !view.range && !view.logx) from += 0.04 * (to - from);
+    // A loss falls so much at first that nothing else would be seen. Few points are all shown.
+    if (this.options.whole && !view.range && !view.logx && all.some(({ x }) => x.length > 8)) from += 0.04 * (to - from);
     for (const { x, raw, y, lo, hi, radius } of all)
       for (let i = 0; i < x.length; i++) {
         if (x[i] < from || x[i] > to) continue;

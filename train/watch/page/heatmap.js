@@ -11,9 +11,9 @@ class Heatmap {
     this.low = el("span", {}), this.high = el("span", {});
     const height = Math.max(6, Math.min(22, 560 / rows.length));
     this.canvas.style.height = height * rows.length + "px";
-    const every = height >= 11 ? 1 : Math.ceil(12 / height);
+    const every = height >= 11 ? 1 : Math.ceil(12 / height), line = Math.min(16, height * every);
     const labels = rows.map((row, i) => el("span", { title: row.label }, i % every === 0 ? row.label : ""));
-    const names = el("div", { class: "rows", style: { "grid-auto-rows": height + "px" } }, labels);
+    const names = el("div", { class: "rows", style: { "grid-auto-rows": height + "px", "line-height": line + "px", "font-size": Math.min(11.5, line - 1.5) + "px" } }, labels);
     this.box = el("div", { class: "heat" }, names, this.canvas, el("div", { class: "scale" }, this.low, el("i", {}), this.high));
     this.canvas.addEventListener("pointermove", (e) => this.point(e));
     this.canvas.addEventListener("pointerleave", () => leave());

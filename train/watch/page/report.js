@@ -30,6 +30,12 @@ const KNOWN = {
   "train/rank_bytes": ["Sent per step", "by all ranks", bytes],
   "train/epoch": ["Epochs", "of the data", number],
 };
+/** Titles of what telemetry tells of each matrix. */
+const TELEMETRY = {
+  "ternary/zeros": "Codes that are zero", "ternary/scale": "Scale of the codes", "ternary/flips": "Codes that changed",
+  "ternary/dead_rows": "Dead rows", "ternary/grad_norm": "Norm of the gradient", "act/rms": "Size of the inputs",
+  "act/absmax_over_rms": "Outliers of the inputs", "act/saturation": "Saturated inputs",
+};
 const PLAIN = new Set(["val/loss", "val/bpb", "val/ppl", "train/learning_rate", "train/grad_norm"]);
 const isQuality = (key) => /^(val|eval)\//.test(key);
 const STEADY = new Set(["train/learning_rate", "train/epoch", "train/peak_memory", "train/ranks"]);
@@ -45,7 +51,7 @@ const SECTIONS = [
 function known(key) {
   const [, set, what] = key.match(/^eval\/([^/]+)\/(.+)$/) || [];
   const [title, unit, format] = KNOWN[set ? `val/${what}` : key] || [key, "", number];
-  return set && title !== key ? [`${title}, ${set}`, unit.replace(", validation", ""), format] : [title, unit, format];
+  return set && title !== key ? [`${title}, ${set}`, unit.replace(/(, )?validation/, ""), format] : [title, unit, format];
 }
 
 const has = (run, key) => Object.hasOwn(run.series, key);
@@ -270,7 +276,8 @@ function telemetry(keys) {
       const own = rows.filter((row) => has(run, row.key)).slice(0, 400);
       if (!own.length) continue;
       const map = new Heatmap(run, own);
-      cards.push(el("div", { class: "card" }, el("h3", {}, stat, el("small", {}, `${own.length} matrices`), single ? null : el("span", { class: "now" }, runName(run))), map.box));
+      cards.push(el("div", { class: "card" }, el("h3", {}, Object.hasOwn(TELEMETRY, stat) ? TELEMETRY[stat] : stat,
+        el("small", { class: "mono", title: `${own.length} rows` }, Object.hasOwn(TELEMETRY, stat) ? stat : ""), single ? null : el("span", { class: "now" }, runName(run))), map.box));
     }
   }
   return cards;
@@ -287,7 +294,7 @@ function writeCurves() {
     const told = (k) => Object.hasOwn(KNOWN, k) && runs.every((run) => !has(run, k) || run.series[k].count === 1);
     const own = keys.filter((k) => !taken.has(k) && takes(k) && !told(k));
     own.forEach((k) => taken.add(k));
-    if (title === "Quality" || title === "Other metrics") own.sort(natural);
+    if (title === "Quality" || title === "Other metrics") own.sort((a, b) => b.startsWith("val/") - a.startsWith("val/") || natural(a, b));
     const fits = own.slice(0, Math.max(0, MOST_CHARTS - drawn));
     drawn += fits.length, left += own.length - fits.length;
     section(title, "", fits.length && el("div", { class: "cards" }, fits.map(keyChart)));
