@@ -126,5 +126,15 @@ TEST(Lengths, AreShownByTheDryRun) {
   }
 }
 
+TEST(Lengths, AreSaidWhereARunEnds) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.optim.warmup_steps = 0;
+  spit(dir / "run.yaml", to_yaml(c));
+  Program program({"train", dir / "run.yaml", "~train.steps", concat("train.tokens=", 2 * kInStep)});
+  EXPECT_EQ(0, program.wait()) << program.err();
+  EXPECT_TRUE(contains(program.out(), "finished at step 2 of 2\n")) << program.out();
+}
+
 }  // namespace
 }  // namespace mmfree

@@ -28,8 +28,8 @@ struct Options {
 void print_result(const RunConfig& config, const RunResult& r) {
   const std::string& why = r.finished ? r.early : r.reason;
   console::out.format("%s at step %lld of %lld%s%s\n", r.finished ? "finished" : "stopped",
-                      static_cast<long long>(r.step), static_cast<long long>(config.train.steps),
-                      why.empty() ? "" : ": ", why.c_str());
+                      static_cast<long long>(r.step), static_cast<long long>(r.steps), why.empty() ? "" : ": ",
+                      why.c_str());
   if (r.tokens_per_second > 0) console::out.format("train loss     %.4f -> %.4f\n", r.first_loss, r.last_loss);
   if (r.valid)
     console::out.format("valid loss     %.4f  perplexity %.2f  bits/byte %.4f  (%lld tokens)\n", r.valid->loss(),

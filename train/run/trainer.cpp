@@ -469,6 +469,7 @@ void Trainer::finish() {
   settle_save(true);
   ending_ = true;
   result_.step = state_.step;
+  result_.steps = config_.train.steps;
   result_.tokens_per_second = reporter_.tokens_per_second();
   save();
   const bool at_end = state_.step >= config_.train.steps || ends_early();

@@ -28,6 +28,7 @@ struct RunResult {
   std::string reason;     ///< why it stopped early
   std::string early;      ///< why it finished before its last step (train.early_stop)
   int64_t step = 0;
+  int64_t steps = 0;                     ///< of the whole run
   double first_loss = 0, last_loss = 0;  ///< of the first and last step of this process; 0 without any
   std::optional<Evaluation> valid;       ///< at the end
   double tokens_per_second = 0;          ///< over this process, evaluation and saving excluded; 0 without any step
@@ -133,7 +134,7 @@ class Trainer {
   /// Step and loss of the best evaluation, as long as its checkpoint is not saved.
   std::optional<std::pair<int64_t, double>> best_to_be_;
   int64_t diverged_at_ = 0;  ///< the step with which the run was given up, if any
-  double longest_step_ = 0;   ///< seconds; of the first two, which take longer, nothing is known
+  double longest_step_ = 0;  ///< seconds; of the first two, which take longer, nothing is known
   bool save_asked_ = false;  ///< by a file named `save`
   bool ending_ = false;      ///< the next save is the last: it must not fail
 };
