@@ -255,7 +255,8 @@ __device__ void walk_phases(const ChainArgs& g, const ChainMemory& memory) {
   clear_words(g.words + (1 - set) * set_words, g.plane, before.rows[1 - set]);
   const int rows = kRows > 1 ? g.rows.rows : 1;
   for (int phase = 0; phase < g.count; ++phase) {
-    // Warps that ask for the next values would slow down those of their block that still multiply.
+    // All warps of a block begin a phase together: without this barrier a step was a third slower, see
+    // tests/bench/README.md.
     ChainReduction::wait();
     compute_phase<kRows>(w, rows);
   }

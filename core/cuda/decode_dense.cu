@@ -194,14 +194,7 @@ void launch(DenseArgs& g, int64_t across) {
 template <Finish kFinish>
 void launch_shape(DenseArgs& g) {
   const int64_t least = multiprocessors() * 2 / 3;
-  const auto across = [&](int outputs) {
-    int64_t sum = 0;
-    for (int i = 0; i < (kFinish == Finish::store ? g.group.count : 1); ++i) {
-      g.first[i] = int(sum);
-      sum += ceil_div(g.group.matrices[i].rows, outputs);
-    }
-    return sum;
-  };
+  const auto across = [&](int outputs) { return block_columns_of<kFinish>(g.group, outputs, g.first); };
   const int64_t high = ceil_div(g.rows, 128);
   if (const int64_t n = across(128); n * high >= least) return launch<kFinish, 2, 128>(g, n);
   if (const int64_t n = across(64); n * high >= least) return launch<kFinish, 2, 64>(g, n);

@@ -8,6 +8,18 @@ __host__ __device__ constexpr int parts_of(Finish finish) {
   return finish == Finish::store ? 1 : finish == Finish::glu ? 2 : 3;
 }
 
+/// Columns of blocks that the products take with `outputs` outputs in each. `first`: where each matrix begins among
+/// them; the matrices of a gate or a scan share them.
+template <Finish kFinish>
+int64_t block_columns_of(const Group& group, int outputs, int (&first)[kMostMatrices]) {
+  int64_t sum = 0;
+  for (int i = 0; i < (kFinish == Finish::store ? group.count : 1); ++i) {
+    first[i] = int(sum);
+    sum += ceil_div(group.matrices[i].rows, outputs);
+  }
+  return sum;
+}
+
 /// Calls body(gate), where gate(a, b) is f(a) ⊙ b with glu. The activation is chosen out here: code for all of them in
 /// every place that needs one is more than the instruction caches hold.
 template <Finish kFinish, class Body>

@@ -218,14 +218,7 @@ void launch(const TilesArgs& g, int64_t across) {
 
 template <Finish kFinish>
 void launch_shape(TilesArgs g) {
-  const auto across = [&](int outputs) {
-    int64_t sum = 0;
-    for (int i = 0; i < (kFinish == Finish::store ? g.group.count : 1); ++i) {
-      g.first[i] = int(sum);
-      sum += ceil_div(g.group.matrices[i].rows, outputs);
-    }
-    return sum;
-  };
+  const auto across = [&](int outputs) { return block_columns_of<kFinish>(g.group, outputs, g.first); };
   // The largest tile that gives every multiprocessor a block. Wide ones read the codes less often.
   const int64_t least = multiprocessors() * 3 / 4;
   const auto fits = [&](int64_t n, int height) { return n * ceil_div(g.rows, height) >= least; };

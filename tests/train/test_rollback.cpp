@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <limits>
+#include <sstream>
 #include <thread>
 
 #include "optim/adamw.h"
@@ -53,6 +54,25 @@ TEST(Rollback, LeavesOutTheDataAndMakesAllSteps) {
   EXPECT_EQ(kSteps, step);
   EXPECT_EQ(8, evaluations) << "at 0, 8, … 48 and the end";
   EXPECT_EQ(epoch, double(4 * kSteps + end.left_out) / (80 * 4));
+}
+
+/// The steps of a file's lines that have `key`.
+std::vector<int64_t> steps_with(const std::string& path, const std::string& key) {
+  std::vector<int64_t> steps;
+  std::istringstream lines(slurp(path));
+  for (std::string line; std::getline(lines, line);)
+    if (const auto row = nlohmann::json::parse(line); row.contains(key)) steps.push_back(row["step"]);
+  return steps;
+}
+
+TEST(Rollback, TakesTelemetryAndSamplesAlong) {
+  const TempDir dir;
+  RunConfig c = unsteady_run(dir, dir / "run");
+  c.data.tokenizer = TinyCorpus::get().tokenizer_path();
+  c.train.telemetry_every = 10, c.train.sample_every = 10, c.train.sample_tokens = 2, c.train.sample_prompts = {"ka"};
+  train(c);
+  EXPECT_EQ((std::vector<int64_t>{10, 20, 30, 40, 50}), steps_with(dir / "run/metrics.jsonl", "ternary/all/zeros"));
+  EXPECT_EQ((std::vector<int64_t>{10, 20, 30, 40, 50, 52}), steps_with(dir / "run/samples.jsonl", "text"));
 }
 
 TEST(Rollback, IsTheRunWithoutTheseData) {

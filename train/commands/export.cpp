@@ -60,8 +60,8 @@ void export_to_ternary(const Options& o, const Model& model) {
   export_ternary(o.out, model, stores.at(o.embedding), [] { throw_if_stopped(); });
   console::out.format("wrote %s: %s, %s parameters, embedding in %s\n", o.out.c_str(), size_text(o.out).c_str(),
                       format_count(double(model.config.parameter_count())).c_str(), o.embedding.c_str());
-  console::out.format("checked: loaded again, its logits equal the %s's to the bit over 256 tokens\n",
-                      model.kind.c_str());
+  console::out.format("checked: loaded again, its logits equal the %s's%s to the bit over 256 tokens\n",
+                      model.kind.c_str(), o.embedding == "f32" ? "" : " with the embedding rounded so");
 }
 
 void export_to_gguf(const Options& o, const Model& model) {
