@@ -1,5 +1,7 @@
 #include "train/run/eval_sets.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace mmfree {
@@ -7,6 +9,11 @@ namespace mmfree {
 void require_same_stream(const char* key, const ShardInfo& shards, const ShardInfo& train) {
   MMFREE_CHECK(DataError, shards.tokenizer_hash == train.tokenizer_hash && shards.framing == train.framing, key,
                " and the training shards differ in tokenizer or framing; prepare them together");
+}
+
+int64_t tokens_scored(const TokenShards& shards, int64_t limit) {
+  const int64_t all = std::max<int64_t>(0, shards.total_tokens() - 1);
+  return limit > 0 ? std::min(limit, all) : all;
 }
 
 EvalSets::EvalSets(const DataConfig& data, const ShardInfo& train) {
@@ -26,6 +33,12 @@ SetEvaluations EvalSets::evaluate(const LM& lm, const EvaluateOptions& options) 
   for (const auto& [name, shards] : sets_)
     if (go_on) all.emplace_back(name, mmfree::evaluate(lm, TokenSource::shards(shards), with));
   return all;
+}
+
+int64_t EvalSets::tokens(int64_t limit) const {
+  int64_t sum = 0;
+  for (const auto& [name, shards] : sets_) sum += tokens_scored(shards, limit);
+  return sum;
 }
 
 }  // namespace mmfree

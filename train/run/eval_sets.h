@@ -14,6 +14,10 @@ using SetEvaluations = std::vector<std::pair<std::string, Evaluation>>;
 /// Checks that shards are evaluated as the model was trained. `key` names them. @throws DataError
 void require_same_stream(const char* key, const ShardInfo& shards, const ShardInfo& train);
 
+/// How many tokens of `shards` an evaluation scores that is limited to `limit`, 0: not; those that masks leave out are
+/// counted too.
+int64_t tokens_scored(const TokenShards& shards, int64_t limit);
+
 /// The shards of data.eval_sets.
 class EvalSets {
  public:
@@ -21,6 +25,8 @@ class EvalSets {
   EvalSets(const DataConfig& data, const ShardInfo& train);
   /// All sets in their order, until `options.on_progress` returns false.
   SetEvaluations evaluate(const LM& lm, const EvaluateOptions& options) const;
+  /// The sum of tokens_scored over the sets.
+  int64_t tokens(int64_t limit) const;
 
  private:
   std::vector<std::pair<std::string, TokenShards>> sets_;

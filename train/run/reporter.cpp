@@ -18,14 +18,15 @@
 namespace mmfree {
 
 Reporter::Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet,
-                   Group& group)
+                   Group& group, Clock clock)
     : config_(config),
       target_(target),
       batches_(batches),
       group_(group),
       speaks_(group.rank() == 0),
       quiet_(quiet || !speaks_),
-      progress_(quiet_) {}
+      progress_(quiet_),
+      pace_(std::move(clock)) {}
 
 Reporter::~Reporter() {
   try {
@@ -81,7 +82,7 @@ void Reporter::open_metrics(const std::string& path, int64_t resume_step) {
 
 void Reporter::go_back(const LoopState& state) {
   begin_ = state;
-  window_start_ = seconds() - idle_;
+  window_start_ = pace_.training();
   window_tokens_ = 0;
   window_waited_ = 0;  // by a feed that starts anew
   open_metrics(metrics_path_, state.step);
@@ -89,28 +90,22 @@ void Reporter::go_back(const LoopState& state) {
 
 void Reporter::step(const StepResult& result, double waited) {
   window_tokens_ += step_tokens();
-  run_tokens_ += step_tokens();
+  pace_.step(step_tokens());
   const TrainConfig& t = config_.train;
   if (result.step % t.log_every == 0 || result.step == 1 || result.step == t.steps) log(result, waited);
 }
 
 void Reporter::log(const StepResult& result, double waited) {
-  const double now = seconds() - idle_, window = now - window_start_;
+  const double now = pace_.training(), window = now - window_start_;
   const double speed = double(window_tokens_) / window;
   const int64_t tokens = begin_.tokens + (result.step - begin_.step) * step_tokens();
   const double data_wait = (waited - window_waited_) / window;
   const uint64_t peak = Arena::current(target_.device)->stats().peak;
   const double flops = training_flops(config_.model, config_.data.seq_len) * speed;
   const double rate = target_.device == Device::cuda ? group_.size() * gpu::info().bf16_rate : 0;
-  ProgressState state{result.step,
-                      config_.train.steps,
-                      result.loss,
-                      result.report.learning_rate,
-                      result.report.grad_norm,
-                      speed,
-                      seconds(),
-                      seconds_left(result.step, now),
-                      {}};
+  ProgressState state{
+      result.step, config_.train.steps,       result.loss, result.report.learning_rate, result.report.grad_norm, speed,
+      seconds(),   seconds_left(result.step), {}};
   if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, data_wait, peak};
   Metrics metrics = {{"step", result.step},
                      {"train/loss", result.loss},
@@ -133,14 +128,12 @@ void Reporter::log(const StepResult& result, double waited) {
   window_waited_ = waited;
 }
 
-/// Until the end: for the steps, and for the evaluations that will be due, the last one included.
-double Reporter::seconds_left(int64_t step, double training_seconds) const {
+/// Until the end: for the steps, and for the evaluations that will be due, from that of this step to the last one.
+double Reporter::seconds_left(int64_t step) const {
   const TrainConfig& t = config_.train;
-  const double steps = double(t.steps - step) * double(step_tokens()) * training_seconds / double(run_tokens_);
-  if (evaluations_ == 0) return steps;
-  const int64_t on_the_way =
-      t.eval_every > 0 ? std::max<int64_t>(0, (t.steps - 1) / t.eval_every - step / t.eval_every) : 0;
-  return steps + double(on_the_way + 1) * evaluating_ / double(evaluations_);
+  const int64_t made = std::max(step, evaluated_ + 1) - 1;  // evaluations up to here are made
+  const int64_t due = t.eval_every > 0 ? std::max<int64_t>(0, (t.steps - 1) / t.eval_every - made / t.eval_every) : 0;
+  return pace_.seconds_for(t.steps - step, due * sizes_.on_the_way + sizes_.at_end);
 }
 
 /// What ranks did since the line before, in `window` seconds: a rank's own time is what it did not wait for others.

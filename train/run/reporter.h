@@ -1,5 +1,4 @@
 #pragma once
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -10,6 +9,7 @@
 #include "train/run/eval_sets.h"
 #include "train/run/loop_state.h"
 #include "train/run/metrics.h"
+#include "train/run/pace.h"
 #include "train/run/progress.h"
 #include "train/run/step.h"
 #include "train/watch/tensorboard.h"
@@ -21,7 +21,8 @@ namespace mmfree {
 class Reporter {
  public:
   /// `config`, `target`, `batches` and `group` must outlive it.
-  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet, Group& group);
+  Reporter(const RunConfig& config, const ComputeTarget& target, const Batches& batches, bool quiet, Group& group,
+           Clock clock = steady_seconds);
   /// Says which metrics are lost.
   ~Reporter();
 
@@ -35,32 +36,33 @@ class Reporter {
   /// folder `tb` beside it; both in rank 0. Collective.
   void open_metrics(const std::string& path, int64_t resume_step);
 
-  /// Sets the clocks to zero, where `state` says that training stands.
-  void start(const LoopState& state) {
-    start_ = Clock::now();
+  /// How many tokens an evaluation scores; 0: there is none.
+  struct EvaluationSizes {
+    int64_t on_the_way = 0, at_end = 0;
+  };
+  /// Sets the time to zero, where `state` says that training stands.
+  void start(const LoopState& state, const EvaluationSizes& sizes) {
+    pace_.start();
     begin_ = state;
+    sizes_ = sizes;
   }
-  /// Training goes on from `state`, of an earlier step. The clocks run on, and the lines of later steps are dropped.
+  /// Training goes on from `state`, of an earlier step. The time runs on, and the lines of later steps are dropped.
   void go_back(const LoopState& state);
   /// Seconds since the start.
-  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  double seconds() const { return pace_.seconds(); }
   /// While alive, time does not count as training.
   class Pause {
    public:
-    /// `evaluates`: it is an evaluation; the time for those to come is estimated from them.
-    explicit Pause(Reporter& reporter, bool evaluates = false)
-        : reporter_(reporter), begin_(reporter.seconds()), evaluates_(evaluates) {}
-    ~Pause() {
-      const double took = reporter_.seconds() - begin_;
-      reporter_.idle_ += took;
-      if (evaluates_) reporter_.evaluating_ += took, ++reporter_.evaluations_;
-    }
+    /// `evaluated`: it is an evaluation that scores so many tokens; the time for those to come is estimated from them.
+    explicit Pause(Reporter& reporter, int64_t evaluated = 0)
+        : reporter_(reporter), begin_(reporter.seconds()), evaluated_(evaluated) {}
+    ~Pause() { reporter_.pace_.pause(reporter_.seconds() - begin_, evaluated_); }
     Pause(const Pause&) = delete;
 
    private:
     Reporter& reporter_;
     double begin_;
-    bool evaluates_;
+    int64_t evaluated_;
   };
 
   /// Counts a finished step, and writes its line if one is due. `waited` are the seconds spent waiting for data so far.
@@ -76,7 +78,7 @@ class Reporter {
   /// Its loss, of a run that was resumed; NaN if the metrics hold none.
   double evaluated_loss() const { return evaluated_loss_; }
   /// Over this process, pauses excluded; 0 without any step.
-  double tokens_per_second() const { return double(run_tokens_) / (seconds() - idle_); }
+  double tokens_per_second() const { return pace_.tokens_per_second(); }
 
   /// Brings the metrics to the device. Those that cannot be written, here or in a step, do not end the run: a warning
   /// says so, and they are written later; the event file is then written anew here.
@@ -85,9 +87,8 @@ class Reporter {
   void finish();
 
  private:
-  using Clock = std::chrono::steady_clock;
   void log(const StepResult& result, double waited);
-  double seconds_left(int64_t step, double training_seconds) const;
+  double seconds_left(int64_t step) const;
   void add_ranks(double window, ProgressState& state, Metrics& metrics);
   void attempt(const std::function<void()>& write);
   void open_events();
@@ -106,16 +107,14 @@ class Reporter {
   bool told_events_ = false;   ///< it was said that events cannot be written
   bool failing_ = false;       ///< some metrics could not be written yet
   bool told_dropped_ = false;  ///< it was said that metrics are dropped
-  Clock::time_point start_ = Clock::now();
-  double idle_ = 0;                              ///< seconds of pauses
+  Pace pace_;
+  EvaluationSizes sizes_;
   double window_start_ = 0, window_waited_ = 0;  ///< at the line before: training seconds, seconds waited for data
-  int64_t window_tokens_ = 0, run_tokens_ = 0;   ///< since the line before, and since the start
+  int64_t window_tokens_ = 0;                    ///< since the line before
   Group::Traffic window_traffic_;                ///< at the line before
   int64_t evaluated_ = -1;
   double evaluated_loss_ = 0;
-  LoopState begin_;          ///< from where the steps are counted
-  double evaluating_ = 0;    ///< seconds of the evaluations so far
-  int64_t evaluations_ = 0;  ///< how many
+  LoopState begin_;  ///< from where the steps are counted
 };
 
 }  // namespace mmfree

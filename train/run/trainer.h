@@ -86,6 +86,7 @@ class Trainer {
   void evaluate_on_the_way();
   void note_evaluation(double loss);
   bool ends_early() const;
+  int64_t evaluation_tokens(int64_t limit) const;
   std::optional<Evaluation> evaluate_valid(int64_t limit);
   template <class Work>
   auto keeping_steps(Work&& work);
