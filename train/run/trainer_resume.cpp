@@ -225,6 +225,7 @@ void Trainer::go_on_from(LoopState good, const LoopState& diverged) {
   reporter_.message(concat("the data of the steps from ", state_.step + 1, " to ", diverged_at_,
                            " are left out (rollback ", state_.rollbacks, " of ", config_.train.rollback, ")"));
   diverged_at_ = 0;
+  ending_ = false;  // set if the batch behind the step that was given up could not be read
   if (leads()) folder_.remove_checkpoints_after(state_.step);
   reporter_.go_back(state_);
   start_watch();
