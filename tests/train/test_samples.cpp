@@ -138,7 +138,8 @@ TEST(EvalSets, MustBePreparedAsTheTrainingDataAre) {
     shard.commit();
   }
   c.data.eval_sets = {{"other", {dir / "other.h5"}}};
-  EXPECT_TRUE(contains(error_of<DataError>([&] { train(c); }), "data.eval_sets and the training shards differ"));
+  EXPECT_TRUE(
+      contains(error_of<DataError>([&] { train(c); }), "data.eval_sets 'other' and the training shards differ"));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <iterator>
 #include <map>
@@ -10,8 +11,10 @@
 #include "core/system/console.h"
 #include "layers/parameters.h"
 #include "train/run/progress.h"
-#include "train/run/recompute.h"
 #include "train/run/rates_file.h"
+#include "train/run/recompute.h"
+#include "train/run/run_batches.h"
+#include "train/run/run_inputs.h"
 
 namespace mmfree {
 namespace {
@@ -130,6 +133,28 @@ void print_sizes(const RunConfig& config) {
 }
 
 }  // namespace
+
+void print_data(const RunConfig& config) {
+  constexpr int64_t kMostSamples = 16;  // of the first batch; each may be in a shard of its own
+  if (config.data.train.empty() && config.data.sources.empty())
+    return console::out.print("data        not checked: data.train names none\n");
+  const RunInputs inputs(config);
+  const Batches batches(inputs.corpus, batch_options(config));
+  const int64_t samples = std::min(kMostSamples, config.train.batch_size), length = config.data.seq_len;
+  std::vector<int32_t> ids(size_t(samples * length)), targets(ids.size());
+  std::vector<uint8_t> starts(batches.has_starts() ? ids.size() : 0);
+  batches.read(0, samples, {ids.data(), targets.data(), starts.empty() ? nullptr : starts.data()});
+  console::out.format("data        %s tokens in %lld documents, %lld windows of %lld",
+                      format_count(double(inputs.corpus.total_tokens())).c_str(),
+                      static_cast<long long>(inputs.corpus.documents()), static_cast<long long>(batches.windows()),
+                      static_cast<long long>(length));
+  if (inputs.valid)
+    console::out.format("; %s to evaluate on", format_count(double(inputs.valid->total_tokens())).c_str());
+  console::out.format("; vocabulary %d\n", inputs.corpus.info().vocab_size);
+  if (batches.windows() < config.train.batch_size)
+    console::out.format("            fewer than the %lld windows of a batch: each batch has some of them twice\n",
+                        static_cast<long long>(config.train.batch_size));
+}
 
 void print_plan(RunConfig config, const Group& group, const PlanOptions& options) {
   TrainConfig& t = config.train;

@@ -9,6 +9,10 @@ struct PlanOptions {
   double price = 0;        ///< of a device for an hour; 0: not known
 };
 
+/// Opens what a run reads, reads the beginning of its first batch and prints how much there is. Nothing without
+/// data.train and data.sources. @throws as RunInputs, Batches and Batches::read
+void print_data(const RunConfig& config);
+
 /// Prints what a run of the ranks in `group` would be: each key with where its value came from, parameters by role,
 /// compute per token and of the whole run, the memory that it would take for each train.recompute and, if it is one
 /// rank of several to come, number of ranks, and the time that its steps take and what that costs, if the device's

@@ -6,9 +6,12 @@
 
 namespace mmfree {
 
-void require_same_stream(const char* key, const ShardInfo& shards, const ShardInfo& train) {
-  MMFREE_CHECK(DataError, shards.tokenizer_hash == train.tokenizer_hash && shards.framing == train.framing, key,
+void require_evaluable(const std::string& key, const TokenShards& shards, const ShardInfo& train) {
+  const ShardInfo& info = shards.info();
+  MMFREE_CHECK(DataError, info.tokenizer_hash == train.tokenizer_hash && info.framing == train.framing, key,
                " and the training shards differ in tokenizer or framing; prepare them together");
+  MMFREE_CHECK(DataError, tokens_scored(shards, 0) > 0, key, ": its shards hold ", shards.total_tokens(),
+               " tokens, expected at least 2: one to begin with and one to score; name others");
 }
 
 int64_t tokens_scored(const TokenShards& shards, int64_t limit) {
@@ -19,7 +22,7 @@ int64_t tokens_scored(const TokenShards& shards, int64_t limit) {
 EvalSets::EvalSets(const DataConfig& data, const ShardInfo& train) {
   for (const EvalSet& set : data.eval_sets) {
     sets_.emplace_back(set.name, TokenShards(set.shards));
-    require_same_stream("data.eval_sets", sets_.back().second.info(), train);
+    require_evaluable("data.eval_sets " + quote(set.name), sets_.back().second, train);
   }
 }
 

@@ -11,8 +11,9 @@ namespace mmfree {
 /// The results of data.eval_sets, by name.
 using SetEvaluations = std::vector<std::pair<std::string, Evaluation>>;
 
-/// Checks that shards are evaluated as the model was trained. `key` names them. @throws DataError
-void require_same_stream(const char* key, const ShardInfo& shards, const ShardInfo& train);
+/// Checks that shards are evaluated as the model was trained, and hold a token that can be scored. `key` names them.
+/// @throws DataError
+void require_evaluable(const std::string& key, const TokenShards& shards, const ShardInfo& train);
 
 /// How many tokens of `shards` an evaluation scores that is limited to `limit`, 0: not; those that masks leave out are
 /// counted too.
@@ -21,7 +22,7 @@ int64_t tokens_scored(const TokenShards& shards, int64_t limit);
 /// The shards of data.eval_sets.
 class EvalSets {
  public:
-  /// @throws as TokenShards and require_same_stream
+  /// @throws as TokenShards and require_evaluable
   EvalSets(const DataConfig& data, const ShardInfo& train);
   /// All sets in their order, until `options.on_progress` returns false.
   SetEvaluations evaluate(const LM& lm, const EvaluateOptions& options) const;

@@ -103,9 +103,11 @@ void Reporter::log(const StepResult& result, double waited) {
   const uint64_t peak = Arena::current(target_.device)->stats().peak;
   const double flops = training_flops(config_.model, config_.data.seq_len) * speed;
   const double rate = target_.device == Device::cuda ? group_.size() * gpu::info().bf16_rate : 0;
-  ProgressState state{
-      result.step, config_.train.steps,       result.loss, result.report.learning_rate, result.report.grad_norm, speed,
-      seconds(),   seconds_left(result.step), {}};
+  ProgressState state;
+  state.step = result.step, state.steps = config_.train.steps;
+  state.loss = result.loss, state.learning_rate = result.report.learning_rate,
+  state.grad_norm = result.report.grad_norm;
+  state.tokens_per_second = speed, state.elapsed = seconds(), state.eta = seconds_left(result.step);
   if (target_.device == Device::cuda) state.gpu = ProgressState::Gpu{rate > 0 ? flops / rate : 0, data_wait, peak};
   Metrics metrics = {{"step", result.step},
                      {"train/loss", result.loss},

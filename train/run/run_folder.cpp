@@ -12,8 +12,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "core/system/files.h"
 #include "core/system/folder_mark.h"
+#include "train/watch/tensorboard.h"
 
 namespace mmfree {
 namespace fs = std::filesystem;
@@ -149,6 +149,26 @@ RunFolder::RunFolder(std::string path, bool own) : path_(std::move(path)) {
   if (own) lock_ = FolderLock(path_);
 }
 
+RunFolder::~RunFolder() {
+  if (!made_) return;
+  if (!lock_.is_held()) {  // another process may work there
+    made_->keep();
+    return;
+  }
+  std::error_code ignored;
+  for (const std::string& name : written_) fs::remove(file(name), ignored);
+  if (!written_.empty()) {
+    for (const std::string& path : event_files(file("tb"))) fs::remove(path, ignored);
+    fs::remove(file("tb"), ignored);
+  }
+  lock_ = FolderLock();
+}
+
+void RunFolder::keep() {
+  if (made_) made_->keep();
+  made_.reset();
+}
+
 std::string RunFolder::file(const std::string& name) const { return (fs::path(path_) / name).string(); }
 
 std::map<std::string, std::string> describe_run(const RunConfig& config, const std::string& tokenizer,
@@ -188,7 +208,8 @@ std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std
   MarkedFiles marked = read_mark(path_, kRun);
 
   const std::string checkpoints = file("checkpoints");
-  NeededDirectory(checkpoints).keep();
+  const bool is_new = !fs::exists(path_, ignored);
+  made_ = std::make_unique<NeededDirectory>(checkpoints);
   if (!lock_.is_held()) {
     lock_ = FolderLock(path_);
     MMFREE_CHECK(CreateError, step >= 0 || checkpoint_steps(path_).empty(), path_,
@@ -196,6 +217,11 @@ std::vector<std::string> RunFolder::open(int64_t step, std::map<std::string, std
   }
   MMFREE_CHECK(CreateError, ::access(checkpoints.c_str(), W_OK | X_OK) == 0, checkpoints,
                ": no checkpoints can be written here: ", error_text(errno));
+  if (is_new) {
+    written_ = growing;
+    written_.push_back(mark_name(kRun));
+    for (const auto& [name, bytes] : files) written_.push_back(name);
+  }
   remove_unfinished_checkpoints(path_);
   const std::vector<std::string> renamed = step >= 0 ? set_aside(path_, step) : std::vector<std::string>();
   // The mark proves the older files too: the process may be killed before it has replaced them.

@@ -1,10 +1,12 @@
 #pragma once
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "core/system/files.h"
 #include "core/system/folder_lock.h"
 #include "train/run/checkpoint.h"
 #include "train/run/compute_target.h"
@@ -75,6 +77,8 @@ class RunFolder {
   /// Locks the folder if it exists; makes nothing. Without `own` it does not: another rank owns the folder.
   /// @throws CreateError if another process has it
   explicit RunFolder(std::string path, bool own = true);
+  /// Unless keep() was called, a folder that open() made goes again, with what a run writes before its first step.
+  ~RunFolder();
   const std::string& path() const { return path_; }
   /// The path of a file in it.
   std::string file(const std::string& name) const;
@@ -86,6 +90,8 @@ class RunFolder {
   /// wrote, and then nothing is changed; IoError
   std::vector<std::string> open(int64_t step, std::map<std::string, std::string> files,
                                 const std::vector<std::string>& growing = {"metrics.jsonl"});
+  /// The run has made a step or a checkpoint: the folder stays.
+  void keep();
   /// Why the folder is not locked well, for people; empty if it is.
   std::string warning() const { return lock_.warning(); }
   /// Makes the folder again if someone removed it.
@@ -99,6 +105,8 @@ class RunFolder {
  private:
   std::string path_;
   FolderLock lock_;
+  std::unique_ptr<NeededDirectory> made_;  ///< by open(), until keep()
+  std::vector<std::string> written_;       ///< names of files in a folder that was not there before
 };
 
 }  // namespace mmfree

@@ -21,13 +21,6 @@ namespace mmfree {
 namespace fs = std::filesystem;
 namespace {
 
-const RunConfig& validated(const RunConfig& config, const Corpus& corpus) {
-  MMFREE_CHECK(ConfigError, corpus.info().vocab_size <= config.model.vocab_size, config.source,
-               ": model.vocab_size is ", config.model.vocab_size, " but the training shards use ",
-               corpus.info().vocab_size, " token ids; set model.vocab_size=", corpus.info().vocab_size, " or more");
-  return config;
-}
-
 /// Turns the lengths of `config` into steps. Returns what was asked for.
 Lengths take_lengths(RunConfig& config, const Batches& batches) {
   const Lengths asked = lengths_of(config);
@@ -55,10 +48,10 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       asked_leaves_(config_.train.leaves),
       target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device",
                             group.local_rank())),
-      corpus_(config_.data),
-      batches_(corpus_, batch_options(config_)),
+      inputs_(config_),
+      batches_(inputs_.corpus, batch_options(config_)),
       asked_lengths_(take_lengths(config_, batches_)),
-      params_(parameter_specs(validated(config_, corpus_).model), DType::f32, target_.device,
+      params_(parameter_specs(config_.model), DType::f32, target_.device,
               divide(config_.model, group_, config_.train.shard)),
       lm_(params_, config_.model, target_.compute, backward_products(target_, config_.train.backward)),
       optimizer_(make_optimizer(params_, config_.optim)),
@@ -67,29 +60,14 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
   const auto threads = config_.train.threads > 0 ? int(config_.train.threads) : group_.threads();
   if (threads > 0) omp_set_num_threads(threads);
   if (target_.device == Device::cuda) group_.use_gpu();
-  open_data();
+  state_.data = inputs_.corpus.fingerprint();
+  warn_of_bare_shards();
+  adopt_framing();
   require_equal_ranks();
   if (!resume(force)) start_afresh(std::move(source));
   first_step_ = state_.step;
   lm_.requantise();
   open_run_folder();
-}
-
-void Trainer::open_data() {
-  const ShardInfo& info = corpus_.info();
-  if (!config_.data.valid.empty()) {
-    valid_data_.emplace(config_.data.valid);
-    require_same_stream("data.valid", valid_data_->info(), info);
-  }
-  eval_sets_.emplace(config_.data, info);
-  if (!config_.data.tokenizer.empty()) {
-    tokenizer_ = Tokenizer::load(config_.data.tokenizer);
-    MMFREE_CHECK(DataError, tokenizer_->hash() == info.tokenizer_hash, config_.data.tokenizer,
-                 ": is not the tokenizer that the training shards were prepared with");
-  }
-  state_.data = corpus_.fingerprint();
-  warn_of_bare_shards();
-  adopt_framing();
 }
 
 /// Equal bits come from equal programs on equal devices that read the same.
@@ -127,8 +105,8 @@ void Trainer::warn_of_bare_shards() {
   const auto add = [&](const TokenShards& shards) {
     bare.insert(bare.end(), shards.without_sums().begin(), shards.without_sums().end());
   };
-  for (const TokenShards& source : corpus_.sources()) add(source);
-  if (valid_data_) add(*valid_data_);
+  for (const TokenShards& source : inputs_.corpus.sources()) add(source);
+  if (inputs_.valid) add(*inputs_.valid);
   if (!bare.empty())
     reporter_.message(
         concat("warning: ", bare.size(), " token shards have no checksums of their chunks, so damage may ",
@@ -137,11 +115,8 @@ void Trainer::warn_of_bare_shards() {
 
 /// What the shards say of their documents belongs to the model, whatever the configuration says.
 void Trainer::adopt_framing() {
-  const ShardInfo& info = corpus_.info();
-  std::optional<Framing>& framing = config_.data.framing;
-  MMFREE_CHECK(ConfigError, !framing || *framing == info.framing, config_.source, ": data.framing is ",
-               name_of(framing), ", but the training shards are framed by ", name_of(info.framing));
-  framing = info.framing;
+  const ShardInfo& info = inputs_.corpus.info();
+  config_.data.framing = info.framing;
   const auto adopt = [&](const char* key, int64_t& id, int of_shards) {
     if (id != of_shards)
       reporter_.message(concat("warning: ", key, " is ", id, ", but the tokenizer of the training shards has ",
@@ -157,7 +132,7 @@ void Trainer::open_run_folder() {
     reporter_.open_metrics("", saved_step_);
     return start_watch();
   }
-  const RunFacts facts{first_step_, target_, corpus_.total_tokens(), state_.data};
+  const RunFacts facts{first_step_, target_, inputs_.corpus.total_tokens(), state_.data};
   std::vector<std::string> growing = {"metrics.jsonl"};
   if (config_.train.sample_every > 0) growing.push_back("samples.jsonl");
   for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts), growing))
@@ -174,7 +149,8 @@ void Trainer::open_run_folder() {
 
 /// From the step that was loaded on.
 void Trainer::start_watch() {
-  watch_->start(state_.step, folder_.file("metrics.jsonl"), folder_.file("samples.jsonl"), saved_step_, tokenizer_);
+  watch_->start(state_.step, folder_.file("metrics.jsonl"), folder_.file("samples.jsonl"), saved_step_,
+                inputs_.tokenizer);
 }
 
 /// The next step; the trace is written when the last step of a range is in it.
@@ -230,7 +206,7 @@ void Trainer::check_progress(const StepResult& result) {
 
 bool Trainer::evaluation_due() const {
   const TrainConfig& t = config_.train;
-  return valid_data_ && t.eval_every > 0 && state_.step < t.steps && state_.step % t.eval_every == 0 &&
+  return inputs_.valid && t.eval_every > 0 && state_.step < t.steps && state_.step % t.eval_every == 0 &&
          std::min(reporter_.evaluated(), state_.evaluations.step) < state_.step;
 }
 
@@ -276,7 +252,7 @@ auto Trainer::keeping_steps(Work&& work) try {
 
 /// How many tokens an evaluation scores, of each set at most `limit`; 0: all.
 int64_t Trainer::evaluation_tokens(int64_t limit) const {
-  return valid_data_ ? eval_sets_->tokens(limit) + tokens_scored(*valid_data_, limit) : 0;
+  return inputs_.valid ? inputs_.eval_sets.tokens(limit) + tokens_scored(*inputs_.valid, limit) : 0;
 }
 
 /// Evaluates, and writes the result unless the metrics have it already. Nothing if the run is asked to stop meanwhile.
@@ -286,8 +262,8 @@ std::optional<Evaluation> Trainer::evaluate_valid(int64_t limit) {
   SetEvaluations sets;
   const Evaluation e = keeping_steps([&] {
     const Reporter::Pause not_training(reporter_, evaluation_tokens(limit));
-    Evaluation valid = evaluate(lm_, TokenSource::shards(*valid_data_), options);
-    if (result_.reason.empty()) sets = eval_sets_->evaluate(lm_, options);
+    Evaluation valid = evaluate(lm_, TokenSource::shards(*inputs_.valid), options);
+    if (result_.reason.empty()) sets = inputs_.eval_sets.evaluate(lm_, options);
     return valid;
   });
   if (!result_.reason.empty()) return std::nullopt;
@@ -332,7 +308,7 @@ std::optional<StepResult> Trainer::run_in_time() {
 }
 
 RunResult Trainer::run() {
-  reporter_.banner(corpus_);
+  reporter_.banner(inputs_.corpus);
   reporter_.start(state_, {evaluation_tokens(config_.train.eval_tokens), evaluation_tokens(0)});
   while (!train_on()) {
   }
@@ -351,6 +327,7 @@ bool Trainer::train_on() try {
   while (state_.step < t.steps && !ends_early() && !should_stop()) {
     if (std::exchange(save_asked_, false)) save();
     const auto finished = keeping_steps([&] { return make_step(); });
+    folder_.keep();
     ++state_.step;
     state_.tokens += t.batch_size * length;
     take(finished);
@@ -380,7 +357,7 @@ void Trainer::finish() {
   result_.tokens_per_second = reporter_.tokens_per_second();
   save();
   const bool at_end = state_.step >= config_.train.steps || ends_early();
-  if (at_end && valid_data_ && result_.reason.empty()) result_.valid = evaluate_valid(0);
+  if (at_end && inputs_.valid && result_.reason.empty()) result_.valid = evaluate_valid(0);
   if (at_end && result_.reason.empty()) watch_->sample(state_.step, true);
   reporter_.sync();
   settle_save(true);

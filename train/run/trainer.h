@@ -6,7 +6,6 @@
 #include "core/ranks/group.h"
 #include "core/system/signals.h"
 #include "data/batches.h"
-#include "data/text/tokenizer.h"
 #include "layers/lm.h"
 #include "train/inference/model.h"
 #include "train/run/background_save.h"
@@ -16,6 +15,7 @@
 #include "train/run/model_watch.h"
 #include "train/run/reporter.h"
 #include "train/run/run_folder.h"
+#include "train/run/run_inputs.h"
 #include "train/run/shards.h"
 #include "train/run/step.h"
 #include "train/run/step_trace.h"
@@ -56,7 +56,6 @@ class Trainer {
 
  private:
   bool leads() const { return group_.rank() == 0; }
-  void open_data();
   void require_equal_ranks();
   void decide_leaves(int64_t otherwise);
   void make_runner();
@@ -103,17 +102,14 @@ class Trainer {
   void write_failed(const Error& error);
   std::string newest() const;
   FlatState flat() const;
-  std::string tokenizer_bytes() const { return tokenizer_ ? tokenizer_->serialized() : std::string(); }
+  std::string tokenizer_bytes() const { return inputs_.tokenizer ? inputs_.tokenizer->serialized() : std::string(); }
 
   StopSignals signals_;
   Group& group_;
   RunConfig config_;
   int64_t asked_leaves_;  ///< as configured, 0: not decided there
   ComputeTarget target_;
-  Corpus corpus_;
-  std::optional<TokenShards> valid_data_;
-  std::optional<EvalSets> eval_sets_;
-  std::optional<Tokenizer> tokenizer_;
+  RunInputs inputs_;
   Batches batches_;
   Lengths asked_lengths_;  ///< as configured; config_ holds the steps they come to
   ParamStore params_;

@@ -160,8 +160,8 @@ void Trainer::start_afresh(std::optional<Model> source) {
 
 /// Takes `tokenizer` if the shards were prepared with it and the configuration names none. Returns whether they were.
 bool Trainer::adopt_tokenizer(const Tokenizer& tokenizer) {
-  const bool fits = tokenizer.hash() == corpus_.info().tokenizer_hash;
-  if (fits && !tokenizer_) tokenizer_ = tokenizer;
+  const bool fits = tokenizer.hash() == inputs_.corpus.info().tokenizer_hash;
+  if (fits && !inputs_.tokenizer) inputs_.tokenizer = tokenizer;
   return fits;
 }
 

@@ -81,6 +81,7 @@ void Trainer::save(bool again) {
     retain_checkpoints(config_.train.run_dir, loop.step, keep);
   };
   try {
+    folder_.keep();
     folder_.restore();
     reporter_.sync();
     saving_.start(state, write);
