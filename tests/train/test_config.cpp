@@ -309,11 +309,9 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {steps: 0}",
        "x.yaml:1: train.steps: 0, expected 1 or more, or a length in train.tokens or train.epochs"},
       {"train: {steps: 5, tokens: 100}",
-       "x.yaml:1: train.steps: train.tokens gives the length too; remove one of them, on the command line with "
-       "~train.steps"},
+       "x.yaml:1: train.steps: train.tokens gives the length too; remove one of them"},
       {"train: {steps: 5, epochs: 0.5}",
-       "x.yaml:1: train.steps: train.epochs gives the length too; remove one of them, on the command line with "
-       "~train.steps"},
+       "x.yaml:1: train.steps: train.epochs gives the length too; remove one of them"},
       {"train:\n  tokens: 100\n  epochs: 1",
        "x.yaml:3: train.epochs: train.tokens gives the length too; remove one of them"},
       {"optim: {warmup_steps: 3, warmup_tokens: 9}",

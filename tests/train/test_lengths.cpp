@@ -114,7 +114,7 @@ TEST(Lengths, AreShownByTheDryRun) {
   c.optim.warmup_steps = 0;
   spit(dir / "run.yaml", to_yaml(c));
   for (const char* length : {"train.tokens=800", "train.epochs=0.01"}) {
-    Program program({"train", dir / "run.yaml", "~train.steps", length, "--dry-run"});
+    Program program({"train", dir / "run.yaml", length, "--dry-run"});
     EXPECT_EQ(0, program.wait()) << program.err();
     RunConfig c = load_config(dir / "run.yaml");
     c.train.steps = 0;
@@ -126,12 +126,49 @@ TEST(Lengths, AreShownByTheDryRun) {
   }
 }
 
+/// What a file with `train` comes to: steps, tokens, epochs.
+std::tuple<int64_t, int64_t, double> length_of(const std::string& text, const std::vector<std::string>& overrides) {
+  const TrainConfig t = load_config_text(text, "x.yaml", overrides).train;
+  return {t.steps, t.tokens, t.epochs};
+}
+
+TEST(Lengths, OfTheCommandLineTakeThePlaceOfThoseOfTheFile) {
+  using Length = std::tuple<int64_t, int64_t, double>;
+  const std::string steps = "train: {steps: 50}", tokens = "train: {tokens: 900}", none = "train: {seed: 2}";
+  EXPECT_EQ(length_of(steps, {}), Length(50, 0, 0));
+  EXPECT_EQ(length_of(steps, {"train.tokens=70"}), Length(0, 70, 0));
+  EXPECT_EQ(length_of(steps, {"train.epochs=0.5"}), Length(0, 0, 0.5));
+  EXPECT_EQ(length_of(tokens, {"train.steps=7"}), Length(7, 0, 0));
+  EXPECT_EQ(length_of(tokens, {"train.epochs=2"}), Length(0, 0, 2));
+  EXPECT_EQ(length_of(none, {"train.tokens=70"}), Length(0, 70, 0));
+  // As before there were units: a length that is none takes no other's place.
+  EXPECT_EQ(length_of(steps, {"train.tokens=0"}), Length(50, 0, 0));
+  EXPECT_EQ(length_of(steps, {"~train.steps", "train.tokens=70"}), Length(0, 70, 0));
+  EXPECT_EQ(length_of(steps, {"train.steps=0", "train.tokens=70"}), Length(0, 70, 0));
+  EXPECT_EQ("command line: train.steps: train.tokens gives the length too; remove one of them",
+            error_of<ConfigError>([&] {
+              length_of(none, {"train.tokens=70", "train.steps=3"});
+            }));
+  EXPECT_TRUE(contains(error_of<ConfigError>([&] { length_of("train: {steps: 5, tokens: 100}", {}); }), "x.yaml:1: "));
+  EXPECT_EQ("train.tokens", load_config_text(steps, "x.yaml", {"train.tokens=70"}).origins.at("train.steps"));
+}
+
+TEST(Lengths, OfTheWarmUpOnTheCommandLineTakeThePlaceOfThoseOfTheFile) {
+  const auto warmup = [](const std::string& text, const char* override_text) {
+    const OptimConfig o = load_config_text(text, "x.yaml", {override_text}).optim;
+    return std::pair(o.warmup_steps, o.warmup_tokens);
+  };
+  EXPECT_EQ(warmup("optim: {warmup_steps: 20}", "optim.warmup_tokens=70"), (std::pair<int64_t, int64_t>(-1, 70)));
+  EXPECT_EQ(warmup("optim: {warmup_tokens: 70}", "optim.warmup_steps=0"), (std::pair<int64_t, int64_t>(0, 0)));
+  EXPECT_EQ(warmup("optim: {warmup_tokens: 70}", "optim.lr=1"), (std::pair<int64_t, int64_t>(-1, 70)));
+}
+
 TEST(Lengths, AreSaidWhereARunEnds) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");
   c.optim.warmup_steps = 0;
   spit(dir / "run.yaml", to_yaml(c));
-  Program program({"train", dir / "run.yaml", "~train.steps", concat("train.tokens=", 2 * kInStep)});
+  Program program({"train", dir / "run.yaml", concat("train.tokens=", 2 * kInStep)});
   EXPECT_EQ(0, program.wait()) << program.err();
   EXPECT_TRUE(contains(program.out(), "finished at step 2 of 2\n")) << program.out();
 }

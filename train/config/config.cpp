@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -45,6 +46,41 @@ std::map<std::string, std::string> origins_of(RunConfig config, const ConfigNode
                                        : concat(source, ":", line);
   });
   return origins;
+}
+
+/// One of the keys that give the same length in several units.
+struct LengthKey {
+  const char* key;
+  bool asks;  ///< whether it has a value that gives the length
+  std::function<void()> take_back;
+};
+
+/// Takes the others back if one of `keys` is on the command line. Returns by which each was replaced.
+std::map<std::string, std::string> prefer_command_line(const ConfigNode& root, const std::vector<LengthKey>& keys) {
+  const auto typed = [&](const LengthKey& k) { return k.asks && given(root, k.key) && line_of(root, k.key) == 0; };
+  const auto winner = std::find_if(keys.begin(), keys.end(), typed);
+  std::map<std::string, std::string> replaced;
+  if (winner == keys.end()) return replaced;
+  for (const LengthKey& k : keys) {
+    if (!k.asks || typed(k)) continue;
+    k.take_back();
+    replaced[k.key] = winner->key;
+  }
+  return replaced;
+}
+
+/// The same for the lengths of the run and of its warm-up.
+std::map<std::string, std::string> prefer_typed_lengths(RunConfig& config, const ConfigNode& root) {
+  TrainConfig& t = config.train;
+  OptimConfig& o = config.optim;
+  std::map<std::string, std::string> replaced =
+      prefer_command_line(root, {{"train.steps", t.steps > 0, [&] { t.steps = 0; }},
+                                 {"train.tokens", t.tokens > 0, [&] { t.tokens = 0; }},
+                                 {"train.epochs", t.epochs > 0, [&] { t.epochs = 0; }}});
+  replaced.merge(
+      prefer_command_line(root, {{"optim.warmup_steps", o.warmup_steps >= 0, [&] { o.warmup_steps = -1; }},
+                                 {"optim.warmup_tokens", o.warmup_tokens > 0, [&] { o.warmup_tokens = 0; }}}));
+  return replaced;
 }
 
 /// Checks the weights of sources and stages.
@@ -97,7 +133,7 @@ void check_length(const RunConfig& config, const Rule& rule) {
   rule("train.epochs", "train.tokens", t.tokens == 0 || t.epochs == 0,
        "train.tokens gives the length too; remove one of them");
   rule("train.steps", other, t.steps == 0 || (t.tokens == 0 && t.epochs == 0), other,
-       " gives the length too; remove one of them, on the command line with ~train.steps");
+       " gives the length too; remove one of them");
   rule("train.steps", other, t.steps > 0 || t.tokens > 0 || t.epochs > 0,
        "0, expected 1 or more, or a length in train.tokens or train.epochs");
   rule("optim.warmup_steps", "train.steps", t.steps == 0 || config.optim.warmup_steps <= t.steps,
@@ -238,6 +274,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
     section.finish();
   });
   file.finish();
+  const std::map<std::string, std::string> replaced = prefer_typed_lengths(config, root);
   if ((config.train.tokens > 0 || config.train.epochs > 0) && !given(root, "train.steps")) config.train.steps = 0;
   if (!config.model.layers.empty() && !given(root, "model.num_hidden_layers"))
     config.model.num_hidden_layers = config.model.listed_layers();
@@ -247,6 +284,7 @@ RunConfig load_config_text(const std::string& text, const std::string& source,
 
   config.source = source;
   config.origins = origins_of(config, root, source, inherited.has_value());
+  for (const auto& [key, by] : replaced) config.origins[key] = by;
   if (config.train.run_dir.empty()) config.train.run_dir = default_run_dir(source);
   return config;
 }

@@ -26,9 +26,10 @@ struct RunConfig {
 using ModelDefaults = std::function<ModelConfig(const TrainConfig&)>;
 
 /// Reads a YAML file and applies `overrides` ("optim.lr=1e-3"; later ones win; lists and maps as YAML in flow style;
-/// "~optim.lr" as if no one had given the key). A key that neither gives has its default; with train.init_from the
-/// defaults of `model` come from `model_defaults`. If they have a head that is not ternary and model.precision makes
-/// the model ternary, a rule keeps the head's precision, unless model.precision_rules is given.
+/// "~optim.lr" as if no one had given the key; a length on the command line takes the place of one that the file gives
+/// in another unit). A key that neither gives has its default; with train.init_from the defaults of `model` come from
+/// `model_defaults`. If they have a head that is not ternary and model.precision makes the model ternary, a rule keeps
+/// the head's precision, unless model.precision_rules is given.
 /// @throws MissingError if the file cannot be read; ConfigError with every problem on a line of its own, such as
 /// `configs/x.yaml:13: unknown key 'optim.lrr' (did you mean 'lr'?)`, or `command line: ...` for an override
 RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides = {},
