@@ -304,6 +304,14 @@ TEST(Progress, FormatsNumbersForPeople) {
   for (const auto& [value, text] : sizes) EXPECT_EQ(format_bytes(value), text);
 }
 
+TEST(Progress, FormatsSharesWithThreeDigits) {
+  const std::pair<double, const char*> shares[] = {
+      {0, "0%"},          {2.67e-7, "< 0.01%"},  {0.000099, "< 0.01%"}, {0.0001, "0.01%"}, {0.000125, "0.0125%"},
+      {0.31249, "31.2%"}, {0.66666666, "66.7%"}, {0.9999, "100%"},      {1, "100%"},       {12.345, "1234%"},
+      {NAN, "-"}};
+  for (const auto& [value, text] : shares) EXPECT_EQ(format_share(value), text);
+}
+
 TEST(Progress, ShowsWhatAGpuDoes) {
   ProgressState state{.step = 1,
                       .steps = 3,

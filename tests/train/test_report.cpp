@@ -201,6 +201,57 @@ TEST(Report, TellsWhatDiffersBetweenConfigurations) {
   EXPECT_EQ(data["differences"], Json::parse(R"([["optim.lr", "0.25", "", "0.5"], ["train.seed", "0", "", "2"]])"));
 }
 
+TEST(Report, TellsWhichRunsHaveOneVocabulary) {
+  const TempDir dir;
+  struct Case {
+    const char* tokenizer;  // "": an older run, which does not tell
+    int64_t vocab_size;     // 0: no configuration
+    int number;
+  };
+  std::vector<RunData> runs;
+  std::vector<int> expected;
+  for (const Case& c : {Case{"aa", 300, 0}, {"bb", 300, 1}, {"aa", 320, 0}, {"", 300, 0}, {"", 500, 2}, {"", 0, 0}}) {
+    const std::string name = concat("r", runs.size());
+    fs::create_directories(dir / name);
+    spit(dir / (name + "/run.json"), *c.tokenizer ? Json({{"tokenizer", c.tokenizer}}).dump() : "{}");
+    RunConfig config;
+    config.model.vocab_size = c.vocab_size;
+    if (c.vocab_size) spit(dir / (name + "/config.resolved.yaml"), to_yaml(config));
+    runs.push_back(made_run(dir, name, "{\"step\": 1, \"val/loss\": 1}\n"));
+    expected.push_back(c.number);
+  }
+  EXPECT_EQ(expected, vocabularies(runs));
+  const Json data = Json::parse(data_text(page_of(std::move(runs))));
+  EXPECT_EQ(1, data["runs"][1]["vocabulary"].get<int>());
+}
+
+TEST(Report, AndTopSayWhatIsNoRunAndWhatIsExpected) {
+  const TempDir dir;
+  fs::create_directories(dir / "runs/empty");
+  const std::string expected =
+      "expected the folder of a run (its train.run_dir), in which `mmfree train` writes metrics.jsonl";
+  spit(dir / "file", "text");
+  const std::string runs = dir / "runs", file = dir / "file", none = dir / "none";
+  std::vector<std::pair<std::string, std::string>> cases = {
+      {none, none + ": there is no such folder; " + expected},
+      {file, file + ": is no folder; " + expected},
+      {runs + "/empty/", runs + "/empty: holds no metrics.jsonl; " + expected}};
+  const auto check = [&](const std::string& path, const std::string& message) {
+    for (const std::vector<std::string>& command :
+         {std::vector<std::string>{"top", path}, {"report", path, "-o", dir / "page.html"}}) {
+      Program p(command);
+      EXPECT_EQ(66, p.wait());
+      EXPECT_EQ("mmfree: " + message + "\n", p.err());
+      EXPECT_EQ("", p.out());
+    }
+    EXPECT_FALSE(fs::exists(dir / "page.html"));
+  };
+  for (const auto& [path, message] : cases) check(path, message);
+  for (const char* name : {"b", "a"}) made_run(dir, concat("runs/", name), "{\"step\": 1}\n");
+  check(runs,
+        runs + ": holds no metrics.jsonl; " + expected + "; there are 2 runs in it, name " + runs + "/a and others");
+}
+
 TEST(Report, TextOfARunIsNoPartOfThePage) {
   const TempDir dir;
   const std::string evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'\\u2028";
@@ -311,7 +362,6 @@ TEST(Report, TheCommandWritesThePageAndReplacesNothingElse) {
   EXPECT_EQ(slurp(out), "mine");
   Program missing({"report", dir / "none", "-o", dir / "n.html"});
   EXPECT_EQ(missing.wait(), 66);
-  EXPECT_EQ(missing.err(), "mmfree: " + (dir / "none") + ": holds no metrics.jsonl; name a run folder\n");
 }
 
 }  // namespace

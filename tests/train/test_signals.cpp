@@ -55,6 +55,19 @@ TEST(Signals, ASecondInterruptLeavesAtOnceWhateverCameBetween) {
       testing::ExitedWithCode(130), "^$");
 }
 
+TEST(Signals, ARunThatStopsSaysOnceHowItGoesOn) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.max_time = 1e-9;
+  spit(dir / "run.yaml", to_yaml(c));
+  Program program({"train", dir / "run.yaml"});
+  EXPECT_EQ(75, program.wait());
+  const std::string said = program.out() + program.err();
+  const size_t at = said.find("continue with the same command and --resume\n");
+  ASSERT_NE(at, said.npos) << said;
+  EXPECT_EQ(said.find("--resume"), said.rfind("--resume")) << said;
+}
+
 TEST(Signals, AHangupThatWasIgnoredStaysIgnored) {
   const auto before = std::signal(SIGHUP, SIG_IGN);
   {

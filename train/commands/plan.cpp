@@ -102,8 +102,9 @@ void print_time(const RunConfig& config, const ComputeTarget& target, const std:
     console::out.format("%s\n", e.what());
   }
   if (!rates)
-    return console::out.format("time        not known of %s: measure once, in a minute, with mmfree bench --rates%s\n",
-                               here ? key.c_str() : "a GPU", gpu ? " --device cuda, there" : "");
+    return console::out.format(
+        "time        not known of %s: measure once, in half a minute, with mmfree bench --rates%s\n",
+        here ? key.c_str() : "a GPU", gpu ? " --device cuda, there" : "");
   for (const auto& [ranks, step] : work) {
     const double seconds = step_seconds(step, *rates), all = seconds * double(t.steps), hours = all * ranks / 3600;
     const double tokens = double(t.batch_size) * double(config.data.seq_len);

@@ -40,7 +40,6 @@ void print_result(const RunConfig& config, const RunResult& r) {
   if (r.best_step >= 0)
     console::out.format("best           %s  valid loss %.4f\n",
                         checkpoint_path(config.train.run_dir, r.best_step).c_str(), r.best_loss);
-  if (!r.finished) console::out.format("continue with  the same command and --resume\n");
 }
 
 void run_rank(const Options& o, Group& group) {
@@ -74,7 +73,8 @@ void run_rank(const Options& o, Group& group) {
   const RunResult result = trainer.run();
   if (group.rank() == 0) print_result(config, result);
   if (!result.finished)
-    throw Error(concat("stopped early (", result.reason, ") with a complete checkpoint; run again with --resume"),
+    throw Error(concat("stopped early (", result.reason,
+                       ") with a complete checkpoint; continue with the same command and --resume"),
                 Exit::stopped);
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "optim/schedule.h"
+#include "train/run/progress.h"
 #include "train/watch/growing_file.h"
 #include "train/watch/metrics_line.h"
 
@@ -130,8 +131,8 @@ std::string Alarms::text(const State& s, Kind kind, int64_t step) const {
                     " steps: it does not learn any more, its gradient norm is ", figure(s.grad_norm),
                     "; if the loss still falls slowly, raise optim.lr, for this matrix alone by optim.rules");
     case saturated:
-      return concat(m.name, ": ", figure(100 * s.saturation),
-                    "% of the codes of its input are 127 or -127: most of what it sees has one size, and 8 bits tell "
+      return concat(m.name, ": ", format_share(s.saturation),
+                    " of the codes of its input are 127 or -127: most of what it sees has one size, and 8 bits tell "
                     "little of it; look at its act/.../rms, and lower optim.lr or optim.clip_grad if that grows");
   }
   return {};

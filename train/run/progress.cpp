@@ -73,6 +73,12 @@ std::string format_bytes(uint64_t bytes) {
   return three_digits(value) + " " + units[unit];
 }
 
+std::string format_share(double share) {
+  if (!std::isfinite(share)) return "-";
+  if (share > 0 && share < 1e-4) return "< 0.01%";
+  return printed(std::fabs(share) < 9.995 ? "%.3g%%" : "%.0f%%", 100 * share);
+}
+
 std::string progress_line(const ProgressState& s) {
   const double percent = s.steps > 0 ? 100.0 * static_cast<double>(s.step) / static_cast<double>(s.steps) : 0;
   return printed("step %lld/%lld  %.0f%%", static_cast<long long>(s.step), static_cast<long long>(s.steps),

@@ -15,6 +15,9 @@ std::string format_duration(double seconds);
 /// "512 B", "1.50 KiB", "2.00 GiB".
 std::string format_bytes(uint64_t bytes);
 
+/// "31.2%", "0.0125%", "< 0.01%": a share with at most three significant digits.
+std::string format_share(double share);
+
 /// What a progress line shows.
 struct ProgressState {
   int64_t step = 0, steps = 0;

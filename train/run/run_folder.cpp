@@ -182,7 +182,8 @@ std::map<std::string, std::string> describe_run(const RunConfig& config, const s
                                 {"backward", name_of(backward_products(facts.target, config.train.backward).ternary)},
                                 {"parameters", config.model.parameter_count()},
                                 {"train_tokens", facts.train_tokens},
-                                {"train_data", facts.data}};
+                                {"train_data", facts.data},
+                                {"tokenizer", facts.tokenizer}};
   if (!config.train.init_from.empty()) run["init_from"] = config.train.init_from;
   std::map<std::string, std::string> files = {{"config.resolved.yaml", to_yaml(config)},
                                               {"run.json", run.dump(1) + "\n"}};

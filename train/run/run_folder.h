@@ -61,6 +61,7 @@ struct RunFacts {
   ComputeTarget target;
   int64_t train_tokens = 0;  ///< in the training shards
   std::string data;          ///< their fingerprint
+  std::string tokenizer;     ///< the hash of their tokenizer
 };
 
 /// What a run writes into its folder at its start, by file name: the configuration as given and in full, the

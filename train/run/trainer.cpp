@@ -132,7 +132,8 @@ void Trainer::open_run_folder() {
     reporter_.open_metrics("", saved_step_);
     return start_watch();
   }
-  const RunFacts facts{first_step_, target_, inputs_.corpus.total_tokens(), state_.data};
+  const RunFacts facts{first_step_, target_, inputs_.corpus.total_tokens(), state_.data,
+                       inputs_.corpus.info().tokenizer_hash};
   std::vector<std::string> growing = {"metrics.jsonl"};
   if (config_.train.sample_every > 0) growing.push_back("samples.jsonl");
   for (const std::string& name : folder_.open(saved_step_, describe_run(config_, tokenizer_bytes(), facts), growing))

@@ -119,12 +119,12 @@ void write_series(JsonText& json, const RunData& run, size_t most_series, size_t
   grids.write(json);
 }
 
-void write_run(JsonText& json, const RunData& run, size_t most_series, size_t buckets) {
+void write_run(JsonText& json, const RunData& run, int vocabulary, size_t most_series, size_t buckets) {
   const RunMetrics& m = *run.metrics;
   json.separate().raw("{").key("name").text(run.name).key("path").text(run.path);
   json.key("facts").raw("[");
   for (const auto& [key, value] : run.facts) json.separate().raw("[").text(key).raw(",").text(value).raw("]");
-  json.raw("]").key("flops_per_token").number(flops_per_token(run));
+  json.raw("]").key("vocabulary").number(vocabulary).key("flops_per_token").number(flops_per_token(run));
   json.key("steps_planned").number(run.config ? double(run.config->train.steps) : 0);
   json.key("lines").number(double(m.steps().size()));
   json.key("steps").number(m.steps().empty() ? 0 : double(m.steps().back()));
@@ -220,7 +220,8 @@ std::string report_page(const std::vector<RunData>& runs, const ReportOptions& o
   JsonText json;
   json.raw("{").key("made").text(now_utc()).key("version").text(MMFREE_VERSION);
   json.key("price").number(options.price).key("title").text(options.title).key("runs").raw("[");
-  for (const RunData& run : runs) write_run(json, run, most_series, buckets);
+  const std::vector<int> vocabulary = vocabularies(runs);
+  for (size_t i = 0; i < runs.size(); ++i) write_run(json, runs[i], vocabulary[i], most_series, buckets);
   json.raw("]");
   write_differences(json, runs);
   const std::string data = json.raw("}").take();

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kMostJson = 4 << 20, kMostConfig = 1 << 20;
 constexpr size_t kMostFacts = 64, kMostFact = 400, kMostEvaluations = 64, kMostNumbers = 4096, kMostSample = 4000;
+constexpr const char* kTokenizer = "tokenizer";  // in run.json
 constexpr size_t kFirstSamples = 2, kLastSamples = 10;
 
 /// At most `most` bytes of valid UTF-8; nlohmann replaces what a cut leaves when it is written.
@@ -99,6 +100,33 @@ void read_samples(RunData& run) {
   if (damaged) run.notes.push_back(concat(file.path(), ": ", damaged, " damaged lines left out"));
 }
 
+/// The folders of runs in a folder, by name.
+std::vector<std::string> runs_in(const fs::path& folder) try {
+  std::vector<std::string> runs;
+  std::error_code ignored;
+  for (const std::string& name : names_in(folder.string()))
+    if (fs::exists(folder / name / "metrics.jsonl", ignored)) runs.push_back((folder / name).string());
+  std::sort(runs.begin(), runs.end());
+  return runs;
+} catch (const Error&) {
+  return {};
+}
+
+/// @throws MissingError if `folder` is no run's
+void require_run(const std::string& folder, const std::string& metrics) {
+  const char* expected =
+      "expected the folder of a run (its train.run_dir), in which `mmfree train` writes metrics.jsonl";
+  std::error_code ignored;
+  if (fs::exists(metrics, ignored)) return;
+  MMFREE_CHECK(MissingError, fs::exists(folder, ignored), folder, ": there is no such folder; ", expected);
+  MMFREE_CHECK(MissingError, fs::is_directory(folder, ignored), folder, ": is no folder; ", expected);
+  const std::vector<std::string> runs = runs_in(folder);
+  throw MissingError(concat(folder, ": holds no metrics.jsonl; ", expected,
+                            runs.empty() ? ""
+                                         : concat("; there are ", runs.size(), " runs in it, name ", runs[0],
+                                                  runs.size() > 1 ? " and others" : "")));
+}
+
 /// The last `parts` parts of a path.
 std::string last_parts(const fs::path& path, size_t parts) {
   fs::path name;
@@ -120,7 +148,7 @@ RunData read_run(const std::string& path) {
   run.path = folder.string();
   std::error_code ignored;
   const std::string metrics = (folder / "metrics.jsonl").string();
-  MMFREE_CHECK(MissingError, fs::exists(metrics, ignored), run.path, ": holds no metrics.jsonl; name a run folder");
+  require_run(run.path, metrics);
   run.metrics = std::make_unique<RunMetrics>(metrics);
   run.metrics->read();
   if (const int64_t damaged = run.metrics->damaged_lines())
@@ -147,6 +175,27 @@ void name_apart(std::vector<RunData>& runs) {
     if (names.size() == runs.size()) return;
   }
   for (size_t i = 0; i < runs.size(); ++i) runs[i].name += concat(" (", i + 1, ")");
+}
+
+std::vector<int> vocabularies(const std::vector<RunData>& runs) {
+  const auto tokenizer = [](const RunData& run) {
+    const auto fact =
+        std::find_if(run.facts.begin(), run.facts.end(), [](const auto& f) { return f.first == kTokenizer; });
+    return fact == run.facts.end() ? std::string() : fact->second;
+  };
+  const auto same = [&](const RunData& a, const RunData& b) {
+    const std::string x = tokenizer(a), y = tokenizer(b);
+    if (!x.empty() && !y.empty()) return x == y;
+    return !a.config || !b.config || a.config->model.vocab_size == b.config->model.vocab_size;
+  };
+  std::vector<int> numbers;
+  std::vector<const RunData*> firsts;
+  for (const RunData& run : runs) {
+    const auto at = std::find_if(firsts.begin(), firsts.end(), [&](const RunData* first) { return same(*first, run); });
+    numbers.push_back(int(at - firsts.begin()));
+    if (at == firsts.end()) firsts.push_back(&run);
+  }
+  return numbers;
 }
 
 double flops_per_token(const RunData& run) {

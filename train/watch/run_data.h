@@ -39,11 +39,15 @@ struct RunData {
 };
 
 /// Reads a run folder, or the folder of a metrics.jsonl that is named itself. @throws MissingError if there is no
-/// metrics.jsonl, DataError, IoError if it cannot be read
+/// metrics.jsonl, naming the runs in the folder; DataError, IoError if it cannot be read
 RunData read_run(const std::string& path);
 
 /// Lengthens the names of `runs` until they differ.
 void name_apart(std::vector<RunData>& runs);
+
+/// For each run the number of its vocabulary: two have the same if their tokenizers are the same or, where one does not
+/// tell its tokenizer, if they have as many tokens. Losses per token compare among those alone.
+std::vector<int> vocabularies(const std::vector<RunData>& runs);
 
 /// Floating-point operations of training per token; 0 if the configuration is unknown.
 double flops_per_token(const RunData& run);

@@ -70,8 +70,6 @@ struct Row {
 };
 std::string show_loss(double v) { return printed("%.4f", v); }
 std::string show_short(double v) { return printed("%.4g", v); }
-std::string show_share(double v) { return printed("%.1f%%", 100 * v); }
-std::string show_flips(double v) { return printed("%.3g%%", 100 * v); }
 std::string show_bytes(double v) { return v >= 0 && v < 1e19 ? format_bytes(uint64_t(v)) : "-"; }
 std::string show_ms(double v) { return format_duration(v / 1000); }
 /// The most important first.
@@ -81,13 +79,13 @@ constexpr Row kRows[] = {{"train/loss", "loss", show_loss},
                          {"train/grad_norm", "grad norm", show_short},
                          {"train/learning_rate", "rate", show_short},
                          {"val/bpb", "bits/byte", show_loss},
-                         {"train/mfu", "mfu", show_share},
+                         {"train/mfu", "mfu", format_share},
                          {"train/step_time_ms", "step", show_ms},
-                         {"train/data_wait", "wait", show_share},
+                         {"train/data_wait", "wait", format_share},
                          {"train/peak_memory", "memory", show_bytes},
-                         {"ternary/all/zeros", "zeros", show_share},
-                         {"ternary/all/flips", "flips", show_flips},
-                         {"act/all/saturation", "saturated", show_flips}};
+                         {"ternary/all/zeros", "zeros", format_share},
+                         {"ternary/all/flips", "flips", format_share},
+                         {"act/all/saturation", "saturated", format_share}};
 
 std::string bar(double share, size_t width, bool utf8) {
   static const char* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};

@@ -48,7 +48,8 @@ function number(v) {
 
 /** Always four digits behind the point where a loss wants them. */
 const fixed = (digits) => (v) => (Number.isFinite(v) ? (Math.abs(v) < 1e5 ? v.toFixed(digits) : number(v)) : "–");
-const percent = (v) => (Number.isFinite(v) ? trimmed(100 * v, 3) + " %" : "–");
+/** A share as at most three digits. */
+const percent = (v) => (!Number.isFinite(v) ? "–" : v > 0 && v < 1e-4 ? "< 0.01 %" : trimmed(100 * v, 3) + " %");
 
 function duration(s) {
   if (!Number.isFinite(s)) return "–";

@@ -57,6 +57,7 @@ function known(key) {
 const has = (run, key) => Object.hasOwn(run.series, key);
 const series = (run, key) => (has(run, key) ? run.series[key] : null);
 const lastOf = (run, key) => (has(run, key) ? run.series[key].last : NaN);
+const sameVocabulary = (some) => some.every((run) => run.vocabulary === some[0].vocabulary);
 const fact = (run, key) => (run.facts.find(([k]) => k === key) || [])[1];
 
 /** The mean of the last fiftieth of a curve. */
@@ -88,6 +89,17 @@ function runName(run) {
 
 // ---- the head
 
+/** Which run is the best at its end, as far as they compare. */
+function verdict() {
+  const judged = runs.filter((run) => has(run, "val/loss"));
+  if (judged.length < 2) return "";
+  const least = (key) => judged.reduce((a, b) => (lastOf(b, key) < lastOf(a, key) ? b : a));
+  if (sameVocabulary(judged)) return ` The lowest validation loss at the end, ${lastOf(least("val/loss"), "val/loss").toFixed(4)}, is that of ${least("val/loss").name}.`;
+  const others = " They have different vocabularies, so their losses per token do not compare";
+  if (!judged.every((run) => has(run, "val/bpb"))) return others + ".";
+  return `${others}; the fewest bits per byte of validation text at the end, ${lastOf(least("val/bpb"), "val/bpb").toFixed(4)}, are those of ${least("val/bpb").name}.`;
+}
+
 function lead() {
   if (single) {
     const run = runs[0], parts = [];
@@ -99,10 +111,8 @@ function lead() {
     const open = run.steps_planned > run.steps ? ` Step ${run.steps.toLocaleString("en")} of ${run.steps_planned.toLocaleString("en")}.` : "";
     return parts.join(" ") + "." + open;
   }
-  const judged = runs.filter((run) => has(run, "val/loss")).sort((a, b) => lastOf(a, "val/loss") - lastOf(b, "val/loss"));
   const tokens = runs.reduce((sum, run) => sum + run.tokens, 0), seconds = runs.reduce((sum, run) => sum + run.seconds, 0);
-  const best = judged.length > 1 ? ` The lowest validation loss at the end, ${lastOf(judged[0], "val/loss").toFixed(4)}, is that of ${judged[0].name}.` : "";
-  return `${runs.length} runs, ${count(tokens, true)} tokens and ${duration(seconds)} of training in all.${best}`;
+  return `${runs.length} runs, ${count(tokens, true)} tokens and ${duration(seconds)} of training in all.${verdict()}`;
 }
 
 function writeHead() {
@@ -134,14 +144,16 @@ function tiles(run) {
 
 /** [title, value of a run, how it is written, -1: less is better, 1: more is, 0: neither] */
 function columns() {
+  const perToken = sameVocabulary(runs) ? -1 : 0;
   return [
     ["Parameters", (r) => Number(fact(r, "parameters")), (v) => count(v, true), 0],
     ["Steps", (r) => r.steps, (v) => v.toLocaleString("en"), 0],
     ["Tokens", (r) => r.tokens || NaN, (v) => count(v, true), 0],
-    ["Validation loss", (r) => lastOf(r, "val/loss"), fixed(4), -1],
-    ["Lowest", (r) => (has(r, "val/loss") ? r.series["val/loss"].least : NaN), fixed(4), -1],
+    ["Vocabulary", (r) => (perToken ? NaN : r.vocabulary), (v) => (v === 0 ? "of the first run" : `other vocabulary${v > 1 ? " " + v : ""}`), 0],
+    ["Validation loss", (r) => lastOf(r, "val/loss"), fixed(4), perToken],
+    ["Lowest", (r) => (has(r, "val/loss") ? r.series["val/loss"].least : NaN), fixed(4), perToken],
     ["Bits per byte", (r) => lastOf(r, "val/bpb"), fixed(4), -1],
-    ["Training loss", (r) => settledValue(r, "train/loss"), fixed(3), -1],
+    ["Training loss", (r) => settledValue(r, "train/loss"), fixed(3), perToken],
     ["Tokens/s", speedOf, count, 1],
     ["Time", (r) => r.seconds || NaN, duration, 0],
     ["FLOP", flopsOf, count, 0],
@@ -339,7 +351,7 @@ function samples() {
 }
 
 const FACTS = { device: "Device", compute: "Activations in", backward: "Backward products in", threads: "Threads", parameters: "Parameters", train_tokens: "Tokens of data",
-  train_data: "Fingerprint of the data", started: "Last start", from_step: "It went on from step", mmfree: "Version of mmfree", init_from: "Started with the weights of" };
+  train_data: "Fingerprint of the data", tokenizer: "Fingerprint of the tokenizer", started: "Last start", from_step: "It went on from step", mmfree: "Version of mmfree", init_from: "Started with the weights of" };
 
 function factText(key, value) {
   if (value === undefined) return "–";
