@@ -38,7 +38,7 @@ OWNERS = {
     "gtest/*": ["tests/*"],
     "mpi.h": ["core/ranks/mpi_module.cpp"],
     "nccl.h": ["core/cuda/nccl.cpp"],
-    "nvtx3/*": ["core/cuda/gpu.cpp"],
+    "nvtx3/*": ["core/cuda/gpu.cpp", "tests/cuda/test_nvtx.cpp"],
     "glob.h": ["tests/data/test_paths.cpp"],  # the oracle for our own patterns
     **dict.fromkeys(["cuda*", "cub/*", "cublas*", "cudnn*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
 }
