@@ -24,7 +24,7 @@ def expected(run):
                 continue
             row = json.loads(line)
             for key, value in row.items():
-                if key in ("step", "time") or value is None:
+                if key in ("step", "time") or not isinstance(value, (int, float)):  # digests and alarms are texts
                     continue
                 of_key = points.setdefault(key, [])
                 if not of_key or of_key[-1][0] < row["step"]:
