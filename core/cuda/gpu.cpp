@@ -102,7 +102,6 @@ Function* driver(const char* name) {
 
 /// The driver's functions for mapping memory. All are looked up first, so that none is missing after the first call.
 struct MemoryDriver {
-  decltype(&::cuDeviceGetAttribute) attribute = MMFREE_DRIVER(cuDeviceGetAttribute);
   decltype(&::cuMemGetAllocationGranularity) granularity = MMFREE_DRIVER(cuMemGetAllocationGranularity);
   decltype(&::cuMemAddressReserve) reserve = MMFREE_DRIVER(cuMemAddressReserve);
   decltype(&::cuMemAddressFree) give_back = MMFREE_DRIVER(cuMemAddressFree);
@@ -114,17 +113,11 @@ struct MemoryDriver {
 };
 
 /// One range of addresses, as large as the GPU's memory. Memory is mapped to it from the front, when it is needed.
-/// Where the system can, other processes may be given a way to it: recorded sends of NCCL then write straight to where
-/// they are received, without a copy on the way.
 class GrowingRange {
  public:
   explicit GrowingRange(int device) {
     location_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
     location_.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device}};
-    int shareable = 0;
-    verify(driver_.attribute(&shareable, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, device),
-           "cuDeviceGetAttribute");
-    if (shareable) location_.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     size_t unit = 0, free = 0, total = 0;
     verify(driver_.granularity(&unit, &location_, CU_MEM_ALLOC_GRANULARITY_MINIMUM), "cuMemGetAllocationGranularity");
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");

@@ -63,7 +63,8 @@ TEST(Owners, ShareTheBlocksOfWhatIsDivisible) {
 }
 
 TEST(Owners, DividePiecesIntoPartsOfWholeParameters) {
-  EXPECT_EQ((std::vector<Sizes>{{2, 2}, {1, 3}}), parts({1, 1, 2, 1, 3}, {0, 4, 8}, 2));
+  EXPECT_EQ((std::vector<Sizes>{{2, 2}, {2, 2}}), parts({1, 1, 2, 1, 1, 2}, {0, 4, 8}, 2));
+  EXPECT_EQ((std::vector<Sizes>{{2, 2}, {4, 0}}), parts({1, 1, 2, 1, 3}, {0, 4, 8}, 2)) << "the last is whole";
   EXPECT_EQ((std::vector<Sizes>{{6, 0, 0}, {1, 1, 0}}), parts({6, 1, 1}, {0, 6, 8}, 3)) << "one cannot be divided";
   EXPECT_EQ((std::vector<Sizes>{{2, 2, 2}, {1, 1, 0}}), parts({6, 1, 1}, {0, 6, 8}, 3, {0}));
   EXPECT_EQ((std::vector<Sizes>{{1, 0}, {0, 0}}), parts({1}, {0, 1, 1}, 2)) << "a piece may be empty";

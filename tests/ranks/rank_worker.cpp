@@ -246,8 +246,7 @@ void use_gpu(Group& group) {
   group.use_gpu();
 }
 
-/// Pieces between GPUs, recorded and not. Recorded ones are large, so that NCCL may write straight into the others'
-/// memory, and half of them go on a side stream.
+/// Pieces between GPUs, recorded and not. Recorded ones go on a side stream, too.
 void gpu_exchange(Group& group, const Arguments&) {
   use_gpu(group);
   for (const int64_t each : {1, 1000, 1 << 20}) check_tensors(group, Device::cuda, each);

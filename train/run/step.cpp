@@ -195,22 +195,29 @@ void StepRunner::add_ranks(const Tensor& gradients) {
     parts = {ranges_of(bounds)};
   }
   const auto rank = size_t(group_.rank());
-  std::vector<Tensor> others;
-  for (const Ranges& part : parts) {
-    Tensor& to =
-        others.emplace_back(Shape{(group_.size() - 1) * part[rank].size()}, gradients.dtype(), gradients.device());
+  int64_t most = 0;
+  for (const Ranges& part : parts) most = std::max(most, part[rank].size());
+  const int64_t from_others = group_.size() - 1;
+  std::vector<Tensor> rooms;  // one part is added, the next one arrives
+  while (rooms.size() < std::min<size_t>(2, parts.size()))
+    rooms.emplace_back(Shape{from_others * most}, gradients.dtype(), gradients.device());
+  const auto others = [&](size_t i) { return rooms[i % 2].slice(0, from_others * parts[i][rank].size()); };
+  const auto exchange = [&](size_t i) {
     beside([&] {
       const WatchedRange watched("send gradients");
-      group_.all_to_all(gradients, part, to);
+      Tensor to = others(i);
+      group_.all_to_all(gradients, parts[i], to);
     });
-  }
+  };
   Tensor& grads = params_.grads();
   const int64_t begin = params_.divides_gradients() ? share.begin() : 0;
+  exchange(0);
   for (size_t i = 0; i < parts.size(); ++i) {
+    if (i + 1 < parts.size()) exchange(i + 1);
     const auto [first, last] = parts[i][rank];
     Tensor sums = grads.slice(first - begin, last - begin);
     join();
-    tree_sum(others[i], gradients.slice(first, last), group_.rank(), sums);
+    tree_sum(others(i), gradients.slice(first, last), group_.rank(), sums);
     optimizer_.measure_gradients(i);
   }
   if (!share.group) group_.all_gather(grads, parts[0]);
