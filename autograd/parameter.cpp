@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/op_watch.h"
 #include "core/ops/adamw.h"
 #include "core/ops/blocks.h"
 #include "core/parallel.h"
@@ -61,25 +62,28 @@ ParamStore::ParamStore(std::vector<ParamSpec> specs, DType dtype, Device device,
 /// Lays out read_; gives the place of each parameter in it.
 std::vector<int64_t> ParamStore::list_read() {
   if (!share().group) return {};
-  const Bounds& bounds = share().bounds;
-  std::vector<int64_t> places;
-  std::vector<int32_t> mine, my_places;
-  int64_t count = 0;
-  read_bounds_ = {0};
+  std::vector<int64_t> places, blocks;  // where the blocks begin
   for (size_t i = 0; i < specs_.size(); ++i) {
-    places.push_back(count * kParamBlock);
+    places.push_back(int64_t(blocks.size()) * kParamBlock);
     const int64_t end = division_.read[i] ? offsets_[i] + padded(specs_[i].shape.size()) : offsets_[i];
-    for (int64_t at = offsets_[i]; at < end; at += kParamBlock, ++count) {
-      while (bounds[read_bounds_.size()] <= at) read_bounds_.push_back(count * kParamBlock);
-      if (at < share().begin() || at >= share().end(size_)) continue;
-      mine.push_back(int32_t((at - share().begin()) / kParamBlock));
-      my_places.push_back(int32_t(count));
-    }
+    for (int64_t at = offsets_[i]; at < end; at += kParamBlock) blocks.push_back(at);
   }
-  read_bounds_.resize(bounds.size(), count * kParamBlock);
+  const auto place_of = [&](int64_t at) {
+    return (std::lower_bound(blocks.begin(), blocks.end(), at) - blocks.begin()) * kParamBlock;
+  };
+  for (const Ranges& part : share().parts) {
+    read_parts_.emplace_back();
+    for (const Range& range : part) read_parts_.back().push_back({place_of(range.begin), place_of(range.end)});
+  }
+  const auto count = int64_t(blocks.size());
   read_ = Tensor::zeros({count * kParamBlock}, dtype(), device());
-  my_blocks_ = Tensor::from({int64_t(mine.size())}, mine.data()).to(device());
-  my_read_blocks_ = Tensor::from({int64_t(my_places.size())}, my_places.data()).to(device());
+  Tensor mine({count}, DType::i32), numbers({count}, DType::i32);
+  for (int64_t k = 0; k < count; ++k) {
+    mine.mut<int32_t>()[k] = int32_t((blocks[size_t(k)] - share().begin()) / kParamBlock);
+    numbers.mut<int32_t>()[k] = int32_t(k);
+  }
+  read_blocks_ = mine.to(device());
+  places_ = numbers.to(device());
   return places;
 }
 
@@ -113,10 +117,17 @@ void ParamStore::assign(size_t i, const Tensor& value) {
   if (part.size() > 0) own_part(values_, i).copy_from(value.reshape({value.size()}).slice(part.begin, part.end));
 }
 
-void ParamStore::share_values() {
+void ParamStore::share_values(size_t part) {
   if (!share().group) return;
-  copy_blocks(values_, my_blocks_, read_, my_read_blocks_);
-  share().group->all_gather(read_, read_bounds_);
+  const Range mine = read_parts_[part][size_t(share().group->rank())];
+  const int64_t begin = mine.begin / kParamBlock, end = mine.end / kParamBlock;
+  copy_blocks(values_, read_blocks_.slice(begin, end), read_, places_.slice(begin, end));
+  const WatchedRange watched("gather values");
+  share().group->all_gather(read_, read_parts_[part]);
+}
+
+void ParamStore::share_values() {
+  for (size_t i = 0; i < share().part_count(); ++i) share_values(i);
 }
 
 void ParamStore::initialise(uint64_t seed) {

@@ -83,7 +83,9 @@ class ParamStore {
   bool is_read(size_t i) const { return share().group && division_.read[i]; }
   /// Sets what the store holds of parameter i. `value`: in its shape, of any device.
   void assign(size_t i, const Tensor& value);
-  /// Gives all ranks the owners' values of the parameters that forward passes read. Collective if the store is divided.
+  /// Gives all ranks the owners' values of the parameters that forward passes read: those in part i of all pieces, or
+  /// all. Collective if the store is divided.
+  void share_values(size_t part);
   void share_values();
 
   /// Starts a step: the next backward pass overwrites the gradients, later ones add to them.
@@ -108,9 +110,10 @@ class ParamStore {
   std::vector<Var> vars_;
   std::map<std::string, size_t> index_;
   Tensor values_, grads_;
-  Tensor read_;                        ///< [n]: the blocks that all ranks read, one behind the other
-  Bounds read_bounds_;                 ///< of the ranks' pieces of these
-  Tensor my_blocks_, my_read_blocks_;  ///< i32: those of this rank's piece, and their places in read_
+  Tensor read_;                     ///< [n]: the blocks that all ranks read, one behind the other
+  std::vector<Ranges> read_parts_;  ///< of read_: what is in part i of each rank's piece
+  Tensor read_blocks_;              ///< [n / kParamBlock] i32: where they are in this rank's piece, if they are there
+  Tensor places_;                   ///< the same size: 0, 1, 2, …
 };
 
 }  // namespace mmfree

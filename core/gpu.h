@@ -119,6 +119,26 @@ class OwnStream {
   OwnStream(const OwnStream&) = delete;
 };
 
+/// A second stream for exchanges, copies and kernels beside the compute stream, which may be recorded with it. Matrix
+/// products must stay on the compute stream: they share a workspace.
+class SideStream {
+ public:
+  SideStream();
+  ~SideStream();
+  SideStream(const SideStream&) = delete;
+  /// Calls `work`, which launches what is to run after all work launched so far, here and on the compute stream. What
+  /// is launched there later does not wait for it until the `join` that belongs to it; memory that it uses must stay
+  /// allocated until then.
+  void run(const std::function<void()>& work);
+  /// Makes later work on the compute stream wait for the oldest `run` without a join. A recording must not end before
+  /// all have one.
+  void join();
+
+ private:
+  struct Handles;
+  std::unique_ptr<Handles> handles_;
+};
+
 /// Times on the compute stream.
 class Timeline {
  public:

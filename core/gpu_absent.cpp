@@ -12,6 +12,7 @@ constexpr const char* kProblem = "this build has no GPU backend (install the CUD
 
 struct CopyStream::Handles {};
 struct Readback::Handles {};
+struct SideStream::Handles {};
 struct Timeline::Handles {};
 struct Graph::Handles {};
 
@@ -42,6 +43,10 @@ void Readback::start(const void*, size_t) { absent(); }
 const void* Readback::wait(const std::function<void()>&) { absent(); }
 OwnStream::OwnStream() { absent(); }
 OwnStream::~OwnStream() = default;
+SideStream::SideStream() { absent(); }
+SideStream::~SideStream() = default;
+void SideStream::run(const std::function<void()>&) { absent(); }
+void SideStream::join() { absent(); }
 Timeline::Timeline() { absent(); }
 Timeline::~Timeline() = default;
 void Timeline::mark() { absent(); }

@@ -6,6 +6,7 @@
 #include <typeindex>
 
 #include "core/ops/adamw.h"
+#include "core/ops/code_bits.h"
 #include "core/ops/attention.h"
 #include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
@@ -104,6 +105,8 @@ OpWork of(const SoftmaxNllArgs& a) { return pass((a.gradient ? 2 : 1) * a.n * a.
 OpWork of(const AdamwArgs& a) { return pass(7 * a.blocks * kParamBlock, a.dtype); }
 OpWork of(const SquaresArgs& a) { return pass(a.blocks * kParamBlock, a.dtype); }
 OpWork of(const CopyBlocksArgs& a) { return {OpWork::passes, 0, 2 * double(a.count * a.bytes)}; }
+OpWork of(const PackCodesArgs& a) { return {OpWork::passes, 0, 1.25 * double(a.count)}; }
+OpWork of(const UnpackCodesArgs& a) { return {OpWork::passes, 0, 1.25 * double(a.count)}; }
 OpWork of(const TreeSumArgs& a) { return pass((a.count + 1) * a.n, a.dtype); }
 OpWork of(const TernaryQuantiseFlatArgs& a) {
   int64_t elements = 0;
@@ -132,7 +135,7 @@ OpWork work_of(const OpCall& call) {
   static const auto known =
       table<MatmulArgs, LinearArgs, TernaryLinearArgs, TernaryDxInt8Args, TernaryDwInt8Args, GradientRowsArgs,
             NormQuantArgs, NormQuantBackwardArgs, AttentionArgs, AttentionBackwardArgs, RopeArgs, MlgruScanArgs,
-            MlgruScanBackwardArgs, SoftmaxNllArgs, AdamwArgs, SquaresArgs, CopyBlocksArgs, TreeSumArgs,
+            MlgruScanBackwardArgs, SoftmaxNllArgs, AdamwArgs, SquaresArgs, CopyBlocksArgs, TreeSumArgs, PackCodesArgs, UnpackCodesArgs,
             TernaryQuantiseFlatArgs, TernaryDequantiseArgs, ScaleCodesArgs, EmbeddingArgs, GateNormArgs,
             GateNormBackwardArgs, ElementwiseArgs, FillArgs, SumArgs>();
   const auto found = known.find(call.type);

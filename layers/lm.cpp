@@ -94,42 +94,31 @@ LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, Backw
 }
 
 void LM::requantise(const Tensor& abs_sums) const {
-  const Share& share = params_.share();
-  if (!ternary_.empty())
-    ternary_quantise_flat(params_.values(), abs_sums.defined() ? share.my_blocks(abs_sums) : abs_sums, ternary_);
-  for (const BitLinear* p : projections_) p->round();
-  if (!codes_.defined()) return;
-  share.group->all_gather(codes_, code_bounds_);
-  share.group->all_gather(scales_, scale_bounds_);
+  for (size_t part = 0; part < params_.share().part_count(); ++part) requantise(part, abs_sums);
+  finish_requantise();
 }
 
-/// Puts the codes of all matrices behind each other, and the scales, so that ranks can send those of their pieces.
+void LM::requantise(size_t part, const Tensor& abs_sums) const {
+  if (shared_)
+    shared_->make(part, params_.values(), abs_sums.defined() ? params_.share().my_blocks(abs_sums) : abs_sums);
+  else if (!ternary_.empty())
+    ternary_quantise_flat(params_.values(), abs_sums, ternary_);
+}
+
+void LM::finish_requantise() const {
+  if (shared_) shared_->share_scales();
+  for (const BitLinear* p : projections_) p->round();
+}
+
+/// Puts the codes of all matrices where ranks send each other theirs.
 void LM::share_codes() {
-  constexpr int64_t kAlign = 256;
-  const Share& share = params_.share();
   std::vector<TernaryJob> all = std::exchange(ternary_, {});
   std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
   if (all.empty()) return;
-  std::vector<int64_t> begins = {0};
-  for (const TernaryJob& job : all)
-    begins.push_back(begins.back() + (job.out.codes.bytes() + kAlign - 1) / kAlign * kAlign);
-  for (const int64_t bound : share.bounds) {
-    const auto first = std::find_if(all.begin(), all.end(), [&](const auto& job) { return job.offset >= bound; });
-    scale_bounds_.push_back(first - all.begin());
-    code_bounds_.push_back(begins[size_t(first - all.begin())]);
-  }
-  codes_ = Tensor::zeros({begins.back()}, all[0].out.codes.dtype(), device());
-  scales_ = Tensor({int64_t(all.size())}, all[0].out.scale.dtype(), device());
-  for (size_t i = 0; i < all.size(); ++i) {
-    const auto place = int64_t(i);
-    TernaryTensor matrix = all[i].out;
-    matrix.codes = codes_.slice(begins[i], begins[i] + matrix.codes.bytes()).reshape(matrix.codes.shape());
-    matrix.scale = scales_.slice(place, place + 1);
+  shared_.emplace(params_.share(), all);
+  for (size_t i = 0; i < all.size(); ++i)
     for (const BitLinear* p : projections_)
-      if (p->matrix->ternary.codes.raw() == all[i].out.codes.raw()) p->matrix->ternary = matrix;
-    if (all[i].offset >= share.begin() && all[i].offset < share.end(params_.size()))
-      ternary_.push_back({all[i].offset - share.begin(), matrix});
-  }
+      if (p->matrix->ternary.codes.raw() == all[i].out.codes.raw()) p->matrix->ternary = shared_->matrix(i);
 }
 
 Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute) const {

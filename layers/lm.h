@@ -1,9 +1,11 @@
 #pragma once
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "core/ops/ternary.h"
 #include "layers/block.h"
+#include "layers/shared_codes.h"
 
 namespace mmfree {
 
@@ -55,6 +57,10 @@ class LM {
   /// matrices of its piece, and sends the others their codes and scales: then collective. `abs_sums` as
   /// Optimizer::abs_sums, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
+  /// The same in steps: the matrices in each part of a divided store's pieces (without one: part 0 is all), then what
+  /// follows. The parts' abs_sums must be there, and for the last step all values that forward passes read.
+  void requantise(size_t part, const Tensor& abs_sums) const;
+  void finish_requantise() const;
   void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
     for (const BitLinear* p : projections_) visit(*p);
   }
@@ -88,9 +94,8 @@ class LM {
   DType compute_;
   ModelParts parts_;
   std::vector<const BitLinear*> projections_;
-  mutable std::vector<TernaryJob> ternary_;  ///< every ternary matrix with latents that the store's values hold
-  mutable Tensor codes_, scales_;      ///< of a divided store: of all matrices, in the order of their latent weights
-  Bounds code_bounds_, scale_bounds_;  ///< of the ranks' pieces of these
+  mutable std::vector<TernaryJob> ternary_;    ///< every ternary matrix with latents, if no others have a part in them
+  mutable std::optional<SharedCodes> shared_;  ///< of a divided store
 };
 
 }  // namespace mmfree

@@ -8,7 +8,7 @@ class AdamW final : public Optimizer {
  public:
   AdamW(ParamStore& params, const OptimConfig& config);
 
-  void update(const Tensor& loss = Tensor()) override;
+  void update(const Tensor& loss = Tensor(), const std::function<void(size_t)>& updated = {}) override;
   std::vector<OptimizerState> states() const override { return {{"adam_m", m_}, {"adam_v", v_}}; }
   void measure() override;
 

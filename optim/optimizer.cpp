@@ -28,12 +28,11 @@ Optimizer::Optimizer(ParamStore& params, const OptimConfig& config)
       step_(step_tensor(initial(config), params.device())),
       rates_(params.share().my_blocks(block_rates(params, config))),
       sums_(Tensor::zeros({2, params.size() / kParamBlock}, DType::f64, params.device())),
-      my_sums_(sums_),
       abs_sums_(sums_.slice(0, 1).reshape({sums_.cols()})),
+      my_abs_(params.share().my_blocks(abs_sums_)),
+      my_moments_(params.share().my_blocks(sums_.slice(1, 2).reshape({sums_.cols()}))),
       config_(config) {
-  if (!params.share().group) return;
-  my_sums_ = Tensor::zeros({2, rates_.dim(0)}, DType::f64, params.device());
-  squares_ = Tensor::zeros({sums_.cols()}, DType::f64, params.device());
+  if (params.share().group) squares_ = Tensor::zeros({sums_.cols()}, DType::f64, params.device());
 }
 
 Tensor Optimizer::my_gradients() const {
@@ -43,19 +42,21 @@ Tensor Optimizer::my_gradients() const {
 void Optimizer::begin_update(const Tensor& loss) {
   const Share& share = params_.share();
   if (!share.group) return adamw_begin(params_.grads(), step_, sums_, loss);
-  Tensor mine = share.my_blocks(squares_);
-  squares_of_blocks(my_gradients(), mine);
   share.gather_blocks(squares_);
   adamw_begin_blocks(squares_, step_, sums_, loss);
 }
 
-void Optimizer::share_sums() {
+void Optimizer::measure_gradients(size_t part) {
   const Share& share = params_.share();
-  for (int64_t row = 0; share.group && row < 2; ++row) {
-    const Tensor all = sums_.slice(row, row + 1).reshape({sums_.cols()});
-    share.my_blocks(all).copy_from(my_sums_.slice(row, row + 1).reshape({my_sums_.cols()}));
-    share.gather_blocks(all);
-  }
+  if (!share.group) return;
+  const Range mine = share.my_part(part, params_.size());
+  Tensor squares = share.my_blocks(squares_).slice(mine.begin / kParamBlock, mine.end / kParamBlock);
+  squares_of_blocks(my_gradients().slice(mine.begin, mine.end), squares);
+}
+
+void Optimizer::share_sums() {
+  for (int64_t row = 0; row < 2; ++row)
+    params_.share().gather_blocks(sums_.slice(row, row + 1).reshape({sums_.cols()}));
 }
 
 void Optimizer::begin_step(int64_t step, int64_t steps) {

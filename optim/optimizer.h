@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,8 +45,11 @@ class Optimizer {
   void begin_step(int64_t step, int64_t steps);
   /// One update from the store's gradients, which are multiplied by min(1, clip_grad / (norm + 1e-6)). Skipped if the
   /// gradients, parameters, states, rates or the `loss` (f64 [1] or undefined) are not finite or too large: see
-  /// adamw_begin.
-  virtual void update(const Tensor& loss = Tensor()) = 0;
+  /// adamw_begin. Calls `updated` with each part of this rank's piece (Share::parts) as soon as its values are there,
+  /// and its Σ |p| in abs_sums.
+  virtual void update(const Tensor& loss = Tensor(), const std::function<void(size_t part)>& updated = {}) = 0;
+  /// Before an update of a divided store, for each part: its gradients are there.
+  void measure_gradients(size_t part);
   /// What the last update did, read from the device.
   StepReport report() const { return report(step_params(step_)); }
   static StepReport report(const StepParams& p) {
@@ -56,7 +60,7 @@ class Optimizer {
   Tensor my_gradients() const;
   virtual std::vector<OptimizerState> states() const = 0;
   const Tensor& step() const { return step_; }  ///< StepParams
-  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, all ranks'.
+  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, after the update all ranks'.
   const Tensor& abs_sums() const { return abs_sums_; }
   int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
   /// Continues after `n` updates with these gradient norms. The caller has filled in parameters and states.
@@ -75,11 +79,11 @@ class Optimizer {
   /// Tells all ranks the sums of this one's piece.
   void share_sums();
   ParamStore& params_;
-  Tensor step_;      ///< StepParams
-  Tensor rates_;     ///< see block_rates; of this rank's piece
-  Tensor sums_;      ///< of the values and the states, see `adamw`
-  Tensor my_sums_;   ///< the same of this rank's piece
-  Tensor abs_sums_;  ///< the values' part of it
+  Tensor step_;                 ///< StepParams
+  Tensor rates_;                ///< see block_rates; of this rank's piece
+  Tensor sums_;                 ///< of the values and the states, see `adamw`
+  Tensor abs_sums_;             ///< the values' part of it
+  Tensor my_abs_, my_moments_;  ///< both rows of this rank's piece
 
  private:
   OptimConfig config_;

@@ -10,4 +10,9 @@ namespace mmfree {
 /// be empty.
 Bounds owner_bounds(const std::vector<ParamSpec>& specs, int ranks, const std::function<bool(size_t)>& divisible);
 
+/// The same pieces in `count` parts of about one size, each of consecutive parameters; a parameter that is not
+/// `divisible` is in one part, which ends with it. Parts may be empty.
+std::vector<Ranges> owner_parts(const std::vector<ParamSpec>& specs, const Bounds& bounds, int count,
+                                const std::function<bool(size_t)>& divisible);
+
 }  // namespace mmfree

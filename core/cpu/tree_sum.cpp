@@ -14,13 +14,15 @@ namespace {
 constexpr int64_t kGrain = 1 << 10;
 
 template <class T>
-void tree_sum(const T* terms, T* out, int64_t count, int64_t n) {
-  const int levels = std::countr_zero(uint64_t(count));
-  parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+void tree_sum(const TreeSumArgs& g) {
+  const T *others = static_cast<const T*>(g.others), *mine = static_cast<const T*>(g.mine);
+  T* out = static_cast<T*>(g.out);
+  const int levels = std::countr_zero(uint64_t(g.count));
+  parallel_for(g.n, kGrain, [&](int64_t begin, int64_t end) {
     const int64_t size = end - begin;
     std::vector<T> sums(size_t(levels + 1) * kGrain);  // of 2^k terms from k · kGrain on
-    for (int64_t r = 0; r < count; ++r) {
-      const T* term = terms + r * n + begin;
+    for (int64_t r = 0; r < g.count; ++r) {
+      const T* term = (r == g.place ? mine : others + (r - (r > g.place)) * g.n) + begin;
       const int merges = std::countr_one(uint64_t(r));
       T* to = sums.data() + merges * kGrain;
       std::copy_n(term, size, to);
@@ -34,8 +36,7 @@ void tree_sum(const T* terms, T* out, int64_t count, int64_t n) {
 }  // namespace
 
 void tree_sum(const TreeSumArgs& g) {
-  dispatch_float(g.dtype, "tree_sum",
-                 [&]<class T>() { tree_sum(static_cast<const T*>(g.terms), static_cast<T*>(g.out), g.count, g.n); });
+  dispatch_float(g.dtype, "tree_sum", [&]<class T>() { tree_sum<T>(g); });
 }
 
 }  // namespace mmfree::cpu

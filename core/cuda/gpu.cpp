@@ -31,6 +31,7 @@ struct Context {
 };
 
 Context* made = nullptr;
+thread_local cudaStream_t side_stream = nullptr;  ///< in place of the compute stream, see gpu::SideStream
 
 Context& context() {
   if (!made) gpu::use(0);
@@ -56,7 +57,7 @@ const char* advice(cudaError_t status) {
 
 }  // namespace
 
-cudaStream_t stream() { return context().stream; }
+cudaStream_t stream() { return side_stream ? side_stream : context().stream; }
 void* blas() { return context().blas; }
 void* workspace() { return context().workspace; }
 int multiprocessors() { return context().properties.multiProcessorCount; }
@@ -355,6 +356,55 @@ OwnStream::OwnStream() {
 OwnStream::~OwnStream() {
   cudaStreamDestroy(own_stream);
   own_stream = nullptr;
+}
+
+/// An event of each run, in turn: a join takes the oldest.
+struct SideStream::Handles {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t begin = nullptr;
+  std::vector<cudaEvent_t> ends;
+  size_t begun = 0, joined = 0;
+  void* word = nullptr;  ///< two ints, one for each stream
+};
+
+/// Its kernels go first where a multiprocessor has room for one: exchanges are short, and others wait for them.
+SideStream::SideStream() : handles_(std::make_unique<Handles>()) {
+  cuda::context();
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  check(cudaStreamCreateWithPriority(&handles_->stream, cudaStreamNonBlocking, greatest), "cudaStreamCreate");
+  check(cudaEventCreateWithFlags(&handles_->begin, cudaEventDisableTiming), "cudaEventCreate");
+  check(cudaMalloc(&handles_->word, 2 * sizeof(int)), "cudaMalloc");
+}
+SideStream::~SideStream() {
+  cudaEventDestroy(handles_->begin);
+  for (const cudaEvent_t e : handles_->ends) cudaEventDestroy(e);
+  cudaStreamDestroy(handles_->stream);
+  cudaFree(handles_->word);
+}
+void SideStream::run(const std::function<void()>& work) {
+  Handles& h = *handles_;
+  MMFREE_CHECK(Error, !cuda::side_stream, "gpu: work on a side stream inside such work");
+  if (h.joined == h.begun) h.joined = h.begun = 0;
+  if (h.begun == h.ends.size())
+    check(cudaEventCreateWithFlags(&h.ends.emplace_back(), cudaEventDisableTiming), "cudaEventCreate");
+  check(cudaEventRecord(h.begin, cuda::stream()), "cudaEventRecord");
+  check(cudaStreamWaitEvent(h.stream, h.begin), "cudaStreamWaitEvent");
+  {
+    const std::unique_ptr<cudaStream_t, void (*)(cudaStream_t*)> back(&cuda::side_stream,
+                                                                      [](cudaStream_t* s) { *s = nullptr; });
+    cuda::side_stream = h.stream;
+    // A launch that overlaps the one before it (launch.cuh) knows only one: this, which waits for both streams.
+    check(cudaMemsetAsync(h.word, 0, sizeof(int), h.stream), "cudaMemsetAsync");
+    work();
+  }
+  check(cudaEventRecord(h.ends[h.begun++], h.stream), "cudaEventRecord");
+}
+void SideStream::join() {
+  Handles& h = *handles_;
+  MMFREE_CHECK(Error, h.joined < h.begun, "gpu: a join without work on the side stream");
+  check(cudaStreamWaitEvent(cuda::stream(), h.ends[h.joined++]), "cudaStreamWaitEvent");
+  check(cudaMemsetAsync(static_cast<char*>(h.word) + sizeof(int), 0, sizeof(int), cuda::stream()), "cudaMemsetAsync");
 }
 
 /// Events are made once and used again by later takes.

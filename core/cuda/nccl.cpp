@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -196,13 +197,14 @@ void Links::all_gather(void* all, size_t bytes) {
   check_nccl(nccl_library().all_gather(mine, all, bytes, kNcclBytes, comm, cuda::stream()), "all_gather", comm);
 }
 
-void Links::all_gather(void* all, const std::vector<size_t>& bytes) {
+void Links::all_gather(const std::vector<Span>& pieces) {
+  if (std::all_of(pieces.begin(), pieces.end(), [](const Span& p) { return p.bytes == 0; })) return;
   const NcclComm comm = handles_->get();
   grouped(comm, "all_gather", [&](const cuda::Nccl& n) {
     int status = 0;
-    char* at = static_cast<char*>(all);
-    for (size_t r = 0; r < bytes.size(); at += bytes[r++])
-      if (!status && bytes[r] > 0) status = n.broadcast(at, at, bytes[r], kNcclBytes, int(r), comm, cuda::stream());
+    for (size_t r = 0; r < pieces.size(); ++r)
+      if (const auto& [data, bytes] = pieces[r]; !status && bytes > 0)
+        status = n.broadcast(data, data, bytes, kNcclBytes, int(r), comm, cuda::stream());
     return status;
   });
 }

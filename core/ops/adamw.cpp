@@ -57,6 +57,14 @@ void adamw_begin_blocks(const Tensor& squares, Tensor& step, const Tensor& sums,
 
 void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
            Tensor& sums) {
+  check_optional("adamw", "sums", sums, {2, values.size() / kParamBlock}, DType::f64);
+  const auto row = [&](int64_t i) { return sums.defined() ? sums.slice(i, i + 1).reshape({sums.dim(1)}) : Tensor(); };
+  Tensor abs_sums = row(0), moment_sums = row(1);
+  adamw(values, grads, m, v, rates, step, abs_sums, moment_sums);
+}
+
+void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
+           Tensor& abs_sums, Tensor& moment_sums) {
   check_float("adamw", "values", values, 1);
   const int64_t size = values.size();
   MMFREE_CHECK(ShapeError, size % kParamBlock == 0, "adamw: the flat buffer of ", size, " elements is not padded to ",
@@ -66,16 +74,17 @@ void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tens
   check_tensor("adamw", "v", v, {size}, values.dtype());
   check_tensor("adamw", "rates", rates, {size / kParamBlock, 2}, DType::f64);
   check_tensor("adamw", "step", step, {kStepParams}, DType::f64);
-  check_optional("adamw", "sums", sums, {2, size / kParamBlock}, DType::f64);
-  check_device("adamw", values.device(), {&grads, &m, &v, &rates, &step, &sums});
-  double* const block_sums = sums.defined() ? sums.mut<double>() : nullptr;
+  check_optional("adamw", "abs_sums", abs_sums, {size / kParamBlock}, DType::f64);
+  check_optional("adamw", "moment_sums", moment_sums, {size / kParamBlock}, DType::f64);
+  MMFREE_CHECK(ShapeError, abs_sums.defined() == moment_sums.defined(), "adamw: one of the sums without the other");
+  check_device("adamw", values.device(), {&grads, &m, &v, &rates, &step, &abs_sums, &moment_sums});
   const AdamwArgs args{values.raw_mut(),
                        grads.raw(),
                        m.raw_mut(),
                        v.raw_mut(),
                        rates.data<double>(),
-                       block_sums,
-                       block_sums ? block_sums + size / kParamBlock : nullptr,
+                       abs_sums.defined() ? abs_sums.mut<double>() : nullptr,
+                       moment_sums.defined() ? moment_sums.mut<double>() : nullptr,
                        size / kParamBlock,
                        reinterpret_cast<const StepParams*>(step.data<double>()),
                        values.dtype()};

@@ -70,6 +70,11 @@ void adamw_begin_blocks(const Tensor& squares, Tensor& step, const Tensor& sums 
 void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
            Tensor& sums);
 
+/// The same with the rows of `sums` as tensors of their own, [P / kParamBlock] each, both or neither: for a part of
+/// larger buffers.
+void adamw(Tensor& values, const Tensor& grads, Tensor& m, Tensor& v, const Tensor& rates, const Tensor& step,
+           Tensor& abs_sums, Tensor& moment_sums);
+
 struct AdamwArgs {
   void* values;
   const void* grads;

@@ -27,8 +27,12 @@ class Links {
   void exchange(const std::vector<Outgoing>&, const std::vector<Incoming>&);
   /// size pieces of `bytes` in the order of ranks; this rank's, which is in its place, goes to all. @throws DeviceError
   void all_gather(void* all, size_t bytes);
-  /// Pieces of other sizes, one behind the other; this rank's is in its place. @throws DeviceError
-  void all_gather(void* all, const std::vector<size_t>& bytes);
+  struct Span {
+    void* data;
+    size_t bytes;
+  };
+  /// The ranks' pieces, wherever they are and of any size; this rank's goes to all. @throws DeviceError
+  void all_gather(const std::vector<Span>& pieces);
 
   /// What has gone wrong since, in one line; empty if nothing. Any thread.
   std::string failure() const;

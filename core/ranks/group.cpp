@@ -24,6 +24,12 @@ Bounds even_bounds(int64_t count, int size) {
   return bounds;
 }
 
+Ranges ranges_of(const Bounds& bounds) {
+  Ranges ranges;
+  for (size_t r = 0; r + 1 < bounds.size(); ++r) ranges.push_back({bounds[r], bounds[r + 1]});
+  return ranges;
+}
+
 void Group::State::leave(Exit status, const std::string& message) {
   if (std::exchange(left, true)) return;
   // Before the others end: what started them may then end this process too.

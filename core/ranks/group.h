@@ -19,6 +19,15 @@ using Bounds = std::vector<int64_t>;
 /// `count` elements in `size` pieces of which the first ones are at most one element longer.
 Bounds even_bounds(int64_t count, int size);
 
+/// Elements [begin, end) of a flat tensor.
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+/// Where the ranks' pieces of a flat tensor are; range r is rank r's. They do not overlap, and may leave gaps.
+using Ranges = std::vector<Range>;
+Ranges ranges_of(const Bounds& bounds);
+
 /// The ranks of one run and what they exchange. A rank is a process. Unless it says otherwise, a call is collective:
 /// every rank makes the same calls in the same order, from one thread. Results are bytes as they were sent: nothing is
 /// added up here.
@@ -72,11 +81,12 @@ class Group {
 
   /// Tensors of any dtype, taken as flat; on the GPU by NCCL in the order of the kernels, which may be recorded (a
   /// first one outside of a recording connects the ranks).
-  /// Piece p of `from` goes to rank p. to: size() · (elements of my piece); rank p's piece stands at place p.
-  /// @throws ShapeError, DTypeError, DeviceError, LostRank
-  void all_to_all(const Tensor& from, const Bounds& bounds, Tensor& to);
+  /// Piece p of `from` goes to rank p. to: what comes from the other ranks, in their order, (size() − 1) · (elements of
+  /// my piece). @throws ShapeError, DTypeError, DeviceError, LostRank
+  void all_to_all(const Tensor& from, const Ranges& pieces, Tensor& to);
   /// Piece r of `all` is rank r's at first and everybody's afterwards.
-  void all_gather(Tensor& all, const Bounds& bounds);
+  void all_gather(Tensor& all, const Ranges& pieces);
+  void all_gather(Tensor& all, const Bounds& bounds) { all_gather(all, ranges_of(bounds)); }
 
   /// The GPU for this rank, for gpu::use: the one of its number on this machine, or the only one that it sees.
   int gpu_index() const;

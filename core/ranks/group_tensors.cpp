@@ -9,64 +9,67 @@
 namespace mmfree {
 namespace {
 
-void check_bounds(const char* what, const Bounds& bounds, int size, int64_t elements) {
-  MMFREE_CHECK(ShapeError, bounds.size() == size_t(size) + 1, what, ": ", bounds.size(), " bounds; ", size,
-               " ranks need ", size + 1);
-  MMFREE_CHECK(ShapeError,
-               bounds.front() == 0 && bounds.back() == elements && std::is_sorted(bounds.begin(), bounds.end()), what,
-               ": the bounds must go from 0 to the tensor's ", elements, " elements");
+void check_pieces(const char* what, const Ranges& pieces, int size, int64_t elements) {
+  MMFREE_CHECK(ShapeError, pieces.size() == size_t(size), what, ": ", pieces.size(), " pieces for ", size, " ranks");
+  int64_t last = 0;
+  for (const Range& piece : pieces) {
+    MMFREE_CHECK(ShapeError, piece.begin >= last && piece.end >= piece.begin && piece.end <= elements, what,
+                 ": the pieces must lie in order in the tensor's ", elements, " elements");
+    last = piece.end;
+  }
 }
 
 }  // namespace
 
-void Group::all_to_all(const Tensor& from, const Bounds& bounds, Tensor& to) {
+void Group::all_to_all(const Tensor& from, const Ranges& pieces, Tensor& to) {
   State& s = *state_;
   const int64_t unit = size_of(from.dtype());
-  check_bounds("ranks: all_to_all", bounds, s.size, from.size());
-  const int64_t mine = bounds[size_t(s.rank) + 1] - bounds[size_t(s.rank)];
+  check_pieces("ranks: all_to_all", pieces, s.size, from.size());
+  const int64_t mine = pieces[size_t(s.rank)].size();
   MMFREE_CHECK(DTypeError, from.dtype() == to.dtype(), "ranks: all_to_all from ", from.describe(), " to ",
                to.describe());
   MMFREE_CHECK(DeviceError, from.device() == to.device(), "ranks: all_to_all from ", from.describe(), " to ",
                to.describe());
-  MMFREE_CHECK(ShapeError, to.size() == mine * s.size, "ranks: all_to_all: ", s.size, " pieces of ", mine,
+  MMFREE_CHECK(ShapeError, to.size() == mine * (s.size - 1), "ranks: all_to_all: ", s.size - 1, " pieces of ", mine,
                " elements do not fit into ", to.describe());
   std::vector<State::Part> out, in;
   for (int r = 0; r < s.size; ++r) {
-    const auto i = size_t(r);
-    out.push_back({size_t(bounds[i] * unit), size_t((bounds[i + 1] - bounds[i]) * unit)});
-    in.push_back({size_t(r * mine * unit), size_t(mine * unit)});
+    const Range& piece = pieces[size_t(r)];
+    out.push_back({size_t(piece.begin * unit), size_t(piece.size() * unit)});
+    in.push_back({size_t((r - (r > s.rank)) * mine * unit), size_t(mine * unit)});
   }
   char* target = to.raw_mut();
-  const State::Part &own = out[size_t(s.rank)], &place = in[size_t(s.rank)];
-  for (int r = 0; r < s.size; ++r)
-    if (r == s.rank || !s.has_others())
-      copy_bytes(target + in[size_t(r)].at, to.device(), from.raw() + own.at, from.device(), place.bytes);
-  if (s.has_others()) s.exchange_on(from.device(), s.pieces(from.raw(), out, target, in));
+  if (s.has_others()) return s.exchange_on(from.device(), s.pieces(from.raw(), out, target, in));
+  for (const State::Part& place : in)
+    if (&place != &in[size_t(s.rank)])
+      copy_bytes(target + place.at, to.device(), from.raw() + out[size_t(s.rank)].at, from.device(), place.bytes);
 }
 
-void Group::all_gather(Tensor& all, const Bounds& bounds) {
+void Group::all_gather(Tensor& all, const Ranges& pieces) {
   State& s = *state_;
   const int64_t unit = size_of(all.dtype());
-  check_bounds("ranks: all_gather", bounds, s.size, all.size());
+  check_pieces("ranks: all_gather", pieces, s.size, all.size());
   if (!s.has_others()) return;
   std::vector<State::Part> in;
-  std::vector<size_t> bytes;
-  for (size_t r = 0; r < size_t(s.size); ++r) {
-    in.push_back({size_t(bounds[r] * unit), size_t((bounds[r + 1] - bounds[r]) * unit)});
-    bytes.push_back(in.back().bytes);
-  }
+  for (const Range& piece : pieces) in.push_back({size_t(piece.begin * unit), size_t(piece.size() * unit)});
   char* data = all.raw_mut();
+  const State::Part& mine = in[size_t(s.rank)];
   if (all.device() == Device::cpu) {
-    const std::vector<State::Part> out(size_t(s.size), in[size_t(s.rank)]);
+    const std::vector<State::Part> out(size_t(s.size), mine);
     return s.exchange_parts(data, out, data, in);
   }
   if (DryRun::active()) return;
-  gpu::Links& links = s.links_of_gpu();
-  if (std::all_of(bytes.begin(), bytes.end(), [&](size_t n) { return n == bytes[0]; }))
-    links.all_gather(data, bytes[0]);
-  else
-    links.all_gather(data, bytes);
-  s.bytes += bytes[size_t(s.rank)] * size_t(s.size - 1);
+  const auto follows = [&](const State::Part& p) {
+    return p.bytes == in[0].bytes && p.at == in[0].at + size_t(&p - in.data()) * p.bytes;
+  };
+  if (std::all_of(in.begin(), in.end(), follows)) {
+    s.links_of_gpu().all_gather(data + in[0].at, mine.bytes);
+  } else {
+    std::vector<gpu::Links::Span> spans;
+    for (const State::Part& p : in) spans.push_back({data + p.at, p.bytes});
+    s.links_of_gpu().all_gather(spans);
+  }
+  s.bytes += mine.bytes * size_t(s.size - 1);
 }
 
 gpu::Links& Group::State::links_of_gpu() const {
@@ -101,13 +104,13 @@ void Group::use_gpu() {
   s.links = std::make_shared<gpu::Links>(id, s.rank, s.size, int(rank_timeout().count()));
   s.watch->set_cancel([links = s.links] { links->cancel(); });
   // Ways are made at their first use: now, not while a step is recorded.
-  Tensor from({s.size}, DType::f32, Device::cuda), to({s.size}, DType::f32, Device::cuda);
+  Tensor from({s.size}, DType::f32, Device::cuda), to({s.size - 1}, DType::f32, Device::cuda);
   from.fill_zero();
-  all_to_all(from, even_bounds(s.size, s.size), to);
-  all_gather(from, even_bounds(s.size, s.size));
-  Bounds uneven = even_bounds(s.size, s.size);
-  uneven[1] = 0;
-  all_gather(to, uneven);
+  Bounds bounds = even_bounds(s.size, s.size);
+  all_to_all(from, ranges_of(bounds), to);
+  all_gather(from, bounds);
+  bounds[1] = 0;  // pieces of other sizes go another way
+  all_gather(from, bounds);
   gpu::synchronize();
 }
 

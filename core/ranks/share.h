@@ -4,11 +4,20 @@
 
 namespace mmfree {
 
-/// How the ranks of a run divide flat buffers among them: each owns a piece of whole blocks.
+/// How the ranks of a run divide flat buffers among them: each owns a piece of whole blocks. Pieces consist of parts,
+/// so that what one part needs can run beside the exchange of another.
 struct Share {
-  Group* group = nullptr;  ///< null: this rank owns everything
-  Bounds bounds = {};      ///< in elements, multiples of kParamBlock; none without a group
+  Group* group = nullptr;          ///< null: this rank owns everything, in one part
+  Bounds bounds = {};              ///< in elements, multiples of kParamBlock; none without a group
+  std::vector<Ranges> parts = {};  ///< part i of each rank's piece, in multiples of kParamBlock
 
+  size_t part_count() const { return group ? parts.size() : 1; }
+  /// Part i of this rank's piece of a buffer of `size` elements, counted from the piece's begin.
+  Range my_part(size_t i, int64_t size) const {
+    if (!group) return {0, size};
+    const Range& part = parts[i][size_t(group->rank())];
+    return {part.begin - begin(), part.end - begin()};
+  }
   int64_t begin() const { return group ? bounds[size_t(group->rank())] : 0; }
   int64_t end(int64_t size) const { return group ? bounds[size_t(group->rank()) + 1] : size; }
   /// This rank's piece of a flat buffer of `size` elements: how many, and the piece itself.

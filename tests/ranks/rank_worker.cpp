@@ -77,21 +77,37 @@ std::vector<float> values_of(const Tensor& t) {
   return {host.data<float>(), host.data<float>() + host.size()};
 }
 
-void check_tensors(Group& group, Device device, const Bounds& bounds) {
+void check_tensors(Group& group, Device device, const Ranges& pieces) {
   const int rank = group.rank(), size = group.size();
-  const auto piece = [&](int r) { return bounds[size_t(r) + 1] - bounds[size_t(r)]; };
-  std::vector<float> from, wanted, all_wanted, own(size_t(bounds.back()), -1);
+  const auto elements = size_t(pieces.back().end);
+  std::vector<float> from(elements, -2), wanted, all_wanted(elements, -1), own(elements, -1);
   for (int r = 0; r < size; ++r) {
-    for (int64_t i = 0; i < piece(r); ++i) from.push_back(number_of(rank, r, i));
-    for (int64_t i = 0; i < piece(rank); ++i) wanted.push_back(number_of(r, rank, i));
-    for (int64_t i = 0; i < piece(r); ++i) all_wanted.push_back(number_of(r, 9, i));
-    for (int64_t i = 0; i < piece(r) && r == rank; ++i) own[size_t(bounds[size_t(r)] + i)] = number_of(r, 9, i);
+    const Range& piece = pieces[size_t(r)];
+    for (int64_t i = 0; i < piece.size(); ++i) {
+      const auto at = size_t(piece.begin + i);
+      from[at] = number_of(rank, r, i);
+      all_wanted[at] = number_of(r, 9, i);
+      if (r == rank) own[at] = number_of(r, 9, i);
+    }
+    for (int64_t i = 0; i < pieces[size_t(rank)].size() && r != rank; ++i) wanted.push_back(number_of(r, rank, i));
   }
   Tensor received = on(device, std::vector<float>(wanted.size(), -1)), all = on(device, own);
-  group.all_to_all(on(device, from), bounds, received);
+  group.all_to_all(on(device, from), pieces, received);
   expect(values_of(received) == wanted, "all_to_all of tensors");
-  group.all_gather(all, bounds);
+  group.all_gather(all, pieces);
   expect(values_of(all) == all_wanted, "all_gather of a tensor");
+}
+
+/// Pieces of one size or of others, side by side or with gaps.
+void check_tensors(Group& group, Device device, int64_t each) {
+  const int size = group.size();
+  check_tensors(group, device, ranges_of(even_bounds(each * size, size)));
+  check_tensors(group, device, ranges_of(even_bounds(each * size + size / 2, size)));
+  Ranges apart = ranges_of(uneven_bounds(size, each));
+  check_tensors(group, device, apart);
+  for (size_t r = 0; r < apart.size(); ++r)
+    apart[r] = {apart[r].begin + 5 * int64_t(r + 1), apart[r].end + 5 * int64_t(r + 1)};
+  check_tensors(group, device, apart);
 }
 
 /// What every rank sends to rank 0 while the others exchange.
@@ -122,10 +138,7 @@ void exchange(Group& group, const Arguments&) {
   size_t round = 0;
   for (const size_t bytes : {1, 0, 7, 4096, 1 << 20, 3, 300007, 2}) check_host(group, bytes, round++);
   for (int again = 0; again < 50; ++again) check_host(group, 16, round++);
-  for (const int64_t each : {1, 1000, 70001}) {
-    check_tensors(group, Device::cpu, uneven_bounds(group.size(), each));
-    check_tensors(group, Device::cpu, even_bounds(each * group.size() + group.size() / 2, group.size()));
-  }
+  for (const int64_t each : {1, 1000, 70001}) check_tensors(group, Device::cpu, each);
   const std::string mine(size_t(group.rank()) * 1000, char('a' + group.rank()));
   const std::vector<std::string> texts = group.gather_texts(mine);
   for (int r = 0; r < group.size(); ++r) expect(texts[size_t(r)].size() == size_t(r) * 1000, "gather_texts");
@@ -233,32 +246,42 @@ void use_gpu(Group& group) {
   group.use_gpu();
 }
 
-/// Pieces between GPUs, recorded and not.
+/// Pieces between GPUs, recorded and not. Recorded ones go on a side stream, too.
 void gpu_exchange(Group& group, const Arguments&) {
   use_gpu(group);
-  for (const int64_t each : {1, 1000, 1 << 20}) {
-    check_tensors(group, Device::cuda, uneven_bounds(group.size(), each));
-    check_tensors(group, Device::cuda, even_bounds(each * group.size() + group.size() / 2, group.size()));
-    check_tensors(group, Device::cuda, even_bounds(each * group.size(), group.size()));
-  }
-  const int64_t n = 1000;
-  const Bounds bounds = even_bounds(n * group.size(), group.size());
-  Tensor from({n * group.size()}, DType::f32, Device::cuda), to(from.shape(), DType::f32, Device::cuda);
+  for (const int64_t each : {1, 1000, 1 << 20}) check_tensors(group, Device::cuda, each);
+  const int64_t n = 1 << 20, size = group.size();
+  Ranges pieces[2];
+  for (int64_t r = 0; r < size; ++r)
+    for (int64_t part : {0, 1}) pieces[part].push_back({(2 * r + part) * n, (2 * r + part + 1) * n});
+  const Bounds bounds = even_bounds(n * size, int(size));
+  Tensor from({2 * n * size}, DType::f32, Device::cuda), all({n * size}, DType::f32, Device::cuda);
+  Tensor to[2] = {Tensor({n * (size - 1)}, DType::f32, Device::cuda),
+                  Tensor({n * (size - 1)}, DType::f32, Device::cuda)};
+  gpu::SideStream side;
   gpu::Graph graph([&] {
     add(from, from, from);
-    group.all_to_all(from, bounds, to);
-    group.all_gather(to, bounds);
+    for (int part : {0, 1}) side.run([&] { group.all_to_all(from, pieces[part], to[part]); });
+    for (int part : {0, 1}) {
+      side.join();
+      add(to[part], to[part], to[part]);
+    }
+    Tensor mine = all.slice(n * group.rank(), n * (group.rank() + 1));
+    mine.copy_from(from.slice(0, n));
+    group.all_gather(all, bounds);
   });
   for (int replay = 0; replay < 3; ++replay) {
-    std::vector<float> mine, wanted;
-    for (int r = 0; r < group.size(); ++r)
-      for (int64_t i = 0; i < n; ++i) {
-        mine.push_back(number_of(group.rank() + replay, r, i));
-        wanted.push_back(2 * number_of(r + replay, r, i));  // rank r's piece of what it received: from itself
-      }
+    std::vector<float> mine, wanted[2], gathered;
+    for (int r = 0; r < int(size); ++r) {
+      for (int64_t i = 0; i < 2 * n; ++i) mine.push_back(number_of(group.rank() + replay, r, i));
+      for (int64_t i = 0; i < 2 * n && r != group.rank(); ++i)
+        wanted[i / n].push_back(4 * number_of(r + replay, group.rank(), i));
+      for (int64_t i = 0; i < n; ++i) gathered.push_back(2 * number_of(r + replay, 0, i));
+    }
     from.copy_from(on(Device::cuda, mine));
     graph.launch();
-    expect(values_of(to) == wanted, "a recorded exchange");
+    for (int part : {0, 1}) expect(values_of(to[part]) == wanted[part], "a recorded exchange");
+    expect(values_of(all) == gathered, "a recorded gather");
   }
   group.check();
   introduce(group, {});
@@ -289,7 +312,8 @@ void gpu_time(Group& group, const Arguments& a) {
   use_gpu(group);
   const int64_t n = std::stol(a.at(0)) / 4, count = std::stol(a.at(1));
   const Bounds bounds = even_bounds(n * group.size(), group.size());
-  Tensor from = Tensor::zeros({n * group.size()}, DType::f32, Device::cuda), to = from.clone();
+  Tensor from = Tensor::zeros({n * group.size()}, DType::f32, Device::cuda);
+  Tensor to({n * (group.size() - 1)}, DType::f32, Device::cuda);
   const auto measure = [&](const char* what, const std::function<void()>& call) {
     gpu::Graph graph([&] {
       for (int64_t i = 0; i < count; ++i) call();
@@ -308,7 +332,7 @@ void gpu_time(Group& group, const Arguments& a) {
       console::out.format("%d GPUs, %s of %s bytes a piece: %.1f us, %.1f GB/s sent by each\n", group.size(), what,
                           a.at(0).c_str(), each * 1e6, sent / each * 1e-9);
   };
-  measure("all_to_all", [&] { group.all_to_all(from, bounds, to); });
+  measure("all_to_all", [&] { group.all_to_all(from, ranges_of(bounds), to); });
   measure("all_gather", [&] { group.all_gather(from, bounds); });
   Bounds uneven = bounds;
   uneven[1] -= uneven[1] / 2;

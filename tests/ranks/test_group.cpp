@@ -209,10 +209,9 @@ TEST(GroupAlone, copies) {
   group->all_to_all(&five, &again, sizeof five);
   EXPECT_EQ(got + again, 10);
   EXPECT_EQ(group->gather_texts("x"), std::vector<std::string>{"x"});
-  Tensor from = random_tensor({3, 5}, DType::f32, 1), to({15}, DType::f32);
-  group->all_to_all(from, {0, 15}, to);
-  EXPECT_TRUE(same_bits(from.reshape({15}), to));
-  group->all_gather(from, {0, 15});
+  Tensor from = random_tensor({3, 5}, DType::f32, 1), to({0}, DType::f32);
+  group->all_to_all(from, {{0, 15}}, to);
+  group->all_gather(from, Bounds{0, 15});
   group->barrier();
   group->check();
   EXPECT_EQ(group->traffic().bytes, 0u);
@@ -224,24 +223,28 @@ TEST(GroupPretended, has_a_size_and_no_others) {
   const auto group = Group::pretended(4);
   EXPECT_EQ(group->size(), 4);
   const Tensor from = random_tensor({8}, DType::f32, 1);
-  Tensor to({8}, DType::f32);
-  group->all_to_all(from, even_bounds(8, 4), to);
-  for (int r = 0; r < 4; ++r) EXPECT_TRUE(same_bits(from.slice(0, 2), to.slice(2 * r, 2 * r + 2)));
+  Tensor to({6}, DType::f32);
+  group->all_to_all(from, ranges_of(even_bounds(8, 4)), to);
+  for (int r = 0; r < 3; ++r) EXPECT_TRUE(same_bits(from.slice(0, 2), to.slice(2 * r, 2 * r + 2)));
   const char mine = 'x';
   char all[4];
   group->all_gather(&mine, 1, all);
   EXPECT_EQ(std::string(all, 4), "xxxx");
 }
 
-TEST(GroupTensors, of_wrong_sizes_types_and_bounds_are_refused) {
+TEST(GroupTensors, of_wrong_sizes_types_and_pieces_are_refused) {
   const auto group = Group::pretended(2);
-  Tensor from({6}, DType::f32), to({6}, DType::f32), narrow({5}, DType::f32), wide({6}, DType::f64);
-  group->all_to_all(from, {0, 3, 6}, to);
-  expect_error<ShapeError>({"all_to_all"}, [&] { group->all_to_all(from, {0, 3, 6}, narrow); });
-  expect_error<ShapeError>({"bounds"}, [&] { group->all_to_all(from, {0, 6}, to); });
-  expect_error<ShapeError>({"bounds"}, [&] { group->all_to_all(from, {0, 7, 6}, to); });
-  expect_error<ShapeError>({"bounds"}, [&] { group->all_gather(from, {0, 3, 5}); });
-  expect_error<DTypeError>({"f64"}, [&] { group->all_to_all(from, {0, 3, 6}, wide); });
+  Tensor from({6}, DType::f32), to({3}, DType::f32), narrow({2}, DType::f32), wide({3}, DType::f64);
+  const Ranges halves = {{0, 3}, {3, 6}};
+  group->all_to_all(from, halves, to);
+  group->all_gather(from, Ranges{{1, 2}, {5, 5}});
+  expect_error<ShapeError>({"all_to_all"}, [&] { group->all_to_all(from, halves, narrow); });
+  expect_error<ShapeError>({"pieces"}, [&] { group->all_to_all(from, {{0, 6}}, to); });
+  expect_error<ShapeError>({"pieces"}, [&] { group->all_to_all(from, {{0, 3}, {2, 6}}, to); });
+  expect_error<ShapeError>({"pieces"}, [&] { group->all_to_all(from, {{0, 3}, {3, 2}}, to); });
+  expect_error<ShapeError>({"pieces"}, [&] { group->all_gather(from, Ranges{{0, 3}, {3, 7}}); });
+  expect_error<ShapeError>({"pieces"}, [&] { group->all_gather(from, Ranges{{-1, 3}, {3, 6}}); });
+  expect_error<DTypeError>({"f64"}, [&] { group->all_to_all(from, halves, wide); });
 }
 
 TEST(EvenBounds, differ_by_one_at_most) {

@@ -10,6 +10,9 @@
 namespace mmfree {
 namespace {
 
+/// Parts of a rank's piece. With more of them less is left at the end that nothing hides, and each is slower.
+constexpr int kUpdateParts = 8;
+
 /// What rank 0 tells the others.
 enum class Wish : uint8_t { no_more, next };
 
@@ -44,7 +47,8 @@ Division divide(const ModelConfig& model, Group& group, Shard shard) {
     const ParamRole role = specs[i].role;
     return (role == ParamRole::embedding || role == ParamRole::head) && ternary.count(specs[i].name) == 0;
   };
-  division.share = {&group, owner_bounds(specs, group.size(), divisible)};
+  const Bounds bounds = owner_bounds(specs, group.size(), divisible);
+  division.share = {&group, bounds, owner_parts(specs, bounds, kUpdateParts, divisible)};
   return division;
 }
 

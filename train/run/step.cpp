@@ -21,6 +21,7 @@ namespace mmfree {
 struct StepRunner::Gpu {
   Tensor staging;  ///< i32: tokens, targets and perhaps starts of the step after this one, as in a slot of the feed
   gpu::CopyStream copies;
+  gpu::SideStream side;
   BatchFeed::Slot* copying = nullptr;  ///< its copy to `staging` has been started
   std::array<std::unique_ptr<gpu::Graph>, kParts> graphs;
   gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
@@ -155,28 +156,71 @@ void StepRunner::compute(Part part) {
     sum(losses_, 1, loss);
   }
   if (group_.size() > 1 && !params_.divides_gradients()) add_ranks(params_.grads());
-  optimizer_.update(loss);
-  params_.share_values();
-  lm_.requantise(optimizer_.abs_sums());
+  update();
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
 }
 
+/// Calls `work` beside what is computed next, until `join`, which waits for the oldest that was not joined yet. Watched
+/// steps do one after the other.
+void StepRunner::beside(const std::function<void()>& work) {
+  if (gpu_ && group_.size() > 1 && !op_watch) return gpu_->side.run(work);
+  work();
+}
+
+void StepRunner::join() {
+  if (gpu_ && group_.size() > 1 && !op_watch) gpu_->side.join();
+}
+
+/// Updates the parameters and what forward passes read of them. Part by part: while one is updated, the one before it
+/// is quantised and sent.
+void StepRunner::update() {
+  optimizer_.update(outcome_.slice(0, 1), [&](size_t part) {
+    beside([&] {
+      params_.share_values(part);
+      lm_.requantise(part, optimizer_.abs_sums());
+    });
+  });
+  for (size_t part = 0; part < params_.share().part_count(); ++part) join();
+  lm_.finish_requantise();
+}
+
 /// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece, its own if the store
-/// is divided.
+/// is divided. Part by part: while one is added, the next one arrives.
 void StepRunner::add_ranks(const Tensor& gradients) {
-  const bool divided = params_.share().group;
-  Bounds bounds = params_.share().bounds;
-  if (!divided) {
-    bounds = even_bounds(gradients.size() / kParamBlock, group_.size());
+  const Share& share = params_.share();
+  std::vector<Ranges> parts = share.parts;
+  if (!share.group) {
+    Bounds bounds = even_bounds(gradients.size() / kParamBlock, group_.size());
     for (int64_t& b : bounds) b *= kParamBlock;
+    parts = {ranges_of(bounds)};
   }
   const auto rank = size_t(group_.rank());
+  int64_t most = 0;
+  for (const Ranges& part : parts) most = std::max(most, part[rank].size());
+  const int64_t from_others = group_.size() - 1;
+  std::vector<Tensor> rooms;  // one part is added, the next one arrives
+  while (rooms.size() < std::min<size_t>(2, parts.size()))
+    rooms.emplace_back(Shape{from_others * most}, gradients.dtype(), gradients.device());
+  const auto others = [&](size_t i) { return rooms[i % 2].slice(0, from_others * parts[i][rank].size()); };
+  const auto exchange = [&](size_t i) {
+    beside([&] {
+      const WatchedRange watched("send gradients");
+      Tensor to = others(i);
+      group_.all_to_all(gradients, parts[i], to);
+    });
+  };
   Tensor& grads = params_.grads();
-  Tensor mine = params_.divides_gradients() ? grads : grads.slice(bounds[rank], bounds[rank + 1]);
-  Tensor pieces({group_.size() * mine.size()}, grads.dtype(), grads.device());
-  group_.all_to_all(gradients, bounds, pieces);
-  tree_sum(pieces, group_.size(), mine);
-  if (!divided) group_.all_gather(grads, bounds);
+  const int64_t begin = params_.divides_gradients() ? share.begin() : 0;
+  exchange(0);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i + 1 < parts.size()) exchange(i + 1);
+    const auto [first, last] = parts[i][rank];
+    Tensor sums = grads.slice(first - begin, last - begin);
+    join();
+    tree_sum(others(i), gradients.slice(first, last), group_.rank(), sums);
+    optimizer_.measure_gradients(i);
+  }
+  if (!share.group) group_.all_gather(grads, parts[0]);
 }
 
 void StepRunner::compute_micro_batch(bool first) {

@@ -79,6 +79,9 @@ class StepRunner {
   int64_t load(int64_t step, BatchFeed& feed);
   int64_t fill_inputs(int64_t step, BatchFeed& feed);
   void add_ranks(const Tensor& gradients);
+  void update();
+  void beside(const std::function<void()>& work);
+  void join();
   void start(int64_t step, int64_t scored, const std::function<void()>& after_part);
   void finish(int64_t step, int64_t scored);
   StepResult result(const Pending& pending);
