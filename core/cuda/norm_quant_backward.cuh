@@ -24,6 +24,68 @@ struct Inputs {
   }
 };
 
+/// Whether the inputs of a kernel wait in shared memory instead of registers. Those of a glu are twice as wide as its
+/// row, and its arithmetic fills the registers.
+template <class L, Kind kKind>
+constexpr bool is_staged = L::kept&& kKind == Kind::glu;
+
+/// The inputs of two rows, copied to shared memory without a register between. A thread copies and reads the columns
+/// that are its own, so nobody else waits for them. Every call of `copy` for a row is one group of copies.
+template <class L, Kind kKind, class S, class A>
+struct Stages {
+  using Row = Inputs<L, kKind, S, A>;
+  static constexpr int kWord = 16, kWords = L::width * int(sizeof(A)) / kWord, kInputs = 3;
+  static constexpr int thread_bytes = 2 * L::held * kInputs * kWords * kWord;
+  static_assert(std::is_same_v<S, A> && L::branches == 1);
+  uint32_t first;         // of this thread
+  const A *a, *b, *dout;  // of the row that is copied next
+  int64_t left;           // rows from that one on
+
+  __device__ Stages(const NormQuantBackwardArgs& p, void* shared, int64_t n)
+      : first(uint32_t(__cvta_generic_to_shared(shared)) + threadIdx.x * kWord),
+        a(static_cast<const A*>(p.source.a) + n * p.source.stride),
+        b(static_cast<const A*>(p.source.b) + n * p.source.stride),
+        dout(static_cast<const A*>(p.branches[0].dout) + n * p.d),
+        left(p.n - n) {}
+  __device__ uint32_t place(int stage, int v, int input, int word) const {
+    return first + (((stage * L::held + v) * kInputs + input) * kWords + word) * blockDim.x * kWord;
+  }
+  /// Starts to copy the block's next row, if there is one.
+  template <class Each>
+  __device__ void copy(const NormQuantBackwardArgs& p, int stage, Each&& each) {
+    if (left > 0)
+      each([&](int v, int64_t k) {
+#pragma unroll
+        for (int word = 0; word < kWords; ++word) {
+          copy(place(stage, v, 0, word), a + k, word);
+          copy(place(stage, v, 1, word), b + k, word);
+          copy(place(stage, v, 2, word), dout + k, word);
+        }
+      });
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    a += gridDim.x * p.source.stride, b += gridDim.x * p.source.stride, dout += gridDim.x * p.d, left -= gridDim.x;
+  }
+  static __device__ void copy(uint32_t to, const A* from, int word) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from + word * L::width / kWords)
+                 : "memory");
+  }
+  /// Waits for all rows but the one that was copied last.
+  static __device__ void wait() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+  __device__ Row row(int stage, int v) const {
+    Row to;
+    load(to.source.a, stage, v, 0), load(to.source.b, stage, v, 1), load(to.dout[0], stage, v, 2);
+    return to;
+  }
+  __device__ void load(Loaded<A, L::width>& to, int stage, int v, int input) const {
+    auto* const words = reinterpret_cast<uint4*>(&to.words);
+#pragma unroll
+    for (int word = 0; word < kWords; ++word)
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[word].x), "=r"(words[word].y), "=r"(words[word].z), "=r"(words[word].w)
+                   : "r"(place(stage, v, input, word)));
+  }
+};
+
 /// The rstd values of a row; 1 for a missing one.
 template <class L, Kind kKind>
 struct Stats {
