@@ -98,12 +98,12 @@ struct SourceOut {
 };
 
 /// The source's function at a vector whose inputs are in registers, and, if branches are written, x without r0 in `x`.
-/// In a staged kernel there are registers for `known`, what it was before.
+/// In a kept layout there are registers for `known`, what it was before, if it follows from σ.
 template <bool kEmit, bool kSilu, class L, Kind kKind, class Source, class F>
 __device__ F function_again(const NormQuantBackwardArgs& p, Source& source, Columns<L>& at, const Weights<L, kKind>& w,
                             const Stats<L, kKind>& row, const F& known, float (&x)[L::width]) {
   if constexpr (kEmit) source.a.forget(), source.b.forget();
-  const F f = is_staged<L, kKind> && kSilu ? known : source.template function<kSilu>(p.source);
+  const F f = F::by_sigmoid ? known : source.template function<kSilu>(p.source);
   if constexpr (kEmit) at.normalise(p, source, f, w.gate, row.r0 * row.r1, x);
   return f;
 }
@@ -141,14 +141,6 @@ __device__ void finish_vector(const NormQuantBackwardArgs& p, const KnownRow<L, 
     in.source.x(p.source, f, w.gate, x), store_branches<A>(p, x, w, row.absmax, row.stats, row.n, k);
 }
 
-template <class L, Kind kKind, class S, class A>
-__device__ auto stages_of(const NormQuantBackwardArgs& p, void* shared) {
-  if constexpr (is_staged<L, kKind>)
-    return Stages<L, kKind, S, A>(p, shared, blockIdx.x);
-  else
-    return 0;
-}
-
 /// The backward pass. A block processes its rows one after the other, with two loops over a row's columns: the first
 /// sums, the second stores. The only reduction over the block is between them: RowSums, the absmax of each branch, and
 /// that of the LateRow. Column sums over rows are in registers (kept layouts) or in `partials`.
@@ -160,7 +152,7 @@ template <class L, Kind kKind, class S, class A, Extra kExtra, bool kSilu>
 __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQuantBackwardArgs p, float* partials,
                                                                     float eps_inner) {
   constexpr int W = L::width;
-  constexpr bool kEmit = kExtra != Extra::none, kRows = kExtra == Extra::rows, kStaged = is_staged<L, kKind>;
+  constexpr bool kEmit = kExtra != Extra::none, kRows = kExtra == Extra::rows;
   using Sums = WeightSums<L, kKind>;
   extern __shared__ uint4 shared[];
   __shared__ RowReduction<RowSums<L, kKind>::count, (kEmit ? L::branches : 0) + kRows> reduce;
@@ -171,12 +163,11 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   Sums totals(partials, p.d, each);
   Weights<L, kKind> w[L::held];
   Inputs<L, kKind, S, A> in[L::held];
-  if constexpr (L::kept) each([&](int v, int64_t k) { w[v].load(p, k); });
-  auto stages = stages_of<L, kKind, S, A>(p, shared);
-  if constexpr (kStaged)
-    stages.copy(p, 0, each), stages.copy(p, 1, each);
-  else if constexpr (L::kept)
-    each([&](int v, int64_t k) { in[v].load(p, blockIdx.x, k); });
+  const Stages<L, kKind, S, A> stages(shared);
+  if constexpr (L::kept) {
+    each([&](int v, int64_t k) { w[v].load(p, k); });
+    stages.copy(p, 0, blockIdx.x, each), stages.copy(p, 1, blockIdx.x + int64_t(gridDim.x), each);
+  }
   auto next = Stats<L, kKind>::of(p, blockIdx.x);
   LateRow<L, kKind> late;
   int turn = 0;
@@ -193,22 +184,17 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       at[v].sum_branches(p, in[v], w[v]);
       return f;
     };
-    if constexpr (kStaged) stages.wait();
+    if constexpr (L::kept) stages.wait();
     Function<kKind, kSilu, W> known[L::held];
     each([&](int v, int64_t k) {
       float x[W];
-      if constexpr (kStaged) in[v] = stages.row(turn, v);
+      if constexpr (L::kept) stages.load_source(in[v], turn, v), stages.load_douts(in[v], p, turn, v);
       known[v] = take(v, k, x);
       sums.add(at[v], w[v], row.r2);
       totals.add_branches(p, v, k, in[v], [&](int i) { return at[v].normed[i] * w[v].outer_or_1(i) * row.r2; });
       if constexpr (kEmit) find_absmax(p, x, w[v], absmax);
     });
-    Inputs<L, kKind, S, A> now[L::held];
-    each([&](int v, int64_t) { now[v] = in[v]; });
-    if (n + gridDim.x < p.n) {
-      if constexpr (L::kept && !kStaged) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
-      next = Stats<L, kKind>::of(p, n + gridDim.x);
-    }
+    if (n + gridDim.x < p.n) next = Stats<L, kKind>::of(p, n + gridDim.x);
     if constexpr (kRows) absmax[L::branches] = late.absmax();
     reduce(turn, sums.of, absmax);
     if constexpr (kRows)
@@ -217,14 +203,15 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
     each([&](int v, int64_t k) {
       float x[W];
       Function<kKind, kSilu, W> f;
-      if constexpr (kStaged) now[v] = stages.row(turn, v);
-      if constexpr (L::kept)
-        f = function_again<kEmit, kSilu>(p, now[v].source, at[v], w[v], row, known[v], x);
-      else
-        f = take(v, k, x), now[v] = in[v];
-      finish_vector<A, kExtra>(p, {n, row, sums, absmax, outer}, v, k, f, now[v], at[v], w[v], x, totals, late);
+      if constexpr (L::kept) {
+        stages.load_source(in[v], turn, v), stages.load_incoming(in[v], p, turn, v);
+        f = function_again<kEmit, kSilu>(p, in[v].source, at[v], w[v], row, known[v], x);
+      } else {
+        f = take(v, k, x);
+      }
+      finish_vector<A, kExtra>(p, {n, row, sums, absmax, outer}, v, k, f, in[v], at[v], w[v], x, totals, late);
     });
-    if constexpr (kStaged) stages.copy(p, turn, each);
+    if constexpr (L::kept) stages.copy(p, turn, n + 2 * int64_t(gridDim.x), each);
   }
   if constexpr (kRows) late.store_last(p, n - gridDim.x, reduce, turn, each);
   totals.finish(p.d, each);
@@ -244,7 +231,8 @@ struct RunBackward {
 
   template <Kind kKind, class S, class A>
   void operator()() const {
-    choose_layout<kKind, BackwardLayout>(p, aligned, [&]<class L>() {
+    const auto bytes = [&]<class L>() { return Stages<L, kKind, S, A>::thread_bytes; };
+    choose_layout<kKind, BackwardLayout>(p, aligned, bytes, [&]<class L>() {
       const bool silu = kKind == Kind::gate ? p.source.weight != nullptr : p.source.f == Activation::silu;
       if constexpr (L::kept && std::is_same_v<A, Bf16> && kKind != Kind::activation)
         if (p.rows) return with_silu<L, kKind, S, A, Extra::rows>(silu, p);
@@ -279,12 +267,9 @@ struct RunBackward {
   void launch(const NormQuantBackwardArgs& q) const {
     using Sums = WeightSums<L, kKind>;
     constexpr auto kernel = backward<L, kKind, S, A, kExtra, kSilu>;
-    const int threads = threads_for(ceil_div(q.d, L::width * L::held), L::threads);
-    size_t shared = 0;
-    if constexpr (is_staged<L, kKind>) {
-      shared = Stages<L, kKind, S, A>::thread_bytes * size_t(threads);
-      MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
-    }
+    const int threads = row_threads<L>(q.d);
+    const size_t shared = Stages<L, kKind, S, A>::thread_bytes * size_t(threads);
+    MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
     const int64_t blocks = persistent_blocks<kernel>(threads, q.n, shared);
     ColumnSums columns{nullptr, blocks, q.d, Sums::slots, {}};
     for (int b = 0; b < q.count; ++b)

@@ -24,65 +24,75 @@ struct Inputs {
   }
 };
 
-/// Whether the inputs of a kernel wait in shared memory instead of registers. Those of a glu are twice as wide as its
-/// row, and its arithmetic fills the registers.
-template <class L, Kind kKind>
-constexpr bool is_staged = L::kept&& kKind == Kind::glu;
-
-/// The inputs of two rows, copied to shared memory without a register between. A thread copies and reads the columns
-/// that are its own, so nobody else waits for them. Every call of `copy` for a row is one group of copies.
+/// The inputs of two rows in shared memory. They are copied there without a register between, while the rows before are
+/// computed. A thread copies and reads the columns that are its own, so nobody else waits for them. A vector takes
+/// words of 16 bytes, and the words of all threads lie together. `others` are the douts and `incoming`.
 template <class L, Kind kKind, class S, class A>
 struct Stages {
-  using Row = Inputs<L, kKind, S, A>;
-  static constexpr int kWord = 16, kWords = L::width * int(sizeof(A)) / kWord, kInputs = 3;
-  static constexpr int thread_bytes = 2 * L::held * kInputs * kWords * kWord;
-  static_assert(std::is_same_v<S, A> && L::branches == 1);
-  uint32_t first;         // of this thread
-  const A *a, *b, *dout;  // of the row that is copied next
-  int64_t left;           // rows from that one on
+  static constexpr int kWord = 16;
+  static constexpr int kA = L::width * int(sizeof(S)) / kWord, kB = L::width * int(sizeof(A)) / kWord;  // words
+  static constexpr bool has_b = kKind != Kind::rows && kKind != Kind::activation;
+  static constexpr int kOthers = L::branches + is_plain<kKind>, kWords = kA + (has_b + kOthers) * kB;
+  static constexpr size_t thread_bytes = L::kept ? 2 * L::held * kWords * kWord : 0;
+  uint32_t first;  ///< address of this thread's first word
 
-  __device__ Stages(const NormQuantBackwardArgs& p, void* shared, int64_t n)
-      : first(uint32_t(__cvta_generic_to_shared(shared)) + threadIdx.x * kWord),
-        a(static_cast<const A*>(p.source.a) + n * p.source.stride),
-        b(static_cast<const A*>(p.source.b) + n * p.source.stride),
-        dout(static_cast<const A*>(p.branches[0].dout) + n * p.d),
-        left(p.n - n) {}
-  __device__ uint32_t place(int stage, int v, int input, int word) const {
-    return first + (((stage * L::held + v) * kInputs + input) * kWords + word) * blockDim.x * kWord;
+  __device__ explicit Stages(void* shared) : first(uint32_t(__cvta_generic_to_shared(shared)) + threadIdx.x * kWord) {}
+  __device__ uint32_t at(int stage, int v, int word) const {
+    return first + ((stage * L::held + v) * kWords + word) * blockDim.x * kWord;
   }
-  /// Starts to copy the block's next row, if there is one.
+  __device__ uint32_t at_other(int stage, int v, int i) const { return at(stage, v, kA + (has_b + i) * kB); }
+  static __device__ const A* other(const NormQuantBackwardArgs& p, int i) {
+    return static_cast<const A*>(i == L::branches ? p.incoming : i < p.count ? p.branches[i].dout : nullptr);
+  }
+  /// Starts to copy row n, if there is one.
   template <class Each>
-  __device__ void copy(const NormQuantBackwardArgs& p, int stage, Each&& each) {
-    if (left > 0)
+  __device__ void copy(const NormQuantBackwardArgs& p, int stage, int64_t n, Each&& each) const {
+    if (n < p.n)
       each([&](int v, int64_t k) {
+        const int64_t place = n * (kKind == Kind::glu ? p.source.stride : p.d) + k;
+        copy_vector(at(stage, v, 0), static_cast<const S*>(p.source.a) + place);
+        if constexpr (has_b) copy_vector(at(stage, v, kA), static_cast<const A*>(p.source.b) + place);
 #pragma unroll
-        for (int word = 0; word < kWords; ++word) {
-          copy(place(stage, v, 0, word), a + k, word);
-          copy(place(stage, v, 1, word), b + k, word);
-          copy(place(stage, v, 2, word), dout + k, word);
-        }
+        for (int i = 0; i < kOthers; ++i)
+          if (const A* from = other(p, i)) copy_vector(at_other(stage, v, i), from + n * p.d + k);
       });
     asm volatile("cp.async.commit_group;" ::: "memory");
-    a += gridDim.x * p.source.stride, b += gridDim.x * p.source.stride, dout += gridDim.x * p.d, left -= gridDim.x;
   }
-  static __device__ void copy(uint32_t to, const A* from, int word) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from + word * L::width / kWords)
-                 : "memory");
+  template <class T>
+  static __device__ void copy_vector(uint32_t to, const T* from) {
+    constexpr int kMine = kWord / int(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < L::width / kMine; ++i)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * blockDim.x * kWord), "l"(from + i * kMine)
+                   : "memory");
   }
   /// Waits for all rows but the one that was copied last.
   static __device__ void wait() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-  __device__ Row row(int stage, int v) const {
-    Row to;
-    load(to.source.a, stage, v, 0), load(to.source.b, stage, v, 1), load(to.dout[0], stage, v, 2);
-    return to;
+  __device__ void load_source(Inputs<L, kKind, S, A>& to, int stage, int v) const {
+    load(to.source.a, at(stage, v, 0));
+    if constexpr (has_b) load(to.source.b, at(stage, v, kA));
   }
-  __device__ void load(Loaded<A, L::width>& to, int stage, int v, int input) const {
+  __device__ void load_douts(Inputs<L, kKind, S, A>& to, const NormQuantBackwardArgs& p, int stage, int v) const {
+#pragma unroll
+    for (int b = 0; b < L::branches; ++b) load_other(to.dout[b], p, stage, v, b);
+  }
+  __device__ void load_incoming(Inputs<L, kKind, S, A>& to, const NormQuantBackwardArgs& p, int stage, int v) const {
+    if constexpr (is_plain<kKind>) load_other(to.incoming, p, stage, v, L::branches);
+  }
+  __device__ void load_other(Loaded<A, L::width>& to, const NormQuantBackwardArgs& p, int stage, int v, int i) const {
+    if (other(p, i))
+      load(to, at_other(stage, v, i));
+    else
+      to.clear();
+  }
+  template <class T>
+  static __device__ void load(Loaded<T, L::width>& to, uint32_t from) {
     auto* const words = reinterpret_cast<uint4*>(&to.words);
 #pragma unroll
-    for (int word = 0; word < kWords; ++word)
+    for (int i = 0; i < int(sizeof(to.words)) / kWord; ++i)
       asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(words[word].x), "=r"(words[word].y), "=r"(words[word].z), "=r"(words[word].w)
-                   : "r"(place(stage, v, input, word)));
+                   : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+                   : "r"(from + i * blockDim.x * kWord));
   }
 };
 
