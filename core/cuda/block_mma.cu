@@ -6,25 +6,27 @@
 #include "core/ops/ternary_int8.h"
 
 /// A cluster of two thread blocks has a tile of 256 x 256 of the output over a part of the depth, each block 128 rows.
-/// A stage holds 128 of the depth: of a [n, m] 128 rows of 128 bytes, stored across the depth, so that a warp turns its
-/// operand while it loads it to registers; and 256 rows of x, each block loads one half for both. A multiplying
-/// warpgroup has 64 rows and 256 columns of sums in f32. It multiplies half of its columns at a time over the stages of
-/// one scale block, and then adds the integer sums times their scales.
+/// Tiles of the operands are 128 of the depth and wait in two rings: of a [n, m] 128 rows of 128 bytes, stored across
+/// the depth, so that a warp turns its operand while it loads it to registers; of x [j, n] 128 rows, half of the
+/// columns of the output, of which each block loads one half for both. A multiplying warpgroup has 64 rows and 256
+/// columns of sums in f32. For each scale block it loads a to registers and gives those tiles back at once; then it
+/// multiplies half of its columns at a time, adds the integer sums times their scales, and gives the tiles of x back.
+/// So copies have about the time of one and a half scale blocks to arrive.
 namespace mmfree::cuda {
 namespace {
 
 using namespace hopper;
 
 constexpr int kRows = 128, kCols = 256, kDepth = 128, kHalf = kCols / 2;
-constexpr int kStages = 4;
-constexpr int kSteps = int(kActivationBlock) / kDepth;  // stages of a scale block
+constexpr int kSteps = int(kActivationBlock) / kDepth;  // tiles of a scale block
+constexpr int kATiles = 2 * kSteps, kXTiles = 9;        // of the rings
 constexpr int kThreads = kGroup * (1 + kGroups);
-constexpr int kRowBytes = kRows * kDepth, kColBytes = kCols * kDepth, kScaleBytes = kCols * 4;
-constexpr int kColsAt = kStages * kRowBytes;
-constexpr int kScalesAt = kColsAt + kStages * kColBytes;
-constexpr int kBarriersAt = kScalesAt + kStages * kScaleBytes;
-constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
-static_assert(kSharedBytes <= 227 * 1024 && kStages % kSteps == 0);
+constexpr int kABytes = kRows * kDepth, kXBytes = kHalf * kDepth, kScaleBytes = kHalf * 4;
+constexpr int kXAt = kATiles * kABytes;
+constexpr int kScalesAt = kXAt + kXTiles * kXBytes;
+constexpr int kBarriersAt = kScalesAt + kXTiles * kScaleBytes;
+constexpr int kSharedBytes = kBarriersAt + 2 * (kATiles + kXTiles) * 8;
+static_assert(kSharedBytes <= 227 * 1024);
 static_assert(127 * 127 * kActivationBlock < int64_t(1) << 22);
 
 struct Plan {
@@ -38,11 +40,13 @@ struct Plan {
 
 struct Shared {
   uint32_t at;
-  __device__ uint32_t rows(int stage) const { return at + stage * kRowBytes; }
-  __device__ uint32_t cols(int stage) const { return at + kColsAt + stage * kColBytes; }
-  __device__ uint32_t scales(int stage) const { return at + kScalesAt + stage * kScaleBytes; }
-  __device__ uint32_t full(int stage) const { return at + kBarriersAt + stage * 8; }
-  __device__ uint32_t empty(int stage) const { return at + kBarriersAt + (kStages + stage) * 8; }
+  __device__ uint32_t a(int tile) const { return at + tile * kABytes; }
+  __device__ uint32_t x(int tile) const { return at + kXAt + tile * kXBytes; }
+  __device__ uint32_t scales(int tile) const { return at + kScalesAt + tile * kScaleBytes; }
+  __device__ uint32_t full_a(int tile) const { return at + kBarriersAt + tile * 8; }
+  __device__ uint32_t full_x(int tile) const { return full_a(kATiles + tile); }
+  __device__ uint32_t empty_a(int tile) const { return full_x(kXTiles + tile); }
+  __device__ uint32_t empty_x(int tile) const { return empty_a(kATiles + tile); }
 };
 
 /// A tile of the output over a part of the depth.
@@ -55,24 +59,30 @@ struct Item {
   }
 };
 
-/// The loading thread: all tiles of the thread block. The scales come with the last stage of their block.
+/// The loading thread: all tiles of the thread block. The scales of half of the columns come with its last tile of x.
 __device__ void load_tiles(const CUtensorMap& a_map, const CUtensorMap& x_map, const float* scale, const Plan& plan,
                            Shared shared, int block) {
-  constexpr int kShare = kCols / kCluster;
-  Ring<kStages> ring;
+  constexpr int kShare = kHalf / kCluster;
+  Ring<kATiles> a;
+  Ring<kXTiles> x;
   for (int index = blockIdx.x / kCluster; index < plan.rows * plan.cols * plan.parts; index += gridDim.x / kCluster) {
     const Item at(plan, index);
-    const int row = (at.row * kCluster + block) * kRows, col = at.col * kCols;
-    for (int l = at.begin * kSteps; l < at.end * kSteps; ++l, ring.next()) {
-      barrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
-      const uint32_t full = shared.full(ring.stage);
-      const bool last = l % kSteps == kSteps - 1;
-      barrier_expect(full, kRowBytes + kColBytes + (last ? kScaleBytes : 0));
-      load_box(shared.rows(ring.stage), a_map, row, l * kDepth, full);
-      load_box_everywhere(shared.cols(ring.stage) + block * kShare * kDepth, x_map, l * kDepth, col + block * kShare,
-                          full);
-      if (last)
-        load_bytes(shared.scales(ring.stage), scale + int64_t(l / kSteps) * plan.stride + col, kScaleBytes, full);
+    const int row = (at.row * kCluster + block) * kRows;
+    for (int b = at.begin; b < at.end; ++b) {
+      for (int s = 0; s < kSteps; ++s, a.next()) {
+        barrier_wait(shared.empty_a(a.stage), a.parity ^ 1);
+        barrier_expect(shared.full_a(a.stage), kABytes);
+        load_box(shared.a(a.stage), a_map, row, (b * kSteps + s) * kDepth, shared.full_a(a.stage));
+      }
+      for (int i = 0; i < 2 * kSteps; ++i, x.next()) {
+        const int col = at.col * kCols + i / kSteps * kHalf, depth = (b * kSteps + i % kSteps) * kDepth;
+        const bool last = i % kSteps == kSteps - 1;
+        const uint32_t full = shared.full_x(x.stage);
+        barrier_wait(shared.empty_x(x.stage), x.parity ^ 1);
+        barrier_expect(full, kXBytes + (last ? kScaleBytes : 0));
+        load_box_everywhere(shared.x(x.stage) + block * kShare * kDepth, x_map, depth, col + block * kShare, full);
+        if (last) load_bytes(shared.scales(x.stage), scale + int64_t(b) * plan.stride + col, kScaleBytes, full);
+      }
     }
   }
 }
@@ -110,43 +120,86 @@ __device__ void store_sums(float* out, const float (&total)[64], const Plan& pla
   }
 }
 
+/// The two multiplying warpgroups start their products in turns, warpgroup 0 first. What one does between two products
+/// then overlaps a product of the other; otherwise both wait for the same copies, and multiply and rest together. Every
+/// warpgroup of a block takes as many turns. Named barriers 1 and 2 are theirs.
+struct Turns {
+  int group;
+  __device__ static void arrive(int whose) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(1 + whose), "n"(kGroup * kGroups) : "memory");
+  }
+  __device__ static void await(int whose) {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + whose), "n"(kGroup * kGroups) : "memory");
+  }
+  __device__ explicit Turns(int group) : group(group) {
+    if (group == 1) arrive(0);
+  }
+  __device__ void begin() const { await(group); }
+  __device__ void pass() const { arrive(group ^ 1); }
+  /// Takes the last turn that was passed, so that no barrier is left half full.
+  __device__ void end() const {
+    if (group == 0) await(0);
+  }
+};
+
+/// The 16 rows of a warp in a scale block, from `first` on in the ring. Its tiles have one parity, because the ring
+/// holds two blocks.
+__device__ void load_rows(uint32_t (&rows)[kSteps][kDepth / 32][4], Shared shared, Ring<kATiles> first, int warp) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    barrier_wait(shared.full_a(first.stage + s), first.parity);
+#pragma unroll
+    for (int k = 0; k < kDepth / 32; ++k) load_transposed(rows[s][k], shared.a(first.stage + s), warp, k);
+  }
+}
+
 /// A multiplying warpgroup: all tiles of the thread block.
 __device__ void multiply_tiles(float* out, float* parts, const uint8_t* memory, const Plan& plan, Shared shared,
                                int block, int group) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  Ring<kStages> ring;
+  Ring<kATiles> a;
+  Ring<kXTiles> x;
+  const auto release_x = [&](int tile) {
+    if (lane < kCluster) barrier_arrive(shared.empty_x(tile), lane);
+  };
+  const Turns turns(group);
   for (int index = blockIdx.x / kCluster; index < plan.rows * plan.cols * plan.parts; index += gridDim.x / kCluster) {
     const Item at(plan, index);
     float total[2][64];
 #pragma unroll
     for (int i = 0; i < 64; ++i) total[0][i] = 0, total[1][i] = 0;
     for (int b = at.begin; b < at.end; ++b) {
-      // The stages of a block have one parity, because their number divides kStages.
+      uint32_t rows[kSteps][kDepth / 32][4];
+      load_rows(rows, shared, a, group * 4 + warp);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        int sums[64];
+        int sums[64], tile[kSteps];
+        turns.begin();
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          const int stage = ring.stage + s;
-          if (half == 0) barrier_wait(shared.full(stage), ring.parity);
-          uint32_t a[kDepth / 32][4];
-#pragma unroll
-          for (int k = 0; k < kDepth / 32; ++k) load_transposed(a[k], shared.rows(stage), group * 4 + warp, k);
-          const uint64_t x = matrix(shared.cols(stage) + half * kHalf * kDepth);
+        for (int s = 0; s < kSteps; ++s, x.next()) {
+          tile[s] = x.stage;
+          barrier_wait(shared.full_x(x.stage), x.parity);
           multiply_begin();
 #pragma unroll
-          for (int k = 0; k < kDepth / 32; ++k) multiply(sums, a[k], x + 2 * k, s + k > 0);
-          multiply_commit();
-          multiply_wait_all(sums);
+          for (int k = 0; k < kDepth / 32; ++k)
+            multiply(sums, rows[s][k], matrix(shared.x(x.stage)) + 2 * k, s + k > 0);
         }
-        const int last = ring.stage + kSteps - 1;
-        add_scaled(total[half], sums,
-                   reinterpret_cast<const float*>(memory + kScalesAt + last * kScaleBytes) + half * kHalf);
-      }
-      __syncwarp();
+        multiply_commit();
+        turns.pass();
+        if (half == 0) {  // a is in registers
+          __syncwarp();
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s, ring.next())
-        if (lane < kCluster) barrier_arrive(shared.empty(ring.stage), lane);
+          for (int s = 0; s < kSteps; ++s, a.next())
+            if (lane == 0) barrier_arrive(shared.empty_a(a.stage), block);
+        }
+        multiply_wait_all(sums);
+#pragma unroll
+        for (int s = 0; s < kSteps - 1; ++s) release_x(tile[s]);
+        add_scaled(total[half], sums,
+                   reinterpret_cast<const float*>(memory + kScalesAt + tile[kSteps - 1] * kScaleBytes));
+        __syncwarp();
+        release_x(tile[kSteps - 1]);
+      }
     }
     const int row = (at.row * kCluster + block) * kRows + group * 64 + warp * 16 + 2 * (lane / 4);
     float* to = at.part ? parts + int64_t(at.part - 1) * plan.m * plan.j : out;
@@ -154,6 +207,7 @@ __device__ void multiply_tiles(float* out, float* parts, const uint8_t* memory, 
     for (int half = 0; half < 2; ++half)
       store_sums(to, total[half], plan, row, at.col * kCols + half * kHalf, at.part == 0 && plan.beta != 0);
   }
+  turns.end();
 }
 #endif
 
@@ -165,9 +219,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Shared shared{address(memory)};
   const int block = blockIdx.x % kCluster;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
-      barrier_init(shared.full(i), 1);
-      barrier_init(shared.empty(i), kGroups * 4 * kCluster);
+    for (int i = 0; i < kATiles; ++i) {
+      barrier_init(shared.full_a(i), 1);
+      barrier_init(shared.empty_a(i), kGroups * 4);
+    }
+    for (int i = 0; i < kXTiles; ++i) {
+      barrier_init(shared.full_x(i), 1);
+      barrier_init(shared.empty_x(i), kGroups * 4 * kCluster);
     }
     barrier_init_done();
   }
@@ -175,10 +233,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   begin_kernel();
   const int group = threadIdx.x / kGroup;
   if (group == kGroups) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == kGroup * kGroups) load_tiles(a_map, x_map, scale, plan, shared, block);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     multiply_tiles(out, parts, memory, plan, shared, block, group);
   }
   cluster_sync();
@@ -252,7 +310,7 @@ void block_mma(const BlockProduct& p) {
   const int parts = activation_parts(p.m, p.j, p.n);
   const Plan plan{int(rows), int(cols), parts, int(blocks), int(p.m), int(p.j), int(scale_stride(p.j)), p.beta};
   const CUtensorMap a_map = rows_map(p.a, p.n, p.m, kDepth);
-  const CUtensorMap x_map = rows_map(p.x, p.j, blocks * kActivationBlock, kCols / kCluster);
+  const CUtensorMap x_map = rows_map(p.x, p.j, blocks * kActivationBlock, kHalf / kCluster);
   launch_clusters(block_mma_kernel, std::min<int64_t>(rows * cols * parts, multiprocessors() / kCluster), kThreads,
                   kSharedBytes, stream(), a_map, x_map, p.scale, p.out, p.parts, plan);
   check_launch("block_mma");

@@ -16,6 +16,8 @@ inline constexpr size_t kWorkspaceBytes = size_t(32) << 20;
 
 /// Number of streaming multiprocessors of the GPU in use, for the size of persistent grids.
 int multiprocessors();
+/// Bytes of shared memory that a block can have.
+size_t shared_memory();
 /// True on Hopper (compute capability 9.0): some kernels use instructions that only it has.
 bool is_hopper();
 

@@ -61,6 +61,7 @@ cudaStream_t stream() { return side_stream ? side_stream : context().stream; }
 void* blas() { return context().blas; }
 void* workspace() { return context().workspace; }
 int multiprocessors() { return context().properties.multiProcessorCount; }
+size_t shared_memory() { return context().properties.sharedMemPerBlockOptin; }
 bool is_hopper() { return context().properties.major == 9 && context().properties.minor == 0; }
 
 void check(cudaError_t status, const char* what) {

@@ -120,8 +120,9 @@ struct RunForward {
   template <Kind kKind, class S, class A>
   void operator()() const {
     const Epsilons eps{float(p.source.eps), float(p.eps_outer), float(p.eps_inner)};
-    choose_layout<kKind, ForwardLayout>(p, aligned, [&]<class L>() {
-      const int threads = threads_for(ceil_div(p.d, L::width * L::held), L::threads);
+    const auto no_bytes = [&]<class L>() { return size_t(0); };
+    choose_layout<kKind, ForwardLayout>(p, aligned, no_bytes, [&]<class L>() {
+      const int threads = row_threads<L>(p.d);
       const auto blocks = unsigned(persistent_blocks<forward<L, kKind, S, A>>(threads, p.n));
       launch_kernel(forward<L, kKind, S, A>, {blocks, unsigned(threads)}, p, eps);
     });

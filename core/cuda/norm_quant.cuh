@@ -5,9 +5,9 @@
 /// What the forward and the backward kernels of norm_quant share.
 ///
 /// A block processes one row after the other; a thread has the same columns of each. If a row fits in registers (a kept
-/// layout), it is read once, weights are read once per thread, and the next row is loaded while this one is reduced.
-/// Otherwise a row is read twice, the second time mostly from caches. There is one reduction per row: all norms of a
-/// row follow from its sums.
+/// layout), it is read once, weights are read once per thread, and the next row is on its way while this one is
+/// computed. Otherwise a row is read twice, the second time mostly from caches. There is one reduction per row: all
+/// norms of a row follow from its sums.
 namespace mmfree::cuda::fused {
 
 using Kind = RowSource::Kind;
@@ -164,17 +164,28 @@ inline bool are_mixed(const NormArgs& p) {
   return normed != 0 && normed != p.count;
 }
 
-/// Calls run.operator()<L>() with the layout for a call.
-template <Kind kKind, template <Kind, int> class Kept, class Run>
-void choose_layout(const NormArgs& p, bool aligned, Run&& run) {
+/// Threads of a block for rows of d columns.
+template <class L>
+int row_threads(int64_t d) {
+  return threads_for(ceil_div(d, L::width * L::held), L::threads);
+}
+
+/// Calls run.operator()<L>() with the layout for a call. `bytes.operator()<L>()`: shared memory of a thread in a kept
+/// one.
+template <Kind kKind, template <Kind, int> class Kept, class Bytes, class Run>
+void choose_layout(const NormArgs& p, bool aligned, Bytes&& bytes, Run&& run) {
   constexpr bool plain = is_plain<kKind>;
+  constexpr size_t kOwn = 2048;  // at least what the kernels have besides
+  const auto fits = [&]<class L>() {
+    return p.d <= most_columns<L> && bytes.template operator()<L>() * row_threads<L>(p.d) + kOwn <= shared_memory();
+  };
   const bool wide = aligned && p.d % 8 == 0;
   if (!wide) return run.template operator()<AnyLayout<1>>();
   if (are_mixed(p)) return run.template operator()<AnyLayout<8>>();
   if constexpr (plain)
-    if (p.count > 1 && p.count <= kKeptBranches && p.d <= most_columns<Kept<kKind, kKeptBranches>>)
+    if (p.count > 1 && p.count <= kKeptBranches && fits.template operator()<Kept<kKind, kKeptBranches>>())
       return run.template operator()<Kept<kKind, kKeptBranches>>();
-  if (p.count == 1 && (plain || !p.outer) && p.d <= most_columns<Kept<kKind, 1>>)
+  if (p.count == 1 && (plain || !p.outer) && fits.template operator()<Kept<kKind, 1>>())
     return run.template operator()<Kept<kKind, 1>>();
   run.template operator()<AnyLayout<8>>();
 }

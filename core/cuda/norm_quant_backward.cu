@@ -1,3 +1,4 @@
+#include "core/cuda/bytes.cuh"
 #include "core/cuda/column_sums.cuh"
 #include "core/cuda/norm_quant_backward.cuh"
 #include "core/ops/ternary_int8.h"
@@ -14,30 +15,34 @@ template <class L, Kind kKind>
 struct LateRow {
   static constexpr int halves = kKind == Kind::glu ? 2 : 1;
   Loaded<Bf16, L::width> values[halves][L::held];
-  uint32_t most = 0;
+  uint32_t most = 0;  ///< the largest magnitudes at even and at odd columns, in bf16
 
-  /// Takes a vector of a half; stores it at `to` too, unless that is null.
-  __device__ void take(int half, int v, const float (&x)[L::width], Bf16* to) {
+  /// Takes a vector of a half; stores it in `to` at `place` too, unless that is null.
+  __device__ void take(int half, int v, const float (&x)[L::width], Bf16* to, int64_t place) {
     Pack<Bf16, L::width> pack;
 #pragma unroll
     for (int i = 0; i < L::width; ++i) pack.at[i] = from_float<Bf16>(x[i]);
     Loaded<Bf16, L::width>& mine = values[half][v];
     mine.words = reinterpret_cast<const typename Loaded<Bf16, L::width>::Words&>(pack);
-    if (to) store_word(reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4&>(pack));
+    if (to) store_word(reinterpret_cast<uint4*>(to + place), reinterpret_cast<const uint4&>(pack));
 #pragma unroll
-    for (int i = 0; i < L::width; ++i) most = max(most, magnitude(mine[i]));
+    for (const uint32_t word : mine.words.at) most = __vmaxu2(most, word & 0x7fff7fffu);
   }
+  /// The magnitude of the largest value.
+  __device__ uint32_t absmax() const { return max(most & 0xffff0000u, most << 16); }
   template <class Each>
   __device__ void store(const NormQuantBackwardArgs& p, int64_t n, uint32_t absmax, Each&& each) {
-    const ActivationScale<float> scale = gradient_scale(__uint_as_float(absmax));
-    if (threadIdx.x == 0) static_cast<float*>(p.row_steps)[n] = scale.step;
+    const float inverse = gradient_scale(__uint_as_float(absmax)).inverse;
+    if (threadIdx.x == 0) static_cast<float*>(p.row_steps)[n] = gradient_scale(__uint_as_float(absmax)).step;
     each([&](int v, int64_t k) {
 #pragma unroll
       for (int half = 0; half < halves; ++half) {
-        Pack<int8_t, L::width> codes;
+        Pack<uint32_t, L::width / 4> codes;
+        const auto code = [&](int i) { return round_half_away(rounded_product(values[half][v][i], inverse)); };
 #pragma unroll
-        for (int i = 0; i < L::width; ++i) codes.at[i] = activation_code(values[half][v][i], scale.inverse);
-        *reinterpret_cast<Pack<int8_t, L::width>*>(p.rows + (n * halves + half) * p.d + k) = codes;
+        for (int i = 0; i < L::width; i += 4)
+          codes.at[i / 4] = low_bytes(code(i), code(i + 1), code(i + 2), code(i + 3));
+        *reinterpret_cast<Pack<uint32_t, L::width / 4>*>(p.rows + (n * halves + half) * p.d + k) = codes;
       }
     });
     most = 0;
@@ -47,7 +52,7 @@ struct LateRow {
   __device__ void store_last(const NormQuantBackwardArgs& p, int64_t n, Reduce& reduce, int turn, Each&& each) {
     float none[RowSums<L, kKind>::count] = {};
     uint32_t last[L::branches + 1] = {};
-    last[L::branches] = most;
+    last[L::branches] = absmax();
     reduce(turn, none, last);
     store(p, n, last[L::branches], each);
   }
@@ -84,21 +89,21 @@ struct SourceOut {
       : p(p), late(late), v(v), place(n * (kKind == Kind::glu ? p.source.stride : p.d) + k) {}
   template <int kPart>
   __device__ void operator()(const float (&gradient)[L::width]) const {
-    void* const to = kPart ? p.db : p.da;
-    A* const at = to ? static_cast<A*>(to) + place : nullptr;
+    A* const to = static_cast<A*>(kPart ? p.db : p.da);
     if constexpr (kExtra == Extra::rows && kPart < LateRow<L, kKind>::halves)
-      late.take(kPart, v, gradient, at);
-    else if (at)
-      store(at, gradient);
+      late.take(kPart, v, gradient, to, place);
+    else if (to)
+      store(to + place, gradient);
   }
 };
 
 /// The source's function at a vector whose inputs are in registers, and, if branches are written, x without r0 in `x`.
-template <bool kEmit, bool kSilu, class L, Kind kKind, class Source>
-__device__ auto function_again(const NormQuantBackwardArgs& p, Source& source, Columns<L>& at,
-                               const Weights<L, kKind>& w, const Stats<L, kKind>& row, float (&x)[L::width]) {
+/// In a kept layout there are registers for `known`, what it was before, if it follows from σ.
+template <bool kEmit, bool kSilu, class L, Kind kKind, class Source, class F>
+__device__ F function_again(const NormQuantBackwardArgs& p, Source& source, Columns<L>& at, const Weights<L, kKind>& w,
+                            const Stats<L, kKind>& row, const F& known, float (&x)[L::width]) {
   if constexpr (kEmit) source.a.forget(), source.b.forget();
-  const auto f = source.template function<kSilu>(p.source);
+  const F f = F::by_sigmoid ? known : source.template function<kSilu>(p.source);
   if constexpr (kEmit) at.normalise(p, source, f, w.gate, row.r0 * row.r1, x);
   return f;
 }
@@ -149,6 +154,7 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   constexpr int W = L::width;
   constexpr bool kEmit = kExtra != Extra::none, kRows = kExtra == Extra::rows;
   using Sums = WeightSums<L, kKind>;
+  extern __shared__ uint4 shared[];
   __shared__ RowReduction<RowSums<L, kKind>::count, (kEmit ? L::branches : 0) + kRows> reduce;
   reduce.clear();
   begin_kernel();
@@ -157,7 +163,11 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
   Sums totals(partials, p.d, each);
   Weights<L, kKind> w[L::held];
   Inputs<L, kKind, S, A> in[L::held];
-  if constexpr (L::kept) each([&](int v, int64_t k) { w[v].load(p, k), in[v].load(p, blockIdx.x, k); });
+  const Stages<L, kKind, S, A> stages(shared);
+  if constexpr (L::kept) {
+    each([&](int v, int64_t k) { w[v].load(p, k); });
+    stages.copy(p, 0, blockIdx.x, each), stages.copy(p, 1, blockIdx.x + int64_t(gridDim.x), each);
+  }
   auto next = Stats<L, kKind>::of(p, blockIdx.x);
   LateRow<L, kKind> late;
   int turn = 0;
@@ -174,20 +184,18 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
       at[v].sum_branches(p, in[v], w[v]);
       return f;
     };
+    if constexpr (L::kept) stages.wait();
+    Function<kKind, kSilu, W> known[L::held];
     each([&](int v, int64_t k) {
       float x[W];
-      take(v, k, x);
+      if constexpr (L::kept) stages.load_source(in[v], turn, v), stages.load_douts(in[v], p, turn, v);
+      known[v] = take(v, k, x);
       sums.add(at[v], w[v], row.r2);
       totals.add_branches(p, v, k, in[v], [&](int i) { return at[v].normed[i] * w[v].outer_or_1(i) * row.r2; });
       if constexpr (kEmit) find_absmax(p, x, w[v], absmax);
     });
-    Inputs<L, kKind, S, A> now[L::held];
-    each([&](int v, int64_t) { now[v] = in[v]; });
-    if (n + gridDim.x < p.n) {
-      if constexpr (L::kept) each([&](int v, int64_t k) { in[v].load(p, n + gridDim.x, k); });
-      next = Stats<L, kKind>::of(p, n + gridDim.x);
-    }
-    if constexpr (kRows) absmax[L::branches] = late.most;
+    if (n + gridDim.x < p.n) next = Stats<L, kKind>::of(p, n + gridDim.x);
+    if constexpr (kRows) absmax[L::branches] = late.absmax();
     reduce(turn, sums.of, absmax);
     if constexpr (kRows)
       if (n >= gridDim.x) late.store(p, n - gridDim.x, absmax[L::branches], each);
@@ -195,12 +203,15 @@ __global__ __launch_bounds__(L::threads, L::resident) void backward(const NormQu
     each([&](int v, int64_t k) {
       float x[W];
       Function<kKind, kSilu, W> f;
-      if constexpr (L::kept)
-        f = function_again<kEmit, kSilu>(p, now[v].source, at[v], w[v], row, x);
-      else
-        f = take(v, k, x), now[v] = in[v];
-      finish_vector<A, kExtra>(p, {n, row, sums, absmax, outer}, v, k, f, now[v], at[v], w[v], x, totals, late);
+      if constexpr (L::kept) {
+        stages.load_source(in[v], turn, v), stages.load_incoming(in[v], p, turn, v);
+        f = function_again<kEmit, kSilu>(p, in[v].source, at[v], w[v], row, known[v], x);
+      } else {
+        f = take(v, k, x);
+      }
+      finish_vector<A, kExtra>(p, {n, row, sums, absmax, outer}, v, k, f, in[v], at[v], w[v], x, totals, late);
     });
+    if constexpr (L::kept) stages.copy(p, turn, n + 2 * int64_t(gridDim.x), each);
   }
   if constexpr (kRows) late.store_last(p, n - gridDim.x, reduce, turn, each);
   totals.finish(p.d, each);
@@ -220,7 +231,8 @@ struct RunBackward {
 
   template <Kind kKind, class S, class A>
   void operator()() const {
-    choose_layout<kKind, BackwardLayout>(p, aligned, [&]<class L>() {
+    const auto bytes = [&]<class L>() { return Stages<L, kKind, S, A>::thread_bytes; };
+    choose_layout<kKind, BackwardLayout>(p, aligned, bytes, [&]<class L>() {
       const bool silu = kKind == Kind::gate ? p.source.weight != nullptr : p.source.f == Activation::silu;
       if constexpr (L::kept && std::is_same_v<A, Bf16> && kKind != Kind::activation)
         if (p.rows) return with_silu<L, kKind, S, A, Extra::rows>(silu, p);
@@ -255,8 +267,10 @@ struct RunBackward {
   void launch(const NormQuantBackwardArgs& q) const {
     using Sums = WeightSums<L, kKind>;
     constexpr auto kernel = backward<L, kKind, S, A, kExtra, kSilu>;
-    const int threads = threads_for(ceil_div(q.d, L::width * L::held), L::threads);
-    const int64_t blocks = persistent_blocks<kernel>(threads, q.n);
+    const int threads = row_threads<L>(q.d);
+    const size_t shared = Stages<L, kKind, S, A>::thread_bytes * size_t(threads);
+    MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+    const int64_t blocks = persistent_blocks<kernel>(threads, q.n, shared);
     ColumnSums columns{nullptr, blocks, q.d, Sums::slots, {}};
     for (int b = 0; b < q.count; ++b)
       columns.of[b] = {static_cast<float*>(q.branches[b].dweight), float(q.branches[b].beta)};
@@ -269,7 +283,7 @@ struct RunBackward {
     auto* partials = reinterpret_cast<float*>(partial.raw_mut());
     columns.partial = partials;
     if (blocks) {
-      launch_kernel(kernel, {unsigned(blocks), unsigned(threads)}, q, partials, float(q.eps_inner));
+      launch_kernel(kernel, {unsigned(blocks), unsigned(threads), shared}, q, partials, float(q.eps_inner));
       check_launch("norm_quant_backward");
     }
     finish_column_sums(columns, "norm_quant_backward");

@@ -24,6 +24,78 @@ struct Inputs {
   }
 };
 
+/// The inputs of two rows in shared memory. They are copied there without a register between, while the rows before are
+/// computed. A thread copies and reads the columns that are its own, so nobody else waits for them. A vector takes
+/// words of 16 bytes, and the words of all threads lie together. `others` are the douts and `incoming`.
+template <class L, Kind kKind, class S, class A>
+struct Stages {
+  static constexpr int kWord = 16;
+  static constexpr int kA = L::width * int(sizeof(S)) / kWord, kB = L::width * int(sizeof(A)) / kWord;  // words
+  static constexpr bool has_b = kKind != Kind::rows && kKind != Kind::activation;
+  static constexpr int kOthers = L::branches + is_plain<kKind>, kWords = kA + (has_b + kOthers) * kB;
+  static constexpr size_t thread_bytes = L::kept ? 2 * L::held * kWords * kWord : 0;
+  uint32_t first;  ///< address of this thread's first word
+
+  __device__ explicit Stages(void* shared) : first(uint32_t(__cvta_generic_to_shared(shared)) + threadIdx.x * kWord) {}
+  __device__ uint32_t at(int stage, int v, int word) const {
+    return first + ((stage * L::held + v) * kWords + word) * blockDim.x * kWord;
+  }
+  __device__ uint32_t at_other(int stage, int v, int i) const { return at(stage, v, kA + (has_b + i) * kB); }
+  static __device__ const A* other(const NormQuantBackwardArgs& p, int i) {
+    return static_cast<const A*>(i == L::branches ? p.incoming : i < p.count ? p.branches[i].dout : nullptr);
+  }
+  /// Starts to copy row n, if there is one.
+  template <class Each>
+  __device__ void copy(const NormQuantBackwardArgs& p, int stage, int64_t n, Each&& each) const {
+    if (n < p.n)
+      each([&](int v, int64_t k) {
+        const int64_t place = n * (kKind == Kind::glu ? p.source.stride : p.d) + k;
+        copy_vector(at(stage, v, 0), static_cast<const S*>(p.source.a) + place);
+        if constexpr (has_b) copy_vector(at(stage, v, kA), static_cast<const A*>(p.source.b) + place);
+#pragma unroll
+        for (int i = 0; i < kOthers; ++i)
+          if (const A* from = other(p, i)) copy_vector(at_other(stage, v, i), from + n * p.d + k);
+      });
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  template <class T>
+  static __device__ void copy_vector(uint32_t to, const T* from) {
+    constexpr int kMine = kWord / int(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < L::width / kMine; ++i)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * blockDim.x * kWord), "l"(from + i * kMine)
+                   : "memory");
+  }
+  /// Waits for all rows but the one that was copied last.
+  static __device__ void wait() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+  __device__ void load_source(Inputs<L, kKind, S, A>& to, int stage, int v) const {
+    load(to.source.a, at(stage, v, 0));
+    if constexpr (has_b) load(to.source.b, at(stage, v, kA));
+  }
+  __device__ void load_douts(Inputs<L, kKind, S, A>& to, const NormQuantBackwardArgs& p, int stage, int v) const {
+#pragma unroll
+    for (int b = 0; b < L::branches; ++b) load_other(to.dout[b], p, stage, v, b);
+  }
+  __device__ void load_incoming(Inputs<L, kKind, S, A>& to, const NormQuantBackwardArgs& p, int stage, int v) const {
+    if constexpr (is_plain<kKind>) load_other(to.incoming, p, stage, v, L::branches);
+  }
+  __device__ void load_other(Loaded<A, L::width>& to, const NormQuantBackwardArgs& p, int stage, int v, int i) const {
+    if (other(p, i))
+      load(to, at_other(stage, v, i));
+    else
+      to.clear();
+  }
+  template <class T>
+  static __device__ void load(Loaded<T, L::width>& to, uint32_t from) {
+    auto* const words = reinterpret_cast<uint4*>(&to.words);
+#pragma unroll
+    for (int i = 0; i < int(sizeof(to.words)) / kWord; ++i)
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+                   : "r"(from + i * blockDim.x * kWord));
+  }
+};
+
 /// The rstd values of a row; 1 for a missing one.
 template <class L, Kind kKind>
 struct Stats {

@@ -99,16 +99,14 @@ struct alignas(16) RowReduction {
     for (int i = 0; i < kSums; ++i) sums[i] = 0;
     for (int warp = 0; warp < threads() / kWarp; warp += 4) {
 #pragma unroll
-      for (int i = 0; i < kSums + kMaxima; ++i) {
+      for (int i = 0; i < kSums; ++i) {
         const auto four = *reinterpret_cast<const Pack<float, 4>*>(&slot[i][warp]);
-        if (i < kSums)
-          sums[i] += (four.at[0] + four.at[1]) + (four.at[2] + four.at[3]);
-        else
-          maxima[i - kSums] = max(max(max(__float_as_uint(four.at[0]), __float_as_uint(four.at[1])),
-                                      max(__float_as_uint(four.at[2]), __float_as_uint(four.at[3]))),
-                                  maxima[i - kSums]);
+        sums[i] += (four.at[0] + four.at[1]) + (four.at[2] + four.at[3]);
       }
     }
+#pragma unroll
+    for (int i = 0; i < kMaxima; ++i)
+      maxima[i] = __reduce_max_sync(0xffffffffu, __float_as_uint(slot[kSums + i][threadIdx.x % kWarp]));
   }
 };
 
@@ -123,13 +121,14 @@ inline int threads_for(int64_t vectors, int most) {
 }
 
 /// Number of blocks of a persistent grid over `rows` rows: at most as many as an idle GPU runs at the same time.
+/// `shared`, the bytes of dynamic shared memory, must follow from `threads`.
 template <auto kKernel>
-int64_t persistent_blocks(int threads, int64_t rows) {
+int64_t persistent_blocks(int threads, int64_t rows, size_t shared = 0) {
   static std::array<std::atomic<int>, 1024 / kWarp + 1> known{};
   std::atomic<int>& per_multiprocessor = known[size_t(threads / kWarp)];
   if (per_multiprocessor == 0) {
     int blocks = 0;
-    MMFREE_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, 0));
+    MMFREE_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, shared));
     per_multiprocessor = std::max(blocks, 1);
   }
   return std::min<int64_t>(rows, int64_t(per_multiprocessor) * multiprocessors());
