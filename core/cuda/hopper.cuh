@@ -89,8 +89,8 @@ __device__ inline void load_bytes_once(uint32_t to, const void* from, int bytes,
   asm volatile(
       "{ .reg .b64 once;\n"
       "createpolicy.fractional.L2::evict_first.b64 once, 1.0;\n"
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], once; }" ::
-          "r"(to),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], once; "
+      "}" ::"r"(to),
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
