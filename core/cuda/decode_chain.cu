@@ -2,7 +2,7 @@
 #include <climits>
 #include <map>
 
-#include "core/cuda/decode_chain.cuh"
+#include "core/cuda/decode_chain_phase.cuh"
 
 /// A block per multiprocessor walks through the phases. Every block normalises all rows for itself, and multiplies its
 /// share of the units. Its last warp keeps a ring of stages filled with what the phases read that does not change:
@@ -17,28 +17,6 @@ namespace mmfree::cuda::decode {
 namespace {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-using ChainReduction = RowReduction<3, kMostMatrices, kThreads>;
-
-/// What a lane reads of a phase before it waits for values.
-struct Ahead {
-  float scale;         ///< of matrix `lane`
-  int slot;            ///< scan: of row `lane`
-  float state, gamma;  ///< scan: of the warp's first unit
-};
-
-/// What a computing thread carries through the phases.
-struct Walk {
-  const ChainArgs& g;
-  const ChainMemory& memory;
-  ChainReduction& reduce;
-  uint32_t* words;  ///< of this launch
-  ChainRing ring;
-  int turn = 0;
-};
-
-__device__ inline int lane() { return int(threadIdx.x) % kWarp; }
-__device__ inline int warp() { return int(threadIdx.x) / kWarp; }
 
 /// Clears what the launch before passed.
 __device__ void clear_words(uint32_t* set, int64_t plane, uint32_t rows) {
@@ -63,183 +41,6 @@ __device__ void embed_rows(const Walk& w) {
   }
 }
 
-/// The norms of all rows of a phase: codes and steps to shared memory.
-template <int kRows>
-__device__ void normalise(Walk& w, const Phase& p, const NormWeights& weights, int rows) {
-  const Norm& norm = p.norm;
-  const ChainMemory& memory = w.memory;
-  const int stride = int(norm.code_stride);
-#pragma unroll 1
-  for (int r = 0; r < rows; ++r, w.turn ^= 1) {
-    const int64_t row = kRows > 1 && p.at_wanted ? w.g.rows.wanted[r] : r;
-    const auto word = [&](const Place& s) {
-      return s.kind == Place::passed ? w.words + row * w.g.plane + s.at : nullptr;
-    };
-    const auto source = [&](const Place& s, const float* there, const float* received) {
-      return s.kind == Place::kept     ? memory.kept + row * w.g.shape.kept + s.at
-             : s.kind == Place::passed ? received
-                                       : there + row * norm.stride;
-    };
-    receive(norm.d, word(p.a), memory.x, word(p.b), memory.y);
-    float* sum = p.keeps >= 0 ? memory.kept + row * w.g.shape.kept + p.keeps : nullptr;
-    int8_t* codes = memory.codes + r * norm.count * stride;
-    const auto emit = [&](int b, int k, auto& v, ActivationScale<float> scale) {
-      store_codes(codes + b * stride + k, v, scale);
-    };
-    const RowFactors factors = norm_row<4>(norm, weights, source(p.a, norm.a, memory.x), source(p.b, norm.b, memory.y),
-                                           sum, w.reduce, w.turn, memory.x, emit);
-    if (threadIdx.x == 0) {
-#pragma unroll
-      for (int b = 0; b < kMostMatrices; ++b)
-        if (b < norm.count) memory.steps[r * kMostMatrices + b] = factors.scale[b].step;
-    }
-    if (p.sum_leaves && blockIdx.x == 0)
-      each_column<4>(norm.d, [&](int k) {
-        *reinterpret_cast<float4*>(norm.x + row * norm.d + k) = *reinterpret_cast<const float4*>(sum + k);
-      });
-  }
-  for (int i = norm.d + int(threadIdx.x); i < stride; i += kThreads)
-    for (int row = 0; row < rows * norm.count; ++row) memory.codes[row * stride + i] = 0;
-}
-
-/// The sums of a unit over this lane's columns: word pairs lane, lane + 32, … of each row.
-template <int kParts, int kRows>
-__device__ void multiply_lane(const Phase& p, const int8_t* codes_there, const uint32_t* (&weights)[kParts],
-                              const int (&branch)[kParts], int (&sums)[kParts][kRows]) {
-  const int columns = p.group.words * 16;
-  for (int pair = lane(); pair < p.group.words / 2; pair += kWarp) {
-    // Pair t, h of a block has the words 4 t + 2 h + {0, 1}: columns 64 (2 h + {0, 1}) + 16 t.
-    const int column = pair / 8 * kBlockColumns + pair % 2 * 128 + pair % 8 / 2 * 16;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const uint2 words = *reinterpret_cast<const uint2*>(weights[part] + 2 * pair);
-      const Weights16 low(words.x), high(words.y);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int8_t* codes = codes_there + (r * p.norm.count + branch[part]) * columns + column;
-        const int4 x = *reinterpret_cast<const int4*>(codes), y = *reinterpret_cast<const int4*>(codes + 64);
-        int sum = sums[part][r];
-        sum = __dp4a(x.x, int(low.at[0]), sum), sum = __dp4a(x.y, int(low.at[1]), sum);
-        sum = __dp4a(x.z, int(low.at[2]), sum), sum = __dp4a(x.w, int(low.at[3]), sum);
-        sum = __dp4a(y.x, int(high.at[0]), sum), sum = __dp4a(y.y, int(high.at[1]), sum);
-        sum = __dp4a(y.z, int(high.at[2]), sum), sum = __dp4a(y.w, int(high.at[3]), sum);
-        sums[part][r] = sum;
-      }
-    }
-  }
-}
-
-/// Where the state of a slot's channel is.
-__device__ inline float* state_of(const Group& g, int slot, int channel) {
-  return g.state + int64_t(slot) * g.matrices[0].rows + channel;
-}
-
-__device__ void read_unit(const Group& g, int unit, int rows, Ahead& ahead) {
-  ahead.state = lane() < rows ? *state_of(g, ahead.slot, unit) : 0.0f;
-  ahead.gamma = g.gamma ? g.gamma[unit] : 0.0f;
-}
-
-/// Stores and passes what output `output` of one row is; `matrix` is that of one part.
-template <Finish kFinish, int kParts>
-__device__ void finish_row(const Walk& w, const Phase& p, int matrix, int output, int row, const Ahead& ahead,
-                           const float (&y)[kParts]) {
-  const Group& g = p.group;
-  const auto put = [&](int m, float value, float* to) {
-    if (p.leaves[m]) *to = value;
-    if (p.passes[m] >= 0) pass(w.words + row * w.g.plane + p.passes[m] + output, value);
-  };
-  const int64_t at = row + (p.at_wanted ? w.g.first_row : 0);
-  const auto place = [&](int m) { return g.matrices[m].y + at * g.matrices[m].stride + output; };
-  if constexpr (kFinish == Finish::store) {
-    put(matrix, y[0], place(matrix));
-  } else if constexpr (kFinish == Finish::glu) {
-    with_gate<kFinish>(g.f, [&](auto gate) { put(0, gate(y[0], y[1]), place(0)); });
-  } else {
-    const float h = Gates(y[0], y[1], ahead.gamma).next(ahead.state);
-    *state_of(g, ahead.slot, output) = h;
-    put(0, h, g.h + int64_t(row) * g.matrices[0].rows + output);
-    put(2, y[2], place(2));
-  }
-}
-
-/// The products of the block's units, entry after entry; the first one is there.
-template <Finish kFinish, int kRows>
-__device__ void multiply_units(Walk& w, const Phase& p, Entries e, int rows, Ahead ahead) {
-  constexpr int kParts = parts_of(kFinish);
-  const Group& g = p.group;
-  const ChainMemory& memory = w.memory;
-  const int first_stage = w.ring.stage, my_first = e.begin + warp();
-  const auto release = [&](int stage) {
-    __syncwarp();
-    if (lane() == 0) hopper::barrier_arrive(memory.empty(stage), 0);
-  };
-  do {
-    const int stage = w.ring.stage;
-    if (e.header == 0) hopper::barrier_wait(memory.full(stage), w.ring.parity);
-    const auto* there = reinterpret_cast<const uint32_t*>(memory.stages + stage * w.g.shape.stage_bytes + e.header);
-    for (int i = (warp() - (e.next - e.begin)) & (kWarps - 1); i < e.count; i += kWarps) {
-      const int unit = e.next + i;
-      if (kFinish == Finish::scan && unit != my_first) read_unit(g, unit, rows, ahead);
-      int matrix = 0;
-      if constexpr (kParts == 1) {
-#pragma unroll
-        for (int m = 1; m < kMostMatrices; ++m) matrix += m < g.count && unit >= p.first[m];
-      }
-      const uint32_t* weights[kParts];
-      int branch[kParts], sums[kParts][kRows];
-      float scale[kParts];
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        scale[part] = __shfl_sync(0xffffffffu, ahead.scale, kParts == 1 ? matrix : part);
-        weights[part] = there + (part * e.count + i) * g.words;
-        branch[part] = g.matrices[kParts == 1 ? matrix : part].branch;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) sums[part][r] = 0;
-      }
-      multiply_lane<kParts, kRows>(p, memory.codes, weights, branch, sums);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        float y[kParts];
-#pragma unroll
-        for (int part = 0; part < kParts; ++part)
-          y[part] = scaled(__reduce_add_sync(0xffffffffu, sums[part][r]),
-                           memory.steps[r * kMostMatrices + branch[part]], scale[part]);
-        if (lane() == r && r < rows) finish_row<kFinish>(w, p, matrix, unit - p.first[matrix], r, ahead, y);
-      }
-    }
-    if (stage != first_stage) release(stage);
-    w.ring.next(w.g.shape.stages);
-  } while (e.advance());
-  release(first_stage);
-}
-
-template <int kRows>
-__device__ void compute_phase(Walk& w, int rows_of_call) {
-  hopper::barrier_wait(w.memory.full(w.ring.stage), w.ring.parity);
-  const uint8_t* const there = w.memory.stages + w.ring.stage * w.g.shape.stage_bytes;
-  const Phase& p = *reinterpret_cast<const Phase*>(there);
-  const int rows = p.at_wanted ? w.g.rows.wanted_count : rows_of_call;
-  const Entries e(p, w.g.shape);
-  Ahead ahead{lane() < p.group.count ? *p.group.matrices[lane()].scale : 0.0f, 0, 0, 0};
-  if (p.group.finish == Finish::scan) {
-    if (lane() < rows) ahead.slot = w.g.rows.slots[lane()];
-    if (e.begin + warp() < e.end) read_unit(p.group, e.begin + warp(), rows, ahead);
-  }
-  NormWeights weights(p.norm);
-  const float* at = reinterpret_cast<const float*>(there + sizeof(Phase));
-  weights.each([&](const float*& from) { from = at, at += p.norm.d; });
-  normalise<kRows>(w, p, weights, rows);
-  ChainReduction::wait();
-  switch (p.group.finish) {
-    case Finish::store:
-      return multiply_units<Finish::store, kRows>(w, p, e, rows, ahead);
-    case Finish::glu:
-      return multiply_units<Finish::glu, kRows>(w, p, e, rows, ahead);
-    case Finish::scan:
-      return multiply_units<Finish::scan, kRows>(w, p, e, rows, ahead);
-  }
-}
-
 /// The computing threads.
 template <int kRows>
 __device__ void walk_phases(const ChainArgs& g, const ChainMemory& memory) {
@@ -250,13 +51,12 @@ __device__ void walk_phases(const ChainArgs& g, const ChainMemory& memory) {
   ChainReduction::wait();
   const uint32_t set = before.launches % 2;
   const int64_t set_words = kFewRows * g.plane;
-  Walk w{g, memory, reduce, g.words + set * set_words, {}};
+  const int rows = kRows > 1 ? g.rows.rows : 1;
+  Walk w{g, memory, reduce, g.words + set * set_words};
   if (g.embed_keeps >= 0) embed_rows(w);
   clear_words(g.words + (1 - set) * set_words, g.plane, before.rows[1 - set]);
-  const int rows = kRows > 1 ? g.rows.rows : 1;
   for (int phase = 0; phase < g.count; ++phase) {
-    // All warps of a block begin a phase together: without this barrier a step was a third slower, see
-    // tests/bench/README.md.
+    // All warps of a block begin a phase together: a step takes 1 to 2 % less, see tests/bench/README.md.
     ChainReduction::wait();
     compute_phase<kRows>(w, rows);
   }
@@ -315,6 +115,7 @@ class Builder {
     }
     if (!chain_.shapes[0]) return std::nullopt;
     for (const auto& [address, leaves] : written_) *leave(leaves) = 1;
+    for (Phase& p : chain_.phases) set_counts(p);
     const auto there = [&](const void* from, size_t bytes) {
       const Tensor t = Tensor::from({int64_t(bytes)}, static_cast<const uint8_t*>(from));
       return chain_.memory.emplace_back(t.to(Device::cuda)).raw_mut();
@@ -343,7 +144,7 @@ class Builder {
   int* leave(Leaves l) {
     if (l.phase < 0) return &chain_.embed_leaves;
     Phase& p = chain_.phases[size_t(l.phase)];
-    return l.matrix == kSum ? &p.sum_leaves : &p.leaves[l.matrix];
+    return l.matrix == kSum ? &p.sum_leaves : &p.outputs[l.matrix].leaves;
   }
 
   bool take(const DecodeEmbed& e) {
@@ -360,23 +161,29 @@ class Builder {
     p.norm = *op.norm, p.group = op.group, p.at_wanted = op.at_wanted;
     if (op.scan) p.group.finish = Finish::scan;
     p.units = p.group.units();
-    if (p.group.finish == Finish::store)
-      for (int i = 1; i < p.group.count; ++i) p.first[i] = p.first[i - 1] + p.group.matrices[i - 1].rows;
+    p.header = int(sizeof(Phase)) + norm_weights(p.norm) * p.norm.d * 4;
+    for (int m = 0; m < p.group.count; ++m)
+      copy_bytes(&p.scale[m], Device::cpu, p.group.matrices[m].scale, Device::cuda, sizeof(float));
+    for (int i = 1; i < kMostMatrices; ++i)
+      p.first[i] = p.group.finish == Finish::store && i < p.group.count ? p.first[i - 1] + p.group.matrices[i - 1].rows
+                                                                        : INT_MAX;
     p.a = find(p.norm.a), p.b = find(p.norm.b);
     p.keeps = -1;
     const int number = int(chain_.phases.size());
     if (p.norm.x) p.keeps = keep(p.norm.x, p.norm.d, {number, kSum});
-    for (int& to : p.passes) to = -1;
     for (int m = 0; m < p.group.count; ++m) {
+      Phase::Output& out = p.outputs[m];
+      out.passes = -1;
       const bool scan = p.group.finish == Finish::scan;
       if (scan ? m == 1 : p.group.finish == Finish::glu && m == 1) continue;
-      const float* to = scan && m == 0 ? p.group.h : p.group.matrices[m].y;
-      written_[to] = {number, m};
+      const Matrix& matrix = p.group.matrices[m];
+      const bool is_h = scan && m == 0;
+      out.y = is_h ? p.group.h : matrix.y, out.stride = is_h ? matrix.rows : matrix.stride;
+      written_[out.y] = {number, m};
       if (p.at_wanted) continue;
-      p.passes[m] = chain_.words;
-      const int width = p.group.matrices[m].rows;
-      values_[to] = {{Place::passed, chain_.words}, width};
-      chain_.words += padded(width);
+      out.passes = chain_.words;
+      values_[out.y] = {{Place::passed, chain_.words}, matrix.rows};
+      chain_.words += padded(matrix.rows);
     }
     ended_ = p.at_wanted;
     chain_.phases.push_back(p);
@@ -404,6 +211,18 @@ class Builder {
     return p;
   }
 
+  /// Bytes of a unit's weights.
+  static int unit(const Phase& p) { return parts_of(p.group.finish) * p.group.words * 4; }
+
+  /// How a phase's units are divided.
+  void set_counts(Phase& p) const {
+    p.per_block = p.units / chain_.blocks, p.left = p.units % chain_.blocks;
+    for (int few : {0, 1}) {
+      const int bytes = chain_.shapes[few] ? chain_.shapes[few]->stage_bytes : 0;
+      p.first_count[few] = (bytes - p.header) / unit(p), p.count[few] = bytes / unit(p);
+    }
+  }
+
   /// Whether there is enough shared memory for one row.
   bool set_shapes() {
     if (chain_.phases.empty()) return false;
@@ -416,12 +235,10 @@ class Builder {
   /// Shared memory for calls of `rows` rows; none if it is not enough.
   std::optional<ChainShape> shape(int rows) const {
     constexpr int kMost = 40 << 10;  // bytes of a stage where a phase has more than that
-    ChainShape s{0, 0, 0, 0, chain_.kept, 0};
-    const auto header = [](const Phase& p) { return int(sizeof(Phase)) + norm_weights(p.norm) * p.norm.d * 4; };
-    const auto unit = [](const Phase& p) { return parts_of(p.group.finish) * p.group.words * 4; };
+    ChainShape s{rows > 1, 0, 0, 0, 0, chain_.kept, 0};
     const auto units = [&](const Phase& p) { return int(ceil_div(p.units, chain_.blocks)); };
     for (const Phase& p : chain_.phases) {
-      const int all = header(p) + units(p) * unit(p), some = header(p) + std::min(units(p), kWarps) * unit(p);
+      const int all = p.header + units(p) * unit(p), some = p.header + std::min(units(p), kWarps) * unit(p);
       s.stage_bytes = std::max(s.stage_bytes, std::max(std::min(all, kMost), some));
       s.code_bytes = std::max(s.code_bytes, p.norm.count * p.group.words * 16);
       s.columns = std::max(s.columns, padded(p.norm.d));
@@ -435,7 +252,7 @@ class Builder {
     s.stages = int(std::min<size_t>((kShared - rest) / size_t(s.stage_bytes), kMostStages));
     s.bytes = rest + size_t(s.stages) * size_t(s.stage_bytes);
     for (const Phase& p : chain_.phases) {  // a phase's first entry stays until it ends
-      const int left = units(p) - (s.stage_bytes - header(p)) / unit(p), each = s.stage_bytes / unit(p);
+      const int left = units(p) - (s.stage_bytes - p.header) / unit(p), each = s.stage_bytes / unit(p);
       if (s.stages < 2 || 1 + ceil_div(std::max(left, 0), each) > s.stages) return std::nullopt;
     }
     return s;

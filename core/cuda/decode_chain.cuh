@@ -47,11 +47,12 @@ __device__ inline bool absent(const uint4& x) {
   return x.x == kAbsent || x.y == kAbsent || x.z == kAbsent || x.w == kAbsent;
 }
 
+constexpr uint32_t kPatience = 1u << 26;  // tries, at least ten seconds: a block that fails must not hang the GPU
+
 /// Puts passed values of a row, of b too unless it is null, to shared memory. A thread gets the columns that it reads
 /// in a norm.
 __device__ inline void receive(int d, const uint32_t* a, float* x, const uint32_t* b, float* y) {
   constexpr int kAtOnce = 3, kStride = 4 * kThreads;
-  constexpr uint32_t kPatience = 1u << 26;  // at least ten seconds: a block that fails must not hang the GPU
   for (int first = 4 * int(threadIdx.x); first < d; first += kAtOnce * kStride) {
     uint4 left[kAtOnce], right[kAtOnce];
     bool missing = true;
@@ -97,27 +98,29 @@ struct ChainMemory {
   }
   __device__ uint32_t full(int stage) const { return barriers + stage * 8; }
   __device__ uint32_t empty(int stage) const { return barriers + (kMostStages + stage) * 8; }
+  /// A warp does not read a stage any more.
+  __device__ void release(int stage) const {
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) hopper::barrier_arrive(empty(stage), 0);
+  }
 };
 
 /// A block's units of a phase in the entries of the ring that they take. The first entry begins with the phase itself
 /// and the norm's weights; weights of units follow, those of each part together.
 struct Entries {
-  int begin, end, next;  ///< units of the block; first unit of the entry
-  int parts, bytes;      ///< of a unit
-  int header, count;     ///< bytes before the weights; units of the entry
-  int stage_bytes;
-  __device__ Entries(const Phase& p, const ChainShape& s) {
-    const uint32_t units = uint32_t(p.units);
-    begin = next = int(units * blockIdx.x / gridDim.x), end = int(units * (blockIdx.x + 1) / gridDim.x);
-    parts = parts_of(p.group.finish), bytes = parts * p.group.words * 4;
-    header = int(sizeof(Phase)) + norm_weights(p.norm) * p.norm.d * 4;
-    stage_bytes = s.stage_bytes;
-    count = min(end - begin, (stage_bytes - header) / bytes);
+  int next, end;      ///< first unit of the entry; behind the last one of the block
+  int header, count;  ///< bytes before the weights; units of the entry
+  int later;          ///< units that another entry holds
+  __device__ Entries(const Phase& p, int shape) {
+    const int block = int(blockIdx.x);
+    next = block * p.per_block + min(block, p.left), end = next + p.per_block + (block < p.left);
+    header = p.header, later = p.count[shape];
+    count = min(end - next, p.first_count[shape]);
   }
   /// Whether there is another entry, which becomes this one.
   __device__ bool advance() {
     next += count, header = 0;
-    count = min(end - next, stage_bytes / bytes);
+    count = min(end - next, later);
     return next < end;
   }
 };
@@ -130,17 +133,18 @@ struct ChainRing {
   }
 };
 
-/// Copies `count` rows of packed weights. Returns where the next ones go.
+/// Copies `count` rows of packed weights. Returns where the next ones go. No weight is read twice in a step, so they
+/// are the first to leave the L2 cache.
 __device__ inline uint32_t load_rows(uint32_t to, const Matrix& m, int words, int row, int count, uint32_t barrier) {
   const int bytes = count * words * 4;
-  if (bytes > 0) hopper::load_bytes(to, m.codes + int64_t(row) * words, bytes, barrier);
+  if (bytes > 0) hopper::load_bytes_once(to, m.codes + int64_t(row) * words, bytes, barrier);
   return to + bytes;
 }
 
 /// Starts the copies of an entry.
 __device__ inline void load_entry(const Phase* phase, const Entries& e, uint32_t to, uint32_t barrier) {
-  hopper::barrier_expect(barrier, e.header + e.count * e.bytes);
   const Phase& p = *phase;
+  hopper::barrier_expect(barrier, e.header + e.count * parts_of(p.group.finish) * p.group.words * 4);
   if (e.header) {
     hopper::load_bytes(to, phase, sizeof(Phase), barrier);
     to += sizeof(Phase);
@@ -151,7 +155,7 @@ __device__ inline void load_entry(const Phase* phase, const Entries& e, uint32_t
   }
   const Group& g = p.group;
   for (int m = 0; m < g.count; ++m) {
-    if (e.parts > 1) {
+    if (p.group.finish != Finish::store) {
       to = load_rows(to, g.matrices[m], g.words, e.next, e.count, barrier);
     } else {
       const int first = max(e.next, p.first[m]), end = min(e.next + e.count, p.first[m] + g.matrices[m].rows);
@@ -164,7 +168,7 @@ __device__ inline void load_entry(const Phase* phase, const Entries& e, uint32_t
 class ChainLoader {
  public:
   __device__ ChainLoader(const ChainArgs& g, const ChainMemory& memory)
-      : g_(g), memory_(memory), at_(g.phases[0], g.shape) {}
+      : g_(g), memory_(memory), at_(g.phases[0], g.shape.number) {}
 
   /// Goes on until `most` entries have been loaded.
   __device__ void load(int most) {
@@ -173,7 +177,7 @@ class ChainLoader {
       const uint32_t to = hopper::address(memory_.stages + ring_.stage * g_.shape.stage_bytes);
       load_entry(g_.phases + phase_, at_, to, memory_.full(ring_.stage));
       ring_.next(g_.shape.stages);
-      if (!at_.advance() && ++phase_ < g_.count) at_ = Entries(g_.phases[phase_], g_.shape);
+      if (!at_.advance() && ++phase_ < g_.count) at_ = Entries(g_.phases[phase_], g_.shape.number);
     }
   }
 

@@ -16,16 +16,24 @@ struct Place {
 
 /// A norm and the products that follow it.
 struct alignas(16) Phase {
+  /// Where a value goes: to the other blocks as word `passes` of its row, unless that is negative; to y if it leaves.
+  struct Output {
+    float* y;
+    int64_t stride;  ///< elements from a row of y to the next
+    int passes, leaves;
+  };
   Norm norm;
   Group group;
-  int first[kMostMatrices];  ///< Finish::store: first unit of each matrix
-  int units;
+  Output outputs[kMostMatrices];  ///< of each matrix; of the first one of a scan: h
+  float scale[kMostMatrices];     ///< of each matrix
+  int first[kMostMatrices];       ///< Finish::store: first unit of each matrix; what no unit reaches for the others
+  int units, per_block, left;     ///< the first `left` blocks have one more than the others
+  int header;                     ///< bytes of the phase and the norm's weights, which the first entry of the ring has
+  int first_count[2], count[2];   ///< units that the first and each other entry holds, in the two shapes of the chain
   int at_wanted;
   Place a, b;  ///< the norm's sources
   int keeps;   ///< where the value of a sum is kept; negative: there is none
   int sum_leaves;
-  /// Where the values of a matrix are passed, h for the first one of a scan, or negative; and whether they go to y.
-  int passes[kMostMatrices], leaves[kMostMatrices];
 };
 
 /// What one launch leaves to the next: blocks that have ended, launches, and the rows of the last launch that passed
@@ -36,6 +44,7 @@ struct ChainState {
 
 /// The parts of a block's shared memory.
 struct ChainShape {
+  int number;  ///< 0: for one row, 1: for kFewRows
   int stage_bytes, stages;
   int code_bytes;  ///< of a row
   int columns;     ///< of a row of floats
@@ -51,7 +60,7 @@ struct Chain {
   int embed_keeps = -1, embed_leaves = 0;
   int words = 0, kept = 0;  ///< of a row: that are passed, and floats that are kept
   int blocks = 0;
-  std::optional<ChainShape> shapes[2];  ///< for one row, and for kFewRows; none: too large
+  std::optional<ChainShape> shapes[2];  ///< by number; none: too large
   std::vector<Tensor> memory;           ///< of what follows, on the device
   const Phase* phases_there = nullptr;
   uint32_t* words_there = nullptr;  ///< [2][kFewRows][words]

@@ -18,6 +18,7 @@ struct RowFactors {
 /// Calls body(k) for the vectors of V columns of this thread.
 template <int V, class Body>
 __device__ inline void each_column(int d, Body&& body) {
+#pragma unroll 1
   for (int k = int(threadIdx.x) * V; k < d; k += kThreads * V) body(k);
 }
 
@@ -67,91 +68,105 @@ __device__ inline void stage_weights(NormWeights& w, int d, float* to) {
   commit_copies();
 }
 
-/// x of a row, without the gate's r0, into `xs`, and the value of a sum to `sum` unless that is null. Returns this
-/// thread's part of Σ a² for a gate.
+/// A row of d columns as norm_row reads and keeps it, a thread having every kThreads-th vector of V columns: here its
+/// sources `a` and `b` are in memory, x is kept in `xs`, and the value of a sum goes to `sum` unless that is null.
 template <int V>
-__device__ float source_row(const Norm& p, const NormWeights& weights, const float* a, const float* b, float* sum,
-                            float* xs) {
+struct StoredRow {
+  static constexpr int kWidth = V, kBranches = kMostMatrices;
+  static constexpr bool kActivations = true;  ///< whether the source may be a glu or an activation
+  const NormWeights& weights;
+  int d;
+  const float *a, *b;
+  float *sum, *xs;
+
+  /// Calls body(v, k) for each of this thread's vectors: its number among them where that matters, and its first
+  /// column.
+  template <class Body>
+  __device__ void each(Body&& body) const {
+    each_column<V>(d, [&](int k) { body(0, k); });
+  }
+  __device__ void sources(int, int k, bool both, float (&left)[V], float (&right)[V]) const {
+    load(left, a + k);
+    if (both) load(right, b + k);
+  }
+  __device__ void gate(int, int k, float (&w)[V]) const { load(w, weights.gate + k); }
+  /// Whether there is such a weight vector, whose columns are then `w`.
+  __device__ bool outer(int, int k, float (&w)[V]) const {
+    if (weights.outer) load(w, weights.outer + k);
+    return weights.outer;
+  }
+  __device__ bool branch(int b, int, int k, float (&w)[V]) const {
+    if (weights.branch[b]) load(w, weights.branch[b] + k);
+    return weights.branch[b];
+  }
+  __device__ void put_sum(int, int k, const float (&x)[V]) const {
+    if (sum) store(sum + k, x);
+  }
+  __device__ void put(int, int k, const float (&x)[V]) { store(xs + k, x); }
+  __device__ void get(int, int k, float (&x)[V]) const { load(x, xs + k); }
+};
+
+/// Puts x of a row, without the gate's r0. Returns this thread's part of Σ a² for a gate.
+template <class Row>
+__device__ float source_row(const Norm& p, bool weighted, Row& row) {
+  constexpr int V = Row::kWidth;
   float squares = 0;
   const auto fill = [&](bool both, auto&& value) {
-    each_column<V>(p.d, [&](int k) {
+    row.each([&](int v, int k) {
       float left[V], right[V] = {}, x[V];
-      load(left, a + k);
-      if (both) load(right, b + k);
-      value(k, left, right, x);
-      store(xs + k, x);
+      row.sources(v, k, both, left, right);
+      value(v, k, left, right, x);
+      row.put(v, k, x);
     });
   };
   switch (p.kind) {
     case RowSource::rows:
-      fill(false, [&](int, auto& left, auto&, auto& x) {
+      fill(false, [&](int, int, auto& left, auto&, auto& x) {
 #pragma unroll
         for (int i = 0; i < V; ++i) x[i] = left[i];
       });
       break;
     case RowSource::sum:
-      fill(true, [&](int k, auto& left, auto& right, auto& x) {
+      fill(true, [&](int v, int k, auto& left, auto& right, auto& x) {
 #pragma unroll
         for (int i = 0; i < V; ++i) x[i] = left[i] + right[i];
-        if (sum) store(sum + k, x);
+        row.put_sum(v, k, x);
       });
       break;
     case RowSource::gate:
-      fill(true, [&](int k, auto& left, auto& right, auto& x) {
+      fill(true, [&](int v, int k, auto& left, auto& right, auto& x) {
         float w[V];
-        if (weights.gate) load(w, weights.gate + k);
+        if (weighted) row.gate(v, k, w);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           const float gate = Quick::sigmoid(right[i]);
           squares = fmaf(left[i], left[i], squares);
-          x[i] = weights.gate ? left[i] * w[i] * silu(right[i], gate) : left[i] * gate;
+          x[i] = weighted ? left[i] * w[i] * silu(right[i], gate) : left[i] * gate;
         }
       });
       break;
-    case RowSource::glu:
-    case RowSource::activation: {
-      const bool glu = p.kind == RowSource::glu;
-      with_activation(p.f, [&]<Activation f>() {
-        fill(glu, [&](int, auto& left, auto& right, auto& x) {
+    default:
+      if constexpr (Row::kActivations) {
+        const bool glu = p.kind == RowSource::glu;
+        with_activation(p.f, [&]<Activation f>() {
+          fill(glu, [&](int, int, auto& left, auto& right, auto& x) {
 #pragma unroll
-          for (int i = 0; i < V; ++i) {
-            x[i] = activated<f, Quick>(left[i]).value;
-            if (glu) x[i] = __fmul_rn(x[i], right[i]);
-          }
+            for (int i = 0; i < V; ++i) {
+              x[i] = activated<f, Quick>(left[i]).value;
+              if (glu) x[i] = __fmul_rn(x[i], right[i]);
+            }
+          });
         });
-      });
+      }
       break;
-    }
   }
   return squares;
 }
 
-/// The sums of a row whose x is in `xs`, which becomes x · outer, and what follows from them.
-template <int V, class Reduction>
-__device__ RowFactors row_factors(const Norm& p, const NormWeights& weights, float gate_squares, Reduction& reduce,
-                                  int turn, float* xs) {
-  float sums[3] = {0, 0, gate_squares};
-  uint32_t most[kMostMatrices] = {};
-  each_column<V>(p.d, [&](int k) {
-    float x[V], w[V];
-    load(x, xs + k);
-#pragma unroll
-    for (int i = 0; i < V; ++i) sums[0] = fmaf(x[i], x[i], sums[0]);
-    if (weights.outer) {
-      load(w, weights.outer + k);
-#pragma unroll
-      for (int i = 0; i < V; ++i) x[i] *= w[i], sums[1] = fmaf(x[i], x[i], sums[1]);
-      store(xs + k, x);
-    }
-#pragma unroll
-    for (int b = 0; b < kMostMatrices; ++b) {
-      if (b >= p.count) break;
-      if (weights.branch[b]) load(w, weights.branch[b] + k);
-#pragma unroll
-      for (int i = 0; i < V; ++i) most[b] = max(most[b], magnitude(weights.branch[b] ? __fmul_rn(x[i], w[i]) : x[i]));
-    }
-  });
-  reduce(turn, sums, most);
+/// What follows from the sums of a row. `weights` says which there are.
+template <int kBranches>
+__device__ RowFactors row_factors(const Norm& p, const NormWeights& weights, const float (&sums)[3],
+                                  const uint32_t (&most)[kBranches]) {
   const float inverse = p.inverse_d;
   const float r0 =
       p.kind == RowSource::gate && weights.gate ? rms_reciprocal(__fmul_rn(sums[2], inverse), p.eps_gate) : 1.0f;
@@ -160,40 +175,65 @@ __device__ RowFactors row_factors(const Norm& p, const NormWeights& weights, flo
   const float squares = r01 * r01 * (weights.outer ? sums[1] : sums[0]);
   const float r2 = rms_reciprocal(__fmul_rn(squares, inverse), p.eps_inner);
   RowFactors out;
-  // The quotients of branch b are computed by every lane 4 i + b, and handed to the others.
-  static_assert(kMostMatrices == 4);
-  float largest[kMostMatrices];
+  float largest[kBranches];
 #pragma unroll
-  for (int b = 0; b < kMostMatrices; ++b) {
+  for (int b = 0; b < kBranches; ++b) {
     out.factor[b] = b < p.count && weights.branch[b] ? r01 * r2 : r01;
     largest[b] = __uint_as_float(most[b]) * out.factor[b];
   }
-  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-  const float low_two = odd ? largest[1] : largest[0], high_two = odd ? largest[3] : largest[2];
-  const ActivationScale<float> own = activation_scale(high ? high_two : low_two);
+  if constexpr (kBranches == 1) {
+    out.scale[0] = activation_scale(largest[0]);
+  } else {
+    // The quotients of branch b are computed by every lane 4 i + b, and handed to the others.
+    static_assert(kBranches == 4);
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    const float low_two = odd ? largest[1] : largest[0], high_two = odd ? largest[3] : largest[2];
+    const ActivationScale<float> own = activation_scale(high ? high_two : low_two);
 #pragma unroll
-  for (int b = 0; b < kMostMatrices; ++b)
-    out.scale[b] = {__shfl_sync(0xffffffffu, own.inverse, b), __shfl_sync(0xffffffffu, own.step, b)};
+    for (int b = 0; b < kBranches; ++b)
+      out.scale[b] = {__shfl_sync(0xffffffffu, own.inverse, b), __shfl_sync(0xffffffffu, own.step, b)};
+  }
   return out;
 }
 
-/// The norm of the row whose sources are `a` and `b`; see source_row. Calls emit(branch, k, v, scale) for the V values
-/// v of each branch from column k on, which are not rounded yet. `turn` alternates from call to call.
-template <int V, class Reduction, class Emit>
-__device__ RowFactors norm_row(const Norm& p, const NormWeights& weights, const float* a, const float* b, float* sum,
-                               Reduction& reduce, int turn, float* xs, Emit&& emit) {
-  const float squares = source_row<V>(p, weights, a, b, sum, xs);
-  const RowFactors factors = row_factors<V>(p, weights, squares, reduce, turn, xs);
-  each_column<V>(p.d, [&](int k) {
-    float x[V], w[V], v[V];
-    load(x, xs + k);
+/// The norm of a row. Calls emit(branch, k, v, scale) for the V values v of each branch from column k on, which are not
+/// rounded yet. `turn` alternates from call to call.
+template <class Row, class Reduction, class Emit>
+__device__ RowFactors norm_row(const Norm& p, const NormWeights& weights, Row& row, Reduction& reduce, int turn,
+                               Emit&& emit) {
+  constexpr int V = Row::kWidth, kBranches = Row::kBranches;
+  float sums[3] = {0, 0, source_row(p, weights.gate, row)};
+  uint32_t most[kBranches] = {};
+  row.each([&](int v, int k) {
+    float x[V], w[V];
+    row.get(v, k, x);
 #pragma unroll
-    for (int b = 0; b < kMostMatrices; ++b) {
-      if (b >= p.count) break;
-      if (weights.branch[b]) load(w, weights.branch[b] + k);
+    for (int i = 0; i < V; ++i) sums[0] = fmaf(x[i], x[i], sums[0]);
+    if (row.outer(v, k, w)) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) v[i] = __fmul_rn(weights.branch[b] ? __fmul_rn(x[i], w[i]) : x[i], factors.factor[b]);
-      emit(b, k, v, factors.scale[b]);
+      for (int i = 0; i < V; ++i) x[i] *= w[i], sums[1] = fmaf(x[i], x[i], sums[1]);
+      row.put(v, k, x);
+    }
+#pragma unroll
+    for (int b = 0; b < kBranches; ++b) {
+      if (kBranches > 1 && b >= p.count) break;
+      const bool weighted = row.branch(b, v, k, w);
+#pragma unroll
+      for (int i = 0; i < V; ++i) most[b] = max(most[b], magnitude(weighted ? __fmul_rn(x[i], w[i]) : x[i]));
+    }
+  });
+  reduce.template add<3, kBranches>(turn, sums, most);
+  const RowFactors factors = row_factors(p, weights, sums, most);
+  row.each([&](int v, int k) {
+    float x[V], w[V], value[V];
+    row.get(v, k, x);
+#pragma unroll
+    for (int b = 0; b < kBranches; ++b) {
+      if (kBranches > 1 && b >= p.count) break;
+      const bool weighted = row.branch(b, v, k, w);
+#pragma unroll
+      for (int i = 0; i < V; ++i) value[i] = __fmul_rn(weighted ? __fmul_rn(x[i], w[i]) : x[i], factors.factor[b]);
+      emit(b, k, value, factors.scale[b]);
     }
   });
   return factors;
@@ -245,12 +285,14 @@ __device__ inline float gated(float a, float b) {
 struct Weights16 {
   uint32_t at[4];
   __device__ explicit Weights16(uint32_t word) {
-    constexpr uint32_t kWeights = 0x000100ff;  // bytes -1, 0, 1
     const uint32_t even = word & 0x33333333u, odd = word >> 2 & 0x33333333u;
-    at[0] = __byte_perm(kWeights, 0, even);
-    at[1] = __byte_perm(kWeights, 0, even >> 16);
-    at[2] = __byte_perm(kWeights, 0, odd);
-    at[3] = __byte_perm(kWeights, 0, odd >> 16);
+    at[0] = choose(even), at[1] = choose(even >> 16), at[2] = choose(odd), at[3] = choose(odd >> 16);
+  }
+  /// Bytes -1, 0 or 1 as the lower four halves of bytes say.
+  static __device__ uint32_t choose(uint32_t which) {
+    uint32_t bytes;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(bytes) : "r"(0x000100ffu), "r"(which));
+    return bytes;
   }
 };
 

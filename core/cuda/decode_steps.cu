@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads) norm_rows(const __grid_constant__ No
       store(static_cast<float*>(branch.out) + n * p.d + k, v);
     };
     const int64_t row = p.wanted ? p.wanted[n] : n, at = row * p.stride;
-    const RowFactors factors =
-        norm_row<V>(p, weights, p.a + at, p.b + at, p.x ? p.x + row * p.d : nullptr, reduce, turn, xs, emit);
+    StoredRow<V> stored{weights, p.d, p.a + at, p.b + at, p.x ? p.x + row * p.d : nullptr, xs};
+    const RowFactors factors = norm_row(p, weights, stored, reduce, turn, emit);
 #pragma unroll
     for (int b = 0; b < kMostMatrices; ++b) {
       if (b >= p.count || !p.branches[b].codes) continue;

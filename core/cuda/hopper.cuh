@@ -84,6 +84,16 @@ __device__ inline void load_bytes(uint32_t to, const void* from, int bytes, uint
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
+/// The same of bytes that will not be read again soon: they are the first to leave the L2 cache.
+__device__ inline void load_bytes_once(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile(
+      "{ .reg .b64 once;\n"
+      "createpolicy.fractional.L2::evict_first.b64 once, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], once; "
+      "}" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 
 /// The wgmma descriptor of a tile in shared memory.
 __device__ inline uint64_t matrix(uint32_t shared) {

@@ -36,20 +36,27 @@ bool can_overlap();
 
 struct LaunchShape {
   dim3 grid, threads;
-  size_t shared = 0;  ///< bytes of dynamic shared memory
+  size_t shared = 0;     ///< bytes of dynamic shared memory
+  unsigned cluster = 1;  ///< blocks of a cluster, on Hopper more than one
 };
 
 /// Launches a kernel that calls begin_kernel, on `stream()`. Call check_launch behind it.
 template <class... Params, class... Args>
 void launch_kernel(void (*kernel)(Params...), const LaunchShape& shape, Args&&... args) {
-  cudaLaunchAttribute overlap = overlap_attribute();
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (can_overlap()) attributes[count++] = overlap_attribute();
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {shape.cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.threads;
   config.dynamicSmemBytes = shape.shared;
   config.stream = stream();
-  config.attrs = &overlap;
-  config.numAttrs = can_overlap() ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
 }
 

@@ -81,32 +81,35 @@ struct alignas(16) RowReduction {
   }
 
   /// `turn` alternates between 0 and 1 from call to call.
-  __device__ void operator()(int turn, float* sums, uint32_t* maxima) {
+  __device__ void operator()(int turn, float* sums, uint32_t* maxima) { add<kSums, kMaxima>(turn, sums, maxima); }
+  /// The same of the first S sums and M maxima.
+  template <int S, int M>
+  __device__ void add(int turn, float* sums, uint32_t* maxima) {
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) sums[i] = warp_sum(sums[i]);
+    for (int i = 0; i < S; ++i) sums[i] = warp_sum(sums[i]);
 #pragma unroll
-    for (int i = 0; i < kMaxima; ++i) maxima[i] = __reduce_max_sync(0xffffffffu, maxima[i]);
+    for (int i = 0; i < M; ++i) maxima[i] = __reduce_max_sync(0xffffffffu, maxima[i]);
     if (threads() == kWarp) return;
     auto& slot = slots[turn];
     if (threadIdx.x % kWarp == 0) {
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) slot[i][threadIdx.x / kWarp] = sums[i];
+      for (int i = 0; i < S; ++i) slot[i][threadIdx.x / kWarp] = sums[i];
 #pragma unroll
-      for (int i = 0; i < kMaxima; ++i) slot[kSums + i][threadIdx.x / kWarp] = __uint_as_float(maxima[i]);
+      for (int i = 0; i < M; ++i) slot[S + i][threadIdx.x / kWarp] = __uint_as_float(maxima[i]);
     }
     wait();
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) sums[i] = 0;
+    for (int i = 0; i < S; ++i) sums[i] = 0;
     for (int warp = 0; warp < threads() / kWarp; warp += 4) {
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) {
+      for (int i = 0; i < S; ++i) {
         const auto four = *reinterpret_cast<const Pack<float, 4>*>(&slot[i][warp]);
         sums[i] += (four.at[0] + four.at[1]) + (four.at[2] + four.at[3]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kMaxima; ++i)
-      maxima[i] = __reduce_max_sync(0xffffffffu, __float_as_uint(slot[kSums + i][threadIdx.x % kWarp]));
+    for (int i = 0; i < M; ++i)
+      maxima[i] = __reduce_max_sync(0xffffffffu, __float_as_uint(slot[S + i][threadIdx.x % kWarp]));
   }
 };
 

@@ -3,11 +3,12 @@
 #include "core/rng.h"
 #include "core/sampling.h"
 
-/// One block chooses the token of one row, whose distances it holds in shared memory if they fit; a thread takes four
-/// tokens at a time. Tokens are ranked by their distance without sorting: the distance has 32 bits, of which bins of
-/// the first 11 count tokens and add masses; the bin in which a wanted number or sum is reached is divided further by
-/// the next 11 bits, and that one by the last 10. All sums are integers, so atomic additions give the same bits in any
-/// order.
+/// A team of blocks chooses the token of one row, each block having a part of the tokens, whose distances it holds in
+/// shared memory if they fit; a thread takes four tokens at a time. With few rows a team is a cluster of several
+/// blocks, else one block. Tokens are ranked by their distance without sorting: the distance has 32 bits, of which bins
+/// of the first 11 count tokens and add masses; the bin in which a wanted number or sum is reached is divided further
+/// by the next 11 bits, and that one by the last 10. All sums are integers, so atomic additions give the same bits in
+/// any order.
 namespace mmfree::cuda {
 namespace {
 
@@ -20,14 +21,64 @@ struct Before {
   uint32_t count[kBins + 1];
 };
 
+/// Of each bin: tokens, and masses as their lower 15 bits and the others.
+struct Bins {
+  uint32_t low[kBins], high[kBins], count[kBins];
+};
+
+template <int kBlocks>
 struct alignas(16) Shared {
   Before first, rest;
-  uint32_t count[kBins], low[kBins], high[kBins];  ///< of each bin; masses as their lower 15 bits and the others
+  Bins bins[kBlocks > 1 ? 2 : 1];  ///< of this block's tokens; of the team's
   uint64_t masses[kWarps];
   uint32_t counts[kWarps];
   float tops[kWarps];
   int ids[kWarps];
   int found;
+  // What each block of the team says of its part.
+  float team_tops[kBlocks];
+  int team_ids[kBlocks];
+  uint32_t team_counts[kBlocks];
+  uint64_t team_masses[kBlocks];
+};
+
+/// Tokens of each block's part but the last one's: whole fours.
+template <int kBlocks>
+__host__ __device__ int part_of(int vocab) {
+  return (vocab + 4 * kBlocks - 1) / (4 * kBlocks) * 4;
+}
+
+/// The blocks that choose a row's token, on Hopper a cluster of more than one.
+template <int kBlocks>
+struct Team {
+  /// This block's number.
+  static __device__ int rank() { return kBlocks > 1 ? int(blockIdx.x) % kBlocks : 0; }
+  /// All threads of the team wait for each other, and see what the others wrote before.
+  static __device__ void sync() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (kBlocks > 1) return hopper_sync();
+#endif
+    __syncthreads();
+  }
+  /// Stores to the same place in block `block`'s shared memory, and loads from there.
+  template <class T>
+  static __device__ T* at(T* place, int block) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (kBlocks > 1) {
+      T* there;
+      asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(place), "r"(block));
+      return there;
+    }
+#endif
+    return place;
+  }
+
+ private:
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  static __device__ void hopper_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+#endif
 };
 
 /// A place in the ranking: a distance, what comes before all tokens of that distance, and how many of them are taken.
@@ -38,45 +89,59 @@ struct Cut {
   __device__ uint64_t mass() const { return before + uint64_t(taken) * token_mass(distance); }
 };
 
+template <int kBlocks>
 class Row {
  public:
-  /// `held` [V, rounded up to fours]: memory for the distances, or null: they are computed again where they are needed.
-  __device__ Row(const SampleArgs& g, Shared& s, uint32_t* held)
+  /// `held` [part_of(V)]: memory for the distances of this block's part, or null: they are computed again where they
+  /// are needed.
+  __device__ Row(const SampleArgs& g, Shared<kBlocks>& s, uint32_t* held)
       : g_(g),
         s_(s),
         held_(held),
-        row_(g.rows[blockIdx.x]),
-        logits_(g.logits + blockIdx.x * g.vocab),
-        seen_(g.seen ? g.seen + blockIdx.x * ((g.vocab + 31) / 32) : nullptr),
+        number_(int(blockIdx.x) / kBlocks),
+        row_(g.rows[number_]),
+        logits_(g.logits + number_ * g.vocab),
+        seen_(g.seen ? g.seen + number_ * ((g.vocab + 31) / 32) : nullptr),
         vocab_(int(g.vocab)),
+        first_(Team::rank() * part_of<kBlocks>(vocab_)),
+        end_(min(vocab_, first_ + part_of<kBlocks>(vocab_))),
         in_fours_(g.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(g.logits) % 16 == 0) {}
 
+  /// There is one copy of each part of the code: its instructions are not in the cache when a step begins, and reading
+  /// them takes longer than what they do.
   __device__ int token() {
     const int best = find_top();
     if (best < 0 || row_.per_unit == 0) return best;
-    if (row_.top_k)
-      fill_bins<true, true>(kFirst, 0, 32);
-    else
-      fill_bins<false, true>(kFirst, 0, 32);
-    add_bins(s_.first);
-    uint64_t total = s_.first.mass[kBins];
-    if (row_.top_k && row_.top_k < uint32_t(vocab_)) total = cut<false>(row_.top_k).mass();
-    if (row_.top_p < 1) {
-      const auto need = uint64_t(ceil(__dmul_rn(row_.top_p, double(total))));
-      total = cut<true>(min(max(need, uint64_t(1)), total)).mass();
+    Wanted wanted{};
+    Cut at{};
+    uint32_t prefix = 0, count = 0;
+    uint64_t mass = 0;
+#pragma unroll 1
+    for (int level = 0;;) {
+      Before& sums = level ? s_.rest : s_.first;
+      if (level || wanted.stage == 0) {
+        fill_bins(level, prefix);
+        add_bins(sums);
+      }
+      if (level == 0) {
+        want_next(wanted, wanted.stage ? at.mass() : sums.mass[kBins]);
+        prefix = count = 0, mass = 0;
+      }
+      const int bin = bin_of(sums, wanted, mass, count);
+      mass += sums.mass[bin], count += sums.count[bin];
+      // The last division has 1024 bins: the bits above them repeat the prefix' lowest.
+      prefix = level < 2 ? prefix << 11 | uint32_t(bin) : prefix << kSecond | (uint32_t(bin) & ((1u << kSecond) - 1));
+      if (++level < 3) continue;
+      const uint32_t each = wanted.by_mass ? token_mass(prefix) : 1;
+      at = {prefix, mass, uint32_t((wanted.need - (wanted.by_mass ? mass : count) + each - 1) / each)};
+      if (wanted.stage == kChoice) return id_of(at.distance, at.taken);
+      level = 0;
     }
-    if (row_.farthest != kFarthest) total = min(total, mass_up_to(row_.farthest));
-    uint32_t words[4] = {uint32_t(row_.index), uint32_t(row_.index >> 32), uint32_t(row_.stream),
-                         uint32_t(row_.stream >> 32)};
-    philox_rounds(words, uint32_t(row_.key), uint32_t(row_.key >> 32));
-    const uint64_t target = scaled_random(uint64_t(words[0]) << 32 | words[1], total);
-    const Cut at = cut<true>(target + 1);
-    return id_of(at.distance, at.taken);
   }
 
   /// One thread: what the choice of a token changes.
   __device__ void finish(int token) {
-    const int r = int(blockIdx.x);
+    const int r = number_;
     g_.tokens[r] = token;
     if (token >= 0) {
       g_.rows[r].index = row_.index + 1;
@@ -91,11 +156,13 @@ class Row {
   }
 
  private:
+  using Team = cuda::Team<kBlocks>;
+
   /// Calls body(v) for the first of every four tokens of this thread.
   template <class Body>
   __device__ void each_four(Body&& body) const {
-#pragma unroll 4
-    for (int v = 4 * int(threadIdx.x); v < vocab_; v += 4 * kThreads) body(v);
+#pragma unroll 1
+    for (int v = first_ + 4 * int(threadIdx.x); v < end_; v += 4 * kThreads) body(v);
   }
   /// The logits of four tokens, those behind the last one -infinity: they count as farthest and are never chosen.
   __device__ void load(int v, float (&x)[4]) const {
@@ -111,19 +178,24 @@ class Row {
       if (bits >> i & 1) x[i] = x[i] > 0 ? x[i] / row_.penalty : __fmul_rn(x[i], row_.penalty);
   }
   /// The distances of four tokens. The first time they are computed, and held if there is memory.
-  template <bool kFirstTime = false>
-  __device__ void distances(int v, uint32_t (&d)[4]) const {
-    if (kFirstTime || !held_) {
+  __device__ void distances(int v, uint32_t (&d)[4], bool first_time = false) const {
+    if (first_time || !held_) {
       float x[4];
       load(v, x);
       penalise(v, x);
 #pragma unroll
       for (int i = 0; i < 4; ++i) d[i] = token_distance(x[i], top_, row_.per_unit);
-      if (kFirstTime && held_) *reinterpret_cast<uint4*>(held_ + v) = {d[0], d[1], d[2], d[3]};
+      if (first_time && held_) *reinterpret_cast<uint4*>(held_ + (v - first_)) = {d[0], d[1], d[2], d[3]};
     } else {
-      const uint4 four = *reinterpret_cast<const uint4*>(held_ + v);
+      const uint4 four = *reinterpret_cast<const uint4*>(held_ + (v - first_));
       d[0] = four.x, d[1] = four.y, d[2] = four.z, d[3] = four.w;
     }
+  }
+
+  /// Tells all blocks of the team what this one's value is. They have it after Team::sync.
+  template <class T>
+  __device__ void tell(T* values, T value) {
+    if (threadIdx.x < kBlocks) *Team::at(values + Team::rank(), int(threadIdx.x)) = value;
   }
 
   /// The largest logit and its lowest id; -1 if there is no such.
@@ -155,30 +227,82 @@ class Row {
     static_assert(kWarps == kWarp);
     top = s_.tops[lane], best = s_.ids[lane];
     take_lanes();
+    if constexpr (kBlocks > 1) {
+      tell(s_.team_tops, top), tell(s_.team_ids, bad ? -1 : best);
+      Team::sync();
+      for (int b = 0; b < kBlocks; ++b) {
+        bad |= s_.team_ids[b] < 0;
+        take(s_.team_tops[b], s_.team_ids[b]);
+      }
+    }
     top_ = top;
     return bad || !(top > -INFINITY) ? -1 : best;
   }
 
-  /// Masses, and with kCounts numbers, of the bins at bits `behind` and up, of the tokens whose distance has `prefix`
-  /// above bit `above`.
-  template <bool kCounts, bool kFirstTime = false>
-  __device__ void fill_bins(int behind, uint32_t prefix, int above) {
-    for (int b = threadIdx.x; b < kBins; b += kThreads) s_.count[b] = s_.low[b] = s_.high[b] = 0;
+  /// What is looked for: where the sum of masses, or the number of tokens, in ranked order reaches `need`, from 1 to
+  /// that of all.
+  struct Wanted {
+    int stage;  ///< 0: nothing yet; then the cut of top_k, that of top_p, and the choice
+    bool by_mass;
+    uint64_t need;
+  };
+  static constexpr int kChoice = 3;
+
+  /// The next thing to look for, in tokens whose masses' sum is `total`.
+  __device__ void want_next(Wanted& w, uint64_t total) {
+    if (++w.stage == 1 && !(row_.top_k && row_.top_k < uint32_t(vocab_))) ++w.stage;
+    if (w.stage == 2 && !(row_.top_p < 1)) ++w.stage;
+    w.by_mass = w.stage > 1;
+    if (w.stage == 1) {
+      w.need = row_.top_k;
+    } else if (w.stage == 2) {
+      const auto need = uint64_t(ceil(__dmul_rn(row_.top_p, double(total))));
+      w.need = min(max(need, uint64_t(1)), total);
+    } else {
+      if (row_.farthest != kFarthest) total = min(total, mass_up_to(row_.farthest));
+      uint32_t words[4] = {uint32_t(row_.index), uint32_t(row_.index >> 32), uint32_t(row_.stream),
+                           uint32_t(row_.stream >> 32)};
+      philox_rounds(words, uint32_t(row_.key), uint32_t(row_.key >> 32));
+      w.need = scaled_random(uint64_t(words[0]) << 32 | words[1], total) + 1;
+    }
+  }
+
+  /// Numbers and masses of the bins of a level, of the tokens whose distance has `prefix` above that level's bits.
+  __device__ void fill_bins(int level, uint32_t prefix) {
+    Bins& own = s_.bins[0];
+    const int behind = level == 0 ? kFirst : level == 1 ? kSecond : 0, above = level == 1 ? kFirst : kSecond;
+    for (int b = threadIdx.x; b < kBins; b += kThreads) own.count[b] = own.low[b] = own.high[b] = 0;
     __syncthreads();
     each_four([&](int v) {
       uint32_t distance[4];
-      distances<kFirstTime>(v, distance);
+      distances(v, distance, level == 0);
 #pragma unroll
       for (const uint32_t d : distance) {
-        if (!kFirstTime && d >> above != prefix) continue;
+        if (level && d >> above != prefix) continue;
         const uint32_t bin = d >> behind & (kBins - 1), mass = token_mass(d);
-        if (kCounts) atomicAdd(&s_.count[bin], 1u);
+        atomicAdd(&own.count[bin], 1u);
         if (mass == 0) continue;
-        atomicAdd(&s_.low[bin], mass & 0x7fffu);
-        atomicAdd(&s_.high[bin], mass >> 15);
+        atomicAdd(&own.low[bin], mass & 0x7fffu);
+        atomicAdd(&own.high[bin], mass >> 15);
       }
     });
-    __syncthreads();
+    Team::sync();
+    if constexpr (kBlocks > 1) share_bins();
+  }
+
+  /// Adds the bins of all blocks. Each block does a part of them for all.
+  __device__ void share_bins() {
+    constexpr int kPart = kBins / kBlocks;
+    for (int i = threadIdx.x; i < 3 * kPart; i += kThreads) {
+      const int word = i / kPart * kBins + Team::rank() * kPart + i % kPart;
+      uint32_t* const parts = reinterpret_cast<uint32_t*>(s_.bins) + word;
+      uint32_t sum = 0;
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) sum += *Team::at(parts, b);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) *Team::at(parts + 3 * kBins, b) = sum;
+    }
+    Team::sync();
   }
 
   static __device__ uint64_t all_sum(uint64_t x) {
@@ -191,11 +315,12 @@ class Row {
   __device__ void add_bins(Before& to) {
     static_assert(kBins == 2 * kThreads);
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, bin = 2 * int(threadIdx.x);
-    const auto mass_of = [&](int b) { return (uint64_t(s_.high[b]) << 15) + s_.low[b]; };
+    const Bins& bins = s_.bins[kBlocks > 1];
+    const auto mass_of = [&](int b) { return (uint64_t(bins.high[b]) << 15) + bins.low[b]; };
     const uint64_t left = mass_of(bin);
-    const uint32_t left_count = s_.count[bin];
+    const uint32_t left_count = bins.count[bin];
     uint64_t mass = left + mass_of(bin + 1);
-    uint32_t count = left_count + s_.count[bin + 1];
+    uint32_t count = left_count + bins.count[bin + 1];
     const uint64_t own = mass;
     const uint32_t own_count = count;
 #pragma unroll
@@ -214,44 +339,18 @@ class Row {
     __syncthreads();
   }
 
-  /// The bin in which `need` is reached, behind what came before the whole division.
-  template <bool kMass>
-  __device__ int bin_of(const Before& sums, uint64_t mass, uint32_t count, uint64_t need) {
+  /// The bin in which what is wanted is reached, behind what came before the whole division.
+  __device__ int bin_of(const Before& sums, const Wanted& w, uint64_t mass, uint32_t count) {
+#pragma unroll 1
     for (int b = threadIdx.x; b < kBins; b += kThreads) {
-      const uint64_t before = kMass ? mass + sums.mass[b] : count + sums.count[b];
-      const uint64_t behind = kMass ? mass + sums.mass[b + 1] : count + sums.count[b + 1];
-      if (before < need && need <= behind) s_.found = b;
+      const uint64_t before = w.by_mass ? mass + sums.mass[b] : count + sums.count[b];
+      const uint64_t behind = w.by_mass ? mass + sums.mass[b + 1] : count + sums.count[b + 1];
+      if (before < w.need && w.need <= behind) s_.found = b;
     }
     __syncthreads();
     const int bin = s_.found;
     __syncthreads();
     return bin;
-  }
-
-  /// Where the sum of masses, or the number of tokens, in ranked order reaches `need`, from 1 to that of all.
-  template <bool kMass>
-  __device__ Cut cut(uint64_t need) {
-    int bin = bin_of<kMass>(s_.first, 0, 0, need);
-    uint64_t mass = s_.first.mass[bin];
-    uint32_t count = s_.first.count[bin], prefix = uint32_t(bin);
-    fill_bins<!kMass>(kSecond, prefix, kFirst);
-    add_bins(s_.rest);
-    bin = bin_of<kMass>(s_.rest, mass, count, need);
-    mass += s_.rest.mass[bin], count += s_.rest.count[bin];
-    prefix = prefix << 11 | uint32_t(bin);
-    fill_bins<!kMass>(0, prefix, kSecond);
-    add_bins(s_.rest);
-    // The last division has 1024 bins: the bits above them repeat the prefix' lowest.
-    bin = bin_of<kMass>(s_.rest, mass, count, need);
-    mass += s_.rest.mass[bin], count += s_.rest.count[bin];
-    Cut at{prefix << kSecond | (uint32_t(bin) & ((1u << kSecond) - 1)), mass, 0};
-    if constexpr (kMass) {
-      const uint32_t each = token_mass(at.distance);
-      at.taken = uint32_t((need - mass + each - 1) / each);
-    } else {
-      at.taken = uint32_t(need - count);
-    }
-    return at;
   }
 
   /// The sum of the masses of tokens not behind `farthest`.
@@ -268,17 +367,20 @@ class Row {
     if (threadIdx.x % kWarp == 0) s_.masses[threadIdx.x / kWarp] = mass;
     __syncthreads();
     mass = all_sum(s_.masses[threadIdx.x % kWarp]);
-    __syncthreads();
+    tell(s_.team_masses, mass);
+    Team::sync();
+    mass = 0;
+    for (uint64_t part : s_.team_masses) mass += part;
     return mass;
   }
 
-  /// The id of the n-th token, from 1, with this distance; there are that many. Each warp counts in a stretch of its
-  /// own, then the one that has it looks for it.
+  /// The id of the n-th token, from 1, with this distance; there are that many. Only the team's first block gets it.
+  /// Each warp counts in a stretch of its own, then the one that has it looks for it.
   __device__ int id_of(uint32_t wanted, uint32_t n) {
     constexpr int kFours = 4 * kWarp;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const int stretch = (vocab_ + kFours * kWarps - 1) / (kFours * kWarps) * kFours,
-              end = min(vocab_, (warp + 1) * stretch);
+    const int stretch = (end_ - first_ + kFours * kWarps - 1) / (kFours * kWarps) * kFours,
+              begin = first_ + warp * stretch, end = min(end_, begin + stretch);
     const auto same = [&](int v) {  // a bit for each of four
       uint32_t d[4] = {}, bits = 0;
       if (v >= end) return bits;
@@ -288,15 +390,20 @@ class Row {
       return bits;
     };
     uint32_t count = 0;
-    for (int v = warp * stretch + 4 * lane; v < end; v += kFours) count += uint32_t(__popc(same(v)));
+    for (int v = begin + 4 * lane; v < end; v += kFours) count += uint32_t(__popc(same(v)));
     count = __reduce_add_sync(0xffffffffu, count);
     if (lane == 0) s_.counts[warp] = count;
     __syncthreads();
-    const uint32_t before = __reduce_add_sync(0xffffffffu, lane < warp ? s_.counts[lane] : 0);
+    uint32_t before = __reduce_add_sync(0xffffffffu, lane < warp ? s_.counts[lane] : 0);
+    if constexpr (kBlocks > 1) {
+      tell(s_.team_counts, __reduce_add_sync(0xffffffffu, s_.counts[lane]));
+      Team::sync();
+      for (int b = 0; b < Team::rank(); ++b) before += s_.team_counts[b];
+    }
     if (before < n && n <= before + count) {
       uint32_t left = n - before;
-      for (int first = warp * stretch; first < end; first += kFours) {
-        const uint32_t bits = same(first + 4 * lane), here = uint32_t(__popc(bits));
+      for (int from = begin; from < end; from += kFours) {
+        const uint32_t bits = same(from + 4 * lane), here = uint32_t(__popc(bits));
         uint32_t upto = here;
 #pragma unroll
         for (int width = 1; width < kWarp; width *= 2) {
@@ -304,51 +411,65 @@ class Row {
           if (lane >= width) upto += other;
         }
         if (upto - here < left && left <= upto)
-          s_.found = first + 4 * lane + int(__fns(bits, 0, int(left - (upto - here))));
+          *Team::at(&s_.found, 0) = from + 4 * lane + int(__fns(bits, 0, int(left - (upto - here))));
         const uint32_t all = __shfl_sync(0xffffffffu, upto, kWarp - 1);
         if (left <= all) break;
         left -= all;
       }
     }
-    __syncthreads();
+    Team::sync();
     return s_.found;
   }
 
   const SampleArgs& g_;
-  Shared& s_;
+  Shared<kBlocks>& s_;
   uint32_t* held_;
+  int number_;
   const SampleRow row_;
   const float* logits_;
   const uint32_t* seen_;
-  int vocab_;
-  bool in_fours_;  ///< logits can be read so
+  int vocab_, first_, end_;  ///< tokens: all, and those of this block
+  bool in_fours_;            ///< logits can be read so
   float top_ = 0;
 };
 
+template <int kBlocks>
 __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ SampleArgs g, bool hold) {
   extern __shared__ uint4 shared[];
+  Team<kBlocks>::sync();  // all blocks have started: their memory can be written
   begin_kernel();
-  Shared* const own = reinterpret_cast<Shared*>(shared);
-  Row row(g, *own, hold ? reinterpret_cast<uint32_t*>(own + 1) : nullptr);
+  auto* const own = reinterpret_cast<Shared<kBlocks>*>(shared);
+  Row<kBlocks> row(g, *own, hold ? reinterpret_cast<uint32_t*>(own + 1) : nullptr);
   const int token = row.token();
-  __syncthreads();  // nobody reads `seen` any more
-  if (threadIdx.x == 0) row.finish(token);
+  Team<kBlocks>::sync();  // nobody reads `seen` any more, nor another block's memory
+  if (threadIdx.x == 0 && Team<kBlocks>::rank() == 0) row.finish(token);
+}
+
+template <int kBlocks>
+void launch(const SampleArgs& g) {
+  static const size_t most = [] {
+    int device = 0, bytes = 0;
+    check(cudaGetDevice(&device), "sample");
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "sample");
+    check(cudaFuncSetAttribute(sample_rows<kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
+    return size_t(bytes);
+  }();
+  const size_t held = size_t(part_of<kBlocks>(int(g.vocab))) * sizeof(uint32_t);
+  const bool hold = sizeof(Shared<kBlocks>) + held <= most;
+  launch_kernel(sample_rows<kBlocks>,
+                {unsigned(kBlocks * g.count), kThreads, sizeof(Shared<kBlocks>) + (hold ? held : 0), kBlocks}, g, hold);
+  check_launch("sample");
 }
 
 }  // namespace
 
 void sample(const SampleArgs& g) {
-  static const size_t most = [] {
-    int device = 0, bytes = 0;
-    check(cudaGetDevice(&device), "sample");
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "sample");
-    check(cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
-    return size_t(bytes);
-  }();
-  const size_t held = size_t(ceil_div(g.vocab, 4)) * 4 * sizeof(uint32_t);
-  const bool hold = sizeof(Shared) + held <= most;
-  launch_kernel(sample_rows, {unsigned(g.count), kThreads, sizeof(Shared) + (hold ? held : 0)}, g, hold);
-  check_launch("sample");
+  if (is_hopper() && 8 * g.count <= multiprocessors())
+    launch<8>(g);
+  else if (is_hopper() && 2 * g.count <= multiprocessors())
+    launch<2>(g);
+  else
+    launch<1>(g);
 }
 
 }  // namespace mmfree::cuda

@@ -185,15 +185,17 @@ TEST(CudaEngineShapes, AModelThatComputesInBf16HasTheSameLogits) {
 
 TEST(CudaSample, ChoosesTheTokensOfTheCpu) {
   MMFREE_NEEDS_GPU();
-  for (int64_t v : {1, 37, 2500, 32000})
+  // One row has several blocks if there are few.
+  for (const auto& [rows, v] :
+       {std::pair<int64_t, int64_t>{5, 1}, {5, 37}, {5, 2500}, {5, 32000}, {40, 2501}, {80, 99}})
     for (double scale : {0.0, 0.5, 4.0})
       for (const SampleSettings& s : sample_settings()) {
-        const Tensor logits = random_tensor({5, v}, DType::f32, uint32_t(v), scale);
+        const Tensor logits = random_tensor({rows, v}, DType::f32, uint32_t(v), scale);
         std::vector<int32_t> seen;
         for (int32_t i = 0; i < v; i += 3) seen.push_back(i);
         EXPECT_TRUE(same_bits(sampled(logits, s, seen), sampled(logits.to(Device::cuda), s, seen)))
-            << v << " tokens, scale " << scale << ", temperature " << s.temperature << ", top_k " << s.top_k
-            << ", top_p " << s.top_p << ", min_p " << s.min_p;
+            << rows << " rows, " << v << " tokens, scale " << scale << ", temperature " << s.temperature << ", top_k "
+            << s.top_k << ", top_p " << s.top_p << ", min_p " << s.min_p;
       }
   float rows[] = {1, NAN, 2, -INFINITY, -INFINITY, -INFINITY};
   const Tensor none = sampled(Tensor::from({2, 3}, rows).to(Device::cuda), {.temperature = 1}, {});
