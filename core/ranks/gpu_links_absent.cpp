@@ -14,6 +14,7 @@ struct Links::Handles {};
 
 std::string Links::problem() { return gpu::problem(); }
 std::string Links::new_id() { absent(); }
+std::optional<Arena::Source> Links::memory() { absent(); }
 Links::Links(const std::string&, int, int, int) { absent(); }
 Links::~Links() = default;
 void Links::exchange(const std::vector<Outgoing>&, const std::vector<Incoming>&) { absent(); }

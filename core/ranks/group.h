@@ -94,6 +94,11 @@ class Group {
   /// @throws ConfigError as `require` does: NCCL is missing, or two ranks use one GPU, or the GPUs' models differ
   void use_gpu();
 
+  /// The arena for what all_to_all sends and receives in recorded steps, both: between the GPUs of a machine NCCL then
+  /// writes straight to where it is received. Tensors of it must stay where they are. Where there is no such memory,
+  /// the one of this thread.
+  std::shared_ptr<Arena> exchange_arena(Device device) const;
+
   /// Unless all ranks' problems are empty, rank 0 prints the first one and whose it is. @throws ConfigError
   void require(const std::string& problem);
   /// The same if two ranks' texts differ. what: "configurations"; mine: at most 1 MiB. @throws ConfigError

@@ -19,6 +19,7 @@ struct Group::State {
   std::unique_ptr<Watch> watch;  ///< not there if there are no other ranks, or if they are pretended
   std::unique_ptr<Transport> transport;
   std::shared_ptr<gpu::Links> links;  ///< a cancelling thread may outlive the group
+  std::shared_ptr<Arena> arena;       ///< of Links::memory
   std::atomic<uint64_t> bytes{0};
   std::atomic<int64_t> waited_ns{0};
   bool left = false, all_left = false;  ///< this rank has said goodbye; so have all others

@@ -102,6 +102,7 @@ void Group::use_gpu() {
   std::string id = s.rank == 0 ? gpu::Links::new_id() : "";
   id = gather_texts(id)[0];
   s.links = std::make_shared<gpu::Links>(id, s.rank, s.size, int(rank_timeout().count()));
+  if (const auto memory = gpu::Links::memory()) s.arena = std::make_shared<Arena>(*memory);
   s.watch->set_cancel([links = s.links] { links->cancel(); });
   // Ways are made at their first use: now, not while a step is recorded.
   Tensor from({s.size}, DType::f32, Device::cuda), to({s.size - 1}, DType::f32, Device::cuda);
@@ -112,6 +113,10 @@ void Group::use_gpu() {
   bounds[1] = 0;  // pieces of other sizes go another way
   all_gather(from, bounds);
   gpu::synchronize();
+}
+
+std::shared_ptr<Arena> Group::exchange_arena(Device device) const {
+  return device == Device::cuda && state_->arena ? state_->arena : Arena::current(device);
 }
 
 void Group::check() const {

@@ -165,7 +165,9 @@ int run(int argc, char** argv) {
   if (gpu) gpu::profile(false);
   faults = (page_faults() - faults) / steps;
   op_watch = nullptr;
-  const ArenaStats memory = Arena::current(target.device)->stats();
+  ArenaStats memory = Arena::current(target.device)->stats();
+  if (const auto other = group->exchange_arena(target.device); other != Arena::current(target.device))
+    memory.peak += other->stats().peak, memory.reserved += other->stats().reserved;
   if (gpu && keys["profile"] == "1") profile_updates(runner, *group, warmup + steps, targets);
   double floor = 0;
   if (!gpu && keys["profile"] == "1")

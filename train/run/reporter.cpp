@@ -100,7 +100,8 @@ void Reporter::log(const StepResult& result, double waited) {
   const double speed = double(window_tokens_) / window;
   const int64_t tokens = begin_.tokens + (result.step - begin_.step) * step_tokens();
   const double data_wait = (waited - window_waited_) / window;
-  const uint64_t peak = Arena::current(target_.device)->stats().peak;
+  const std::shared_ptr<Arena> arena = Arena::current(target_.device), other = group_.exchange_arena(target_.device);
+  const uint64_t peak = arena->stats().peak + (other == arena ? 0 : other->stats().peak);
   const double flops = training_flops(config_.model, config_.data.seq_len) * speed;
   const double rate = target_.device == Device::cuda ? group_.size() * gpu::info().bf16_rate : 0;
   ProgressState state;

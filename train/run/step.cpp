@@ -63,7 +63,12 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
   // A leaf of several micro-batches, or several leaves, need all gradients at a time.
   if (config.train.shard == Shard::gradients && group.size() > 1 && micro_ == rows_ && leaf_rows_ == rows_)
     params_.divide_gradients();
-  params_.begin_gradients();
+  {
+    // Only pieces that ranks keep: NCCL was seen to stand still where it gathered whole gradients in such memory.
+    const ArenaScope exchanged(params_.share().group ? group.exchange_arena(lm.device()) : Arena::current(lm.device()));
+    params_.begin_gradients();
+    if (params_.share().group && !params_.divides_gradients()) rooms_ = make_rooms();
+  }
   optimizer_.skip_outliers(config.train.skip_outliers);
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
@@ -184,23 +189,33 @@ void StepRunner::update() {
   lm_.finish_requantise();
 }
 
-/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece, its own if the store
-/// is divided. Part by part: while one is added, the next one arrives.
+/// The parts in which gradients are exchanged, of each rank's piece: its own if the store is divided.
+std::vector<Ranges> StepRunner::parts() const {
+  if (params_.share().group) return params_.share().parts;
+  Bounds bounds = even_bounds(params_.size() / kParamBlock, group_.size());
+  for (int64_t& b : bounds) b *= kParamBlock;
+  return {ranges_of(bounds)};
+}
+
+/// Room for a part of all other ranks' gradients, twice if there are several parts: one is added, the next one arrives.
+std::vector<Tensor> StepRunner::make_rooms() const {
+  const std::vector<Ranges> all = parts();
+  int64_t most = 0;
+  for (const Ranges& part : all) most = std::max(most, part[size_t(group_.rank())].size());
+  std::vector<Tensor> rooms;
+  while (rooms.size() < std::min<size_t>(2, all.size()))
+    rooms.emplace_back(Shape{(group_.size() - 1) * most}, params_.dtype(), params_.device());
+  return rooms;
+}
+
+/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece. Part by part: while
+/// one is added, the next one arrives.
 void StepRunner::add_ranks(const Tensor& gradients) {
   const Share& share = params_.share();
-  std::vector<Ranges> parts = share.parts;
-  if (!share.group) {
-    Bounds bounds = even_bounds(gradients.size() / kParamBlock, group_.size());
-    for (int64_t& b : bounds) b *= kParamBlock;
-    parts = {ranges_of(bounds)};
-  }
+  const std::vector<Ranges> parts = this->parts();
+  const std::vector<Tensor> rooms = rooms_.empty() ? make_rooms() : rooms_;
   const auto rank = size_t(group_.rank());
-  int64_t most = 0;
-  for (const Ranges& part : parts) most = std::max(most, part[rank].size());
   const int64_t from_others = group_.size() - 1;
-  std::vector<Tensor> rooms;  // one part is added, the next one arrives
-  while (rooms.size() < std::min<size_t>(2, parts.size()))
-    rooms.emplace_back(Shape{from_others * most}, gradients.dtype(), gradients.device());
   const auto others = [&](size_t i) { return rooms[i % 2].slice(0, from_others * parts[i][rank].size()); };
   const auto exchange = [&](size_t i) {
     beside([&] {

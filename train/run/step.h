@@ -78,6 +78,8 @@ class StepRunner {
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   int64_t fill_inputs(int64_t step, BatchFeed& feed);
+  std::vector<Ranges> parts() const;
+  std::vector<Tensor> make_rooms() const;
   void add_ranks(const Tensor& gradients);
   void update();
   void beside(const std::function<void()>& work);
@@ -100,6 +102,7 @@ class StepRunner {
   Tensor outcome_;                                   ///< [1 + kStepParams] f64: loss, then StepParams
   Tensor losses_;                                    ///< [leaves] f64
   std::optional<LeafSums> sums_;                     ///< of this rank's leaves, if there are several
+  std::vector<Tensor> rooms_;                        ///< see make_rooms; of a divided store whose gradients are not
   std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
