@@ -63,8 +63,10 @@ TEST(CudaRollback, OfRecordedStepsIsThatOfARunThatIsCutAfterEachStep) {
        {std::tuple{"f32", true, false, 0}, {"carry", true, true, 2}, {"bf16", false, false, 2}}) {
     SCOPED_TRACE(name);
     const TempDir data;
-    RunConfig whole = on_gpu(unsteady_run(data, dir / concat("whole-", name), carry), same), cut = whole;
-    whole.train.micro_batch_size = cut.train.micro_batch_size = micro;
+    RunConfig whole = on_gpu(unsteady_run(data, dir / concat("whole-", name), carry), same), cut;
+    if (!same) whole.train.skip_outliers = 4, whole.train.rollback = 20;  // norms vary more, so more steps are outliers
+    whole.train.micro_batch_size = micro;
+    cut = whole;
     cut.train.run_dir = dir / concat("cut-", name);
     text_of([&] { EXPECT_TRUE(train(whole).finished); });
     train_in_pieces(cut);

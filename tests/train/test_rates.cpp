@@ -260,7 +260,7 @@ TEST(Plan, TellsTimeAndCostByRatesOfThisDevice) {
 
 TEST(DryRun, ChoosesToRecomputeOnTheCpuWhereThatSavesEnough) {
   Program program({"train", source_dir() + "/configs/50m.yaml", "--dry-run", "train.device=cpu", "train.batch_size=4",
-                   "train.micro_batch_size=0", "data.seq_len=512", "~data.train"});
+                   "train.micro_batch_size=0", "data.seq_len=512"});
   ASSERT_EQ(program.wait(), 0) << program.err();
   const std::string said = program.out();
   EXPECT_TRUE(contains(said, "where that saves more than 0.20 GB, here 0.25 GB")) << said;

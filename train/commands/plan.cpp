@@ -135,7 +135,7 @@ void print_sizes(const RunConfig& config) {
 
 }  // namespace
 
-void print_data(const RunConfig& config) {
+void print_data(const RunConfig& config) try {
   constexpr int64_t kMostSamples = 16;  // of the first batch; each may be in a shard of its own
   if (config.data.train.empty() && config.data.sources.empty())
     return console::out.print("data        not checked: data.train names none\n");
@@ -155,6 +155,9 @@ void print_data(const RunConfig& config) {
   if (batches.windows() < config.train.batch_size)
     console::out.format("            fewer than the %lld windows of a batch: each batch has some of them twice\n",
                         static_cast<long long>(config.train.batch_size));
+} catch (const MissingError& e) {
+  // A plan is of use before there are data: presets name those that their user has yet to make.
+  console::out.format("data        not there yet: %s\n", e.what());
 }
 
 void print_plan(RunConfig config, const Group& group, const PlanOptions& options) {

@@ -10,7 +10,7 @@ struct PlanOptions {
 };
 
 /// Opens what a run reads, reads the beginning of its first batch and prints how much there is. Nothing without
-/// data.train and data.sources. @throws as RunInputs, Batches and Batches::read
+/// data.train and data.sources; which file is missing, if one is. @throws as RunInputs, Batches and Batches::read
 void print_data(const RunConfig& config);
 
 /// Prints what a run of the ranks in `group` would be: each key with where its value came from, parameters by role,

@@ -101,7 +101,7 @@ void add_train_command(CLI::App& app) {
   c->add_flag("--force", o->force, "resume although the configuration or data changed dangerously");
   c->add_flag("--dry-run", o->dry_run,
               "print the whole configuration with where each value came from, parameters, compute, memory, time and "
-              "cost, check that the data are there and fit, and stop; '~data.train' spares the check");
+              "cost, check that data that are there fit, and stop");
   c->add_option("--price", o->plan.price, "of a device for an hour, in any currency: --dry-run tells the cost")
       ->check(CLI::Range(0.0, 1e6));
   c->add_option("--rates-file", o->plan.rates_file, "where `mmfree bench --rates` has put what --dry-run reckons with");
@@ -113,8 +113,7 @@ void add_train_command(CLI::App& app) {
       "  mmfree train configs/8m.yaml --resume            continue where the run stopped\n"
       "  mmfree train configs/8m.yaml train.resume=runs/8m/checkpoints/step-00001000.h5   from this one\n"
       "  mmfree train tune.yaml train.init_from=runs/8m    a new run that starts with these weights\n"
-      "  mmfree train configs/370m.yaml train.device=cuda ~data.train --dry-run   how much GPU memory, without a GPU "
-      "or data\n"
+      "  mmfree train configs/370m.yaml train.device=cuda --dry-run    how much GPU memory, without a GPU or data\n"
       "  mmfree train configs/8m.yaml --dry-run --price 2.5    how long and at what cost, once `mmfree bench --rates` "
       "ran\n"
       "  mmfree train --help-config\n"
