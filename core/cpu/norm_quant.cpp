@@ -21,9 +21,10 @@ T* row_of(void* matrix, int64_t n, int64_t d) {
   return matrix ? static_cast<T*>(matrix) + n * d : nullptr;
 }
 
-/// Row n of x: a pointer into the source if x = a, else the row computed in `to`.
+/// Row n of x: a pointer into the source if x = a, else the row computed in `to`. Flat, because a loop that calls a
+/// function is not vectorised.
 template <class T>
-const T* source_row(const RowSourceArgs& s, int64_t n, int64_t d, T r0, T* to) {
+[[gnu::flatten]] const T* source_row(const RowSourceArgs& s, int64_t n, int64_t d, T r0, T* to) {
   const T *a = row_of<T>(s.a, n, s.stride), *b = row_of<T>(s.b, n, s.stride);
   switch (s.kind) {
     case RowSource::rows:
