@@ -175,6 +175,11 @@ SourceBackwardRow<T> source_backward_row(const RowSourceArgs& source) {
   throw Error(concat("norm_quant_backward: the CPU has no source kind ", int(source.kind)));
 }
 
+template <class T>
+class Backward;
+void any_row(Backward<float>& pass, int64_t n, int64_t block);
+void any_row(Backward<double>& pass, int64_t n, int64_t block);
+
 /// The backward pass, row by row. Column sums are, in this order: one per branch for its weight, one for `outer`, one
 /// for the gate weight.
 template <class T>
@@ -192,15 +197,12 @@ class Backward {
 
   void run() {
     parallel_for(a_.n, ColumnSums<T>::kRows, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) row(n, begin / ColumnSums<T>::kRows);
+      for (int64_t n = begin; n < end; ++n) any_row(*this, n, begin / ColumnSums<T>::kRows);
     });
     for (int b = 0; b < a_.count; ++b) sums_.finish(b, static_cast<T*>(a_.branches[b].dweight), a_.branches[b].beta);
     sums_.finish(a_.count, static_cast<T*>(a_.douter), a_.beta_outer);
     sums_.finish(a_.count + 1, static_cast<T*>(a_.dweight), a_.beta_weight);
   }
-
- private:
-  enum Scratch { kX, kU, kV, kS, kBare, kDu, kDx, kFirst, kSecond, kScratch };
 
   void row(int64_t n, int64_t block) {
     const auto statistic = [n](const void* r) { return r ? static_cast<const T*>(r)[n] : T(1); };
@@ -224,6 +226,9 @@ class Backward {
     }
     source_backward_(a_, n, r0, dx, sums_.partial(block, a_.count + 1), scratch_.row(kFirst), scratch_.row(kSecond));
   }
+
+ private:
+  enum Scratch { kX, kU, kV, kS, kBare, kDu, kDx, kFirst, kSecond, kScratch };
 
   /// du from the gradients of all branches. `s` sums those of branches with a weight, `bare` those without.
   void branches(const T* u, T r2, int64_t n, int64_t block, T* du) {
@@ -259,6 +264,18 @@ class Backward {
   ThreadRows<T> scratch_;
   bool bare_ = false;
 };
+
+#if MMFREE_WIDE_VECTORS
+MMFREE_WIDE void wide_row(Backward<float>& pass, int64_t n, int64_t block) { pass.row(n, block); }
+#endif
+
+void any_row(Backward<float>& pass, int64_t n, int64_t block) {
+#if MMFREE_WIDE_VECTORS
+  if (has_wide_vectors()) return wide_row(pass, n, block);
+#endif
+  pass.row(n, block);
+}
+void any_row(Backward<double>& pass, int64_t n, int64_t block) { pass.row(n, block); }
 
 }  // namespace
 

@@ -22,6 +22,28 @@ void expect_same(Compute&& compute) {
   for (size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(same_bits(plain[i], wide[i])) << "output " << i;
 }
 
+/// Adds what a backward pass gives.
+void add_gradients(const RowSource& source, const Tensor& outer, const NormStats& stats,
+                   const std::vector<NormBranch>& branches, std::vector<Tensor>& all) {
+  const int64_t n = source.rows_count(), d = source.width();
+  RowSourceGrad grad;
+  grad.a = Tensor({n, d}, DType::f32);
+  if (source.b.defined() && source.kind != RowSource::sum) grad.b = Tensor({n, d}, DType::f32);
+  if (source.weight.defined()) grad.weight = Tensor({d}, DType::f32);
+  std::vector<NormBranchGrad> branch_grads;
+  for (const NormBranch& b : branches) {
+    NormBranchGrad g{b.weight, random_tensor({n, d}, DType::f32, 9), {}, 0, b.rounding};
+    if (b.weight.defined()) g.dweight = Tensor({d}, DType::f32);
+    g.u = Tensor({n, d}, DType::f32);
+    branch_grads.push_back(g);
+  }
+  Tensor douter({d}, DType::f32);
+  norm_quant_backward(source, outer, 1e-6, stats, branch_grads, grad, douter, 0);
+  for (const Tensor& t : {grad.a, grad.b, grad.weight, branch_grads[0].dweight, branch_grads[0].u, branch_grads[1].u})
+    if (t.defined()) all.push_back(t);
+  all.push_back(douter);
+}
+
 std::vector<Tensor> norm(const RowSource& source, Rounding rounding) {
   const int64_t n = source.rows_count(), d = source.width();
   const Tensor outer = random_tensor({d}, DType::f32, 7, 0.3, 1), inner = random_tensor({d}, DType::f32, 8, 0.3, 1);
@@ -40,6 +62,7 @@ std::vector<Tensor> norm(const RowSource& source, Rounding rounding) {
   if (codes) all.insert(all.end(), {branches[0].step, branches[1].step});
   if (stats.r0.defined()) all.push_back(stats.r0);
   if (x.defined()) all.push_back(x);
+  add_gradients(source, outer, stats, branches, all);
   return all;
 }
 
