@@ -6,9 +6,9 @@
 #include <typeindex>
 
 #include "core/ops/adamw.h"
-#include "core/ops/code_bits.h"
 #include "core/ops/attention.h"
 #include "core/ops/blocks.h"
+#include "core/ops/code_bits.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/embedding.h"
 #include "core/ops/gate_norm.h"
@@ -135,9 +135,9 @@ OpWork work_of(const OpCall& call) {
   static const auto known =
       table<MatmulArgs, LinearArgs, TernaryLinearArgs, TernaryDxInt8Args, TernaryDwInt8Args, GradientRowsArgs,
             NormQuantArgs, NormQuantBackwardArgs, AttentionArgs, AttentionBackwardArgs, RopeArgs, MlgruScanArgs,
-            MlgruScanBackwardArgs, SoftmaxNllArgs, AdamwArgs, SquaresArgs, CopyBlocksArgs, TreeSumArgs, PackCodesArgs, UnpackCodesArgs,
-            TernaryQuantiseFlatArgs, TernaryDequantiseArgs, ScaleCodesArgs, EmbeddingArgs, GateNormArgs,
-            GateNormBackwardArgs, ElementwiseArgs, FillArgs, SumArgs>();
+            MlgruScanBackwardArgs, SoftmaxNllArgs, AdamwArgs, SquaresArgs, CopyBlocksArgs, TreeSumArgs, PackCodesArgs,
+            UnpackCodesArgs, TernaryQuantiseFlatArgs, TernaryDequantiseArgs, ScaleCodesArgs, EmbeddingArgs,
+            GateNormArgs, GateNormBackwardArgs, ElementwiseArgs, FillArgs, SumArgs>();
   const auto found = known.find(call.type);
   return found == known.end() ? OpWork() : found->second(call.args);
 }

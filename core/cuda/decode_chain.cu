@@ -56,7 +56,8 @@ __device__ void walk_phases(const ChainArgs& g, const ChainMemory& memory) {
   if (g.embed_keeps >= 0) embed_rows(w);
   clear_words(g.words + (1 - set) * set_words, g.plane, before.rows[1 - set]);
   for (int phase = 0; phase < g.count; ++phase) {
-    // All warps of a block begin a phase together: a step takes 1 to 2 % less, see tests/bench/README.md.
+    // All warps of a block begin a phase together: in other forms of this kernel a step then took 1 to 2 % less, see
+    // tests/bench/README.md.
     ChainReduction::wait();
     compute_phase<kRows>(w, rows);
   }

@@ -448,11 +448,10 @@ __global__ void __launch_bounds__(kThreads) sample_rows(const __grid_constant__ 
 template <int kBlocks>
 void launch(const SampleArgs& g) {
   static const size_t most = [] {
-    int device = 0, bytes = 0;
-    check(cudaGetDevice(&device), "sample");
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "sample");
-    check(cudaFuncSetAttribute(sample_rows<kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "sample");
-    return size_t(bytes);
+    const size_t bytes = shared_memory();
+    check(cudaFuncSetAttribute(sample_rows<kBlocks>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+          "sample");
+    return bytes;
   }();
   const size_t held = size_t(part_of<kBlocks>(int(g.vocab))) * sizeof(uint32_t);
   const bool hold = sizeof(Shared<kBlocks>) + held <= most;

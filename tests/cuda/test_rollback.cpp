@@ -87,16 +87,7 @@ TEST(CudaRollback, OfRecordedStepsIsTheRunWithoutTheseData) {
   c.train.keep_last = 100;
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   EXPECT_EQ(1, state_at(dir / "run", 36).rollbacks);
-  TokenShards all({c.data.train[0]});
-  std::vector<int32_t> ids(size_t(all.total_tokens()));
-  all.read(0, all.total_tokens(), ids.data());
-  ids.erase(ids.begin() + 28 * 4 * 17, ids.begin() + 31 * 4 * 17);  // steps 29, 30 and 31
-  ShardWriter shard(dir / "good.h5", all.info(), "test");
-  shard.add(ids);
-  shard.commit();
-  RunConfig good = c;
-  good.data.train = {dir / "good.h5"};
-  good.train.run_dir = dir / "good";
+  RunConfig good = without_first_bad_batches(c, dir);
   train(good);
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 36)), learned(checkpoint_path(dir / "good", 36)));
 }

@@ -47,4 +47,19 @@ inline RunConfig unsteady_run(const TempDir& dir, const std::string& run_dir, bo
   return c;
 }
 
+/// The same run on the data without batches 29 to 31, which a rollback from step 31 leaves out, in the same order.
+inline RunConfig without_first_bad_batches(RunConfig c, const TempDir& dir) {
+  constexpr int64_t kBatch = 4 * 17;
+  TokenShards all({c.data.train[0]});
+  std::vector<int32_t> ids(size_t(all.total_tokens()));
+  all.read(0, all.total_tokens(), ids.data());
+  ids.erase(ids.begin() + 28 * kBatch, ids.begin() + 31 * kBatch);
+  c.data.train = {dir / "good.h5"};
+  c.train.run_dir = dir / "good";
+  ShardWriter shard(c.data.train[0], all.info(), "test");
+  shard.add(ids);
+  shard.commit();
+  return c;
+}
+
 }  // namespace mmfree

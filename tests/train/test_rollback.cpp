@@ -83,16 +83,7 @@ TEST(Rollback, IsTheRunWithoutTheseData) {
   c.train.keep_last = 100;
   text_of([&] { EXPECT_TRUE(train(c).finished); });
   // A run whose data are the good ones alone, in the same order.
-  TokenShards all({c.data.train[0]});
-  std::vector<int32_t> ids(size_t(all.total_tokens()));
-  all.read(0, all.total_tokens(), ids.data());
-  ids.erase(ids.begin() + 28 * 4 * 17, ids.begin() + 31 * 4 * 17);  // steps 29 and 30, and again 29
-  ShardWriter shard(dir / "good.h5", all.info(), "test");
-  shard.add(ids);
-  shard.commit();
-  RunConfig good = c;
-  good.data.train = {dir / "good.h5"};
-  good.train.run_dir = dir / "good";
+  RunConfig good = without_first_bad_batches(c, dir);
   train(good);
   EXPECT_EQ(2, state_at(dir / "run", 30).rollbacks);
   EXPECT_EQ(learned(checkpoint_path(dir / "run", 30)), learned(checkpoint_path(dir / "good", 30)));
