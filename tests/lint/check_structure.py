@@ -39,6 +39,8 @@ OWNERS = {
     "mpi.h": ["core/ranks/mpi_module.cpp"],
     "nccl.h": ["core/cuda/nccl.cpp"],
     "nvtx3/*": ["core/cuda/gpu.cpp", "tests/cuda/test_nvtx.cpp"],
+    "cupti.h": ["tests/bench/timeline.cpp"],
+    "cxxabi.h": ["tests/bench/timeline.cpp"],  # names of kernels
     "glob.h": ["tests/data/test_paths.cpp"],  # the oracle for our own patterns
     **dict.fromkeys(["cuda*", "cub/*", "cublas*", "cudnn*"], ["core/cuda/*", "tests/cuda/*", "tests/bench/*"]),
 }
