@@ -52,8 +52,11 @@ def main():
         wanted = {"step": 21.6 + 0.2 + 1 + 4 + 0.01, "compute": 21.6 + 0.2 + 3.2, "side": 2.4, "exchange": 5, "copies": 0.01,
                   "exchange beside compute": 3.2, "copies beside compute": 0, "idle": 0, "tail": 5.01}
         near("the number of whole steps", len(steps), 2)
-        for what, value in timeline.summary(timeline.lanes_of(steps[-1])).items():
+        lanes = timeline.lanes_of(steps[-1])
+        for what, value in timeline.summary(lanes).items():
             near(what, value, wanted[what])
+        for kind, value in {"norms": 2.4, "products": 14.4, "scan": 4.8, "head": 0.2, "optimizer": 3.2, "exchange": 5, "other": 0}.items():
+            near(kind, timeline.ms(timeline.union(a for a in timeline.all_of(lanes) if a.kind == kind)), value)
         rectangles = open(picture).read().count("<rect")
         if not 40 < rectangles < 2 * timeline.MOST + 20:
             sys.exit(f"selftest: {rectangles} rectangles")
