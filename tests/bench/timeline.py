@@ -9,6 +9,8 @@ Compute: kernels one after the other; side: those beside them. Exchange: NCCL's 
 GPUs; other copies are those on the GPU, to the host and from it. The tail begins where the last kernel of the backward pass ends. Times are
 those of intervals in which something ran.
 """
+import argparse
+import bisect
 import collections
 import math
 import re
@@ -90,23 +92,27 @@ def ms(intervals):
 
 
 def lanes_of(step):
-    """Lists of activities by lane. The nodes of a recorded step run on streams that the driver chose, so those of the
-    busiest stream are compute, and others too unless they run beside what is already there. A compute kernel that starts
-    before the one before it ends only waits: it begins at that end."""
-    lanes = {lane: [] for lane in LANES}
-    kernels = []
+    """Lists of activities by lane. The nodes of a recorded step run on streams that the driver chose: a kernel is on the
+    side if longer ones of other streams run beside most of it, unless its stream is the busiest. A compute kernel that
+    starts before the one before it in its stream ends only waits: it begins at that end."""
+    lanes, kernels = {lane: [] for lane in LANES}, []
     for a in step:
         (lanes[a.kind] if a.kind in LANES else kernels).append(a)
     busy = collections.Counter()
     for a in kernels:
         busy[a.stream] += a.end - a.start
-    main_stream = max(busy, key=busy.get, default=None)
-    covered, last = union(a for a in kernels if a.stream == main_stream), 0
+    busiest, longest = max(busy, key=busy.get, default=None), max((a.end - a.start for a in kernels), default=0)
+    starts, last = [a.start for a in kernels], kernels[0] if kernels else None
     for a in kernels:
-        beside = (a.end < last if a.stream == main_stream else
-                  a.start < last and 2 * ms(common(covered, union([a]))) > (a.end - a.start) / 1e6)
-        lanes["side" if beside else "compute"].append(a if beside else a._replace(start=max(a.start, min(last, a.end))))
-        last = last if beside else max(last, a.end)
+        near = kernels[bisect.bisect(starts, a.start - longest):bisect.bisect(starts, a.end)]
+        shared = sum(min(a.end, b.end) - max(a.start, b.start) for b in near
+                     if b.stream != a.stream and b.end > a.start and b.end - b.start > a.end - a.start)
+        if a.end < last.end if a.stream == busiest == last.stream else a.stream != busiest and 2 * shared > a.end - a.start:
+            lanes["side"].append(a)
+            continue
+        begin = max(a.start, last.end) if a.stream == last.stream and a is not last else a.start
+        lanes["compute"].append(a._replace(start=begin))
+        last = a
     return lanes
 
 
@@ -116,8 +122,7 @@ def all_of(lanes):
 
 def tail_begin(lanes):
     """The end of the last kernel of the backward pass."""
-    activities = all_of(lanes)
-    return max((a.end for a in activities if a.kind in BACKWARD), default=activities[0].start)
+    return max((a.end for a in all_of(lanes) if a.kind in BACKWARD), default=all_of(lanes)[0].start)
 
 
 def summary(lanes):
@@ -138,9 +143,8 @@ def row(cells):
 def print_tables(ranks):
     """`ranks`: name -> lanes."""
     sums = {name: summary(lanes) for name, lanes in ranks.items()}
-    columns = list(next(iter(sums.values())))
-    row(["rank, ms", *columns])
-    row(["---"] * (len(columns) + 1))
+    row(["rank, ms", *next(iter(sums.values()))])
+    row(["---"] * (len(next(iter(sums.values()))) + 1))
     for name, values in sums.items():
         row([name, *values.values()])
     print()
@@ -150,13 +154,14 @@ def print_tables(ranks):
         row([name, *(ms(union(a for a in all_of(lanes) if a.kind == kind)) for kind in KINDS)])
     for name, lanes in ranks.items():
         begin = tail_begin(lanes)
-        print(f"\nRank {name}, the tail; from and to: the first start and the last end, ms from its begin\n")
+        print(f"\nRank {name}: the tail, and what was exchanged and copied before; from and to: first start, last end, ms from the tail's begin\n")
         row(["name", "calls", "ms", "from", "to", "blocks", "MB", "GB/s"])
         row(["---"] * 8)
         groups = collections.defaultdict(list)
         for a in all_of(lanes):
-            if a.end > begin:
-                groups[a.name + (f", {a.source} to {a.to}" if a.source != a.to else "")].append(a)
+            if a.end > begin or a.kind in LANES:
+                way = f", {a.source} to {a.to}" if a.source != a.to else ""
+                groups[a.name + way + (", before" if a.end <= begin else "")].append(a)
         for text, group in groups.items():
             time, size, blocks = ms(union(group)), sum(a.bytes for a in group), sorted({a.blocks for a in group})
             row([text, str(len(group)), time, (group[0].start - begin) / 1e6, (max(a.end for a in group) - begin) / 1e6,
@@ -170,7 +175,7 @@ def merged(activities, least):
     out = []
     for a in activities:
         if out and least is not None and a.start - out[-1][1] < 20000 and (
-                set(out[-1][2]) == {a.kind} or min(a.end - a.start, out[-1][1] - out[-1][0]) < least):
+                out[-1][2].most_common(1)[0][0] == a.kind or min(a.end - a.start, out[-1][1] - out[-1][0]) < least):
             out[-1][1] = max(out[-1][1], a.end)
             out[-1][2][a.kind] += a.end - a.start
         else:
@@ -192,7 +197,7 @@ def panel(title, ranks, y, begin, end, zero):
         bars.append(f'<text x="{LEFT - 8}" y="{y + BAR - 3}" text-anchor="end">rank {rank} {lane}</text>')
         for start, stop, kind in merged(activities, least):
             x, width = (max(start, begin) - begin) * scale, (min(stop, end) - max(start, begin)) * scale
-            width = width - 0.5 if width > 3 else max(width, 0.5)  # neighbours can be told apart
+            width = max(width - (0.5 if least is None and width > 3 else 0), 0.5)  # single ones can be told apart
             bars.append(f'<rect x="{LEFT + x:.2f}" y="{y}" width="{width:.2f}" height="{BAR}" fill="{KINDS[kind][0]}"/>')
         y += LANE
     step = next(s * 10**e for e in range(-3, 9) for s in (1, 2, 5) if (end - begin) / 1e6 <= 12 * s * 10**e)
@@ -229,9 +234,6 @@ def main(out, files, number):
         print(f"rank {name}: {len(steps)} whole steps, the median {statistics.median(times):.2f} ms, this one {times[-number]:.2f} ms")
         ranks[name] = steps[-number]
     print()
-    first = {name: step[0].start for name, step in ranks.items()}
-    if max(first.values()) - min(first.values()) > 1e9:  # clocks of several machines
-        ranks = {name: [a._replace(start=a.start - first[name], end=a.end - first[name]) for a in step] for name, step in ranks.items()}
     ranks = {name: lanes_of(step) for name, step in ranks.items()}
     print_tables(ranks)
     with open(out, "w") as file:
@@ -239,11 +241,9 @@ def main(out, files, number):
 
 
 if __name__ == "__main__":
-    arguments, wanted = sys.argv[1:], 1
-    if "--step" in arguments:
-        at = arguments.index("--step")
-        wanted = int(arguments[at + 1])
-        del arguments[at:at + 2]
-    if len(arguments) < 2:
-        sys.exit(__doc__)
-    main(arguments[0], arguments[1:], wanted)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--step", type=int, default=1)
+    given = parser.parse_args()
+    main(given.out, given.files, given.step)
