@@ -157,6 +157,13 @@ size_t ParamStore::index(const std::string& name) const {
   return it->second;
 }
 
+size_t ParamStore::index(const Var& parameter) const {
+  const auto is_it = [&](const Var& v) { return v.slot() == parameter.slot(); };
+  const auto it = std::find_if(vars_.begin(), vars_.end(), is_it);
+  MMFREE_CHECK(Error, it != vars_.end(), "parameters: a value that is none of them");
+  return size_t(it - vars_.begin());
+}
+
 const Var& ParamStore::operator[](const std::string& name) const { return vars_[index(name)]; }
 
 Tensor ParamStore::view(const Tensor& flat, size_t i) const {
@@ -179,12 +186,13 @@ void ParamStore::divide_gradients() {
   for (const Var& v : vars_) v.slot()->grad = Tensor();
 }
 
-void ParamStore::finish_gradients() {
-  for (const Var& v : vars_)
-    if (!v.slot()->written && v.slot()->grad.defined()) {
-      Tensor grad = v.slot()->grad;
-      grad.fill_zero();
-    }
+void ParamStore::finish_gradients(size_t first) {
+  for (size_t i = first; i < vars_.size(); ++i) {
+    GradSlot& slot = *vars_[i].slot();
+    if (slot.written || !slot.grad.defined()) continue;
+    slot.grad.fill_zero();
+    slot.written = true;
+  }
 }
 
 Tensor ParamStore::take_gradients() {

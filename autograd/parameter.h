@@ -69,6 +69,8 @@ class ParamStore {
   int64_t offset(size_t i) const { return offsets_[i]; }
   /// @throws Error naming an unknown parameter
   size_t index(const std::string& name) const;
+  /// The same of a parameter of this store. @throws Error for another Var
+  size_t index(const Var& parameter) const;
 
   /// Elements [begin, end) of parameter i.
   struct Part {
@@ -90,8 +92,8 @@ class ParamStore {
 
   /// Starts a step: the next backward pass overwrites the gradients, later ones add to them.
   void begin_gradients();
-  /// Sets gradients to zero that no backward pass wrote.
-  void finish_gradients();
+  /// Sets gradients to zero that no backward pass wrote: of all parameters, or of those from number `first` on.
+  void finish_gradients(size_t first = 0);
   /// From now on `grads` of a divided store holds this rank's piece alone, and each backward pass gives gradients of
   /// its own.
   void divide_gradients();

@@ -135,7 +135,7 @@ void Tape::backward(const std::vector<Var>& outputs, const std::vector<Tensor>& 
   while (!nodes_.empty()) {
     const Node node = std::move(nodes_.back());
     nodes_.pop_back();
-    bool reached = false;
+    bool reached = node.outputs.empty();
     for (const auto& out : node.outputs) reached |= out->written;
     if (!reached) continue;
     node.call(node.closure, BackwardCtx(node));
@@ -184,5 +184,7 @@ std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::v
   Tape::current()->nodes_.push_back(std::move(node));
   return vars;
 }
+
+void record_place(Node&& node) { Tape::current()->nodes_.push_back(std::move(node)); }
 
 }  // namespace mmfree

@@ -78,7 +78,8 @@ std::shared_ptr<const Recipe> make_recipe(const char* op, std::vector<SavedTenso
                                                [](const Recipe& recipe) { return recipe.closure.as<Make>()(recipe); }});
 }
 
-/// One recorded operation. It has no values but those in `saved`, and the slots of gradients.
+/// One recorded operation, or without outputs a place in the recording. It has no values but those in `saved`, and the
+/// slots of gradients.
 struct Node {
   const char* op;
   std::vector<std::shared_ptr<GradSlot>> inputs, outputs;  ///< null where no gradient is wanted
@@ -147,6 +148,7 @@ class Tape {
  private:
   friend class NoTape;
   friend std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs);
+  friend void record_place(Node&& node);
   explicit Tape(bool recording);
   std::vector<Node> nodes_;
   bool recording_;
@@ -163,6 +165,16 @@ class NoTape {
 };
 
 std::vector<Var> record_node(Node&& node, const std::vector<Var>& inputs, std::vector<QuantTensor> outputs);
+void record_place(Node&& node);
+
+/// Has the backward pass call `f` when it comes back to this place: of what is recorded later, all is done then, and of
+/// what came before, nothing. `f` may capture numbers and addresses only. Without a Tape it is never called.
+template <class Function>
+void on_return(Function f) {
+  if (!Tape::current()) return;
+  const auto call = [](const Closure& closure, const BackwardCtx&) { closure.as<Function>()(); };
+  record_place(Node{"return", {}, {}, {}, Closure(f), call});
+}
 
 /// Makes Vars of computed outputs. If there is a current Tape and an input requires a gradient, records a node with
 /// `backward`.

@@ -133,8 +133,11 @@ class SideStream {
   /// Makes later work on the compute stream wait for the oldest `run` without a join. A recording must not end before
   /// all have one.
   void join();
+  /// The same for all runs without a join.
+  void join_all();
 
  private:
+  void wait_for(size_t run);
   struct Handles;
   std::unique_ptr<Handles> handles_;
 };

@@ -47,6 +47,8 @@ SideStream::SideStream() { absent(); }
 SideStream::~SideStream() = default;
 void SideStream::run(const std::function<void()>&) { absent(); }
 void SideStream::join() { absent(); }
+void SideStream::join_all() { absent(); }
+void SideStream::wait_for(size_t) { absent(); }
 Timeline::Timeline() { absent(); }
 Timeline::~Timeline() = default;
 void Timeline::mark() { absent(); }

@@ -48,6 +48,7 @@ struct Block {
   Residual operator()(const Residual& in, StepContext& step) const {
     if (step.recompute == Recompute::full) return recomputed(in, step);
     const Residual mid = std::visit([&](const auto& mixer) { return mixer(in, token_norm, step); }, token);
+    step.mark(channel_norm);
     const Residual out = std::visit([&](const auto& mixer) { return mixer(mid, channel_norm, step); }, channel);
     if (step.state) step.state->position += in.h.dim(0) / step.batch;
     return out;

@@ -121,17 +121,21 @@ void LM::share_codes() {
       if (p->matrix->ternary.codes.raw() == all[i].out.codes.raw()) p->matrix->ternary = shared_->matrix(i);
 }
 
-Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute) const {
+Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute,
+               const Reached* reached) const {
   const auto& [batch, starts, state] = sequences;
   MMFREE_CHECK(ShapeError, batch > 0 && ids.size() % batch == 0, "lm: ", ids.size(), " tokens do not make ", batch,
                " sequences of one length");
   check_optional("lm", "starts", starts, ids.shape(), DType::u8);
+  StepContext whole;
+  whole.reached = reached;
+  whole.mark(parts_.embedding);
   std::vector<Var> bounds;
   if (parts_.lower_bounds.defined()) bounds = lower_bounds(parts_.lower_bounds);
   Residual r{embedding(parts_.embedding, ids, compute_), Var()};
   for (size_t l = 0; l < parts_.blocks.size(); ++l) {
     if (trace) trace->push_back(r.sum().value());
-    StepContext step;
+    StepContext step = whole;
     step.batch = batch;
     step.starts = starts;
     // The backward pass begins with the last block: what it would compute again at once is kept.
@@ -139,15 +143,18 @@ Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Reco
     step.recompute = last && recompute == Recompute::selective ? Recompute::rounded : recompute;
     step.state = state ? &state->layer(int64_t(l)) : nullptr;
     if (l && !bounds.empty()) step.bound = bounds[l];
+    step.mark(parts_.blocks[l].token_norm);
     r = parts_.blocks[l](r, step);
   }
+  whole.mark(parts_.norm);
   if (trace) trace->push_back(rmsnorm(r.sum(), parts_.norm, config_.rms_norm_eps).value());
   return norm_quant(r.source(), parts_.norm, config_.rms_norm_eps, BitLinear::kEps, {parts_.head.branch()})[0];
 }
 
 Var LM::loss(const Tensor& ids, const Tensor& targets, const Sequences& sequences, const LossScale& scale,
-             Recompute recompute) const {
-  return head_loss(hidden(ids, sequences, nullptr, recompute), parts_.head.weight, *parts_.head.matrix, targets, scale);
+             Recompute recompute, const Reached* reached) const {
+  return head_loss(hidden(ids, sequences, nullptr, recompute, reached), parts_.head.weight, *parts_.head.matrix,
+                   targets, scale);
 }
 
 Tensor LM::head(const QuantTensor& q) const {

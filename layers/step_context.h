@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "autograd/ops.h"
@@ -25,6 +26,10 @@ struct AuxiliaryLoss {
   double weight;
 };
 
+/// Called during the backward pass: the gradients of the parameter `first` and of all that are declared behind it will
+/// not change any more.
+using Reached = std::function<void(const Var& first)>;
+
 /// What a mixer may need besides its input and parameters.
 struct StepContext {
   int64_t batch = 1;  ///< number of sequences B; there are B · T rows
@@ -35,6 +40,13 @@ struct StepContext {
   Var bound;      ///< [D] lower bound of this layer's forget gate; undefined: 0
   Tensor starts;  ///< [N] u8, 1 at the first token of a document; undefined: nowhere inside a sequence
   std::vector<AuxiliaryLoss>* losses = nullptr;  ///< mixers append additional losses; null: not wanted
+  const Reached* reached = nullptr;              ///< see `mark`; must outlive the tape; null: not wanted
+
+  /// Before the first use of `first` and of all parameters behind it: `reached` is called when the backward pass is
+  /// through with them.
+  void mark(const Var& first) const {
+    if (reached) on_return([reached = reached, parameter = &first] { (*reached)(*parameter); });
+  }
 
   /// What a norm_linear saves for the backward pass.
   Keep keep_rounded() const {

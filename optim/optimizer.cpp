@@ -46,10 +46,10 @@ void Optimizer::begin_update(const Tensor& loss) {
   adamw_begin_blocks(squares_, step_, sums_, loss);
 }
 
-void Optimizer::measure_gradients(size_t part) {
+void Optimizer::measure_gradients(const Range& range) {
   const Share& share = params_.share();
   if (!share.group) return;
-  const Range mine = share.my_part(part, params_.size());
+  const Range mine{range.begin - share.begin(), range.end - share.begin()};
   Tensor squares = share.my_blocks(squares_).slice(mine.begin / kParamBlock, mine.end / kParamBlock);
   squares_of_blocks(my_gradients().slice(mine.begin, mine.end), squares);
 }

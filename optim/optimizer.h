@@ -48,8 +48,9 @@ class Optimizer {
   /// adamw_begin. Calls `updated` with each part of this rank's piece (Share::parts) as soon as its values are there,
   /// and its Σ |p| in abs_sums.
   virtual void update(const Tensor& loss = Tensor(), const std::function<void(size_t part)>& updated = {}) = 0;
-  /// Before an update of a divided store, for each part: its gradients are there.
-  void measure_gradients(size_t part);
+  /// Before an update of a divided store, until all of this rank's piece is measured: the gradients of these elements
+  /// of it, whole blocks, are there.
+  void measure_gradients(const Range& range);
   /// What the last update did, read from the device.
   StepReport report() const { return report(step_params(step_)); }
   static StepReport report(const StepParams& p) {

@@ -1,6 +1,5 @@
 #include "core/gpu.h"
 
-#include <cuda.h>
 #include <cuda_profiler_api.h>
 #if __has_include(<nvtx3/nvToolsExt.h>)
 #include <nvtx3/nvToolsExt.h>
@@ -15,6 +14,7 @@
 
 #include "core/cuda/blas.h"
 #include "core/cuda/context.h"
+#include "core/cuda/driver.h"
 
 namespace mmfree {
 namespace cuda {
@@ -86,20 +86,7 @@ namespace gpu {
 namespace {
 
 using cuda::check;
-
-/// A function of the driver, looked up at run time. The driver's library is not linked, so the program also starts on a
-/// machine without it.
-template <class Function>
-Function* driver(const char* name) {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  check(cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found), name);
-  MMFREE_CHECK(DeviceError, entry && found == cudaDriverEntryPointSuccess, "gpu: the driver has no ", name,
-               "; a newer driver is needed");
-  return reinterpret_cast<Function*>(entry);
-}
-
-#define MMFREE_DRIVER(name) driver<std::remove_pointer_t<decltype(&::name)>>(#name)
+using cuda::check_driver;
 
 /// The driver's functions for mapping memory. All are looked up first, so that none is missing after the first call.
 struct MemoryDriver {
@@ -120,10 +107,11 @@ class GrowingRange {
     location_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
     location_.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device}};
     size_t unit = 0, free = 0, total = 0;
-    verify(driver_.granularity(&unit, &location_, CU_MEM_ALLOC_GRANULARITY_MINIMUM), "cuMemGetAllocationGranularity");
+    check_driver(driver_.granularity(&unit, &location_, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
+                 "cuMemGetAllocationGranularity");
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     size_ = (total + unit - 1) / unit * unit;
-    verify(driver_.reserve(&begin_, size_, 0, 0, 0), "cuMemAddressReserve");
+    check_driver(driver_.reserve(&begin_, size_, 0, 0, 0), "cuMemAddressReserve");
   }
   ~GrowingRange() {
     CUdeviceptr at = begin_;
@@ -144,20 +132,17 @@ class GrowingRange {
     const CUdeviceptr at = begin_ + used_;
     const CUresult mapped = driver_.map(at, bytes, 0, memory, 0);
     driver_.release(memory);  // the mapping keeps the memory; if it failed, this frees it
-    verify(mapped, "cuMemMap");
+    check_driver(mapped, "cuMemMap");
     const CUmemAccessDesc access{location_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     const CUresult opened = driver_.set_access(at, bytes, &access, 1);
     if (opened != CUDA_SUCCESS) driver_.unmap(at, bytes);
-    verify(opened, "cuMemSetAccess");
+    check_driver(opened, "cuMemSetAccess");
     pieces_.push_back(bytes);
     used_ += bytes;
     return reinterpret_cast<void*>(at);
   }
 
  private:
-  static void verify(CUresult status, const char* what) {
-    MMFREE_CHECK(DeviceError, status == CUDA_SUCCESS, "gpu: ", what, " failed with driver status ", int(status));
-  }
   const MemoryDriver driver_;
   CUmemAllocationProp location_{};
   CUdeviceptr begin_ = 0;
@@ -404,7 +389,16 @@ void SideStream::run(const std::function<void()>& work) {
 void SideStream::join() {
   Handles& h = *handles_;
   MMFREE_CHECK(Error, h.joined < h.begun, "gpu: a join without work on the side stream");
-  check(cudaStreamWaitEvent(cuda::stream(), h.ends[h.joined++]), "cudaStreamWaitEvent");
+  wait_for(h.joined++);
+}
+void SideStream::join_all() {
+  Handles& h = *handles_;
+  if (h.joined < h.begun) wait_for(h.begun - 1);
+  h.joined = h.begun;
+}
+void SideStream::wait_for(size_t run) {
+  const Handles& h = *handles_;
+  check(cudaStreamWaitEvent(cuda::stream(), h.ends[run]), "cudaStreamWaitEvent");
   check(cudaMemsetAsync(static_cast<char*>(h.word) + sizeof(int), 0, sizeof(int), cuda::stream()), "cudaMemsetAsync");
 }
 

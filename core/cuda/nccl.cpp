@@ -62,8 +62,6 @@ Nccl open_nccl() {
   find(n.recv, "ncclRecv");
   find(n.all_gather, "ncclAllGather");
   find(n.broadcast, "ncclBroadcast");
-  find(n.mem_alloc, "ncclMemAlloc", false);
-  find(n.mem_free, "ncclMemFree", false);
   int version = 0;
   if (n.problem.empty() && (n.get_version(&version) != kNcclSuccess || (version >= 10000 && version < kOldest)))
     n.problem = concat("NCCL: version ", version, " is too old; 2.7 or newer is needed");
@@ -165,17 +163,6 @@ std::string Links::new_id() {
   NcclId id = {};
   check_nccl(nccl_library().get_unique_id(&id), "a new id", nullptr);
   return std::string(id.bytes, sizeof id.bytes);
-}
-
-std::optional<Arena::Source> Links::memory() {
-  const cuda::Nccl& n = nccl_library();
-  if (!n.mem_alloc || !n.mem_free) return std::nullopt;
-  const auto obtain = [&n](size_t bytes) {
-    void* slab = nullptr;
-    cuda::stream();  // the GPU is chosen
-    return n.mem_alloc(&slab, bytes) == cuda::kNcclSuccess ? slab : nullptr;
-  };
-  return Arena::Source{Device::cuda, obtain, [&n](void* slab) { n.mem_free(slab); }};
 }
 
 Links::Links(const std::string& id, int rank, int size, int seconds) : handles_(std::make_unique<Handles>()) {

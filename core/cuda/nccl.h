@@ -31,8 +31,6 @@ struct Nccl {
   int (*recv)(void*, size_t, int type, int peer, NcclComm, cudaStream_t);
   int (*all_gather)(const void*, void*, size_t, int type, NcclComm, cudaStream_t);
   int (*broadcast)(const void*, void*, size_t, int type, int root, NcclComm, cudaStream_t);
-  int (*mem_alloc)(void**, size_t);  ///< both nullptr before version 2.19
-  int (*mem_free)(void*);
   std::string problem;  ///< why the library cannot be used; empty if it can
 };
 

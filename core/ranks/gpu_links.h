@@ -1,10 +1,8 @@
 #pragma once
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "core/arena.h"
 #include "core/ranks/transport.h"
 
 namespace mmfree::gpu {
@@ -18,10 +16,6 @@ class Links {
   static std::string problem();
   /// Names a new set of links: made by one rank, known to all before they construct theirs.
   static std::string new_id();
-
-  /// Memory that the GPUs of a machine can write for each other, in slabs that are mapped as a whole; nothing with an
-  /// NCCL that has none.
-  static std::optional<Arena::Source> memory();
 
   /// Connects all ranks' GPUs, each the one in use. Collective. @throws DeviceError, also if that takes longer than
   /// `seconds`

@@ -2,6 +2,7 @@
 #include "core/error.h"
 #include "core/gpu.h"
 #include "core/ranks/gpu_links.h"
+#include "core/ranks/gpu_peers.h"
 
 namespace mmfree::gpu {
 namespace {
@@ -14,7 +15,6 @@ struct Links::Handles {};
 
 std::string Links::problem() { return gpu::problem(); }
 std::string Links::new_id() { absent(); }
-std::optional<Arena::Source> Links::memory() { absent(); }
 Links::Links(const std::string&, int, int, int) { absent(); }
 Links::~Links() = default;
 void Links::exchange(const std::vector<Outgoing>&, const std::vector<Incoming>&) { absent(); }
@@ -22,6 +22,19 @@ void Links::all_gather(void*, size_t) { absent(); }
 void Links::all_gather(const std::vector<Span>&) { absent(); }
 std::string Links::failure() const { absent(); }
 void Links::cancel() { absent(); }
+
+struct Peers::Handles {};
+
+Arena::Source Peers::memory() { absent(); }
+std::string Peers::address(const void*) { absent(); }
+size_t Peers::bytes_of_marks(int, int) { absent(); }
+Peers::Peers(const std::vector<std::string>&, int, int, const std::string&) { absent(); }
+Peers::~Peers() = default;
+void Peers::tell(int) { absent(); }
+void Peers::await(int) { absent(); }
+void Peers::read(int, size_t, void*, size_t) { absent(); }
+void Peers::take_back() { absent(); }
+void Peers::cancel() { absent(); }
 
 }  // namespace mmfree::gpu
 #endif

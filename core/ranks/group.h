@@ -14,6 +14,10 @@
 
 namespace mmfree {
 
+namespace gpu {
+class Peers;
+}
+
 /// Where the pieces of a flat tensor begin, in elements: size() + 1 numbers that do not fall. Piece r is rank r's.
 using Bounds = std::vector<int64_t>;
 /// `count` elements in `size` pieces of which the first ones are at most one element longer.
@@ -94,10 +98,15 @@ class Group {
   /// @throws ConfigError as `require` does: NCCL is missing, or two ranks use one GPU, or the GPUs' models differ
   void use_gpu();
 
-  /// The arena for what all_to_all sends and receives in recorded steps, both: between the GPUs of a machine NCCL then
-  /// writes straight to where it is received. Tensors of it must stay where they are. Where there is no such memory,
-  /// the one of this thread.
+  /// The arena for tensors that other ranks read (see peers): of memory that other processes can open, or on the CPU
+  /// and alone the one of this thread.
   std::shared_ptr<Arena> exchange_arena(Device device) const;
+  /// Lets each rank read the others' `tensor`, of the exchange_arena and of one size, with so many marks. nullptr where
+  /// that is not possible: on the CPU, on several machines, between GPUs that CUDA does not let read each other, or
+  /// with NCCL_P2P_DISABLE=1. What it gives lives as long as the group, or until the next call.
+  gpu::Peers* open_peers(const Tensor& tensor, int marks);
+  /// Counts bytes that another way than a call of this group has brought to another rank.
+  void count_sent(uint64_t bytes);
 
   /// Unless all ranks' problems are empty, rank 0 prints the first one and whose it is. @throws ConfigError
   void require(const std::string& problem);

@@ -4,7 +4,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/arena.h"
 #include "core/ranks/gpu_links.h"
+#include "core/ranks/gpu_peers.h"
 #include "core/ranks/group.h"
 #include "core/ranks/transport.h"
 #include "core/ranks/watch.h"
@@ -18,8 +20,11 @@ struct Group::State {
   int local_rank = 0, local_size = 1, machines = 1, threads = 0;
   std::unique_ptr<Watch> watch;  ///< not there if there are no other ranks, or if they are pretended
   std::unique_ptr<Transport> transport;
-  std::shared_ptr<gpu::Links> links;  ///< a cancelling thread may outlive the group
-  std::shared_ptr<Arena> arena;       ///< of Links::memory
+  std::shared_ptr<Arena> arena;  ///< of Peers::memory
+  /// Links go first: while they wait for others, memory cannot be given back. A cancelling thread may outlive the
+  /// group.
+  std::shared_ptr<gpu::Peers> peers;
+  std::shared_ptr<gpu::Links> links;
   std::atomic<uint64_t> bytes{0};
   std::atomic<int64_t> waited_ns{0};
   bool left = false, all_left = false;  ///< this rank has said goodbye; so have all others

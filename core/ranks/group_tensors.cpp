@@ -1,10 +1,13 @@
 #include <algorithm>
-#include <set>
+#include <cstdlib>
+#include <functional>
+#include <optional>
 #include <utility>
 
 #include "core/gpu.h"
 #include "core/ranks/group.h"
 #include "core/ranks/group_state.h"
+#include "core/system/shared_file.h"
 
 namespace mmfree {
 namespace {
@@ -102,7 +105,7 @@ void Group::use_gpu() {
   std::string id = s.rank == 0 ? gpu::Links::new_id() : "";
   id = gather_texts(id)[0];
   s.links = std::make_shared<gpu::Links>(id, s.rank, s.size, int(rank_timeout().count()));
-  if (const auto memory = gpu::Links::memory()) s.arena = std::make_shared<Arena>(*memory);
+  s.arena = std::make_shared<Arena>(gpu::Peers::memory());
   s.watch->set_cancel([links = s.links] { links->cancel(); });
   // Ways are made at their first use: now, not while a step is recorded.
   Tensor from({s.size}, DType::f32, Device::cuda), to({s.size - 1}, DType::f32, Device::cuda);
@@ -118,6 +121,43 @@ void Group::use_gpu() {
 std::shared_ptr<Arena> Group::exchange_arena(Device device) const {
   return device == Device::cuda && state_->arena ? state_->arena : Arena::current(device);
 }
+
+gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
+  State& s = *state_;
+  if (!s.has_others() || tensor.device() != Device::cuda || s.machines > 1) return nullptr;
+  // One after the other: what a rank cannot do, none does.
+  std::string mine;
+  std::vector<std::string> all;
+  const auto agreed = [&](const std::function<void()>& attempt) {
+    const char* off = std::getenv("NCCL_P2P_DISABLE");
+    bool done = !off || std::string(off) != "1";
+    try {
+      if (done) attempt();
+    } catch (const Error&) {
+      done = false;
+    }
+    const std::vector<std::string> each = gather_texts(done ? "1" : "");
+    return std::count(each.begin(), each.end(), "1") == s.size;
+  };
+  std::optional<SharedFile> file;
+  const bool made = agreed([&] {
+    mine = gpu::Peers::address(tensor.raw());
+    if (s.rank == 0) file.emplace(gpu::Peers::bytes_of_marks(s.size, marks));
+  });
+  if (!made) return nullptr;
+  all = gather_texts(mine);
+  const std::string name = gather_texts(file ? file->name() : "")[0];
+  std::shared_ptr<gpu::Peers> peers;
+  if (!agreed([&] { peers = std::make_shared<gpu::Peers>(all, s.rank, marks, name); })) return nullptr;
+  s.peers = std::move(peers);
+  s.watch->set_cancel([links = s.links, peers = s.peers] {
+    links->cancel();
+    peers->cancel();
+  });
+  return s.peers.get();
+}
+
+void Group::count_sent(uint64_t bytes) { state_->bytes += bytes; }
 
 void Group::check() const {
   State& s = *state_;

@@ -49,6 +49,25 @@ TEST(Tape, RecordsOnlyWhatIsWanted) {
   EXPECT_EQ(1u, tape.size());
 }
 
+TEST(Tape, CallsWhatWaitsForItsReturnBetweenTheTwoSides) {
+  const Var x = Var::leaf(ones(2, 3));
+  bool called = false;
+  on_return([called = &called] { *called = true; });  // without a tape
+  Tape tape;
+  std::vector<double> seen;
+  const auto mark = [&] {
+    on_return([slot = x.slot().get(), to = &seen] { to->push_back(slot->written ? at(slot->grad, 0) : 0); });
+  };
+  mark();
+  const Var early = scaled(x, 2);
+  mark();
+  const Var late = scaled(x, 30);
+  mark();
+  tape.backward({early, late}, std::vector<Tensor>{ones(2, 3), ones(2, 3)});
+  EXPECT_EQ((std::vector<double>{0, 30, 32}), seen);
+  EXPECT_FALSE(called);
+}
+
 TEST(Tape, DoesNotKeepWhatBackwardDoesNotNeed) {
   const auto arena = Arena::host();
   ArenaScope scope(arena);

@@ -20,8 +20,8 @@ std::unique_ptr<Processes> start(int size, std::vector<std::string> arguments) {
   return start_ranks(By::tcp, size, arguments);
 }
 
-void expect_exchange(int size) {
-  const auto run = start(size, {"gpu_exchange"});
+void expect_exchange(int size, const std::string& scenario = "gpu_exchange") {
+  const auto run = start(size, {scenario});
   const std::vector<int> ended = run->wait(kLong);
   for (size_t r = 0; r < ended.size(); ++r) EXPECT_EQ(ended[r], 0) << "rank " << r << ": " << run->err(r);
 }
@@ -36,12 +36,24 @@ TEST(CudaRanks, four_exchange) {
   expect_exchange(4);
 }
 
+TEST(CudaRanks, two_read_each_others_memory) {
+  MMFREE_NEEDS_GPUS(2);
+  expect_exchange(2, "gpu_peers");
+}
+
+TEST(CudaRanks, four_read_each_others_memory) {
+  MMFREE_NEEDS_GPUS(4);
+  expect_exchange(4, "gpu_peers");
+}
+
 TEST(CudaRanks, of_which_one_is_killed_end_though_their_gpus_wait_for_it) {
   MMFREE_NEEDS_GPUS(2);
-  const auto run = start(2, {"gpu_end", "1"});
-  EXPECT_EQ(run->wait(kLong), (std::vector<int>{int(Exit::lost), 1000 + SIGKILL})) << run->err(0);
-  ASSERT_EQ(run->messages().size(), 1u) << run->err(0);
-  EXPECT_NE(run->messages()[0].find("rank 1 on "), std::string::npos) << run->messages()[0];
+  for (const char* wait : {"exchange", "mark"}) {
+    const auto run = start(2, {"gpu_end", "1", wait});
+    EXPECT_EQ(run->wait(kLong), (std::vector<int>{int(Exit::lost), 1000 + SIGKILL})) << run->err(0);
+    ASSERT_EQ(run->messages().size(), 1u) << run->err(0);
+    EXPECT_NE(run->messages()[0].find("rank 1 on "), std::string::npos) << run->messages()[0];
+  }
 }
 
 TEST(CudaRanks, may_not_share_a_gpu) {

@@ -80,6 +80,38 @@ TEST_P(ModelProperties, GradientsAreDerivatives) {
   }
 }
 
+TEST_P(ModelProperties, TheBackwardPassTellsWhichGradientsAreFinal) {
+  const ModelConfig& c = GetParam().config;
+  const Tensor ids = random_ids(14, c.vocab_size, 1), targets = random_ids(14, c.vocab_size, 2);
+  for (const Recompute recompute : kAllRecomputes) {
+    ParamStore params(parameter_specs(c), DType::f32);
+    const LM lm(params, c);
+    randomise(params, 11);
+    lm.requantise();
+    std::vector<size_t> order;
+    std::vector<Tensor> told;
+    const auto from = [&](size_t i) { return params.grads().slice(params.offset(i), params.size()); };
+    const Reached reached = [&](const Var& first) {
+      order.push_back(params.index(first));
+      params.finish_gradients(order.back());
+      told.push_back(from(order.back()).clone());
+    };
+    params.begin_gradients();
+    params.grads().fill_zero();
+    {
+      Tape tape;
+      tape.backward(lm.loss(ids, targets, 2, 1.0 / 14, recompute, &reached));
+    }
+    const size_t in_blocks = recompute == Recompute::full ? 1 : 2;
+    ASSERT_EQ(in_blocks * size_t(c.num_hidden_layers) + 2, order.size());
+    EXPECT_EQ(0u, order.back());
+    for (size_t k = 0; k < order.size(); ++k) {
+      EXPECT_TRUE(k == 0 || order[k] < order[k - 1]) << k;
+      EXPECT_TRUE(same_bits(told[k], from(order[k]))) << name_of(recompute) << ' ' << params.specs()[order[k]].name;
+    }
+  }
+}
+
 TEST_P(ModelProperties, AStartBetweenDocumentsGivesWhatEachGivesAlone) {
   const ModelConfig& c = GetParam().config;
   ParamStore params(parameter_specs(c), DType::f64);

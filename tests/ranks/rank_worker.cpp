@@ -11,6 +11,7 @@
 
 #include "core/gpu.h"
 #include "core/ops/elementwise.h"
+#include "core/ranks/gpu_peers.h"
 #include "core/ranks/group.h"
 #include "core/system/console.h"
 #include "core/system/report.h"
@@ -287,20 +288,78 @@ void gpu_exchange(Group& group, const Arguments&) {
   introduce(group, {});
 }
 
+/// Each reads what the others have written, as soon as they tell, recorded and replayed. Nothing is asked of GPUs that
+/// may not read each other.
+void gpu_peers(Group& group, const Arguments&) {
+  use_gpu(group);
+  const int64_t n = 1 << 20, others = group.size() - 1;
+  const Tensor shared = [&] {
+    const ArenaScope scope(group.exchange_arena(Device::cuda));
+    const Tensor before = Tensor::zeros({1000}, DType::f32, Device::cuda);  // it begins inside an allocation
+    return Tensor::zeros({2 * n}, DType::f32, Device::cuda);
+  }();
+  gpu::Peers* peers = group.open_peers(shared, 2);
+  if (!peers) return introduce(group, {});
+  Tensor mine = shared, read({2 * n * others}, DType::f32, Device::cuda),
+         signs({group.size()}, DType::f32, Device::cuda);
+  signs.fill_zero();
+  gpu::SideStream tells, reads;
+  gpu::Graph graph([&] {
+    for (const int half : {1, 0}) {
+      Tensor part = mine.slice(half * n, (half + 1) * n);
+      add(part, part, part);
+      tells.run([&] { peers->tell(half); });
+      reads.run([&] {
+        peers->await(half);
+        int64_t place = half;
+        for (int r = 0; r < group.size(); ++r) {
+          if (r == group.rank()) continue;
+          Tensor to = read.slice(place * n, (place + 1) * n);
+          peers->read(r, size_t(half * n) * sizeof(float), to.raw_mut(), size_t(to.bytes()));
+          place += 2;
+        }
+      });
+    }
+    tells.join_all();
+    reads.join_all();
+    group.all_gather(signs, even_bounds(group.size(), group.size()));
+    peers->take_back();
+    group.all_gather(signs, even_bounds(group.size(), group.size()));
+  });
+  for (int replay = 0; replay < 5; ++replay) {
+    std::vector<float> numbers, wanted;
+    for (int64_t i = 0; i < 2 * n; ++i) numbers.push_back(number_of(group.rank(), replay, i));
+    for (int r = 0; r < group.size(); ++r)
+      for (int64_t i = 0; i < 2 * n && r != group.rank(); ++i) wanted.push_back(2 * number_of(r, replay, i));
+    mine.copy_from(on(Device::cuda, numbers));
+    group.barrier();
+    if (replay % group.size() == group.rank()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    graph.launch();
+    expect(values_of(read) == wanted, "what was read of others");
+  }
+  introduce(group, {});
+}
+
 /// All ranks take the same GPU.
 void gpu_shared(Group& group, const Arguments&) {
   gpu::use(0);
   group.use_gpu();
 }
 
-/// That rank is killed while the GPUs of the others wait for it.
+/// That rank is killed while the GPUs of the others wait for it: in an exchange, or, with `mark`, until it tells one.
 void gpu_end(Group& group, const Arguments& a) {
   use_gpu(group);
+  const Tensor shared = [&] {
+    const ArenaScope scope(group.exchange_arena(Device::cuda));
+    return Tensor::zeros({1 << 20}, DType::f32, Device::cuda);
+  }();
+  gpu::Peers* peers = a.size() > 1 && a[1] == "mark" ? group.open_peers(shared, 1) : nullptr;
   if (group.rank() == std::stoi(a.at(0))) {
     std::this_thread::sleep_for(std::chrono::seconds(1));
     ::raise(SIGKILL);
   }
   Tensor all({1 << 20}, DType::f32, Device::cuda);
+  if (peers) peers->await(0);
   group.all_gather(all, even_bounds(all.size(), group.size()));
   gpu::Readback back(4);
   back.start(all.raw(), 4);
@@ -354,6 +413,7 @@ int work(int argc, char** argv) {
       {"late", late},
       {"time", time},
       {"gpu_exchange", gpu_exchange},
+      {"gpu_peers", gpu_peers},
       {"gpu_shared", gpu_shared},
       {"gpu_end", gpu_end},
       {"gpu_time", gpu_time}};

@@ -10,9 +10,7 @@
 #include <utility>
 
 #include "core/op_watch.h"
-#include "core/ops/blocks.h"
 #include "core/ops/elementwise.h"
-#include "core/ops/tree_sum.h"
 #include "core/ranks/agreement.h"
 
 namespace mmfree {
@@ -21,9 +19,12 @@ namespace mmfree {
 struct StepRunner::Gpu {
   Tensor staging;  ///< i32: tokens, targets and perhaps starts of the step after this one, as in a slot of the feed
   gpu::CopyStream copies;
-  gpu::SideStream side;
   BatchFeed::Slot* copying = nullptr;  ///< its copy to `staging` has been started
-  std::array<std::unique_ptr<gpu::Graph>, kParts> graphs;
+  struct Recorded {
+    std::unique_ptr<gpu::Graph> graph;
+    uint64_t sent = 0;  ///< bytes that a launch of it sends to other ranks
+  };
+  std::array<Recorded, kParts> recorded;
   gpu::Readback readback{(1 + kStepParams) * sizeof(double)};
   bool warm = false;  ///< a step has run kernel by kernel: libraries are loaded, algorithms chosen, memory obtained
   size_t live = 0;    ///< bytes of the arena in use when the parts were recorded
@@ -53,7 +54,8 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       micro_carried_(carried_),
       scale_({1}, DType::f64, lm.device()),
       outcome_({1 + kStepParams}, DType::f64, lm.device()),
-      losses_({config.train.batch_size / leaf_rows_}, DType::f64, lm.device()) {
+      losses_({config.train.batch_size / leaf_rows_}, DType::f64, lm.device()),
+      beside_(group.size() > 1 && lm.device() == Device::cuda && !DryRun::active()) {
   if (micro_ < rows_) {
     micro_ids_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
     micro_targets_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
@@ -64,11 +66,10 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
   if (config.train.shard == Shard::gradients && group.size() > 1 && micro_ == rows_ && leaf_rows_ == rows_)
     params_.divide_gradients();
   {
-    // Only pieces that ranks keep: NCCL was seen to stand still where it gathered whole gradients in such memory.
-    const ArenaScope exchanged(params_.share().group ? group.exchange_arena(lm.device()) : Arena::current(lm.device()));
+    const ArenaScope exchanged(group.exchange_arena(lm.device()));
     params_.begin_gradients();
-    if (params_.share().group && !params_.divides_gradients()) rooms_ = make_rooms();
   }
+  if (group.size() > 1) exchange_.emplace(params, optimizer, group, leaf_rows_ == rows_);
   optimizer_.skip_outliers(config.train.skip_outliers);
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
@@ -83,11 +84,18 @@ StepRunner::~StepRunner() = default;
 void StepRunner::each_part(const std::function<void(Part)>& run) {
   for (int64_t row = 0; row < rows_; row += micro_) {
     take_rows(row);
-    run(row % leaf_rows_ == 0 ? Part::first : Part::later);
+    run(part_of(row));
     return_state(row);
     if ((row + micro_) % leaf_rows_ == 0) end_leaf(row / leaf_rows_);
   }
   run(Part::update);
+}
+
+/// What the micro-batch of rows from `row` on is.
+StepRunner::Part StepRunner::part_of(int64_t row) const {
+  const bool first = row % leaf_rows_ == 0, last = row + micro_ == rows_;
+  if (!last || !learns_ || !exchange_ || !exchange_->reached()) return first ? Part::first : Part::later;
+  return first ? Part::only : Part::last;
 }
 
 /// Copies rows [row, row + micro) to the place of the micro-batch at work, unless that is their own.
@@ -153,122 +161,76 @@ void StepRunner::rehearse(const std::function<void(int64_t)>& next) {
 }
 
 void StepRunner::compute(Part part) {
-  if (part != Part::update) return compute_micro_batch(part == Part::first);
+  if (part != Part::update) return compute_micro_batch(part);
   Tensor loss = outcome_.slice(0, 1);
   params_.finish_gradients();
+  if (exchange_) exchange_->finish();
   if (losses_.size() > 1) {
     group_.all_gather(losses_, even_bounds(losses_.size(), group_.size()));
     sum(losses_, 1, loss);
   }
-  if (group_.size() > 1 && !params_.divides_gradients()) add_ranks(params_.grads());
+  if (exchange_) {
+    exchange_->settle();
+    exchange_->share();
+  }
   update();
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
-}
-
-/// Calls `work` beside what is computed next, until `join`, which waits for the oldest that was not joined yet. Watched
-/// steps do one after the other.
-void StepRunner::beside(const std::function<void()>& work) {
-  if (gpu_ && group_.size() > 1 && !op_watch) return gpu_->side.run(work);
-  work();
-}
-
-void StepRunner::join() {
-  if (gpu_ && group_.size() > 1 && !op_watch) gpu_->side.join();
 }
 
 /// Updates the parameters and what forward passes read of them. Part by part: while one is updated, the one before it
 /// is quantised and sent.
 void StepRunner::update() {
   optimizer_.update(outcome_.slice(0, 1), [&](size_t part) {
-    beside([&] {
+    beside_.run([&] {
       params_.share_values(part);
       lm_.requantise(part, optimizer_.abs_sums());
     });
   });
-  for (size_t part = 0; part < params_.share().part_count(); ++part) join();
+  beside_.join_all();
   lm_.finish_requantise();
 }
 
-/// The parts in which gradients are exchanged, of each rank's piece: its own if the store is divided.
-std::vector<Ranges> StepRunner::parts() const {
-  if (params_.share().group) return params_.share().parts;
-  Bounds bounds = even_bounds(params_.size() / kParamBlock, group_.size());
-  for (int64_t& b : bounds) b *= kParamBlock;
-  return {ranges_of(bounds)};
-}
-
-/// Room for a part of all other ranks' gradients, twice if there are several parts: one is added, the next one arrives.
-std::vector<Tensor> StepRunner::make_rooms() const {
-  const std::vector<Ranges> all = parts();
-  int64_t most = 0;
-  for (const Ranges& part : all) most = std::max(most, part[size_t(group_.rank())].size());
-  std::vector<Tensor> rooms;
-  while (rooms.size() < std::min<size_t>(2, all.size()))
-    rooms.emplace_back(Shape{(group_.size() - 1) * most}, params_.dtype(), params_.device());
-  return rooms;
-}
-
-/// Adds the gradients of all ranks: each is a subtree of the leaves' tree. Each rank adds a piece. Part by part: while
-/// one is added, the next one arrives.
-void StepRunner::add_ranks(const Tensor& gradients) {
-  const Share& share = params_.share();
-  const std::vector<Ranges> parts = this->parts();
-  const std::vector<Tensor> rooms = rooms_.empty() ? make_rooms() : rooms_;
-  const auto rank = size_t(group_.rank());
-  const int64_t from_others = group_.size() - 1;
-  const auto others = [&](size_t i) { return rooms[i % 2].slice(0, from_others * parts[i][rank].size()); };
-  const auto exchange = [&](size_t i) {
-    beside([&] {
-      const WatchedRange watched("send gradients");
-      Tensor to = others(i);
-      group_.all_to_all(gradients, parts[i], to);
-    });
-  };
-  Tensor& grads = params_.grads();
-  const int64_t begin = params_.divides_gradients() ? share.begin() : 0;
-  exchange(0);
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (i + 1 < parts.size()) exchange(i + 1);
-    const auto [first, last] = parts[i][rank];
-    Tensor sums = grads.slice(first - begin, last - begin);
-    join();
-    tree_sum(others(i), gradients.slice(first, last), group_.rank(), sums);
-    optimizer_.measure_gradients(i);
-  }
-  if (!share.group) group_.all_gather(grads, parts[0]);
-}
-
-void StepRunner::compute_micro_batch(bool first) {
+void StepRunner::compute_micro_batch(Part part) {
+  const bool first = part == Part::first || part == Part::only, last = part == Part::last || part == Part::only;
   if (first) params_.begin_gradients();
   Tensor loss = outcome_.slice(0, 1);
   Tape tape;
   DecodeState state = micro_carried_;  // the same tensors until the forward pass puts new ones in their place
   const Sequences sequences(micro_, micro_starts_, state.empty() ? nullptr : &state);
-  const Var part = [&] {
+  const Var share = [&] {
     const WatchedRange forward("forward");
-    return lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_);
+    return lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_, last ? exchange_->reached() : nullptr);
   }();
   {
     const WatchedRange backward("backward");
-    tape.backward(part);
+    tape.backward(share);
   }
-  if (params_.divides_gradients()) add_ranks(params_.take_gradients());
-  sum(part.value(), 1, loss, first ? 0 : 1);
+  if (last) exchange_->join();
+  if (params_.divides_gradients()) exchange_->add(params_.take_gradients());
+  sum(share.value(), 1, loss, first ? 0 : 1);
   state.for_each([&](int64_t l, size_t i, const Tensor& from) { micro_carried_.layer(l).at(i).copy_from(from); });
 }
 
 /// Runs one part of a step: recorded, once a whole step has run without, unless someone watches its ops.
 void StepRunner::play(Part part) {
-  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "update"};
+  constexpr const char* kNames[kParts] = {"first micro-batch", "later micro-batch", "last micro-batch",
+                                          "only micro-batch", "update"};
   const WatchedRange range(kNames[size_t(part)]);
   if (!gpu_ || !record_ || !gpu_->warm || op_watch) return compute(part);
-  std::unique_ptr<gpu::Graph>& graph = gpu_->graphs[size_t(part)];
+  auto& [graph, sent] = gpu_->recorded[size_t(part)];
   const size_t live = Arena::current(Device::cuda)->stats().live;
-  if (std::none_of(gpu_->graphs.begin(), gpu_->graphs.end(), [](const auto& g) { return bool(g); })) gpu_->live = live;
+  if (std::none_of(gpu_->recorded.begin(), gpu_->recorded.end(), [](const auto& r) { return bool(r.graph); }))
+    gpu_->live = live;
   MMFREE_CHECK(Error, live == gpu_->live, "step: tensors of ", int64_t(live) - int64_t(gpu_->live),
                " bytes were made since the step was recorded and would be written over; take them from an arena of "
                "their own");
-  if (!graph) graph = std::make_unique<gpu::Graph>([&] { compute(part); });
+  if (graph) {
+    group_.count_sent(sent);
+  } else {
+    const uint64_t before = group_.traffic().bytes;
+    graph = std::make_unique<gpu::Graph>([&] { compute(part); });
+    sent = group_.traffic().bytes - before;
+  }
   graph->launch();
 }
 
@@ -332,7 +294,7 @@ int64_t StepRunner::fill_inputs(int64_t step, BatchFeed& feed) {
 
 /// Calls `after_part` behind the launch of each part.
 void StepRunner::start(int64_t step, int64_t scored, const std::function<void()>& after_part) {
-  const bool learns = scored > 0;
+  const bool learns = learns_ = scored > 0;
   if (!learns && carried_.empty()) return;
   if (learns) optimizer_.begin_step(step + 1, steps_);
   fill(scale_, learns ? 1.0 / double(scored) : 0);

@@ -8,6 +8,8 @@
 #include "layers/lm.h"
 #include "optim/optimizer.h"
 #include "train/config/config.h"
+#include "train/run/beside.h"
+#include "train/run/gradient_exchange.h"
 #include "train/run/leaf_sums.h"
 
 namespace mmfree {
@@ -22,9 +24,10 @@ struct StepResult {
 
 /// Runs whole training steps: forward, backward, clip, update, requantise. A step consists of parts: the first
 /// micro-batch of each leaf, whose gradients are written, those after it, whose gradients are added, and the update.
-/// Between leaves LeafSums adds their gradients. On a GPU the first step runs kernel by kernel; in the second each kind
-/// of part is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so the same
-/// bits, without allocations or host work in between. A watched step (op_watch) runs kernel by kernel again.
+/// Between leaves LeafSums adds their gradients, and GradientExchange those of several ranks: on GPUs perhaps beside
+/// the last micro-batch, which then is a part of its own. On a GPU the first step runs kernel by kernel; in the second
+/// each kind of part is recorded as a graph, which from then on is replayed: the same kernels on the same addresses, so
+/// the same bits, without allocations or host work in between. A watched step (op_watch) runs kernel by kernel again.
 /// Results come back one step late, so that the GPU never waits for the host.
 class StepRunner {
  public:
@@ -63,27 +66,23 @@ class StepRunner {
   void rehearse(const std::function<void(int64_t times)>& next);
 
  private:
-  enum class Part { first, later, update };
-  static constexpr int kParts = 3;
+  enum class Part { first, later, last, only, update };
+  static constexpr int kParts = 5;
   struct Pending {
     int64_t step, scored;
   };
 
   void each_part(const std::function<void(Part)>& run);
   void compute(Part part);
-  void compute_micro_batch(bool first);
+  void compute_micro_batch(Part part);
   void take_rows(int64_t row);
   void return_state(int64_t row);
   void end_leaf(int64_t leaf);
   void play(Part part);
   int64_t load(int64_t step, BatchFeed& feed);
   int64_t fill_inputs(int64_t step, BatchFeed& feed);
-  std::vector<Ranges> parts() const;
-  std::vector<Tensor> make_rooms() const;
-  void add_ranks(const Tensor& gradients);
+  Part part_of(int64_t row) const;
   void update();
-  void beside(const std::function<void()>& work);
-  void join();
   void start(int64_t step, int64_t scored, const std::function<void()>& after_part);
   void finish(int64_t step, int64_t scored);
   StepResult result(const Pending& pending);
@@ -102,7 +101,9 @@ class StepRunner {
   Tensor outcome_;                                   ///< [1 + kStepParams] f64: loss, then StepParams
   Tensor losses_;                                    ///< [leaves] f64
   std::optional<LeafSums> sums_;                     ///< of this rank's leaves, if there are several
-  std::vector<Tensor> rooms_;                        ///< see make_rooms; of a divided store whose gradients are not
+  std::optional<GradientExchange> exchange_;         ///< with several ranks
+  bool learns_ = true;                               ///< the step at work has scored targets
+  Beside beside_;                                    ///< for what an update sends
   std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;

@@ -1,0 +1,60 @@
+#pragma once
+#include <array>
+#include <vector>
+
+#include "core/ranks/gpu_peers.h"
+#include "layers/step_context.h"
+#include "optim/optimizer.h"
+#include "train/run/beside.h"
+
+namespace mmfree {
+
+/// Adds the gradients of all ranks. Those of a rank are a subtree of the leaves' tree, and ranks add in that tree's
+/// order, so the bits do not depend on their number. Each rank gets its piece of the flat buffer from all others, chunk
+/// by chunk, and adds it: its own piece if the store is divided, else one as large as any.
+///
+/// GPUs that can read each other's memory do so by copy engines, beside the backward pass: as soon as it is through
+/// with some parameters, every rank tells the others, and who owns a piece of them fetches and adds it. Otherwise
+/// (NCCL, MPI, TCP) all is exchanged behind the backward pass.
+class GradientExchange {
+ public:
+  /// beside: each backward pass that calls `reached` gives the gradients of a step, whole. The store's gradients must
+  /// be allocated, in the group's exchange_arena where others are to read them. Collective, as all calls.
+  GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group, bool beside);
+
+  /// For LM::loss of the step's last micro-batch: starts to exchange what is final; null: nothing is exchanged there.
+  const Reached* reached() const { return beside_ ? &reached_ : nullptr; }
+  /// Behind that backward pass: waits for the exchange that it started.
+  void join();
+  /// Exchanges what was not yet. Afterwards this rank's piece of the store's gradients holds the sums.
+  void finish();
+  /// The same with a backward pass's gradients as a flat buffer [P], of a store that divides its own.
+  void add(const Tensor& gradients);
+  /// Behind an exchange by which all ranks know that all have finished, before another one.
+  void settle();
+  /// Of an undivided store: gives all ranks all sums.
+  void share();
+
+ private:
+  void exchange_from(size_t parameter);
+  void fetch(const Range& range, int mark, bool first);
+  void add_chunk(const Tensor& others, const Tensor& mine, const Range& range);
+  Range chunk(size_t rank, int64_t i) const;
+
+  ParamStore& params_;
+  Optimizer& optimizer_;
+  Group& group_;
+  Bounds bounds_;                ///< of the ranks' pieces
+  int64_t chunk_;                ///< elements
+  std::array<Tensor, 2> rooms_;  ///< [(R − 1) · chunk]: a chunk of all others is added, the next one arrives
+  gpu::Peers* peers_ = nullptr;  ///< null: not that way
+  bool beside_ = false;
+  Reached reached_;
+  int64_t end_;          ///< gradients from here on are exchanged or on their way
+  int mark_ = 0;         ///< the next one
+  int64_t fetched_ = 0;  ///< chunks, of this pass
+  Beside tell_, sends_;
+  std::array<Beside, 2> fetches_;  ///< of each room
+};
+
+}  // namespace mmfree
