@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/op_watch.h"
 #include "core/ops/adamw.h"
 #include "core/ops/blocks.h"
 #include "core/parallel.h"
@@ -117,17 +116,15 @@ void ParamStore::assign(size_t i, const Tensor& value) {
   if (part.size() > 0) own_part(values_, i).copy_from(value.reshape({value.size()}).slice(part.begin, part.end));
 }
 
-void ParamStore::share_values(size_t part) {
-  if (!share().group) return;
+Group::Gather ParamStore::offer_values(size_t part) {
   const Range mine = read_parts_[part][size_t(share().group->rank())];
   const int64_t begin = mine.begin / kParamBlock, end = mine.end / kParamBlock;
   copy_blocks(values_, read_blocks_.slice(begin, end), read_, places_.slice(begin, end));
-  const WatchedRange watched("gather values");
-  share().group->all_gather(read_, read_parts_[part]);
+  return {read_, read_parts_[part]};
 }
 
 void ParamStore::share_values() {
-  for (size_t i = 0; i < share().part_count(); ++i) share_values(i);
+  for (size_t i = 0; share().group && i < share().part_count(); ++i) share().group->all_gather({offer_values(i)});
 }
 
 void ParamStore::initialise(uint64_t seed) {

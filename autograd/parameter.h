@@ -85,10 +85,11 @@ class ParamStore {
   bool is_read(size_t i) const { return share().group && division_.read[i]; }
   /// Sets what the store holds of parameter i. `value`: in its shape, of any device.
   void assign(size_t i, const Tensor& value);
-  /// Gives all ranks the owners' values of the parameters that forward passes read: those in part i of all pieces, or
-  /// all. Collective if the store is divided.
-  void share_values(size_t part);
+  /// Gives all ranks the owners' values of the parameters that forward passes read. Collective if the store is divided.
   void share_values();
+  /// Of a divided store: puts those in part i of this rank's piece where all read them, and gives what the ranks then
+  /// have to gather.
+  Group::Gather offer_values(size_t part);
 
   /// Starts a step: the next backward pass overwrites the gradients, later ones add to them.
   void begin_gradients();

@@ -94,19 +94,24 @@ LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, Backw
 }
 
 void LM::requantise(const Tensor& abs_sums) const {
-  for (size_t part = 0; part < params_.share().part_count(); ++part) requantise(part, abs_sums);
-  finish_requantise();
+  for (size_t part = 0; shared_ && part < params_.share().part_count(); ++part) {
+    params_.share().group->all_gather(offer_codes(part, abs_sums));
+    take_codes(part);
+  }
+  if (!ternary_.empty()) ternary_quantise_flat(params_.values(), abs_sums, ternary_);
+  round_others();
 }
 
-void LM::requantise(size_t part, const Tensor& abs_sums) const {
-  if (shared_)
-    shared_->make(part, params_.values(), abs_sums.defined() ? params_.share().my_blocks(abs_sums) : abs_sums);
-  else if (!ternary_.empty())
-    ternary_quantise_flat(params_.values(), abs_sums, ternary_);
+std::vector<Group::Gather> LM::offer_codes(size_t part, const Tensor& abs_sums) const {
+  if (!shared_) return {};
+  return shared_->offer(part, params_.values(), abs_sums.defined() ? params_.share().my_blocks(abs_sums) : abs_sums);
 }
 
-void LM::finish_requantise() const {
-  if (shared_) shared_->share_scales();
+void LM::take_codes(size_t part) const {
+  if (shared_) shared_->take(part);
+}
+
+void LM::round_others() const {
   for (const BitLinear* p : projections_) p->round();
 }
 

@@ -57,10 +57,12 @@ class LM {
   /// matrices of its piece, and sends the others their codes and scales: then collective. `abs_sums` as
   /// Optimizer::abs_sums, or undefined.
   void requantise(const Tensor& abs_sums = Tensor()) const;
-  /// The same in steps: the matrices in each part of a divided store's pieces (without one: part 0 is all), then what
-  /// follows. The parts' abs_sums must be there, and for the last step all values that forward passes read.
-  void requantise(size_t part, const Tensor& abs_sums) const;
-  void finish_requantise() const;
+  /// The same of a divided store in steps, for each part of the ranks' pieces: computes this rank's ternary matrices in
+  /// it and gives what the ranks then have to gather; puts in place what they have gathered. The part's abs_sums must
+  /// be there. Then, when all values that forward passes read are there, what follows from these.
+  std::vector<Group::Gather> offer_codes(size_t part, const Tensor& abs_sums) const;
+  void take_codes(size_t part) const;
+  void round_others() const;
   void for_each_projection(const std::function<void(const BitLinear&)>& visit) const {
     for (const BitLinear* p : projections_) visit(*p);
   }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "core/op_watch.h"
 #include "core/ops/code_bits.h"
 
 namespace mmfree {
@@ -29,8 +28,10 @@ SharedCodes::SharedCodes(const Share& share, const std::vector<TernaryJob>& matr
   int64_t bytes = 0;
   for (const Ranges& part : share.parts) {
     code_bounds_.push_back({bytes});
+    scale_pieces_.emplace_back();
     for (const Range& range : part) {
       const Range in_it = matrices_in(matrices, range);
+      scale_pieces_.back().push_back(in_it);
       for (int64_t i = in_it.begin; i < in_it.end; ++i) {
         begins[size_t(i)] = bytes;
         bytes += (matrices[size_t(i)].out.codes.bytes() + kAlign - 1) / kAlign * kAlign;
@@ -38,7 +39,6 @@ SharedCodes::SharedCodes(const Share& share, const std::vector<TernaryJob>& matr
       code_bounds_.back().push_back(bytes);
     }
   }
-  for (const Range& piece : ranges_of(share.bounds)) scale_pieces_.push_back(matrices_in(matrices, piece));
   codes_ = Tensor::zeros({bytes}, any.codes.dtype(), device);
   if (device == Device::cuda) packed_ = Tensor({bytes / 4}, DType::u8, device);
   scales_ = Tensor({int64_t(matrices.size())}, any.scale.dtype(), device);
@@ -56,38 +56,27 @@ SharedCodes::SharedCodes(const Share& share, const std::vector<TernaryJob>& matr
   }
 }
 
-void SharedCodes::make(size_t part, const Tensor& values, const Tensor& abs_sums) {
+std::vector<Group::Gather> SharedCodes::offer(size_t part, const Tensor& values, const Tensor& abs_sums) {
   if (!mine_[part].empty()) ternary_quantise_flat(values, abs_sums, mine_[part]);
-  gather(part);
-}
-
-void SharedCodes::gather(size_t part) {
+  const Group::Gather scales{scales_, scale_pieces_[part]};
+  if (!packed_.defined()) return {{codes_, ranges_of(code_bounds_[part])}, scales};
   const Bounds& bounds = code_bounds_[part];
-  const int64_t begin = bounds.front(), end = bounds.back();
-  if (begin == end) return;
-  const auto quarter = [](int64_t at) { return at / 4; };
-  Bounds sent;
-  for (const int64_t at : bounds) sent.push_back(at - begin);
-  if (!packed_.defined()) {
-    Tensor codes = codes_.slice(begin, end);
-    const WatchedRange watched("gather codes");
-    return share_.group->all_gather(codes, sent);
-  }
+  Ranges quarters;
+  for (const Range& piece : ranges_of(bounds)) quarters.push_back({piece.begin / 4, piece.end / 4});
   const auto rank = size_t(share_.group->rank());
-  const int64_t first = bounds[rank], last = bounds[rank + 1];
-  Tensor mine = packed_.slice(quarter(first), quarter(last)), all = packed_.slice(quarter(begin), quarter(end));
-  pack_codes(codes_.slice(first, last), mine);
-  std::transform(sent.begin(), sent.end(), sent.begin(), quarter);
-  {
-    const WatchedRange watched("gather codes");
-    share_.group->all_gather(all, sent);
-  }
-  for (const Range& others : {Range{begin, first}, Range{last, end}}) {
-    Tensor codes = codes_.slice(others.begin, others.end);
-    unpack_codes(packed_.slice(quarter(others.begin), quarter(others.end)), codes);
-  }
+  Tensor mine = packed_.slice(quarters[rank].begin, quarters[rank].end);
+  pack_codes(codes_.slice(bounds[rank], bounds[rank + 1]), mine);
+  return {{packed_, quarters}, scales};
 }
 
-void SharedCodes::share_scales() { share_.group->all_gather(scales_, scale_pieces_); }
+void SharedCodes::take(size_t part) {
+  if (!packed_.defined()) return;
+  const Bounds& bounds = code_bounds_[part];
+  const auto rank = size_t(share_.group->rank());
+  for (const Range& others : {Range{bounds.front(), bounds[rank]}, Range{bounds[rank + 1], bounds.back()}}) {
+    Tensor codes = codes_.slice(others.begin, others.end);
+    unpack_codes(packed_.slice(others.begin / 4, others.end / 4), codes);
+  }
+}
 
 }  // namespace mmfree

@@ -42,7 +42,7 @@ Tensor Optimizer::my_gradients() const {
 void Optimizer::begin_update(const Tensor& loss) {
   const Share& share = params_.share();
   if (!share.group) return adamw_begin(params_.grads(), step_, sums_, loss);
-  share.gather_blocks(squares_);
+  share.gather_blocks({squares_});
   adamw_begin_blocks(squares_, step_, sums_, loss);
 }
 
@@ -55,8 +55,8 @@ void Optimizer::measure_gradients(const Range& range) {
 }
 
 void Optimizer::share_sums() {
-  for (int64_t row = 0; row < 2; ++row)
-    params_.share().gather_blocks(sums_.slice(row, row + 1).reshape({sums_.cols()}));
+  const auto row = [&](int64_t i) { return sums_.slice(i, i + 1).reshape({sums_.cols()}); };
+  params_.share().gather_blocks({row(0), row(1)});
 }
 
 void Optimizer::begin_step(int64_t step, int64_t steps) {

@@ -450,7 +450,9 @@ Graph::Graph(const std::function<void()>& work) : handles_(std::make_unique<Hand
     throw;
   }
   check(cudaStreamEndCapture(cuda::stream(), &handles_->graph), "cudaStreamEndCapture");
-  check(cudaGraphInstantiate(&handles_->executable, handles_->graph, 0), "cudaGraphInstantiate");
+  // Without the flag the side stream's kernels would wait until those of the compute stream leave room.
+  check(cudaGraphInstantiate(&handles_->executable, handles_->graph, cudaGraphInstantiateFlagUseNodePriority),
+        "cudaGraphInstantiate");
 }
 Graph::~Graph() = default;
 void Graph::launch() { check(cudaGraphLaunch(handles_->executable, cuda::stream()), "cudaGraphLaunch"); }

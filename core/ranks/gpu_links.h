@@ -25,14 +25,12 @@ class Links {
 
   /// Device memory; at most one piece of each kind per rank, and none of this one's. @throws DeviceError
   void exchange(const std::vector<Outgoing>&, const std::vector<Incoming>&);
-  /// size pieces of `bytes` in the order of ranks; this rank's, which is in its place, goes to all. @throws DeviceError
-  void all_gather(void* all, size_t bytes);
   struct Span {
     void* data;
     size_t bytes;
   };
-  /// The ranks' pieces, wherever they are and of any size; this rank's goes to all. @throws DeviceError
-  void all_gather(const std::vector<Span>& pieces);
+  /// Of each list: the ranks' pieces, wherever they are and of any size; this rank's goes to all. @throws DeviceError
+  void all_gather(const std::vector<std::vector<Span>>& lists);
 
   /// What has gone wrong since, in one line; empty if nothing. Any thread.
   std::string failure() const;

@@ -88,9 +88,14 @@ class Group {
   /// Piece p of `from` goes to rank p. to: what comes from the other ranks, in their order, (size() − 1) · (elements of
   /// my piece). @throws ShapeError, DTypeError, DeviceError, LostRank
   void all_to_all(const Tensor& from, const Ranges& pieces, Tensor& to);
-  /// Piece r of `all` is rank r's at first and everybody's afterwards.
-  void all_gather(Tensor& all, const Ranges& pieces);
-  void all_gather(Tensor& all, const Bounds& bounds) { all_gather(all, ranges_of(bounds)); }
+  /// Piece r of each `all` is rank r's at first and everybody's afterwards.
+  struct Gather {
+    Tensor all;
+    Ranges pieces;
+  };
+  void all_gather(const std::vector<Gather>& gathers);
+  void all_gather(const Tensor& all, const Ranges& pieces) { all_gather({{all, pieces}}); }
+  void all_gather(const Tensor& all, const Bounds& bounds) { all_gather(all, ranges_of(bounds)); }
 
   /// The GPU for this rank, for gpu::use: the one of its number on this machine, or the only one that it sees.
   int gpu_index() const;

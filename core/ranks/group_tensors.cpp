@@ -48,31 +48,28 @@ void Group::all_to_all(const Tensor& from, const Ranges& pieces, Tensor& to) {
       copy_bytes(target + place.at, to.device(), from.raw() + out[size_t(s.rank)].at, from.device(), place.bytes);
 }
 
-void Group::all_gather(Tensor& all, const Ranges& pieces) {
+void Group::all_gather(const std::vector<Gather>& gathers) {
   State& s = *state_;
-  const int64_t unit = size_of(all.dtype());
-  check_pieces("ranks: all_gather", pieces, s.size, all.size());
-  if (!s.has_others()) return;
-  std::vector<State::Part> in;
-  for (const Range& piece : pieces) in.push_back({size_t(piece.begin * unit), size_t(piece.size() * unit)});
-  char* data = all.raw_mut();
-  const State::Part& mine = in[size_t(s.rank)];
-  if (all.device() == Device::cpu) {
-    const std::vector<State::Part> out(size_t(s.size), mine);
-    return s.exchange_parts(data, out, data, in);
+  std::vector<std::vector<gpu::Links::Span>> lists;  // of those on the GPU
+  for (const auto& [all, pieces] : gathers) {
+    check_pieces("ranks: all_gather", pieces, s.size, all.size());
+    if (!s.has_others()) continue;
+    const int64_t unit = size_of(all.dtype());
+    char* data = Tensor(all).raw_mut();
+    const Range& mine = pieces[size_t(s.rank)];
+    if (all.device() == Device::cpu) {
+      std::vector<State::Part> in;
+      for (const Range& piece : pieces) in.push_back({size_t(piece.begin * unit), size_t(piece.size() * unit)});
+      const std::vector<State::Part> out(size_t(s.size), in[size_t(s.rank)]);
+      s.exchange_parts(data, out, data, in);
+    } else if (!DryRun::active()) {
+      lists.emplace_back();
+      for (const Range& piece : pieces)
+        lists.back().push_back({data + piece.begin * unit, size_t(piece.size() * unit)});
+      s.bytes += uint64_t(mine.size() * unit) * uint64_t(s.size - 1);
+    }
   }
-  if (DryRun::active()) return;
-  const auto follows = [&](const State::Part& p) {
-    return p.bytes == in[0].bytes && p.at == in[0].at + size_t(&p - in.data()) * p.bytes;
-  };
-  if (std::all_of(in.begin(), in.end(), follows)) {
-    s.links_of_gpu().all_gather(data + in[0].at, mine.bytes);
-  } else {
-    std::vector<gpu::Links::Span> spans;
-    for (const State::Part& p : in) spans.push_back({data + p.at, p.bytes});
-    s.links_of_gpu().all_gather(spans);
-  }
-  s.bytes += mine.bytes * size_t(s.size - 1);
+  if (!lists.empty()) s.links_of_gpu().all_gather(lists);
 }
 
 gpu::Links& Group::State::links_of_gpu() const {

@@ -28,11 +28,13 @@ struct Share {
     return group ? per_block.slice(begin() / kParamBlock, end(0) / kParamBlock) : per_block;
   }
   /// Each rank's piece of `per_block`, [P / kParamBlock], becomes everybody's.
-  void gather_blocks(Tensor per_block) const {
+  void gather_blocks(const std::vector<Tensor>& per_block) const {
     if (!group) return;
     Bounds blocks = bounds;
     for (int64_t& b : blocks) b /= kParamBlock;
-    group->all_gather(per_block, blocks);
+    std::vector<Group::Gather> gathers;
+    for (const Tensor& t : per_block) gathers.push_back({t, ranges_of(blocks)});
+    group->all_gather(gathers);
   }
 };
 

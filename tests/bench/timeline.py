@@ -170,11 +170,11 @@ def print_tables(ranks):
 
 
 def merged(activities, least):
-    """Rectangles (start, end, kind). With a `least` neighbours closer than 20 us, of one kind or shorter than that, are
-    one, of the kind that has most of the time."""
+    """Rectangles (start, end, kind). With a `least` neighbours closer than that or 20 us, of one kind or shorter than that,
+    are one, of the kind that has most of the time."""
     out = []
     for a in activities:
-        if out and least is not None and a.start - out[-1][1] < 20000 and (
+        if out and least is not None and a.start - out[-1][1] < max(20000, least) and (
                 out[-1][2].most_common(1)[0][0] == a.kind or min(a.end - a.start, out[-1][1] - out[-1][0]) < least):
             out[-1][1] = max(out[-1][1], a.end)
             out[-1][2][a.kind] += a.end - a.start

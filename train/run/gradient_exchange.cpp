@@ -18,6 +18,13 @@ Bounds pieces_of(const ParamStore& params, const Group& group) {
   return bounds;
 }
 
+/// Almost equal shares of a range, of whole blocks.
+Ranges shares_of(const Range& range, int ranks) {
+  Ranges shares = ranges_of(even_bounds(range.size() / kParamBlock, ranks));
+  for (Range& share : shares) share = {range.begin + share.begin * kParamBlock, range.begin + share.end * kParamBlock};
+  return shares;
+}
+
 int64_t largest(const Bounds& bounds) {
   int64_t most = 0;
   for (const Range& piece : ranges_of(bounds)) most = std::max(most, piece.size());
@@ -32,12 +39,12 @@ GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Gro
       group_(group),
       bounds_(pieces_of(params, group)),
       chunk_(std::min(kChunk, largest(bounds_))),
-      reached_([this](const Var& first) { exchange_from(params_.index(first)); }),
+      reached_([this](const Var& first) { exchange_from(params_.index(first), params_.index(first) == 0); }),
       end_(params.size()),
       tell_(params.device() == Device::cuda && !DryRun::active()),
       sends_(tell_.on()),
-      fetches_{Beside(tell_.on()), Beside(tell_.on())} {
-  if (!params.divides_gradients()) peers_ = group.open_peers(params.grads(), int(params.specs().size()));
+      ways_{Beside(tell_.on()), Beside(tell_.on())} {
+  if (!params.divides_gradients()) peers_ = group.open_peers(params.grads(), int(params.specs().size() + ways_.size()));
   beside_ = beside && peers_;
   for (Tensor& room : rooms_) room = Tensor({(group.size() - 1) * chunk_}, params.dtype(), params.device());
 }
@@ -48,33 +55,69 @@ Range GradientExchange::chunk(size_t rank, int64_t i) const {
   return {begin, std::min(begin + chunk_, end)};
 }
 
-/// Gradients of parameters from this one on are final.
-void GradientExchange::exchange_from(size_t parameter) {
+/// What of a range lies in this rank's piece.
+Range GradientExchange::own_part(const Range& range) const {
+  const auto rank = size_t(group_.rank());
+  const int64_t begin = std::max(range.begin, bounds_[rank]);
+  return {begin, std::max(begin, std::min(range.end, bounds_[rank + 1]))};
+}
+
+/// Gradients of parameters from this one on are final. by_shares: nothing hides their exchange.
+void GradientExchange::exchange_from(size_t parameter, bool by_shares) {
   const WatchedRange watched("send gradients");
-  const int64_t begin = params_.offset(parameter), end = std::exchange(end_, begin);
+  const int64_t begin = params_.offset(parameter);
+  const Range span{begin, std::exchange(end_, begin)};
   params_.finish_gradients(parameter);
   const int mark = mark_++;
   tell_.run([&] { peers_->tell(mark); });
-  const auto rank = size_t(group_.rank());
-  const int64_t first = std::max(begin, bounds_[rank]), last = std::min(end, bounds_[rank + 1]);
-  for (int64_t at = first; at < last; at += chunk_)
-    fetch({at, std::min(at + chunk_, last)}, mark, at < first + int64_t(rooms_.size()) * chunk_);
+  if (!by_shares) return add_from(own_part(span), mark);
+  add_from(shares_of(span, group_.size())[size_t(group_.rank())], mark);
+  take_shares(span, mark);
 }
 
-/// awaits: `mark` was not awaited on this way yet.
-void GradientExchange::fetch(const Range& range, int mark, bool awaits) {
-  const auto way = size_t(fetched_++) % rooms_.size();
-  fetches_[way].run([&] {
-    if (awaits) peers_->await(mark);
-    const int64_t unit = size_of(params_.dtype()), n = range.size();
+void GradientExchange::in_chunks(const Range& range, const std::function<void(size_t, bool, const Range&)>& run) {
+  for (int64_t at = range.begin, i = 0; at < range.end; at += chunk_, ++i) {
+    const size_t way = size_t(i) % ways_.size();
+    ways_[way].run([&] { run(way, size_t(i) < ways_.size(), {at, std::min(at + chunk_, range.end)}); });
+  }
+}
+
+/// Fetches a range of all others, when they have told the mark, and adds it.
+void GradientExchange::add_from(const Range& range, int mark) {
+  in_chunks(range, [&](size_t way, bool first, const Range& chunk) {
+    if (first) peers_->await(mark);
+    const int64_t unit = size_of(params_.dtype()), n = chunk.size();
     char* room = rooms_[way].raw_mut();
     for (int k = 1; k < group_.size(); ++k) {
       const int from = (group_.rank() + k) % group_.size(), place = from - (from > group_.rank());
-      peers_->read(from, size_t(range.begin * unit), room + place * n * unit, size_t(n * unit));
+      peers_->read(from, size_t(chunk.begin * unit), room + place * n * unit, size_t(n * unit));
     }
     group_.count_sent(size_t(n * unit) * size_t(group_.size() - 1));
-    add_chunk(rooms_[way], params_.grads(), range);
+    add_chunk(rooms_[way], params_.grads(), chunk);
   });
+}
+
+/// Behind the sum of this rank's share of a span: fetches the sums of the others' shares that lie in its piece. The
+/// chunks of a share are told way by way, with marks behind `mark`.
+void GradientExchange::take_shares(const Range& span, int mark) {
+  for (size_t way = 0; way < ways_.size(); ++way) {
+    const int told = mark_++;
+    ways_[way].run([&] { peers_->tell(told); });
+  }
+  const Ranges shares = shares_of(span, group_.size());
+  for (size_t r = 0; r < shares.size(); ++r) {
+    if (int(r) == group_.rank()) continue;
+    in_chunks(shares[r], [&](size_t way, bool first, const Range& chunk) {
+      if (first) peers_->await(mark + 1 + int(way));
+      const Range mine = own_part(chunk);
+      if (mine.size() == 0) return;
+      const int64_t unit = size_of(params_.dtype());
+      Tensor to = params_.grads().slice(mine.begin, mine.end);
+      peers_->read(int(r), size_t(mine.begin * unit), to.raw_mut(), size_t(to.bytes()));
+      group_.count_sent(size_t(to.bytes()));
+      optimizer_.measure_gradients(mine);
+    });
+  }
 }
 
 /// others: that range of all other ranks, at its front. mine: flat, [P].
@@ -83,21 +126,21 @@ void GradientExchange::add_chunk(const Tensor& others, const Tensor& mine, const
   Tensor sums = params_.grads().slice(range.begin - begin, range.end - begin);
   tree_sum(others.slice(0, (group_.size() - 1) * range.size()), mine.slice(range.begin, range.end), group_.rank(),
            sums);
-  optimizer_.measure_gradients(range);
+  if (const Range own = own_part(range); own.size() > 0) optimizer_.measure_gradients(own);
 }
 
 void GradientExchange::join() {
   if (!beside_) return;
   tell_.join_all();
-  for (Beside& way : fetches_) way.join_all();
+  for (Beside& way : ways_) way.join_all();
 }
 
 void GradientExchange::finish() {
   if (params_.divides_gradients() || beside_) return;
   if (!peers_) return add(params_.grads());
-  exchange_from(0);
+  exchange_from(0, false);
   tell_.join_all();
-  for (Beside& way : fetches_) way.join_all();
+  for (Beside& way : ways_) way.join_all();
 }
 
 void GradientExchange::add(const Tensor& gradients) {
@@ -123,7 +166,6 @@ void GradientExchange::add(const Tensor& gradients) {
 void GradientExchange::settle() {
   end_ = params_.size();
   mark_ = 0;
-  fetched_ = 0;
   if (peers_) peers_->take_back();
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <array>
+#include <functional>
 #include <vector>
 
 #include "core/ranks/gpu_peers.h"
@@ -14,8 +15,9 @@ namespace mmfree {
 /// by chunk, and adds it: its own piece if the store is divided, else one as large as any.
 ///
 /// GPUs that can read each other's memory do so by copy engines, beside the backward pass: as soon as it is through
-/// with some parameters, every rank tells the others, and who owns a piece of them fetches and adds it. Otherwise
-/// (NCCL, MPI, TCP) all is exchanged behind the backward pass.
+/// with some parameters, every rank tells the others, and who owns a piece of them fetches and adds it. What is final
+/// last, such as the embedding's, nothing hides: each rank adds a share of it, from which the owners fetch the sums.
+/// Otherwise (NCCL, MPI, TCP) all is exchanged behind the backward pass.
 class GradientExchange {
  public:
   /// beside: each backward pass that calls `reached` gives the gradients of a step, whole. The store's gradients must
@@ -36,8 +38,11 @@ class GradientExchange {
   void share();
 
  private:
-  void exchange_from(size_t parameter);
-  void fetch(const Range& range, int mark, bool first);
+  void exchange_from(size_t parameter, bool by_shares);
+  void add_from(const Range& range, int mark);
+  void take_shares(const Range& span, int mark);
+  void in_chunks(const Range& range, const std::function<void(size_t way, bool first, const Range& chunk)>& run);
+  Range own_part(const Range& range) const;
   void add_chunk(const Tensor& others, const Tensor& mine, const Range& range);
   Range chunk(size_t rank, int64_t i) const;
 
@@ -50,11 +55,10 @@ class GradientExchange {
   gpu::Peers* peers_ = nullptr;  ///< null: not that way
   bool beside_ = false;
   Reached reached_;
-  int64_t end_;          ///< gradients from here on are exchanged or on their way
-  int mark_ = 0;         ///< the next one
-  int64_t fetched_ = 0;  ///< chunks, of this pass
+  int64_t end_;   ///< gradients from here on are exchanged or on their way
+  int mark_ = 0;  ///< the next one
   Beside tell_, sends_;
-  std::array<Beside, 2> fetches_;  ///< of each room
+  std::array<Beside, 2> ways_;  ///< of each room, what is fetched and added there
 };
 
 }  // namespace mmfree

@@ -1,6 +1,7 @@
 #include "train/run/shards.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 #include <string>
 
@@ -48,7 +49,7 @@ Division divide(const ModelConfig& model, Group& group, Shard shard) {
     return (role == ParamRole::embedding || role == ParamRole::head) && ternary.count(specs[i].name) == 0;
   };
   const Bounds bounds = owner_bounds(specs, group.size(), divisible);
-  division.share = {&group, bounds, owner_parts(specs, bounds, kUpdateParts, divisible)};
+  division.share = {&group, bounds, owner_parts(specs, bounds, std::getenv("PARTS") ? std::atoi(std::getenv("PARTS")) : kUpdateParts, divisible)};
   return division;
 }
 

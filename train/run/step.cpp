@@ -177,17 +177,27 @@ void StepRunner::compute(Part part) {
   outcome_.slice(1, 1 + kStepParams).copy_from(optimizer_.step());
 }
 
-/// Updates the parameters and what forward passes read of them. Part by part: while one is updated, the one before it
-/// is quantised and sent.
+/// Updates the parameters and what forward passes read of them. Of a divided store part by part: while one is updated,
+/// the one before it is quantised and sent.
 void StepRunner::update() {
-  optimizer_.update(outcome_.slice(0, 1), [&](size_t part) {
+  const Tensor loss = outcome_.slice(0, 1);
+  if (!params_.share().group) {
+    optimizer_.update(loss);
+    return lm_.requantise(optimizer_.abs_sums());
+  }
+  optimizer_.update(loss, [&](size_t part) {
     beside_.run([&] {
-      params_.share_values(part);
-      lm_.requantise(part, optimizer_.abs_sums());
+      std::vector<Group::Gather> gathers = lm_.offer_codes(part, optimizer_.abs_sums());
+      gathers.push_back(params_.offer_values(part));
+      {
+        const WatchedRange watched("gather parameters");
+        group_.all_gather(gathers);
+      }
+      lm_.take_codes(part);
     });
   });
   beside_.join_all();
-  lm_.finish_requantise();
+  lm_.round_others();
 }
 
 void StepRunner::compute_micro_batch(Part part) {

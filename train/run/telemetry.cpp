@@ -142,7 +142,7 @@ std::vector<double> Telemetry::block_squares() const {
   const Share& share = params_.share();
   Tensor squares({params_.size() / kParamBlock}, DType::f64, lm_.device()), mine = share.my_blocks(squares);
   squares_of_blocks(optimizer_.my_gradients(), mine);
-  share.gather_blocks(squares);
+  share.gather_blocks({squares});
   if (!leads_) return {};
   const Tensor host = squares.to(Device::cpu);
   return {host.data<double>(), host.data<double>() + host.size()};
