@@ -110,6 +110,8 @@ class Group {
   /// that is not possible: on the CPU, on several machines, between GPUs that CUDA does not let read each other, or
   /// with NCCL_P2P_DISABLE=1. What it gives lives as long as the group, or until the next call.
   gpu::Peers* open_peers(const Tensor& tensor, int marks);
+  /// Why the last open_peers was not possible between the GPUs of one machine, in one line; else empty.
+  std::string peers_problem() const;
   /// Counts bytes that another way than a call of this group has brought to another rank.
   void count_sent(uint64_t bytes);
 

@@ -24,6 +24,7 @@ struct Group::State {
   /// Links go first: while they wait for others, memory cannot be given back. A cancelling thread may outlive the
   /// group.
   std::shared_ptr<gpu::Peers> peers;
+  std::string peers_problem;
   std::shared_ptr<gpu::Links> links;
   std::atomic<uint64_t> bytes{0};
   std::atomic<int64_t> waited_ns{0};

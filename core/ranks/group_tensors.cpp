@@ -122,30 +122,32 @@ std::shared_ptr<Arena> Group::exchange_arena(Device device) const {
 gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
   State& s = *state_;
   if (!s.has_others() || tensor.device() != Device::cuda || s.machines > 1) return nullptr;
-  // One after the other: what a rank cannot do, none does.
-  std::string mine;
-  std::vector<std::string> all;
-  const auto agreed = [&](const std::function<void()>& attempt) {
-    const char* off = std::getenv("NCCL_P2P_DISABLE");
-    bool done = !off || std::string(off) != "1";
+  // One thing after the other: what one rank cannot do, none does.
+  const auto all_can = [&](const std::function<void()>& attempt) {
+    std::string problem;
     try {
-      if (done) attempt();
-    } catch (const Error&) {
-      done = false;
+      const char* off = std::getenv("NCCL_P2P_DISABLE");
+      MMFREE_CHECK(Error, !off || std::string(off) != "1", "NCCL_P2P_DISABLE=1 is set");
+      attempt();
+    } catch (const Error& e) {
+      problem = e.what();
     }
-    const std::vector<std::string> each = gather_texts(done ? "1" : "");
-    return std::count(each.begin(), each.end(), "1") == s.size;
+    for (const std::string& p : gather_texts(problem))
+      if (s.peers_problem.empty()) s.peers_problem = p;
+    return s.peers_problem.empty();
   };
+  s.peers_problem.clear();
+  std::string mine;
   std::optional<SharedFile> file;
-  const bool made = agreed([&] {
+  const bool offered = all_can([&] {
     mine = gpu::Peers::address(tensor.raw());
     if (s.rank == 0) file.emplace(gpu::Peers::bytes_of_marks(s.size, marks));
   });
-  if (!made) return nullptr;
-  all = gather_texts(mine);
+  if (!offered) return nullptr;
+  const std::vector<std::string> addresses = gather_texts(mine);
   const std::string name = gather_texts(file ? file->name() : "")[0];
   std::shared_ptr<gpu::Peers> peers;
-  if (!agreed([&] { peers = std::make_shared<gpu::Peers>(all, s.rank, marks, name); })) return nullptr;
+  if (!all_can([&] { peers = std::make_shared<gpu::Peers>(addresses, s.rank, marks, name); })) return nullptr;
   s.peers = std::move(peers);
   s.watch->set_cancel([links = s.links, peers = s.peers] {
     links->cancel();
@@ -153,6 +155,8 @@ gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
   });
   return s.peers.get();
 }
+
+std::string Group::peers_problem() const { return state_->peers_problem; }
 
 void Group::count_sent(uint64_t bytes) { state_->bytes += bytes; }
 

@@ -2,9 +2,8 @@
 //   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (auto), micro (BATCH),
 //   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
 //   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
-//   heads of 64, bf16 products), profile (0; 1: a table of where the steps' time goes, op by op; on a GPU, after the
-//   timed steps, where that of an update goes), leaves
-//   (0: the number of ranks), shard (none).
+//   heads of 64, bf16 products), profile (0; 1: on the CPU a table of where the steps' time goes, op by op; for a GPU
+//   see timeline.py and profile.py), leaves (0: the number of ranks), shard (none).
 // Started as several ranks, each has BATCH sequences, and rank 0 prints the tokens of all.
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, loss and gradient norm of the last step in full, so that
@@ -30,7 +29,6 @@
 #include "optim/optimizer.h"
 #include "tests/bench/sizes.h"
 #include "tests/bench/step_profile.h"
-#include "tests/bench/update_profile.h"
 #include "train/run/compute_target.h"
 #include "train/run/recompute.h"
 #include "train/run/shards.h"
@@ -63,19 +61,6 @@ long page_faults() {
 }
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-/// Prints where the time of updates goes; rank 0's.
-void profile_updates(StepRunner& runner, const Group& group, int64_t first, int64_t targets) {
-  constexpr int kSteps = 3;
-  UpdateProfile watch(group);
-  op_watch = &watch;
-  for (int64_t s = first; s < first + kSteps; ++s) {
-    runner.launch(s, targets);
-    gpu::synchronize();
-  }
-  op_watch = nullptr;
-  if (group.rank() == 0) watch.print(kSteps);
-}
 
 int run(int argc, char** argv) {
   const auto program = Clock::now();
@@ -168,7 +153,6 @@ int run(int argc, char** argv) {
   ArenaStats memory = Arena::current(target.device)->stats();
   if (const auto other = group->exchange_arena(target.device); other != Arena::current(target.device))
     memory.peak += other->stats().peak, memory.reserved += other->stats().reserved;
-  if (gpu && keys["profile"] == "1") profile_updates(runner, *group, warmup + steps, targets);
   double floor = 0;
   if (!gpu && keys["profile"] == "1")
     floor = profile.print(steps, std::accumulate(times.begin(), times.end(), 0.0),

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <random>
+#include <tuple>
 
+#include "core/gpu.h"
+#include "tests/support/gpu.h"
 #include "tests/support/rank_run.h"
 #include "tests/support/tiny_run.h"
 #include "tests/support/unsteady.h"
@@ -103,6 +106,27 @@ TEST_F(Ranks, DivideGradientsOfOneMicroBatchEach) {
   expect_same(one, run(4, "four", {"train.micro_batch_size=0", "train.shard=gradients"}));
   expect_same(one, run(2, "two", {"train.micro_batch_size=0", "train.shard=gradients"}));
   expect_same(one, run(4, "four-optimizer", {"train.micro_batch_size=0", "train.shard=optimizer"}));
+}
+
+// With as many leaves as ranks the gradients of `none` and `optimizer` are exchanged beside the backward pass, in
+// leaves of one and of several micro-batches; else behind it.
+TEST_F(Ranks, OnGpusLearnTheSameToo) {
+  MMFREE_NEEDS_GPU();
+  if (gpu::count() < 2) GTEST_SKIP() << "one GPU, two are needed";
+  const std::tuple<int, int, std::vector<const char*>> cases[] = {
+      {2, 0, {"none", "optimizer", "gradients"}}, {2, 1, {"optimizer"}}, {4, 1, {"optimizer"}}};
+  for (const auto& [leaves, micro, shards] : cases) {
+    const auto with = [&, leaves = leaves, micro = micro](int ranks, const std::string& shard) {
+      return run(ranks, concat(leaves, micro, ranks, shard),
+                 {"train.device=cuda", concat("train.leaves=", leaves), concat("train.micro_batch_size=", micro),
+                  concat("train.shard=", shard)});
+    };
+    const Outcome one = with(1, "none");
+    for (const char* shard : shards) {
+      SCOPED_TRACE(concat(leaves, " leaves, micro-batches of ", micro, ", ", shard));
+      expect_same(one, with(2, shard));
+    }
+  }
 }
 
 TEST_F(Ranks, TheirNumberMayChangeAtEachStart) {
