@@ -40,7 +40,7 @@ SharedCodes::SharedCodes(const Share& share, const std::vector<TernaryJob>& matr
     }
   }
   codes_ = Tensor::zeros({bytes}, any.codes.dtype(), device);
-  if (device == Device::cuda) packed_ = Tensor({bytes / 4}, DType::u8, device);
+  if (device == Device::cuda) lay_out_packed();
   scales_ = Tensor({int64_t(matrices.size())}, any.scale.dtype(), device);
   for (size_t i = 0; i < matrices.size(); ++i) {
     matrices_[i] = matrices[i].out;
@@ -56,26 +56,42 @@ SharedCodes::SharedCodes(const Share& share, const std::vector<TernaryJob>& matr
   }
 }
 
+void SharedCodes::lay_out_packed() {
+  int64_t end = 0;
+  for (const Bounds& bounds : code_bounds_) {
+    int64_t longest = 0;
+    for (const Range& piece : ranges_of(bounds)) longest = std::max(longest, piece.size() / 4);
+    packed_pieces_.emplace_back();
+    for (int r = 0; r < share_.group->size(); ++r, end += longest)
+      packed_pieces_.back().push_back({end, end + longest});
+  }
+  packed_ = Tensor::zeros({end}, DType::u8, Device::cuda);
+}
+
+/// The codes of rank r in a part, packed.
+Tensor SharedCodes::packed_of(size_t part, size_t r) const {
+  const int64_t begin = packed_pieces_[part][r].begin;
+  return packed_.slice(begin, begin + (code_bounds_[part][r + 1] - code_bounds_[part][r]) / 4);
+}
+
 std::vector<Group::Gather> SharedCodes::offer(size_t part, const Tensor& values, const Tensor& abs_sums) {
   if (!mine_[part].empty()) ternary_quantise_flat(values, abs_sums, mine_[part]);
   const Group::Gather scales{scales_, scale_pieces_[part]};
-  if (!packed_.defined()) return {{codes_, ranges_of(code_bounds_[part])}, scales};
   const Bounds& bounds = code_bounds_[part];
-  Ranges quarters;
-  for (const Range& piece : ranges_of(bounds)) quarters.push_back({piece.begin / 4, piece.end / 4});
+  if (!packed_.defined()) return {{codes_, ranges_of(bounds)}, scales};
   const auto rank = size_t(share_.group->rank());
-  Tensor mine = packed_.slice(quarters[rank].begin, quarters[rank].end);
+  Tensor mine = packed_of(part, rank);
   pack_codes(codes_.slice(bounds[rank], bounds[rank + 1]), mine);
-  return {{packed_, quarters}, scales};
+  return {{packed_, packed_pieces_[part]}, scales};
 }
 
 void SharedCodes::take(size_t part) {
   if (!packed_.defined()) return;
   const Bounds& bounds = code_bounds_[part];
-  const auto rank = size_t(share_.group->rank());
-  for (const Range& others : {Range{bounds.front(), bounds[rank]}, Range{bounds[rank + 1], bounds.back()}}) {
-    Tensor codes = codes_.slice(others.begin, others.end);
-    unpack_codes(packed_.slice(others.begin / 4, others.end / 4), codes);
+  for (size_t r = 0; r + 1 < bounds.size(); ++r) {
+    if (int(r) == share_.group->rank()) continue;
+    Tensor codes = codes_.slice(bounds[r], bounds[r + 1]);
+    unpack_codes(packed_of(part, r), codes);
   }
 }
 

@@ -23,14 +23,19 @@ class SharedCodes {
   void take(size_t part);
 
  private:
+  void lay_out_packed();
+  Tensor packed_of(size_t part, size_t r) const;
   Share share_;
   std::vector<TernaryTensor> matrices_;
   std::vector<std::vector<TernaryJob>> mine_;  ///< by part; offsets in this rank's piece
   std::vector<Bounds> code_bounds_;            ///< by part: of the ranks' codes in codes_
   std::vector<Ranges> scale_pieces_;           ///< by part: of the ranks' scales in scales_
   Tensor codes_;                               ///< CPU: u8, packed; GPU: i8, a code each
-  Tensor packed_;                              ///< GPU: u8, a quarter of codes_
-  Tensor scales_;                              ///< in the order of matrices_
+  Tensor packed_;                              ///< GPU: u8, those of codes_ at two bits: see packed_pieces_
+  /// By part: where the ranks' codes are in packed_. All pieces of a part are as long as its longest one, for which
+  /// NCCL has a faster way.
+  std::vector<Ranges> packed_pieces_;
+  Tensor scales_;  ///< in the order of matrices_
 };
 
 }  // namespace mmfree
