@@ -64,8 +64,9 @@ struct Projection {
 enum class Keep {
   all,     ///< the source (of a sum its value) and the rounded activations
   source,  ///< the source (of a sum its value); the rounded activations are computed again from it
-  codes,   ///< the source (of a sum its two terms), and codes of rounded activations, from which outputs are computed
-           ///< again when needed; the gradient of the weights computes the rounded activations again
+  terms,   ///< the same, of a sum its two terms: less memory if the second one's dtype is narrower than the value's
+  codes,   ///< as terms, and codes of rounded activations, from which outputs are computed again when needed; the
+           ///< gradient of the weights computes the rounded activations again
 };
 
 /// `norm_quant`, then `linear` of each branch → one Var [N, O] per projection. Projections without a norm of their own

@@ -216,7 +216,7 @@ std::vector<Var> norm_linear(const Source& source, const Var& outer, double eps_
   f.run(eps_outer, eps_inner, branches);
 
   std::vector<Var> inputs = f.inputs();
-  std::vector<SavedTensor> saved = f.saved(keep == Keep::codes);
+  std::vector<SavedTensor> saved = f.saved(keep == Keep::terms || keep == Keep::codes);
   std::vector<QuantTensor> outputs, rounded(projections.size());
   for (size_t i = 0; i < projections.size(); ++i) {
     const Projection& p = projections[i];

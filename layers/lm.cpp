@@ -126,7 +126,7 @@ void LM::share_codes() {
       if (p->matrix->ternary.codes.raw() == all[i].out.codes.raw()) p->matrix->ternary = shared_->matrix(i);
 }
 
-Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute,
+Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Recompute recompute, int64_t keep_blocks,
                const Reached* reached) const {
   const auto& [batch, starts, state] = sequences;
   MMFREE_CHECK(ShapeError, batch > 0 && ids.size() % batch == 0, "lm: ", ids.size(), " tokens do not make ", batch,
@@ -143,9 +143,8 @@ Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Reco
     StepContext step = whole;
     step.batch = batch;
     step.starts = starts;
-    // The backward pass begins with the last block: what it would compute again at once is kept.
-    const bool last = l + 1 == parts_.blocks.size();
-    step.recompute = last && recompute == Recompute::selective ? Recompute::rounded : recompute;
+    step.recompute = recompute;
+    step.keeps_output = int64_t(l) >= int64_t(parts_.blocks.size()) - keep_blocks;
     step.state = state ? &state->layer(int64_t(l)) : nullptr;
     if (l && !bounds.empty()) step.bound = bounds[l];
     step.mark(parts_.blocks[l].token_norm);
@@ -157,9 +156,9 @@ Var LM::hidden(const Tensor& ids, const Sequences& sequences, Trace* trace, Reco
 }
 
 Var LM::loss(const Tensor& ids, const Tensor& targets, const Sequences& sequences, const LossScale& scale,
-             Recompute recompute, const Reached* reached) const {
-  return head_loss(hidden(ids, sequences, nullptr, recompute, reached), parts_.head.weight, *parts_.head.matrix,
-                   targets, scale);
+             Recompute recompute, int64_t keep_blocks, const Reached* reached) const {
+  return head_loss(hidden(ids, sequences, nullptr, recompute, keep_blocks, reached), parts_.head.weight,
+                   *parts_.head.matrix, targets, scale);
 }
 
 Tensor LM::head(const QuantTensor& q) const {

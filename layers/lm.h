@@ -70,14 +70,16 @@ class LM {
   /// The input of each block, then the output of the final norm; for comparisons with other programs.
   using Trace = std::vector<Tensor>;
 
-  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. reached: see StepContext; the last call is for the
-  /// first parameter. It must outlive the tape.
+  /// ids [B·T] i32 → [B·T, D], normalised and rounded for the head. With `selective` the last `keep_blocks` blocks, or
+  /// all if there are fewer, keep what the others compute again. It is free for the last one: the backward pass begins
+  /// there, and would compute it at once. reached: see StepContext; the last call is for the first parameter. It must
+  /// outlive the tape.
   Var hidden(const Tensor& ids, const Sequences& sequences, Trace* trace = nullptr,
-             Recompute recompute = Recompute::none, const Reached* reached = nullptr) const;
+             Recompute recompute = Recompute::none, int64_t keep_blocks = 1, const Reached* reached = nullptr) const;
   /// scale · Σ nll(targets) as an f64 tensor [1]; targets [B·T] i32. A target kIgnoreTarget is not scored.
   /// No gradient flows into a decode state; its old tensors must stay as they are until the backward pass is over.
   Var loss(const Tensor& ids, const Tensor& targets, const Sequences& sequences, const LossScale& scale,
-           Recompute recompute = Recompute::none, const Reached* reached = nullptr) const;
+           Recompute recompute = Recompute::none, int64_t keep_blocks = 1, const Reached* reached = nullptr) const;
   /// Logits [B·T, V].
   Tensor logits(const Tensor& ids, const Sequences& sequences) const;
   /// Logits [R, V] of some of the B·T positions, given as ranges in ascending order.

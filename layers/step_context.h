@@ -12,7 +12,7 @@ enum class Recompute {
   none,       ///< nothing
   rounded,    ///< rounded activations
   selective,  ///< rounded activations, and the output of the channel mixer's first product, the largest of all, from
-              ///< its codes, which are the smallest; of the last block, where the backward pass begins, as `rounded`
+              ///< its codes, which are the smallest; not of the last blocks, see LM::hidden
   full,       ///< whole blocks: only the residual stream between blocks is saved
 };
 
@@ -34,6 +34,7 @@ using Reached = std::function<void(const Var& first)>;
 struct StepContext {
   int64_t batch = 1;  ///< number of sequences B; there are B · T rows
   Recompute recompute = Recompute::none;
+  bool keeps_output = false;  ///< with `selective`: this block keeps the output that others compute again
   /// Decode state of this layer; null: whole sequences. A mixer puts new tensors in the place of those it read, which
   /// the backward pass may need.
   LayerState* state = nullptr;
@@ -53,7 +54,9 @@ struct StepContext {
     return recompute == Recompute::selective || recompute == Recompute::rounded ? Keep::source : Keep::all;
   }
   /// The same for a norm_linear whose output `selective` computes again too.
-  Keep keep_output() const { return recompute == Recompute::selective ? Keep::codes : keep_rounded(); }
+  Keep keep_output() const {
+    return recompute != Recompute::selective ? keep_rounded() : keeps_output ? Keep::terms : Keep::codes;
+  }
 };
 
 }  // namespace mmfree

@@ -120,28 +120,6 @@ __device__ void store_sums(float* out, const float (&total)[64], const Plan& pla
   }
 }
 
-/// The two multiplying warpgroups start their products in turns, warpgroup 0 first. What one does between two products
-/// then overlaps a product of the other; otherwise both wait for the same copies, and multiply and rest together. Every
-/// warpgroup of a block takes as many turns. Named barriers 1 and 2 are theirs.
-struct Turns {
-  int group;
-  __device__ static void arrive(int whose) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(1 + whose), "n"(kGroup * kGroups) : "memory");
-  }
-  __device__ static void await(int whose) {
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + whose), "n"(kGroup * kGroups) : "memory");
-  }
-  __device__ explicit Turns(int group) : group(group) {
-    if (group == 1) arrive(0);
-  }
-  __device__ void begin() const { await(group); }
-  __device__ void pass() const { arrive(group ^ 1); }
-  /// Takes the last turn that was passed, so that no barrier is left half full.
-  __device__ void end() const {
-    if (group == 0) await(0);
-  }
-};
-
 /// The 16 rows of a warp in a scale block, from `first` on in the ring. Its tiles have one parity, because the ring
 /// holds two blocks.
 __device__ void load_rows(uint32_t (&rows)[kSteps][kDepth / 32][4], Shared shared, Ring<kATiles> first, int warp) {

@@ -95,6 +95,22 @@ __device__ inline void load_bytes_once(uint32_t to, const void* from, int bytes,
       : "memory");
 }
 
+/// Makes what this thread has written to shared memory visible to the copy engine.
+__device__ inline void show_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// Starts a copy of the box at `from` in shared memory to column x, row y of `map`.
+__device__ inline void store_box(const CUtensorMap& map, int x, int y, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x),
+               "r"(y), "r"(from)
+               : "memory");
+}
+/// Makes what this thread has started to store since the last group a group, which may be empty.
+__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until all but the last `Left` groups of this thread's stores have read shared memory.
+template <int Left>
+__device__ void wait_stores_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Left) : "memory");
+}
+
 /// The wgmma descriptor of a tile in shared memory.
 __device__ inline uint64_t matrix(uint32_t shared) {
   constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kEightRows = uint64_t(1024 >> 4) << 32;
@@ -186,6 +202,28 @@ __device__ void multiply_wait_all(int (&sums)[kSums]) {
   for (int& sum : sums) asm volatile("" : "+r"(sum)::"memory");
 }
 
+/// The two multiplying warpgroups start their products in turns, warpgroup 0 first. What one does between two products
+/// then overlaps a product of the other; otherwise both wait for the same copies, and multiply and rest together. Every
+/// warpgroup of a block takes as many turns. Named barriers 1 and 2 are theirs.
+struct Turns {
+  int group;
+  __device__ static void arrive(int whose) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(1 + whose), "n"(kGroup * kGroups) : "memory");
+  }
+  __device__ static void await(int whose) {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + whose), "n"(kGroup * kGroups) : "memory");
+  }
+  __device__ explicit Turns(int group) : group(group) {
+    if (group == 1) arrive(0);
+  }
+  __device__ void begin() const { await(group); }
+  __device__ void pass() const { arrive(group ^ 1); }
+  /// Takes the last turn that was passed, so that no barrier is left half full.
+  __device__ void end() const {
+    if (group == 0) await(0);
+  }
+};
+
 /// The operand a of a product over 32 rows of a tile, which is stored the other way: 128 rows along the depth, of 128
 /// columns each. The warp gets 16 columns from the 16-byte chunk `chunk` on, rows 32 step .. 32 step + 31. Row r of the
 /// operand is column 2 r, row r + 8 is column 2 r + 1 (r < 8). ldmatrix transposes pairs of bytes; rows are dealt to
@@ -244,22 +282,29 @@ inline CUtensorMap rows_map(const int8_t* data, int64_t rows, int64_t cols, int 
   return lines_map(data, rows, cols, cols, box_rows);
 }
 
-/// Launches `clusters` clusters of two blocks of `kernel`, which calls begin_kernel.
+/// Launches `blocks` blocks, in clusters of `cluster`, of `kernel`, which calls begin_kernel.
 template <class... Parameters, class... Arguments>
-void launch_clusters(void (*kernel)(Parameters...), int64_t clusters, int threads, int shared_bytes,
-                     cudaStream_t stream, Arguments&&... arguments) {
+void launch_blocks(void (*kernel)(Parameters...), int64_t blocks, int cluster, int threads, int shared_bytes,
+                   cudaStream_t stream, Arguments&&... arguments) {
   MMFREE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   cudaLaunchAttribute attributes[2] = {{}, overlap_attribute()};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {kCluster, 1, 1};
+  attributes[0].val.clusterDim = {unsigned(cluster), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = unsigned(kCluster * clusters);
+  config.gridDim = unsigned(blocks);
   config.blockDim = unsigned(threads);
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = can_overlap() ? 2 : 1;
   MMFREE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+/// The same of `clusters` clusters of two blocks.
+template <class... Parameters, class... Arguments>
+void launch_clusters(void (*kernel)(Parameters...), int64_t clusters, int threads, int shared_bytes,
+                     cudaStream_t stream, Arguments&&... arguments) {
+  launch_blocks(kernel, kCluster * clusters, kCluster, threads, shared_bytes, stream,
+                std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace mmfree::cuda::hopper

@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include "core/cuda/hopper.cuh"
-#include "core/cuda/ternary_mma.h"
+#include "core/cuda/ternary_mma.cuh"
 
-/// y = q wᵀ on Hopper's tensor cores. The grid is persistent: clusters of two blocks, one block per multiprocessor.
+/// y = q wᵀ on Hopper's tensor cores, for all shapes; ternary_mma_short.cu is faster at some. The grid is persistent:
+/// clusters of two blocks, one block per multiprocessor.
 ///
 /// Tile. A cluster computes 256 x 256 tiles of y, each block 128 rows, each multiplying warpgroup 64:
 ///
@@ -33,8 +33,8 @@ namespace mmfree::cuda {
 namespace {
 
 using namespace hopper;
+using namespace ternary;
 
-constexpr int kRows = 128, kCols = 256, kDepth = 128;  // of a block's tile; depth in elements = bytes
 constexpr int kStages = 4;
 constexpr int kThreads = kGroup * (1 + kGroups);
 constexpr int kRowBytes = kRows * kDepth, kColBytes = kCols * kDepth;
@@ -56,8 +56,7 @@ struct Plan {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kSums = kCols / 2;  // sums of a thread: 64 x kCols over 128 threads
-constexpr int kParts = 4;         // parts in which a tile is stored, see Finished
+constexpr int kParts = 4;  // parts in which a tile is stored, see Finished
 
 struct Tile {
   int row, col;
@@ -111,13 +110,6 @@ __device__ void load_tiles(const CUtensorMap& q_map, const CUtensorMap& w_map, c
       load_cols<Direct>(to, w_map, l * kDepth, col, full);
     }
   }
-}
-
-/// Two scaled sums as a pair of bf16, the first in the low half.
-__device__ uint32_t scaled_pair(int a, int b, float scale) {
-  const __nv_bfloat162 pair =
-      __floats2bfloat162_rn(__fmul_rn(__int2float_rn(a), scale), __fmul_rn(__int2float_rn(b), scale));
-  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 /// The new elements plus beta times the old ones, as pairs of bf16.
@@ -265,16 +257,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-/// The map of w for rows % 32 == 0, with every 32 rows permuted: row 8 j + 2 t + e in shared memory is row 8 t + 2 j +
-/// e of the matrix (t, j < 4, e < 2). In a product, thread t of four gets the columns 8 j + 2 t + e, which are then
-/// eight neighbouring columns of y: it stores them in one access.
-CUtensorMap shuffled_rows_map(const int8_t* data, int64_t rows, int64_t cols, int box_rows) {
-  const cuuint64_t line = cols, shape[] = {line, 2, 4, 4, cuuint64_t(rows / 32)};
-  const cuuint64_t stride[] = {line, 8 * line, 2 * line, 32 * line};
-  const cuuint32_t box[] = {kDepth, 2, 4, 4, cuuint32_t(box_rows / 32)};
-  return tensor_map(data, 5, shape, stride, box);
-}
-
 template <bool Direct, bool Adds>
 void launch(const int8_t* q, const float* step, const int8_t* w, const float* scale, __nv_bfloat16* y, int64_t n,
             int64_t o, int64_t k, float beta, cudaStream_t stream) {
@@ -303,6 +285,7 @@ void ternary_mma(const int8_t* q, const float* step, const int8_t* w, const floa
   for (const void* p : {static_cast<const void*>(q), static_cast<const void*>(w), static_cast<const void*>(y)})
     MMFREE_CHECK(ShapeError, reinterpret_cast<uintptr_t>(p) % 16 == 0,
                  "ternary_mma: q, w and y must start at multiples of 16 bytes");
+  if (beta == 0 && ternary_mma_short_pays(n, o, k)) return ternary_mma_short(q, step, w, scale, y, n, o, k, stream);
   const bool direct = o % 32 == 0, adds = beta != 0;
   const auto run =
       direct ? (adds ? launch<true, true> : launch<true, false>) : (adds ? launch<false, true> : launch<false, false>);

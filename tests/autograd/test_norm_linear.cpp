@@ -14,7 +14,7 @@ using namespace mmfree;
 namespace {
 
 constexpr double kEps = 0.1, kEpsGate = 0.2;
-constexpr Keep kKeeps[] = {Keep::all, Keep::source, Keep::codes};
+constexpr Keep kKeeps[] = {Keep::all, Keep::source, Keep::terms, Keep::codes};
 
 Tensor random_f64(Shape shape, uint32_t seed, double scale = 1, double mean = 0) {
   return random_tensor(shape, DType::f64, seed, scale, mean);
@@ -339,6 +339,7 @@ TEST(NormLinear, KeepsWhatItSaysAndNoMore) {
     live[keep] = arena->stats().live - before;
   }
   EXPECT_EQ(size_t(codes), live[Keep::all] - live[Keep::source]);
+  EXPECT_EQ(live[Keep::source], live[Keep::terms]);
   EXPECT_EQ(size_t(output - codes), live[Keep::source] - live[Keep::codes]);
   // The codes, what the norm leaves (its statistics) and what glu gives (n x inner).
   EXPECT_EQ(size_t(codes + 2 * 4 * n + 4 * n * inner), live[Keep::codes]);

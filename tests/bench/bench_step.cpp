@@ -1,9 +1,9 @@
 // Whole training steps on random tokens:  bench_step SIZE BATCH [key=value ...]
-//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (auto), micro (BATCH),
-//   compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens), carry (0:
-//   data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same sizes,
-//   heads of 64, bf16 products), profile (0; 1: on the CPU a table of where the steps' time goes, op by op; for a GPU
-//   see timeline.py and profile.py), leaves (0: the number of ranks), shard (none).
+//   SIZE is 8M, 50M, 370M or 1.3B; keys: seq (2048), steps (20), warmup (5), recompute (auto), keep_blocks (1), micro
+//   (BATCH), compute (bf16), device (cuda), capture (1), reset (0: data.reset_state, a document every 300 tokens),
+//   carry (0: data.carry_state), backward (compute; or int8), arch (matmulfree; transformer: Transformer++ of the same
+//   sizes, heads of 64, bf16 products), profile (0; 1: on the CPU a table of where the steps' time goes, op by op; for
+//   a GPU see timeline.py and profile.py), leaves (0: the number of ranks), shard (none).
 // Started as several ranks, each has BATCH sequences, and rank 0 prints the tokens of all.
 // Prints RESULT {json}: tokens per second from the median step, each step timed on its own with the device idle before
 // and after, peak memory (arena and workspace) in decimal GB, loss and gradient norm of the last step in full, so that
@@ -65,9 +65,10 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 int run(int argc, char** argv) {
   const auto program = Clock::now();
   std::map<std::string, std::string> keys = {
-      {"seq", "2048"},        {"steps", "20"},         {"warmup", "5"},  {"recompute", "auto"}, {"micro", "0"},
-      {"compute", "bf16"},    {"device", "cuda"},      {"capture", "1"}, {"reset", "0"},        {"carry", "0"},
-      {"arch", "matmulfree"}, {"backward", "compute"}, {"profile", "0"}, {"leaves", "0"},       {"shard", "none"}};
+      {"seq", "2048"},  {"steps", "20"},     {"warmup", "5"},        {"recompute", "auto"},
+      {"micro", "0"},   {"compute", "bf16"}, {"device", "cuda"},     {"capture", "1"},
+      {"reset", "0"},   {"carry", "0"},      {"arch", "matmulfree"}, {"backward", "compute"},
+      {"profile", "0"}, {"leaves", "0"},     {"shard", "none"},      {"keep_blocks", "1"}};
   if (argc < 3 || !kSizes.count(argv[1]))
     return std::fprintf(stderr, "usage: bench_step SIZE BATCH [key=value ...]\n"), 2;
   for (int i = 3; i < argc; ++i) {
@@ -92,6 +93,7 @@ int run(int argc, char** argv) {
   if (config.train.leaves == 0) config.train.leaves = group->size();
   for (const Shard shard : kAllShards)
     if (keys["shard"] == name_of(shard)) config.train.shard = shard;
+  config.train.keep_blocks = std::stoll(keys["keep_blocks"]);
   config.train.micro_batch_size = std::stoll(keys["micro"]);
   config.data.reset_state = keys["reset"] == "1";
   config.data.carry_state = keys["carry"] == "1";
@@ -165,7 +167,8 @@ int run(int argc, char** argv) {
   std::printf(
       "RESULT {\"size\": \"%s\", \"arch\": \"%s\", \"params\": %lld, \"batch\": %lld, \"seq\": %lld, \"device\": "
       "\"%s\", \"compute\": "
-      "\"%s\", \"recompute\": \"%s\", \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, \"ms_max\": %.2f, "
+      "\"%s\", \"recompute\": \"%s\", \"keep_blocks\": %lld, \"captured\": %s, \"ms\": %.2f, \"ms_min\": %.2f, "
+      "\"ms_max\": %.2f, "
       "\"cpu_ms_min\": %.2f, "
       "\"tokens_per_s\": %.0f, \"peak_GB\": %.2f, \"reserved_GB\": %.2f, \"loss\": %.17g, \"grad_norm\": %.17g, "
       "\"skipped\": %d, \"micro\": "
@@ -173,12 +176,12 @@ int run(int argc, char** argv) {
       "\"start_s\": %.2f, \"first_ms\": %.2f, \"second_ms\": %.2f, \"faults\": %ld, \"floor_ms\": %.2f}\n",
       argv[1], keys["arch"].c_str(), static_cast<long long>(config.model.parameter_count()),
       static_cast<long long>(config.train.batch_size), static_cast<long long>(config.data.seq_len), target.name.c_str(),
-      name_of(target.compute), name_of(recompute), config.train.capture && gpu ? "true" : "false", t * 1e3,
-      *std::min_element(times.begin(), times.end()) * 1e3, *std::max_element(times.begin(), times.end()) * 1e3,
-      *std::min_element(busy.begin(), busy.end()) * 1e3, tokens / t, peak / 1e9, reserved / 1e9, last.loss,
-      last.report.grad_norm, int(last.report.skipped), static_cast<long long>(config.train.micro_batch()),
-      group->size(), static_cast<long long>(config.train.leaves), name_of(config.train.shard), start_s, start[0] * 1e3,
-      start.back() * 1e3, faults, floor * 1e3);
+      name_of(target.compute), name_of(recompute), static_cast<long long>(config.train.keep_blocks),
+      config.train.capture && gpu ? "true" : "false", t * 1e3, *std::min_element(times.begin(), times.end()) * 1e3,
+      *std::max_element(times.begin(), times.end()) * 1e3, *std::min_element(busy.begin(), busy.end()) * 1e3,
+      tokens / t, peak / 1e9, reserved / 1e9, last.loss, last.report.grad_norm, int(last.report.skipped),
+      static_cast<long long>(config.train.micro_batch()), group->size(), static_cast<long long>(config.train.leaves),
+      name_of(config.train.shard), start_s, start[0] * 1e3, start.back() * 1e3, faults, floor * 1e3);
   return 0;
 }
 

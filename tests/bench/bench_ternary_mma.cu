@@ -302,6 +302,9 @@ bool check_all(const Product& product) {
   for (int64_t n : {5, 300})
     for (int64_t o : {32, 96, 288, 1056})
       for (int64_t k : {16, 400, 1040}) right &= check({n, o, k}, ++shapes, true, product);
+  // Wide y of a short depth: columns of tiles that end inside a block's run, last ones of 1 to 4 boxes.
+  for (int64_t k : {16, 112, 400, 512})
+    for (int64_t o : {1312, 1376, 1408, 1504}) right &= check({40007, o, k}, ++shapes, true, product);
   // Several tiles a block of every depth around the number of stages, so that the ring wraps and warpgroups drift.
   for (int64_t k = 128; k <= 1152; k += 128)
     for (int64_t o : {1000, 1024}) right &= check({20000, o, k}, ++shapes, true, product);

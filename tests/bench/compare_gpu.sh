@@ -25,7 +25,7 @@ rows = [json.loads(line[7:]) for line in open(sys.argv[1])]
 print("| model, batch | mmfree, tokens/s | baseline | ratio | mmfree, GB | baseline | ratio |")
 print("| --- | --- | --- | --- | --- | --- | --- |")
 for theirs, ours in zip(rows[::2], rows[1::2]):
-    print(f"| {ours['size']} {ours['arch']}, {ours['batch']} ({ours['recompute']}) | {ours['tokens_per_s'] / 1e3:.1f}k "
+    print(f"| {ours['size']} {ours['arch']}, {ours['batch']} ({ours['recompute']}, keeps {ours['keep_blocks']}) | {ours['tokens_per_s'] / 1e3:.1f}k "
           f"| {theirs['tokens_per_s'] / 1e3:.1f}k | {ours['tokens_per_s'] / theirs['tokens_per_s']:.2f} "
           f"| {ours['peak_GB']:.1f} | {theirs['peak_GB']:.1f} | {ours['peak_GB'] / theirs['peak_GB']:.2f} |")
 PY

@@ -49,6 +49,11 @@ struct SmallRun {
   static SmallRun int8(bool capture, Recompute recompute = Recompute::selective, int64_t micro = 0) {
     return SmallRun(capture, DType::bf16, recompute, micro, false, Products::int8);
   }
+  /// Makes the last `blocks` blocks keep what `selective` computes again in the others. Before the first step.
+  void keep_blocks(int64_t blocks) {
+    config.train.keep_blocks = blocks;
+    runner = std::make_unique<StepRunner>(*lm, *params, *optimizer, config, Recompute::selective);
+  }
   /// On the batch of step s, of which only every `of`-th target is scored.
   StepResult step(int64_t s, int64_t of = 1) {
     std::mt19937 random(uint32_t(s) + 17);

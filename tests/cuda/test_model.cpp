@@ -274,13 +274,21 @@ TEST(CudaStep, WaysToRecomputeGiveTheSameBitsInEightBits) {
     EXPECT_NE(expected.back().report.grad_norm, other.report.grad_norm) << "nothing was rounded";
     EXPECT_NEAR(expected.back().report.grad_norm, other.report.grad_norm, 0.1 * other.report.grad_norm);
   }
-  for (Recompute recompute : {Recompute::rounded, Recompute::selective, Recompute::full}) {
-    SmallRun run = SmallRun::int8(true, recompute);
+  const auto expect_same = [&](SmallRun& run, const std::string& name) {
     for (int64_t s = 0; s < 4; ++s) {
       const StepResult got = run.step(s);
-      EXPECT_EQ(expected[size_t(s)].loss, got.loss) << name_of(recompute) << " step " << s;
-      EXPECT_EQ(expected[size_t(s)].report.grad_norm, got.report.grad_norm) << name_of(recompute) << " step " << s;
+      EXPECT_EQ(expected[size_t(s)].loss, got.loss) << name << " step " << s;
+      EXPECT_EQ(expected[size_t(s)].report.grad_norm, got.report.grad_norm) << name << " step " << s;
     }
+  };
+  for (Recompute recompute : {Recompute::rounded, Recompute::selective, Recompute::full}) {
+    SmallRun run = SmallRun::int8(true, recompute);
+    expect_same(run, name_of(recompute));
+  }
+  for (int64_t keep : {0, 2, 9}) {  // of three blocks
+    SmallRun run = SmallRun::int8(true);
+    run.keep_blocks(keep);
+    expect_same(run, concat("blocks kept ", keep));
   }
 }
 

@@ -83,7 +83,7 @@ TEST(CudaNormLinear, AnF32ProjectionUnderBf16IsF32WhateverIsKept) {
   for (bool normed : {true, false}) {
     const Tensor u = normed ? composed::rmsnorm(x, norm, 1e-6) : x;
     std::vector<Tensor> first;
-    for (Keep keep : {Keep::all, Keep::source, Keep::codes}) {
+    for (Keep keep : {Keep::all, Keep::source, Keep::terms, Keep::codes}) {
       const Var a = Var::leaf(to_gpu(x, DType::bf16)), latent = Var::leaf(to_gpu(w, DType::f32));
       const Var weight = normed ? Var::leaf(to_gpu(norm, DType::f32)) : Var();
       WeightMatrix matrix;

@@ -186,6 +186,13 @@ TEST(CudaTernary, LinearGivesTheBitsOfTheCpu) {
       for (int64_t k : {1, 3, 4, 33, 64, 128, 132, 1000, 1024}) check_linear(n, o, k);
 }
 
+TEST(CudaTernary, LinearOfManyTilesOfAShortDepthGivesTheBitsOfTheCpu) {
+  MMFREE_NEEDS_GPU();
+  // Columns that end inside a block's run of tiles, and last ones of 32, 128 and 256.
+  for (int64_t o : {1312, 1408, 1536})
+    for (int64_t k : {16, 400, 512}) check_linear(13601, o, k);
+}
+
 TEST(CudaTernary, LinearIsExactForExtremeCodes) {
   MMFREE_NEEDS_GPU();
   for (int64_t n : {2, 37})

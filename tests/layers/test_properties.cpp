@@ -100,7 +100,7 @@ TEST_P(ModelProperties, TheBackwardPassTellsWhichGradientsAreFinal) {
     params.grads().fill_zero();
     {
       Tape tape;
-      tape.backward(lm.loss(ids, targets, 2, 1.0 / 14, recompute, &reached));
+      tape.backward(lm.loss(ids, targets, 2, 1.0 / 14, recompute, 1, &reached));
     }
     const size_t in_blocks = recompute == Recompute::full ? 1 : 2;
     ASSERT_EQ(in_blocks * size_t(c.num_hidden_layers) + 2, order.size());

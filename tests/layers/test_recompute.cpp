@@ -1,6 +1,10 @@
 // What the model's forward pass leaves to be computed again changes memory and nothing else.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
+#include <tuple>
+
 #include "layers/lm.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_model.h"
@@ -13,7 +17,8 @@ struct Outcome {
   Tensor grads;
 };
 
-Outcome backward(const ModelConfig& c, DType t, Recompute recompute, Products products = Products::compute) {
+Outcome backward(const ModelConfig& c, DType t, Recompute recompute, Products products = Products::compute,
+                 int64_t keep_blocks = 1) {
   ParamStore params(parameter_specs(c), t);
   randomise(params, 11);
   const LM lm(params, c, t, {products, Products::compute});
@@ -24,7 +29,7 @@ Outcome backward(const ModelConfig& c, DType t, Recompute recompute, Products pr
     const Tensor ids = random_ids(batch * steps, c.vocab_size, 5 + micro);
     const Tensor targets = random_ids(batch * steps, c.vocab_size, 7 + micro);
     Tape tape;
-    const Var loss = lm.loss(ids, targets, batch, 1.0 / double(batch * steps), recompute);
+    const Var loss = lm.loss(ids, targets, batch, 1.0 / double(batch * steps), recompute, keep_blocks);
     tape.backward(loss);
     out.loss += *loss.value().data<double>();
   }
@@ -67,6 +72,23 @@ TEST(RecomputeInTheModel, ChangesNoBitOfProductsInEightBits) {
   }
 }
 
+TEST(RecomputeInTheModel, BlocksThatKeepTheirFirstOutputChangeNoBit) {
+  for (DType t : {DType::f32, DType::f64})
+    for (Products products : {Products::compute, Products::int8})
+      for (bool mixed : {false, true}) {
+        ModelConfig c = tiny_model_config();
+        c.num_hidden_layers = 4;
+        if (mixed) mix_precisions(c);
+        const Outcome expected = backward(c, t, Recompute::none, products);
+        for (Recompute r : {Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full})
+          for (int64_t keep : {0, 1, 2, 3, 4, 5}) {
+            const Outcome found = backward(c, t, r, products, keep);
+            EXPECT_EQ(expected.loss, found.loss) << name_of(r) << ' ' << keep;
+            EXPECT_TRUE(same_bits(expected.grads, found.grads)) << name_of(r) << ' ' << keep << ' ' << name_of(t);
+          }
+      }
+}
+
 TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
   for (Precision precision : {Precision::ternary, Precision::f32}) {
     ModelConfig c = tiny_model_config();
@@ -81,16 +103,17 @@ TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
     const int64_t batch = 8, steps = 64, n = batch * steps;
     const Tensor ids = random_ids(n, c.vocab_size, 1), targets = random_ids(n, c.vocab_size, 2);
     std::map<Recompute, size_t> kept, peak;
-    for (Recompute r : kAllRecomputes) {
+    const auto measure = [&](Recompute r, int64_t keep_blocks) {
       const auto arena = Arena::host();
       const ArenaScope scope(arena);
       Tape tape;
-      const Var loss = lm.loss(ids, targets, batch, 1, r);
-      kept[r] = arena->stats().live;
+      const Var loss = lm.loss(ids, targets, batch, 1, r, keep_blocks);
+      const size_t live = arena->stats().live;
       tape.backward(loss);
-      peak[r] = arena->stats().peak;
       EXPECT_EQ(256u, arena->stats().live) << "only the loss is left";
-    }
+      return std::pair(live, arena->stats().peak);
+    };
+    for (Recompute r : kAllRecomputes) std::tie(kept[r], peak[r]) = measure(r, 1);
     // Kept per layer, in bytes: with `full` the stream alone; `rounded` forgets the rounded activations, for int8 a
     // byte each and a step, else f32; `selective` also gate_proj's output but in
     // the last layer, and keeps its codes, if it has some.
@@ -99,7 +122,14 @@ TEST(RecomputeInTheModel, TakesLessMemoryTheMoreIsComputedAgain) {
         precision == Precision::ternary ? rows * (5 * width + inner) + 6 * 4 * rows : 4 * rows * (5 * width + inner);
     EXPECT_EQ(6 * rounded, kept[Recompute::none] - kept[Recompute::rounded]);
     const size_t codes = precision == Precision::ternary ? rows * width + 4 * rows : 0;
-    EXPECT_EQ(5 * (4 * rows * 2 * inner - codes), kept[Recompute::rounded] - kept[Recompute::selective]);
+    const size_t block = 4 * rows * 2 * inner - codes;
+    EXPECT_EQ(5 * block, kept[Recompute::rounded] - kept[Recompute::selective]);
+    for (const int64_t keep : {0, 2, 3, 5, 6, 7})
+      EXPECT_EQ(kept[Recompute::rounded] - size_t(std::max<int64_t>(6 - keep, 0)) * block,
+                measure(Recompute::selective, keep).first)
+          << keep;
+    for (Recompute r : {Recompute::none, Recompute::rounded, Recompute::full})
+      EXPECT_EQ(kept[r], measure(r, 3).first) << name_of(r);
     EXPECT_LT(kept[Recompute::full], 7 * 4 * rows * width + 4 * rows * width + (size_t(1) << 16));
     EXPECT_GT(kept[Recompute::full], 6 * 4 * rows * width);
     EXPECT_LT(peak[Recompute::rounded], peak[Recompute::none]);

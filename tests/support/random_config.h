@@ -148,6 +148,7 @@ inline RunConfig random_config(std::mt19937_64& random) {
              static_cast<ComputeChoice>(integer(0, 2)),
              micro % 2 == 1 ? Products::int8 : Products::compute,
              integer(0, 1) ? std::optional(any_of(kAllRecomputes)) : std::nullopt,
+             integer(0, INT64_MAX),
              integer(0, 1) == 1,
              integer(0, 4096),
              integer(1, INT64_MAX),

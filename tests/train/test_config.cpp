@@ -100,6 +100,7 @@ void expect_equal(const RunConfig& a, const RunConfig& b) {
   EXPECT_EQ(a.train.compute, b.train.compute);
   EXPECT_EQ(a.train.backward, b.train.backward);
   EXPECT_EQ(a.train.recompute, b.train.recompute);
+  EXPECT_EQ(a.train.keep_blocks, b.train.keep_blocks);
   EXPECT_EQ(a.train.capture, b.train.capture);
   EXPECT_EQ(a.train.threads, b.train.threads);
   EXPECT_EQ(a.train.trace_steps, b.train.trace_steps);
@@ -229,6 +230,7 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'all'"},
       {"train: {recompute: true}",
        "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},
+      {"train: {keep_blocks: -1}", "x.yaml:1: train.keep_blocks: expected an integer >= 0, found '-1'"},
       {"train: {capture: 1}", "x.yaml:1: train.capture: expected true or false, found '1'"},
       {"train: {recapture: true}", "x.yaml:1: unknown key 'train.recapture' (did you mean 'capture'?)"},
       {"train: {max_time: 30m2h}",
@@ -417,16 +419,18 @@ TEST(Config, SaysWhereAndHowToCompute) {
   EXPECT_STREQ(name_of(defaults.train.device).c_str(), "auto");
   EXPECT_STREQ(name_of(defaults.train.compute), "auto");
   EXPECT_STREQ(name_of(defaults.train.recompute), "auto");
+  EXPECT_EQ(defaults.train.keep_blocks, 1);
   EXPECT_TRUE(defaults.train.capture);
   for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:999"})
     for (const char* compute : {"auto", "f32", "bf16"})
       for (const char* recompute : {"auto", "none", "rounded", "selective", "full"}) {
-        const RunConfig c = load_config_text(
-            concat("train: {device: ", device, ", compute: ", compute, ", recompute: ", recompute, ", capture: false}"),
-            "x.yaml");
+        const RunConfig c = load_config_text(concat("train: {device: ", device, ", compute: ", compute,
+                                                    ", recompute: ", recompute, ", keep_blocks: 5, capture: false}"),
+                                             "x.yaml");
         EXPECT_EQ(name_of(c.train.device), device);
         EXPECT_STREQ(name_of(c.train.compute), compute);
         EXPECT_STREQ(name_of(c.train.recompute), recompute);
+        EXPECT_EQ(c.train.keep_blocks, 5);
         EXPECT_FALSE(c.train.capture);
         // None of them makes a resumed run another training.
         for (const ConfigChange& change : compare(defaults, c))
@@ -595,7 +599,7 @@ TEST(Config, ReferenceNamesEveryKeyWithItsDefault) {
   const std::string text = config_reference();
   EXPECT_NE(text.find("optim.lr = 0.004\n    peak learning rate (number in [0, 10])\n"), std::string::npos) << text;
   EXPECT_NE(text.find("model.precision = ternary\n"), std::string::npos);
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 15 + 37));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2 * (27 + 11 + 15 + 38));
 }
 
 TEST(Config, ATildeTakesAKeyBack) {

@@ -2,6 +2,8 @@
 // run for a GPU that is not there.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "layers/parameters.h"
 #include "optim/adamw.h"
 #include "optim/schedule.h"
@@ -353,6 +355,11 @@ TEST(Memory, RecomputesByNameOrByDeviceAndSize) {
   EXPECT_EQ(Recompute::selective, recompute_of(c, Device::cpu));
   c.train.micro_batch_size = 2;
   EXPECT_EQ(Recompute::none, recompute_of(c, Device::cpu)) << "what counts is one micro-batch";
+  for (const int64_t keep : {0, 3, 7, 8, 9}) {
+    c.train.keep_blocks = keep;
+    const int64_t kept_glus = std::min<int64_t>(keep, 7), mlps = keep < 8;
+    EXPECT_EQ(2 * 1024 * (1000 * mlps + (7 - kept_glus) * 2 * 704) * 4, selective_saves(c)) << keep;
+  }
   for (Recompute r : kAllRecomputes) {
     c.train.recompute = r;
     EXPECT_EQ(r, recompute_of(c, Device::cpu));
@@ -429,6 +436,15 @@ TEST(DryRunOfAStep, NeedsLessWithRecomputeMicroBatchesAndBf16) {
   EXPECT_LT(selective, none);
   EXPECT_LT(full, selective);
   EXPECT_GT(peak_of(c, Recompute::none, DType::f32), none);
+  // A block that keeps its first output, of the 512 rows of a batch, instead of its codes and their steps.
+  const size_t block = 512 * (2 * 2 * 128 - 64 - 4);
+  for (const int64_t keep : {2, 5, 7}) {
+    c.train.keep_blocks = keep;
+    EXPECT_EQ(selective + size_t(keep - 1) * block, peak_of(c, Recompute::selective)) << keep;
+    EXPECT_EQ(none, peak_of(c, Recompute::none));
+    EXPECT_EQ(full, peak_of(c, Recompute::full));
+  }
+  c.train.keep_blocks = 1;
   c.train.micro_batch_size = 2;
   EXPECT_LT(peak_of(c, Recompute::none), none);
 }

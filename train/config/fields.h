@@ -378,6 +378,9 @@ void fields(TrainConfig& c, Visit&& visit) {
             {{}, Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full}},
         "what the backward pass computes again instead of keeping it; auto: selective on a GPU, and on the CPU where "
         "that saves more than 0.2 GB; none otherwise");
+  visit("keep_blocks", c.keep_blocks, Integer{0},
+        "with recompute: selective, so many of the last blocks keep what the others compute again, for less time and "
+        "more memory");
   visit("capture", c.capture, Flag{}, "on a GPU, record the step as a graph and replay it");
   visit("threads", c.threads, Integer{0, 4096}, "OpenMP threads; 0: OpenMP's default");
   visit("trace_steps", c.trace_steps, ListOf<Steps>{},

@@ -61,6 +61,7 @@ struct TrainConfig {
   ComputeChoice compute = ComputeChoice::automatic;
   Products backward = Products::compute;
   std::optional<Recompute> recompute;  ///< nullopt: as recompute_of decides
+  int64_t keep_blocks = 1;             ///< the last blocks, which keep what `selective` computes again elsewhere
   bool capture = true;                 ///< GPU: record the step as a graph and replay it
   int64_t threads = 0;                 ///< OpenMP threads; 0: OpenMP's own default
   int64_t log_every = 10;              ///< steps between lines of progress and metrics

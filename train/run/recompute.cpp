@@ -4,7 +4,7 @@ namespace mmfree {
 
 int64_t selective_saves(const RunConfig& config) {
   int64_t width = 0;
-  for (int l = 0; l + 1 < config.model.num_hidden_layers; ++l) {
+  for (int l = 0; l < config.model.num_hidden_layers - config.train.keep_blocks; ++l) {
     const LayerConfig layer = config.model.layer(l);
     width += layer.channel == ChannelKind::glu ? 2 * layer.inner : layer.inner;
   }

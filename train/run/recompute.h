@@ -9,7 +9,8 @@ namespace mmfree {
 inline constexpr int64_t kAutoSavesAtLeast = 200'000'000;
 
 /// Bytes that `selective` keeps less than `none` on the CPU during a forward pass: the f32 outputs [micro-batch ·
-/// seq_len, 2I of a glu or I of an mlp] of the channel mixers' first products, without those of the last block.
+/// seq_len, 2I of a glu or I of an mlp] of the channel mixers' first products, without those of the last
+/// train.keep_blocks blocks.
 int64_t selective_saves(const RunConfig& config);
 
 /// train.recompute, with `auto` resolved: selective on a GPU, see kAutoSavesAtLeast on the CPU.

@@ -42,6 +42,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       seq_len_(config.data.seq_len),
       steps_(config.train.steps),
       recompute_(recompute),
+      keep_blocks_(config.train.keep_blocks),
       record_(config.train.capture && !checking_finite()),
       ids_({rows_ * seq_len_}, DType::i32, lm.device()),
       targets_({rows_ * seq_len_}, DType::i32, lm.device()),
@@ -209,7 +210,8 @@ void StepRunner::compute_micro_batch(Part part) {
   const Sequences sequences(micro_, micro_starts_, state.empty() ? nullptr : &state);
   const Var share = [&] {
     const WatchedRange forward("forward");
-    return lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_, last ? exchange_->reached() : nullptr);
+    return lm_.loss(micro_ids_, micro_targets_, sequences, scale_, recompute_, keep_blocks_,
+                    last ? exchange_->reached() : nullptr);
   }();
   {
     const WatchedRange backward("backward");

@@ -93,6 +93,7 @@ class StepRunner {
   Group& group_;
   int64_t rows_, leaf_rows_, micro_, seq_len_, steps_;
   Recompute recompute_;
+  int64_t keep_blocks_;
   bool record_;
   Tensor ids_, targets_, starts_;  ///< [rows · T]; starts undefined without data.reset_state and carry_state
   Tensor micro_ids_, micro_targets_, micro_starts_;  ///< [micro · T]: the micro-batch at work, always at one place
