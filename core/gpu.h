@@ -135,6 +135,8 @@ class SideStream {
   void join();
   /// The same for all runs without a join.
   void join_all();
+  /// What is launched here next waits for the newest `run` of `other`.
+  void follow(const SideStream& other);
 
  private:
   void wait_for(size_t run);

@@ -48,6 +48,7 @@ SideStream::~SideStream() = default;
 void SideStream::run(const std::function<void()>&) { absent(); }
 void SideStream::join() { absent(); }
 void SideStream::join_all() { absent(); }
+void SideStream::follow(const SideStream&) { absent(); }
 void SideStream::wait_for(size_t) { absent(); }
 Timeline::Timeline() { absent(); }
 Timeline::~Timeline() = default;

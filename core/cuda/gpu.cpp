@@ -396,6 +396,10 @@ void SideStream::join_all() {
   if (h.joined < h.begun) wait_for(h.begun - 1);
   h.joined = h.begun;
 }
+void SideStream::follow(const SideStream& other) {
+  const Handles& o = *other.handles_;
+  if (o.begun > 0) check(cudaStreamWaitEvent(handles_->stream, o.ends[o.begun - 1]), "cudaStreamWaitEvent");
+}
 void SideStream::wait_for(size_t run) {
   const Handles& h = *handles_;
   check(cudaStreamWaitEvent(cuda::stream(), h.ends[run]), "cudaStreamWaitEvent");

@@ -27,7 +27,7 @@ size_t marks_of_rank(int marks) { return (size_t(marks) + 31) / 32 * 32; }
 }  // namespace
 
 struct Peers::Handles {
-  int rank;
+  int rank, device = 0;
   size_t per_rank;                    ///< marks
   SharedPages pages;                  ///< [size, per_rank] Mark
   CUdeviceptr marks = 0;              ///< the same on the GPU
@@ -39,6 +39,7 @@ struct Peers::Handles {
   Handles(int rank, int size, int marks, const std::string& name)
       : rank(rank), per_rank(marks_of_rank(marks)), pages(name, bytes_of_marks(size, marks)) {
     cuda::stream();  // the GPU is chosen
+    MMFREE_CUDA_CHECK(cudaGetDevice(&device));
     MMFREE_CUDA_CHECK(cudaHostRegister(pages.data(), pages.bytes(), cudaHostRegisterMapped));
     void* on_gpu = nullptr;
     if (const cudaError_t status = cudaHostGetDevicePointer(&on_gpu, pages.data(), 0); status != cudaSuccess) {
@@ -48,6 +49,7 @@ struct Peers::Handles {
     this->marks = reinterpret_cast<CUdeviceptr>(on_gpu);
   }
   ~Handles() {
+    cudaSetDevice(device);  // it may end in another thread than it began
     for (void* allocation : opened) cudaIpcCloseMemHandle(allocation);
     cudaHostUnregister(pages.data());
   }

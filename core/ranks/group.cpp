@@ -36,6 +36,11 @@ void Group::State::leave(Exit status, const std::string& message) {
   if (rank == 0 && !message.empty()) print_message(message, status);
   // Links that end must have nothing under way that another GPU waits for.
   if (links) gpu::synchronize();
+  // Nobody reads the others' memory any more when all have left, and each frees its own.
+  if (peers && status == Exit::ok) {
+    watch->set_cancel([links = links] { links->cancel(); });
+    peers.reset();
+  }
   all_left = watch->leave(status, message);
 }
 
@@ -102,6 +107,7 @@ Group::~Group() {
     }
   }
   s.watch->set_cancel(nullptr);
+  if (s.peers) s.peers->cancel();
   if (s.all_left && s.transport) s.transport->finish();
 }
 
@@ -127,7 +133,9 @@ Group::InTime::~InTime() {
   if (group_.state_->has_others()) group_.state_->watch->may_stand(std::chrono::seconds(0));
 }
 
-Group::Traffic Group::traffic() const { return {state_->bytes, std::chrono::nanoseconds(state_->waited_ns.load())}; }
+Group::Traffic Group::traffic() const {
+  return {state_->bytes + state_->gpu_bytes, state_->gpu_bytes, std::chrono::nanoseconds(state_->waited_ns.load())};
+}
 
 void Group::run(const std::function<void()>& body) {
   State& s = *state_;

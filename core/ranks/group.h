@@ -112,7 +112,7 @@ class Group {
   gpu::Peers* open_peers(const Tensor& tensor, int marks);
   /// Why the last open_peers was not possible between the GPUs of one machine, in one line; else empty.
   std::string peers_problem() const;
-  /// Counts bytes that another way than a call of this group has brought to another rank.
+  /// Counts bytes that GPUs bring to another rank in other ways than calls of this group.
   void count_sent(uint64_t bytes);
 
   /// Unless all ranks' problems are empty, rank 0 prints the first one and whose it is. @throws ConfigError
@@ -140,6 +140,7 @@ class Group {
   /// What this rank has sent to others, and how long it has waited in calls that exchange host memory.
   struct Traffic {
     uint64_t bytes = 0;
+    uint64_t of_gpu = 0;  ///< of these, what calls of its GPU's exchanges sent, or recorded
     std::chrono::nanoseconds waited{0};
   };
   Traffic traffic() const;

@@ -26,7 +26,7 @@ struct Group::State {
   std::shared_ptr<gpu::Peers> peers;
   std::string peers_problem;
   std::shared_ptr<gpu::Links> links;
-  std::atomic<uint64_t> bytes{0};
+  std::atomic<uint64_t> bytes{0}, gpu_bytes{0};  ///< sent from host memory, and by GPUs
   std::atomic<int64_t> waited_ns{0};
   bool left = false, all_left = false;  ///< this rank has said goodbye; so have all others
 

@@ -66,7 +66,7 @@ void Group::all_gather(const std::vector<Gather>& gathers) {
       lists.emplace_back();
       for (const Range& piece : pieces)
         lists.back().push_back({data + piece.begin * unit, size_t(piece.size() * unit)});
-      s.bytes += uint64_t(mine.size() * unit) * uint64_t(s.size - 1);
+      s.gpu_bytes += uint64_t(mine.size() * unit) * uint64_t(s.size - 1);
     }
   }
   if (!lists.empty()) s.links_of_gpu().all_gather(lists);
@@ -81,7 +81,7 @@ void Group::State::exchange_on(Device device, const Pieces& pieces) {
   if (device == Device::cpu) return exchange(Transport::collective, pieces.out, pieces.in);
   if (DryRun::active()) return;
   links_of_gpu().exchange(pieces.out, pieces.in);
-  for (const Outgoing& piece : pieces.out) bytes += piece.bytes;
+  for (const Outgoing& piece : pieces.out) gpu_bytes += piece.bytes;
 }
 
 int Group::gpu_index() const { return gpu::count() == 1 ? 0 : state_->local_rank; }
@@ -121,7 +121,8 @@ std::shared_ptr<Arena> Group::exchange_arena(Device device) const {
 
 gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
   State& s = *state_;
-  if (!s.has_others() || tensor.device() != Device::cuda || s.machines > 1) return nullptr;
+  s.peers_problem.clear();
+  if (!s.links || tensor.device() != Device::cuda || s.machines > 1) return nullptr;
   // One thing after the other: what one rank cannot do, none does.
   const auto all_can = [&](const std::function<void()>& attempt) {
     std::string problem;
@@ -136,7 +137,6 @@ gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
       if (s.peers_problem.empty()) s.peers_problem = p;
     return s.peers_problem.empty();
   };
-  s.peers_problem.clear();
   std::string mine;
   std::optional<SharedFile> file;
   const bool offered = all_can([&] {
@@ -149,7 +149,10 @@ gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
   std::shared_ptr<gpu::Peers> peers;
   if (!all_can([&] { peers = std::make_shared<gpu::Peers>(addresses, s.rank, marks, name); })) return nullptr;
   s.peers = std::move(peers);
+  // Marks go first: the end of the links waits for kernels that may stand behind one. A recorded take_back may come in
+  // between, so once more.
   s.watch->set_cancel([links = s.links, peers = s.peers] {
+    peers->cancel();
     links->cancel();
     peers->cancel();
   });
@@ -158,7 +161,7 @@ gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
 
 std::string Group::peers_problem() const { return state_->peers_problem; }
 
-void Group::count_sent(uint64_t bytes) { state_->bytes += bytes; }
+void Group::count_sent(uint64_t bytes) { state_->gpu_bytes += bytes; }
 
 void Group::check() const {
   State& s = *state_;

@@ -113,6 +113,7 @@ int run(int argc, char** argv) {
   const auto optimizer = make_optimizer(params, config.optim);
   lm.requantise();
   StepRunner runner(lm, params, *optimizer, config, recompute, *group);
+  runner.open_exchange();
   std::mt19937 random(1);
   const auto fill = [&](Tensor& device_tokens) {
     Tensor tokens(device_tokens.shape(), DType::i32);

@@ -53,6 +53,7 @@ TEST(CudaRanks, of_which_one_is_killed_end_though_their_gpus_wait_for_it) {
     EXPECT_EQ(run->wait(kLong), (std::vector<int>{int(Exit::lost), 1000 + SIGKILL})) << run->err(0);
     ASSERT_EQ(run->messages().size(), 1u) << run->err(0);
     EXPECT_NE(run->messages()[0].find("rank 1 on "), std::string::npos) << run->messages()[0];
+    EXPECT_EQ(run->out(0), "unwound\n") << wait << ": a process that hangs is ended from outside";
   }
 }
 

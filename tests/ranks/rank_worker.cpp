@@ -346,7 +346,8 @@ void gpu_shared(Group& group, const Arguments&) {
   group.use_gpu();
 }
 
-/// That rank is killed while the GPUs of the others wait for it: in an exchange, or, with `mark`, until it tells one.
+/// That rank is killed while recorded work of the others' GPUs waits for it: in an exchange, or, with `mark`, until it
+/// tells one. A process that ends by itself says so.
 void gpu_end(Group& group, const Arguments& a) {
   use_gpu(group);
   const Tensor shared = [&] {
@@ -359,8 +360,14 @@ void gpu_end(Group& group, const Arguments& a) {
     ::raise(SIGKILL);
   }
   Tensor all({1 << 20}, DType::f32, Device::cuda);
-  if (peers) peers->await(0);
-  group.all_gather(all, even_bounds(all.size(), group.size()));
+  const struct Unwound {
+    ~Unwound() { console::out.print("unwound\n"); }
+  } unwound;
+  gpu::Graph graph([&] {
+    if (peers) peers->await(0);
+    group.all_gather(all, even_bounds(all.size(), group.size()));
+  });
+  graph.launch();
   gpu::Readback back(4);
   back.start(all.raw(), 4);
   back.wait([&] { group.check(); });

@@ -116,8 +116,11 @@ TEST_F(Ranks, OnGpusLearnTheSameToo) {
   const std::tuple<int, int, std::vector<const char*>> cases[] = {
       {2, 0, {"none", "optimizer", "gradients"}}, {2, 1, {"optimizer"}}, {4, 1, {"optimizer"}}};
   for (const auto& [leaves, micro, shards] : cases) {
+    const auto name = [&, leaves = leaves, micro = micro](int ranks, const std::string& shard) {
+      return concat(leaves, micro, ranks, shard);
+    };
     const auto with = [&, leaves = leaves, micro = micro](int ranks, const std::string& shard) {
-      return run(ranks, concat(leaves, micro, ranks, shard),
+      return run(ranks, name(ranks, shard),
                  {"train.device=cuda", concat("train.leaves=", leaves), concat("train.micro_batch_size=", micro),
                   concat("train.shard=", shard)});
     };
@@ -126,6 +129,8 @@ TEST_F(Ranks, OnGpusLearnTheSameToo) {
       SCOPED_TRACE(concat(leaves, " leaves, micro-batches of ", micro, ", ", shard));
       expect_same(one, with(2, shard));
     }
+    std::filesystem::remove(checkpoint_path(dir_ / name(2, "optimizer"), leafy_run().train.steps));
+    expect_same(one, with(2, "optimizer"));  // resumes
   }
 }
 

@@ -23,6 +23,10 @@ class Beside {
   void join() {
     if (side_ && !op_watch) side_->join();
   }
+  /// What is run here next waits for the newest work of `other`.
+  void follow(const Beside& other) {
+    if (side_ && !op_watch) side_->follow(*other.side_);
+  }
   /// All that were not joined yet.
   void join_all() {
     if (side_ && !op_watch) side_->join_all();

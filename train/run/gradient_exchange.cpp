@@ -33,20 +33,30 @@ int64_t largest(const Bounds& bounds) {
 
 }  // namespace
 
-GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group, bool beside)
+GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group)
     : params_(params),
       optimizer_(optimizer),
       group_(group),
       bounds_(pieces_of(params, group)),
       chunk_(std::min(kChunk, largest(bounds_))),
+      present_({group.size()}, params.dtype(), params.device()),
       reached_([this](const Var& first) { exchange_from(params_.index(first), params_.index(first) == 0); }),
       end_(params.size()),
-      tell_(params.device() == Device::cuda && !DryRun::active()),
-      sends_(tell_.on()),
-      ways_{Beside(tell_.on()), Beside(tell_.on())} {
-  if (!params.divides_gradients()) peers_ = group.open_peers(params.grads(), int(params.specs().size() + ways_.size()));
-  beside_ = beside && peers_;
-  for (Tensor& room : rooms_) room = Tensor({(group.size() - 1) * chunk_}, params.dtype(), params.device());
+      side_(params.device() == Device::cuda && !DryRun::active()),
+      ways_{Beside(side_.on()), Beside(side_.on())} {}
+
+void GradientExchange::open(bool beside) {
+  if (params_.divides_gradients()) return;
+  peers_ = group_.open_peers(params_.grads(), int(params_.specs().size() + ways_.size()));
+  if (!peers_) return;
+  beside_ = beside;
+  rooms_ = make_rooms();
+}
+
+/// Room for a chunk of all other ranks, twice: one is added, the next one arrives.
+std::array<Tensor, 2> GradientExchange::make_rooms() const {
+  const Shape shape{(group_.size() - 1) * chunk_};
+  return {Tensor(shape, params_.dtype(), params_.device()), Tensor(shape, params_.dtype(), params_.device())};
 }
 
 /// Chunk i of a rank's piece; empty behind its end.
@@ -69,10 +79,10 @@ void GradientExchange::exchange_from(size_t parameter, bool by_shares) {
   const Range span{begin, std::exchange(end_, begin)};
   params_.finish_gradients(parameter);
   const int mark = mark_++;
-  tell_.run([&] { peers_->tell(mark); });
+  side_.run([&] { peers_->tell(mark); });
   if (!by_shares) return add_from(own_part(span), mark);
   add_from(shares_of(span, group_.size())[size_t(group_.rank())], mark);
-  take_shares(span, mark);
+  take_shares(span);
 }
 
 void GradientExchange::in_chunks(const Range& range, const std::function<void(size_t, bool, const Range&)>& run) {
@@ -85,7 +95,11 @@ void GradientExchange::in_chunks(const Range& range, const std::function<void(si
 /// Fetches a range of all others, when they have told the mark, and adds it.
 void GradientExchange::add_from(const Range& range, int mark) {
   in_chunks(range, [&](size_t way, bool first, const Range& chunk) {
-    if (first) peers_->await(mark);
+    if (first) {
+      // A wait must not come before what it waits for in the order of any rank's own work.
+      ways_[way].follow(side_);
+      peers_->await(mark);
+    }
     const int64_t unit = size_of(params_.dtype()), n = chunk.size();
     char* room = rooms_[way].raw_mut();
     for (int k = 1; k < group_.size(); ++k) {
@@ -97,23 +111,24 @@ void GradientExchange::add_from(const Range& range, int mark) {
   });
 }
 
-/// Behind the sum of this rank's share of a span: fetches the sums of the others' shares that lie in its piece. The
-/// chunks of a share are told way by way, with marks behind `mark`.
-void GradientExchange::take_shares(const Range& span, int mark) {
-  for (size_t way = 0; way < ways_.size(); ++way) {
-    const int told = mark_++;
-    ways_[way].run([&] { peers_->tell(told); });
+/// Behind the sum of this rank's share of a span: fetches the sums of the others' shares that lie in its piece. Each
+/// way has a mark for its chunks of a share.
+void GradientExchange::take_shares(const Range& span) {
+  for (Beside& way : ways_) {
+    const int mark = mark_++;
+    way.run([&] {
+      peers_->tell(mark);
+      peers_->await(mark);
+    });
   }
   const Ranges shares = shares_of(span, group_.size());
   for (size_t r = 0; r < shares.size(); ++r) {
     if (int(r) == group_.rank()) continue;
-    in_chunks(shares[r], [&](size_t way, bool first, const Range& chunk) {
-      if (first) peers_->await(mark + 1 + int(way));
+    in_chunks(shares[r], [&](size_t, bool, const Range& chunk) {
       const Range mine = own_part(chunk);
       if (mine.size() == 0) return;
-      const int64_t unit = size_of(params_.dtype());
       Tensor to = params_.grads().slice(mine.begin, mine.end);
-      peers_->read(int(r), size_t(mine.begin * unit), to.raw_mut(), size_t(to.bytes()));
+      peers_->read(int(r), size_t(mine.begin * size_of(to.dtype())), to.raw_mut(), size_t(to.bytes()));
       group_.count_sent(size_t(to.bytes()));
       optimizer_.measure_gradients(mine);
     });
@@ -130,8 +145,7 @@ void GradientExchange::add_chunk(const Tensor& others, const Tensor& mine, const
 }
 
 void GradientExchange::join() {
-  if (!beside_) return;
-  tell_.join_all();
+  side_.join_all();
   for (Beside& way : ways_) way.join_all();
 }
 
@@ -139,34 +153,36 @@ void GradientExchange::finish() {
   if (params_.divides_gradients() || beside_) return;
   if (!peers_) return add(params_.grads());
   exchange_from(0, false);
-  tell_.join_all();
-  for (Beside& way : ways_) way.join_all();
+  join();
 }
 
 void GradientExchange::add(const Tensor& gradients) {
+  const std::array<Tensor, 2> rooms = make_rooms();
   const int64_t count = (largest(bounds_) + chunk_ - 1) / chunk_;
   const auto send = [&](int64_t i) {
-    sends_.run([&] {
+    side_.run([&] {
       const WatchedRange watched("send gradients");
       Ranges pieces;
       for (size_t r = 0; r + 1 < bounds_.size(); ++r) pieces.push_back(chunk(r, i));
-      Tensor to =
-          rooms_[size_t(i) % rooms_.size()].slice(0, (group_.size() - 1) * pieces[size_t(group_.rank())].size());
+      Tensor to = rooms[size_t(i) % rooms.size()].slice(0, (group_.size() - 1) * pieces[size_t(group_.rank())].size());
       group_.all_to_all(gradients, pieces, to);
     });
   };
   send(0);
   for (int64_t i = 0; i < count; ++i) {
     if (i + 1 < count) send(i + 1);
-    sends_.join();
-    add_chunk(rooms_[size_t(i) % rooms_.size()], gradients, chunk(size_t(group_.rank()), i));
+    side_.join();
+    add_chunk(rooms[size_t(i) % rooms.size()], gradients, chunk(size_t(group_.rank()), i));
   }
 }
 
+/// The marks are taken back before any rank goes on.
 void GradientExchange::settle() {
   end_ = params_.size();
   mark_ = 0;
-  if (peers_) peers_->take_back();
+  if (!peers_) return;
+  peers_->take_back();
+  group_.all_gather(present_, even_bounds(group_.size(), group_.size()));
 }
 
 void GradientExchange::share() {

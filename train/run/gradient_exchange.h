@@ -20,9 +20,12 @@ namespace mmfree {
 /// Otherwise (NCCL, MPI, TCP) all is exchanged behind the backward pass.
 class GradientExchange {
  public:
-  /// beside: each backward pass that calls `reached` gives the gradients of a step, whole. The store's gradients must
-  /// be allocated, in the group's exchange_arena where others are to read them. Collective, as all calls.
-  GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group, bool beside);
+  /// The store's gradients must be allocated, in the group's exchange_arena where others are to read them.
+  GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group);
+  GradientExchange(const GradientExchange&) = delete;
+  /// Lets GPUs read each other's gradients if they can. beside: each backward pass that calls `reached` gives the
+  /// gradients of a step, whole. Collective, as all that follows; before the first step.
+  void open(bool beside);
 
   /// For LM::loss of the step's last micro-batch: starts to exchange what is final; null: nothing is exchanged there.
   const Reached* reached() const { return beside_ ? &reached_ : nullptr; }
@@ -32,7 +35,7 @@ class GradientExchange {
   void finish();
   /// The same with a backward pass's gradients as a flat buffer [P], of a store that divides its own.
   void add(const Tensor& gradients);
-  /// Behind an exchange by which all ranks know that all have finished, before another one.
+  /// Behind an exchange by which each rank knows that all have finished.
   void settle();
   /// Of an undivided store: gives all ranks all sums.
   void share();
@@ -40,24 +43,26 @@ class GradientExchange {
  private:
   void exchange_from(size_t parameter, bool by_shares);
   void add_from(const Range& range, int mark);
-  void take_shares(const Range& span, int mark);
+  void take_shares(const Range& span);
   void in_chunks(const Range& range, const std::function<void(size_t way, bool first, const Range& chunk)>& run);
   Range own_part(const Range& range) const;
   void add_chunk(const Tensor& others, const Tensor& mine, const Range& range);
   Range chunk(size_t rank, int64_t i) const;
+  std::array<Tensor, 2> make_rooms() const;
 
   ParamStore& params_;
   Optimizer& optimizer_;
   Group& group_;
   Bounds bounds_;                ///< of the ranks' pieces
   int64_t chunk_;                ///< elements
-  std::array<Tensor, 2> rooms_;  ///< [(R − 1) · chunk]: a chunk of all others is added, the next one arrives
   gpu::Peers* peers_ = nullptr;  ///< null: not that way
+  std::array<Tensor, 2> rooms_;  ///< with peers: see make_rooms
+  Tensor present_;               ///< [R]: what ranks gather to know of each other
   bool beside_ = false;
   Reached reached_;
-  int64_t end_;   ///< gradients from here on are exchanged or on their way
-  int mark_ = 0;  ///< the next one
-  Beside tell_, sends_;
+  int64_t end_;                 ///< gradients from here on are exchanged or on their way
+  int mark_ = 0;                ///< the next one
+  Beside side_;                 ///< for marks, or for exchanges without peers
   std::array<Beside, 2> ways_;  ///< of each room, what is fetched and added there
 };
 

@@ -47,9 +47,10 @@ class Again {
         params_(parameter_specs(config.model), DType::f32, target_.device,
                 divide(config.model, group, config.train.shard)),
         lm_(params_, config.model, target_.compute, backward_products(target_, config.train.backward)),
-        optimizer_(make_optimizer(params_, config.optim)),
-        runner_(lm_, params_, *optimizer_, config_, recompute_of(config, target_.device), group) {
+        optimizer_(make_optimizer(params_, config.optim)) {
     if (target_.device == Device::cuda) group_.use_gpu();
+    runner_.emplace(lm_, params_, *optimizer_, config_, recompute_of(config, target_.device), group);
+    runner_->open_exchange();
     if (path.empty())
       params_.initialise(uint64_t(config.train.seed));
     else
@@ -62,15 +63,15 @@ class Again {
 
   int64_t begin() const { return state_.step; }
   /// Makes the next step; gives its result, or on a GPU that of the step before it, if there is one.
-  std::optional<StepResult> step(int64_t number) { return runner_.run(number, *feed_); }
-  std::optional<StepResult> last() { return runner_.collect(); }
+  std::optional<StepResult> step(int64_t number) { return runner_->run(number, *feed_); }
+  std::optional<StepResult> last() { return runner_->collect(); }
   std::string weights() const { return weights_digest(params_.values(), params_.share()); }
 
  private:
   void load(const std::string& path) {
     const Checkpoint file(path, h5::Verify::while_reading);
     MMFREE_CHECK(DataError, file.has_states(), path, ": has no optimizer state, so no step can be made from it");
-    file.load(params_, optimizer_.get(), runner_.carried(), runner_.first_row(), config_.train.batch_size);
+    file.load(params_, optimizer_.get(), runner_->carried(), runner_->first_row(), config_.train.batch_size);
     state_ = file.state();
     MMFREE_CHECK(DataError, state_.data == corpus_.fingerprint(), path,
                  ": the training shards are not those of the run");
@@ -85,7 +86,7 @@ class Again {
   LM lm_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<BatchFeed> feed_;  // outlives the runner, which may be copying from its memory
-  StepRunner runner_;
+  std::optional<StepRunner> runner_;
   LoopState state_;
 };
 

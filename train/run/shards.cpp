@@ -1,7 +1,6 @@
 #include "train/run/shards.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <set>
 #include <string>
 
@@ -49,7 +48,7 @@ Division divide(const ModelConfig& model, Group& group, Shard shard) {
     return (role == ParamRole::embedding || role == ParamRole::head) && ternary.count(specs[i].name) == 0;
   };
   const Bounds bounds = owner_bounds(specs, group.size(), divisible);
-  division.share = {&group, bounds, owner_parts(specs, bounds, std::getenv("PARTS") ? std::atoi(std::getenv("PARTS")) : kUpdateParts, divisible)};
+  division.share = {&group, bounds, owner_parts(specs, bounds, kUpdateParts, divisible)};
   return division;
 }
 

@@ -70,7 +70,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
     const ArenaScope exchanged(group.exchange_arena(lm.device()));
     params_.begin_gradients();
   }
-  if (group.size() > 1) exchange_.emplace(params, optimizer, group, leaf_rows_ == rows_);
+  if (group.size() > 1) exchange_.emplace(params, optimizer, group);
   optimizer_.skip_outliers(config.train.skip_outliers);
   if (rows_ > leaf_rows_) sums_.emplace(rows_ / leaf_rows_, params_.grads());
   if (lm.device() == Device::cuda && !DryRun::active()) {
@@ -81,6 +81,10 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
 }
 
 StepRunner::~StepRunner() = default;
+
+void StepRunner::open_exchange() {
+  if (exchange_) exchange_->open(leaf_rows_ == rows_);
+}
 
 void StepRunner::each_part(const std::function<void(Part)>& run) {
   for (int64_t row = 0; row < rows_; row += micro_) {
@@ -239,9 +243,9 @@ void StepRunner::play(Part part) {
   if (graph) {
     group_.count_sent(sent);
   } else {
-    const uint64_t before = group_.traffic().bytes;
+    const uint64_t before = group_.traffic().of_gpu;
     graph = std::make_unique<gpu::Graph>([&] { compute(part); });
-    sent = group_.traffic().bytes - before;
+    sent = group_.traffic().of_gpu - before;
   }
   graph->launch();
 }

@@ -31,11 +31,15 @@ struct StepResult {
 /// Results come back one step late, so that the GPU never waits for the host.
 class StepRunner {
  public:
-  /// The ranks of `group` share the leaves of each batch, which train.leaves numbers. Every call is then collective.
+  /// The ranks of `group` share the leaves of each batch, which train.leaves numbers. Every later call is then
+  /// collective.
   StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const RunConfig& config, Recompute recompute,
              Group& group = lone_group());
   ~StepRunner();
   StepRunner(const StepRunner&) = delete;
+  /// Before the first step: lets the ranks exchange gradients in the fastest way that all have. Without it they take
+  /// one that always works.
+  void open_exchange();
 
   /// Starts step `step` (0-based) with the feed's next batch, this rank's rows, and gives the result of the step
   /// started before it, if that was not collected yet; on the CPU, its own. A batch that cannot be read, by any rank,

@@ -65,6 +65,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
   adopt_framing();
   require_equal_ranks();
   if (!resume(force)) start_afresh(std::move(source));
+  runner_->open_exchange();
   first_step_ = state_.step;
   lm_.requantise();
   open_run_folder();

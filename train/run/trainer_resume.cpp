@@ -175,6 +175,7 @@ bool Trainer::roll_back() {
   runner_.reset();
   feed_.reset();
   make_runner();
+  runner_->open_exchange();
   const std::string path = group_.gather_texts(leads() ? load_good_checkpoint(diverged_at_) : "")[0];
   if (path.empty()) return false;
   const Checkpoint file(path, h5::Verify::while_reading);
