@@ -109,8 +109,6 @@ Group::~Group() {
   s.watch->set_cancel(nullptr);
   if (s.peers) s.peers->cancel();
   if (s.all_left && s.transport) s.transport->finish();
-  // A thread that ends the links waits for recorded exchanges to be destroyed, and must not outlive the process's end.
-  if (s.links) s.links->cancel();
 }
 
 int Group::rank() const { return state_->rank; }

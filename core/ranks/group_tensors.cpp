@@ -149,12 +149,10 @@ gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
   std::shared_ptr<gpu::Peers> peers;
   if (!all_can([&] { peers = std::make_shared<gpu::Peers>(addresses, s.rank, marks, name); })) return nullptr;
   s.peers = std::move(peers);
-  // Marks go first: the end of the links waits for kernels that may stand behind one. A recorded take_back may come in
-  // between, so once more.
+  // Marks go first: the end of the links waits for kernels that may stand behind one.
   s.watch->set_cancel([links = s.links, peers = s.peers] {
     peers->cancel();
     links->cancel();
-    peers->cancel();
   });
   return s.peers.get();
 }

@@ -73,6 +73,9 @@ Watch::~Watch() {
   ending_ = true;
   wake();
   thread_.join();
+  // A GPU's exchanges end when the recordings that hold them are destroyed, which they are by now. The process must not
+  // end in the midst of it.
+  if (cancelled_ && !wait_for_cancel(kEndTime)) ::_exit(status_);
 }
 
 void Watch::wake() const {
@@ -309,13 +312,19 @@ void Watch::cancel_waits() {
     cancel = std::exchange(cancel_, nullptr);
   }
   if (!cancel) return;
-  const auto done = std::make_shared<std::atomic<bool>>(false);
-  std::thread([cancel, done] {
+  cancelled_ = std::make_shared<std::atomic<bool>>(false);
+  std::thread([cancel = std::move(cancel), done = cancelled_]() mutable {
     cancel();
+    cancel = nullptr;
     *done = true;
   }).detach();
-  for (const auto end = Clock::now() + kCancelTime; !*done && Clock::now() < end;)
+  wait_for_cancel(kCancelTime);
+}
+
+bool Watch::wait_for_cancel(seconds most) const {
+  for (const auto end = Clock::now() + most; !*cancelled_ && Clock::now() < end;)
     std::this_thread::sleep_for(milliseconds(5));
+  return *cancelled_;
 }
 
 /// Prints the verdict when it is time, then tells the others of it: what starts the ranks may end all when the first

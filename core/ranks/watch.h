@@ -90,6 +90,7 @@ class Watch {
   void judge(Exit status, const std::string& message, Prints prints);
   void lose(int rank, const std::string& how);
   void cancel_waits();
+  bool wait_for_cancel(std::chrono::seconds most) const;
   void act_on_verdict();
   void print_verdict();
   void wake() const;
@@ -114,7 +115,8 @@ class Watch {
   std::string verdict_, left_message_;
   tcp::Deadline judged_at_;
   std::function<void()> cancel_;
-  std::vector<Pace> paces_;  ///< rank 0: of all ranks
+  std::shared_ptr<std::atomic<bool>> cancelled_;  ///< the call of it has ended; null: it was not called
+  std::vector<Pace> paces_;                       ///< rank 0: of all ranks
   std::thread thread_;
 };
 
