@@ -48,9 +48,8 @@ GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Gro
 void GradientExchange::open(bool beside) {
   if (params_.divides_gradients()) return;
   peers_ = group_.open_peers(params_.grads(), int(params_.specs().size() + ways_.size()));
-  if (!peers_) return;
-  beside_ = beside;
-  rooms_ = make_rooms();
+  beside_ = beside && peers_;
+  if (peers_ || (DryRun::active() && params_.device() == Device::cuda)) rooms_ = make_rooms();
 }
 
 /// Room for a chunk of all other ranks, twice: one is added, the next one arrives.
@@ -157,7 +156,7 @@ void GradientExchange::finish() {
 }
 
 void GradientExchange::add(const Tensor& gradients) {
-  const std::array<Tensor, 2> rooms = make_rooms();
+  const std::array<Tensor, 2> rooms = rooms_[0].defined() ? rooms_ : make_rooms();
   const int64_t count = (largest(bounds_) + chunk_ - 1) / chunk_;
   const auto send = [&](int64_t i) {
     side_.run([&] {

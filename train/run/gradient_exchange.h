@@ -56,7 +56,7 @@ class GradientExchange {
   Bounds bounds_;                ///< of the ranks' pieces
   int64_t chunk_;                ///< elements
   gpu::Peers* peers_ = nullptr;  ///< null: not that way
-  std::array<Tensor, 2> rooms_;  ///< with peers: see make_rooms
+  std::array<Tensor, 2> rooms_;  ///< with peers, or counted in a dry run: see make_rooms
   Tensor present_;               ///< [R]: what ranks gather to know of each other
   bool beside_ = false;
   Reached reached_;

@@ -42,6 +42,7 @@ Rehearsal rehearse(const RunConfig& config, const ComputeTarget& target, Recompu
   StepRunner runner(lm, params, *optimizer, config, recompute, *group);
   Rehearsal result;
   result.state = arena->stats().live;
+  runner.open_exchange();
   Counter counter(result.work);
   runner.rehearse([&](int64_t times) { counter.times = times; });
   result.peak = arena->stats().peak;
