@@ -82,15 +82,21 @@ LM::LM(const ParamStore& params, const ModelConfig& config, DType compute, Backw
   parts_.visit(bind, config);
   for (const BitLinear* p : projections_) {
     p->prepare(compute_);
-    const bool inner = p->precision == Precision::ternary && p != &parts_.head;
-    if (p->precision != Precision::f32) p->matrix->backward = inner ? backward.ternary : backward.other;
     if (p->weight.defined() && p->precision == Precision::ternary)
       ternary_.push_back({params_.offset(params_.index(p->parameter)), p->matrix->ternary});
   }
+  set_backward(backward);
   if (params_.share().group)
     share_codes();
   else
     requantise();
+}
+
+void LM::set_backward(BackwardProducts backward) {
+  for (const BitLinear* p : projections_) {
+    const bool inner = p->precision == Precision::ternary && p != &parts_.head;
+    if (p->precision != Precision::f32) p->matrix->backward = inner ? backward.ternary : backward.other;
+  }
 }
 
 void LM::requantise(const Tensor& abs_sums) const {

@@ -50,6 +50,9 @@ class LM {
   LM(const ParamStore& params, const ModelConfig& config) : LM(params, config, params.dtype()) {}
   LM(const LM&) = delete;
 
+  /// Changes the products of later backward passes; before the first one.
+  void set_backward(BackwardProducts backward);
+
   const ModelConfig& config() const { return config_; }
   const ModelParts& parts() const { return parts_; }
   Device device() const { return params_.device(); }

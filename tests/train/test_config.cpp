@@ -226,7 +226,7 @@ TEST(Config, NamesWhatIsWrongAndWhere) {
       {"train: {device: [cuda]}", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found a list"},
       {"train: {device: }", "x.yaml:1: train.device: expected auto|cpu|cuda|cuda:N, found nothing"},
       {"train: {compute: f64}", "x.yaml:1: train.compute: expected auto|f32|bf16, found 'f64'"},
-      {"train: {backward: int4}", "x.yaml:1: train.backward: expected compute|int8, found 'int4'"},
+      {"train: {backward: int4}", "x.yaml:1: train.backward: expected auto|compute|int8, found 'int4'"},
       {"train: {recompute: all}", "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'all'"},
       {"train: {recompute: true}",
        "x.yaml:1: train.recompute: expected auto|none|rounded|selective|full, found 'true'"},

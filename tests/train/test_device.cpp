@@ -73,6 +73,16 @@ TEST(Device, WithAGpuAutoTakesItInBf16) {
   expect_error<ConfigError>({"here: "}, [] { choose_target("cuda:998", "auto", "here"); });
 }
 
+TEST(Device, DecidesTheBackwardProductsOfAuto) {
+  ComputeTarget target;
+  EXPECT_FALSE(choose_target("cpu", "auto", "here").prefers_int8) << "no run of the CPU's rounding was measured";
+  EXPECT_EQ(Products::compute, backward_products(target, std::nullopt).ternary);
+  target.prefers_int8 = true;
+  EXPECT_EQ(Products::int8, backward_products(target, std::nullopt).ternary);
+  EXPECT_EQ(Products::compute, backward_products(target, Products::compute).ternary);
+  EXPECT_EQ(Products::compute, backward_products(target, std::nullopt).other) << "the head is never in 8 bits";
+}
+
 TEST(Device, InfoWithoutAFileTellsWhatThisMachineComputesWith) {
   Program info({"info"}, "");
   ASSERT_EQ(info.wait(), 0) << info.err();

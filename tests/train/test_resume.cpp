@@ -81,6 +81,28 @@ TEST(Resume, ACarriedStateGoesOnToTheBit) {
   }
 }
 
+TEST(Resume, KeepsTheBackwardProductsThatTheRunBeganWith) {
+  const TempDir dir;
+  RunConfig c = tiny_run(dir / "run");
+  c.train.save_every = 4;
+  ASSERT_FALSE(c.train.backward) << "auto";
+  train(c);
+  const std::string last = checkpoint_path(c.train.run_dir, 12);
+  EXPECT_EQ(Products::compute, Checkpoint(last).config().train.backward);
+  const auto plain = learned(last);
+  RunConfig eight = c;
+  eight.train.backward = Products::int8;
+  eight.train.run_dir = dir / "eight";
+  train(eight);
+  const auto whole = learned(checkpoint_path(eight.train.run_dir, 12));
+  EXPECT_NE(plain.at("param/model.norm.weight"), whole.at("param/model.norm.weight"));
+  RunConfig rest = c;  // auto
+  rest.train.resume = parse_resume(checkpoint_path(eight.train.run_dir, 4));
+  rest.train.run_dir = dir / "rest";
+  text_of([&] { EXPECT_TRUE(train(rest).finished); });
+  EXPECT_EQ(whole, learned(checkpoint_path(rest.train.run_dir, 12)));
+}
+
 TEST(Resume, AStateThatWasNotSavedCannotBeCarriedOn) {
   const TempDir dir;
   RunConfig c = tiny_run(dir / "run");

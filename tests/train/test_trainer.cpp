@@ -54,6 +54,7 @@ TEST(Trainer, LossFallsAndTheRunFolderIsComplete) {
   RunConfig resolved = c;
   resolved.data.framing = Framing::both;
   resolved.train.leaves = 1;
+  resolved.train.backward = Products::compute;
   EXPECT_TRUE(compare(load_config(dir / "run/config.resolved.yaml"), resolved).empty());
   EXPECT_EQ(nlohmann::json::parse(slurp(dir / "run/run.json"))["parameters"], c.model.parameter_count());
   EXPECT_EQ(checkpoint_steps(dir / "run"), (std::vector<int64_t>{50, 60}));

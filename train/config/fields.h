@@ -369,10 +369,11 @@ void fields(TrainConfig& c, Visit&& visit) {
         Choice<ComputeChoice>{{ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16}},
         "dtype of activations; on the CPU they are f32, and bf16 rounds the operands of backward products; auto: bf16 "
         "on a GPU, and on a CPU whose bf16 products are faster");
-  visit("backward", c.backward, Choice<Products>{{Products::compute, Products::int8}},
+  visit("backward", c.backward, Choice<std::optional<Products>>{{{}, Products::compute, Products::int8}},
         "products of the ternary projections' backward pass: as compute says, or in 8 bits, which rounds gradients; on "
         "a GPU only of outputs that have 1024 inputs or more, and of gate_proj, whose activations it rounds again; "
-        "int8 pays on a CPU with VNNI and on a GPU of compute capability 9.0");
+        "int8 pays on a CPU with VNNI and on a GPU of compute capability 9.0; auto: int8 on such a GPU unless "
+        "compute is f32, compute elsewhere, and what a run began with when it is resumed");
   visit("recompute", c.recompute,
         Choice<std::optional<Recompute>>{
             {{}, Recompute::none, Recompute::rounded, Recompute::selective, Recompute::full}},

@@ -41,5 +41,6 @@ const char* name_of(Shard shard) {
 }
 
 const char* name_of(const std::optional<Recompute>& recompute) { return recompute ? name_of(*recompute) : "auto"; }
+const char* name_of(const std::optional<Products>& products) { return products ? name_of(*products) : "auto"; }
 
 }  // namespace mmfree

@@ -45,6 +45,7 @@ const char* name_of(OnSaveError choice);
 const char* name_of(Shard shard);
 /// "auto" for nullopt.
 const char* name_of(const std::optional<Recompute>& recompute);
+const char* name_of(const std::optional<Products>& products);
 
 /// The most steps of a run.
 inline constexpr int64_t kMostSteps = int64_t{1} << 40;
@@ -59,7 +60,7 @@ struct TrainConfig {
   int64_t seed = 1;  ///< of initial weights and data order
   DeviceChoice device;
   ComputeChoice compute = ComputeChoice::automatic;
-  Products backward = Products::compute;
+  std::optional<Products> backward;    ///< nullopt: what its device prefers, decided at a run's first start
   std::optional<Recompute> recompute;  ///< nullopt: as recompute_of decides
   int64_t keep_blocks = 1;             ///< the last blocks, which keep what `selective` computes again elsewhere
   bool capture = true;                 ///< GPU: record the step as a graph and replay it

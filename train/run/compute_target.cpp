@@ -28,8 +28,9 @@ std::optional<DeviceChoice> parse_device(const std::string& text) {
   return DeviceChoice{DeviceChoice::cuda, std::stoi(number)};
 }
 
-BackwardProducts backward_products(const ComputeTarget& target, Products ternary) {
-  return {ternary == Products::compute ? target.products : ternary, target.products};
+BackwardProducts backward_products(const ComputeTarget& target, std::optional<Products> ternary) {
+  const Products chosen = ternary.value_or(target.prefers_int8 ? Products::int8 : Products::compute);
+  return {chosen == Products::compute ? target.products : chosen, target.products};
 }
 
 ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, const std::string& where,
@@ -42,8 +43,10 @@ ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, c
   const std::string problem = gpu::problem(index);
   MMFREE_CHECK(ConfigError, problem.empty(), where, ": ", problem, "; or choose device cpu");
   gpu::use(index);
-  return {Device::cuda, compute == ComputeChoice::f32 ? DType::f32 : DType::bf16, Products::compute,
-          concat("cuda:", index, " (", gpu::info().name, ")")};
+  const gpu::Info info = gpu::info();
+  const DType activations = compute == ComputeChoice::f32 ? DType::f32 : DType::bf16;
+  return {Device::cuda, activations, Products::compute, concat("cuda:", index, " (", info.name, ")"),
+          activations == DType::bf16 && info.major == 9 && info.minor == 0};
 }
 
 ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where,

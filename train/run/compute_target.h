@@ -32,10 +32,12 @@ struct ComputeTarget {
   DType compute = DType::f32;             ///< dtype of activations
   Products products = Products::compute;  ///< of backward passes: bf16 on a CPU that was to compute in it
   std::string name = "cpu";               ///< for people: "cpu" or "cuda:0 (NVIDIA H100 80GB HBM3)"
+  bool prefers_int8 = false;  ///< backward products in 8 bits are faster, and no loss from them was measured
 };
 
-/// The products of a model's backward pass there, where those of ternary projections are `ternary` (train.backward).
-BackwardProducts backward_products(const ComputeTarget& target, Products ternary);
+/// The products of a model's backward pass there, where those of ternary projections are `ternary` (train.backward); of
+/// nullopt (auto) what the target prefers.
+BackwardProducts backward_products(const ComputeTarget& target, std::optional<Products> ternary);
 
 /// Resolves the choices and makes the GPU, if it is one, that of this process: without a number GPU `local_rank` of
 /// those that this process sees, or the only one.

@@ -26,7 +26,7 @@ struct Counter : OpWatch {
 ComputeTarget rehearsal_target(const TrainConfig& train) {
   if (!train.device.wants_gpu()) return choose_target({DeviceChoice::cpu}, train.compute, "train.device");
   const DType compute = train.compute == ComputeChoice::f32 ? DType::f32 : DType::bf16;
-  return {Device::cuda, compute, Products::compute, name_of(train.device)};
+  return {Device::cuda, compute, Products::compute, name_of(train.device), compute == DType::bf16};
 }
 
 Rehearsal rehearse(const RunConfig& config, const ComputeTarget& target, Recompute recompute, int ranks) {

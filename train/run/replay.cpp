@@ -107,7 +107,8 @@ ReplayResult replay(const std::string& run_dir, int64_t step, const std::vector<
   const std::map<int64_t, StepDigests> told = read_digests((std::filesystem::path(run_dir) / "metrics.jsonl").string());
   const std::string path = checkpoint_before(run_dir, step, group);
   RunConfig config = config_of(run_dir, path, overrides);
-  if (config.train.leaves == 0) config.train.leaves = 1;  // written before there were leaves
+  if (config.train.leaves == 0) config.train.leaves = 1;                  // written before there were leaves
+  if (!config.train.backward) config.train.backward = Products::compute;  // and before there was a choice
   MMFREE_CHECK(ConfigError, config.train.leaves % group.size() == 0, run_dir, ": the ", config.train.leaves,
                " leaves of a batch cannot be shared by ", group.size(), " ranks; start as many as divide them");
   MMFREE_CHECK(ConfigError, step <= config.train.steps, run_dir, ": has ", config.train.steps, " steps, not ", step);

@@ -46,6 +46,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
     : group_(group),
       config_(std::move(config)),
       asked_leaves_(config_.train.leaves),
+      asked_backward_(config_.train.backward),
       target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device",
                             group.local_rank())),
       inputs_(config_),
@@ -92,6 +93,12 @@ void Trainer::decide_leaves(int64_t otherwise) {
   MMFREE_CHECK(ConfigError, t.leaf_rows() % t.micro_batch() == 0, config_.source, ": train.micro_batch_size is ",
                t.micro_batch_size, ", which does not divide the ", t.leaf_rows(), " sequences of each of ", t.leaves,
                " leaves");
+}
+
+/// Gradients that are rounded in another way teach something else: what a run began with it keeps.
+void Trainer::decide_backward(Products otherwise) {
+  config_.train.backward = asked_backward_.value_or(otherwise);
+  lm_.set_backward(backward_products(target_, config_.train.backward));
 }
 
 void Trainer::make_runner() {

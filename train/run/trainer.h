@@ -58,6 +58,7 @@ class Trainer {
   bool leads() const { return group_.rank() == 0; }
   void require_equal_ranks();
   void decide_leaves(int64_t otherwise);
+  void decide_backward(Products otherwise);
   void make_runner();
   bool resume(bool force);
   std::string find_and_resume(bool force);
@@ -107,7 +108,8 @@ class Trainer {
   StopSignals signals_;
   Group& group_;
   RunConfig config_;
-  int64_t asked_leaves_;  ///< as configured, 0: not decided there
+  int64_t asked_leaves_;                    ///< as configured, 0: not decided there
+  std::optional<Products> asked_backward_;  ///< the same, nullopt: not decided there
   ComputeTarget target_;
   RunInputs inputs_;
   Batches batches_;

@@ -51,7 +51,8 @@ void Trainer::check_changes(const Checkpoint& file, bool force) {
   std::vector<std::string> changed;
   const auto refuse = [&](const std::string& what) { dangerous += (dangerous.empty() ? "" : ", ") + what; };
   RunConfig before = file.config();
-  if (before.train.leaves == 0) before.train.leaves = 1;  // written before there were leaves
+  if (before.train.leaves == 0) before.train.leaves = 1;                  // written before there were leaves
+  if (!before.train.backward) before.train.backward = Products::compute;  // and before there was a choice
   for (const ConfigChange& change : compare(before, config_)) {
     if (change.key == "train.resume" ||
         (change.key == "data.framing" && change.before == name_of(std::optional<Framing>())))
@@ -116,6 +117,7 @@ void Trainer::resume_from(const Checkpoint& file, bool force) {
                ": is a model without optimizer state (an import?); training cannot be resumed from it, but can start "
                "with its weights: train.init_from");
   decide_leaves(std::max<int64_t>(1, file.config().train.leaves));
+  decide_backward(file.config().train.backward.value_or(Products::compute));
   resolve_lengths_after(file.state());
   check_changes(file, force);
   const int64_t step = file.state().step;
@@ -148,6 +150,7 @@ void Trainer::resolve_lengths_after(const LoopState& made) {
 
 void Trainer::start_afresh(std::optional<Model> source) {
   decide_leaves(group_.size());
+  decide_backward(target_.prefers_int8 ? Products::int8 : Products::compute);
   make_runner();
   params_.initialise(uint64_t(config_.train.seed));
   if (config_.train.init_from.empty()) return;
