@@ -14,6 +14,7 @@ constexpr int64_t kSteps = kUnsteadySteps;
 RunConfig on_gpu(RunConfig c, bool same) {
   c.train.device.kind = DeviceChoice::cuda;
   c.train.compute = same ? ComputeChoice::f32 : ComputeChoice::automatic;
+  c.train.backward = Products::compute;
   return c;
 }
 
