@@ -103,7 +103,7 @@ class Group {
   /// @throws ConfigError as `require` does: NCCL is missing, or two ranks use one GPU, or the GPUs' models differ
   void use_gpu();
 
-  /// The arena for tensors that other ranks read (see peers): of memory that other processes can open, or on the CPU
+  /// The arena for tensors that other ranks read (open_peers): of memory that other processes can open, or on the CPU
   /// and alone the one of this thread.
   std::shared_ptr<Arena> exchange_arena(Device device) const;
   /// Lets each rank read the others' `tensor`, of the exchange_arena and of one size, with so many marks. nullptr where
