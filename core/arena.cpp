@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <new>
 
@@ -42,7 +43,7 @@ Arena::Source unwritten_memory() {
 }  // namespace
 
 Arena::~Arena() {
-  for (void* slab : slabs_) source_.give_back(slab);
+  for (const Slab& slab : slabs_) source_.give_back(slab.begin);
 }
 
 std::shared_ptr<Arena> Arena::host() {
@@ -97,7 +98,8 @@ void Arena::grow(size_t want) {
                source_.device == Device::cuda ? ", or set train.recompute=full" : "");
   stats_.reserved += slab;
   ++stats_.slabs;
-  if (!source_.contiguous || slabs_.empty()) slabs_.push_back(memory);
+  if (!source_.contiguous || slabs_.empty()) slabs_.push_back({memory, 0});
+  slabs_.back().bytes += slab;
   end_ = memory + slab;
   used_[memory] = {slab, int(slabs_.size()) - 1};
   stats_.live += slab;  // free_block subtracts it again, and joins the slab with its free neighbour
@@ -172,6 +174,24 @@ void Arena::insert_free(char* begin, size_t bytes, int slab) {
 ArenaStats Arena::stats() const {
   std::lock_guard lock(mutex_);
   return stats_;
+}
+
+std::vector<Arena::Slab> Arena::slabs() const {
+  std::lock_guard lock(mutex_);
+  return slabs_;
+}
+
+std::string Arena::layout() const {
+  std::lock_guard lock(mutex_);
+  std::vector<std::array<size_t, 3>> blocks;
+  for (const auto& [begin, block] : used_) {
+    const auto slab = size_t(block.second);
+    blocks.push_back({slab, size_t(begin - slabs_[slab].begin), block.first});
+  }
+  std::sort(blocks.begin(), blocks.end());  // slabs may be in any order in memory
+  std::string text;
+  for (const auto& [slab, at, bytes] : blocks) text += concat("slab ", slab, " at ", at, ": ", bytes, " bytes\n");
+  return text;
 }
 
 void Arena::reset_peak() {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "core/device.h"
@@ -50,6 +51,14 @@ class Arena {
   /// Returns a block to the arena; nullptr is ignored.
   void release(void* block);
   ArenaStats stats() const;
+  /// What was obtained from the system.
+  struct Slab {
+    char* begin;
+    size_t bytes;
+  };
+  std::vector<Slab> slabs() const;
+  /// Where the blocks in use are in them: equal texts, equal places.
+  std::string layout() const;
   /// Sets `peak` to `live`.
   void reset_peak();
   Device device() const { return source_.device; }
@@ -63,7 +72,7 @@ class Arena {
   Source source_;
   size_t slab_bytes_;
   mutable std::mutex mutex_;
-  std::vector<void*> slabs_;
+  std::vector<Slab> slabs_;
   char* end_ = nullptr;  ///< of the last slab
   FreeBySize free_by_size_;
   std::map<char*, std::pair<size_t, int>> free_by_address_;  // size, slab

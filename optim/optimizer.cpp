@@ -32,7 +32,7 @@ Optimizer::Optimizer(ParamStore& params, const OptimConfig& config)
       my_abs_(params.share().my_blocks(abs_sums_)),
       my_moments_(params.share().my_blocks(sums_.slice(1, 2).reshape({sums_.cols()}))),
       config_(config) {
-  if (params.share().group) squares_ = Tensor::zeros({sums_.cols()}, DType::f64, params.device());
+  if (Group* group = params.share().group) squares_ = group->zeros({sums_.cols()}, DType::f64, params.device());
 }
 
 Tensor Optimizer::my_gradients() const {

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
-#include <limits>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "core/cuda/driver.h"
@@ -13,7 +15,7 @@ namespace {
 
 using cuda::check_driver;
 
-/// Memory of another process: the allocation that it is in, and where in it.
+/// A slab of another process: the allocation that it is in, and where in it.
 struct Address {
   cudaIpcMemHandle_t allocation;
   uint64_t at;
@@ -21,23 +23,28 @@ struct Address {
 
 using Mark = uint32_t;
 
+/// The first marks of a rank are those of `meet`.
+constexpr int kMeetings = 3;
+
 /// Marks of a rank, in whole lines of the caches.
-size_t marks_of_rank(int marks) { return (size_t(marks) + 31) / 32 * 32; }
+size_t marks_of_rank(int marks) { return (size_t(marks + kMeetings) + 31) / 32 * 32; }
 
 }  // namespace
 
 struct Peers::Handles {
   int rank, device = 0;
-  size_t per_rank;                    ///< marks
-  SharedPages pages;                  ///< [size, per_rank] Mark
-  CUdeviceptr marks = 0;              ///< the same on the GPU
-  std::vector<const char*> memory{};  ///< of each rank; nullptr for this one
-  std::vector<void*> opened{};        ///< allocations
-  decltype(&::cuStreamWriteValue32) write = MMFREE_DRIVER(cuStreamWriteValue32);
-  decltype(&::cuStreamWaitValue32) wait = MMFREE_DRIVER(cuStreamWaitValue32);
+  size_t per_rank;                             ///< marks
+  SharedPages pages;                           ///< [size, per_rank] Mark
+  CUdeviceptr marks = 0;                       ///< the same on the GPU
+  std::vector<Arena::Slab> slabs;              ///< of this rank
+  std::vector<std::vector<const char*>> of{};  ///< [size, slabs]: where they begin; none of this rank
+  std::vector<void*> opened{};                 ///< allocations
+  decltype(&::cuStreamBatchMemOp) batch = MMFREE_DRIVER(cuStreamBatchMemOp);
+  std::once_flag cancelled{};
+  std::jthread cancelling{};
 
-  Handles(int rank, int size, int marks, const std::string& name)
-      : rank(rank), per_rank(marks_of_rank(marks)), pages(name, bytes_of_marks(size, marks)) {
+  Handles(std::vector<Arena::Slab> slabs, int rank, int size, int marks, const std::string& name)
+      : rank(rank), per_rank(marks_of_rank(marks)), pages(name, bytes_of_marks(size, marks)), slabs(std::move(slabs)) {
     cuda::stream();  // the GPU is chosen
     MMFREE_CUDA_CHECK(cudaGetDevice(&device));
     MMFREE_CUDA_CHECK(cudaHostRegister(pages.data(), pages.bytes(), cudaHostRegisterMapped));
@@ -51,9 +58,38 @@ struct Peers::Handles {
   ~Handles() {
     cudaSetDevice(device);  // it may end in another thread than it began
     for (void* allocation : opened) cudaIpcCloseMemHandle(allocation);
+    cancelling = {};
     cudaHostUnregister(pages.data());
   }
-  CUdeviceptr mark(int of, int number) const { return marks + (size_t(of) * per_rank + size_t(number)) * sizeof(Mark); }
+
+  /// number: 0 .. kMeetings − 1, or kMeetings + a mark of the callers
+  CUdeviceptr mark(int of_rank, int number) const {
+    return marks + (size_t(of_rank) * per_rank + size_t(number)) * sizeof(Mark);
+  }
+  CUstreamBatchMemOpParams writes(int number, Mark value) const {
+    CUstreamBatchMemOpParams op{};
+    op.writeValue = {CU_STREAM_MEM_OP_WRITE_VALUE_32, mark(rank, number), {value}, CU_STREAM_WRITE_VALUE_DEFAULT, 0};
+    return op;
+  }
+  void add_waits(int number, std::vector<CUstreamBatchMemOpParams>& ops) const {
+    for (int r = 0; r < int(of.size()); ++r) {
+      if (r == rank) continue;
+      CUstreamBatchMemOpParams op{};
+      op.waitValue = {CU_STREAM_MEM_OP_WAIT_VALUE_32, mark(r, number), {1}, CU_STREAM_WAIT_VALUE_GEQ, 0};
+      ops.push_back(op);
+    }
+  }
+  void launch(std::vector<CUstreamBatchMemOpParams> ops) const {
+    check_driver(batch(cuda::stream(), unsigned(ops.size()), ops.data(), 0), "cuStreamBatchMemOp");
+  }
+  /// The slab that all of this is in, or the end.
+  std::vector<Arena::Slab>::const_iterator slab_of(const Span& span) const {
+    const char* begin = static_cast<const char*>(span.data);
+    return std::find_if(slabs.begin(), slabs.end(), [&](const Arena::Slab& slab) {
+      return begin >= slab.begin && begin <= slab.begin + slab.bytes &&
+             span.bytes <= size_t(slab.begin + slab.bytes - begin);
+    });
+  }
 };
 
 Arena::Source Peers::memory() {
@@ -67,15 +103,19 @@ Arena::Source Peers::memory() {
   return {Device::cuda, obtain, [](void* slab) { cudaFree(slab); }};
 }
 
-std::string Peers::address(const void* data) {
-  Address address{};
-  CUdeviceptr begin = 0;
-  size_t bytes = 0;
-  const auto at = reinterpret_cast<CUdeviceptr>(data);
-  check_driver(MMFREE_DRIVER(cuMemGetAddressRange)(&begin, &bytes, at), "cuMemGetAddressRange");
-  MMFREE_CUDA_CHECK(cudaIpcGetMemHandle(&address.allocation, reinterpret_cast<void*>(begin)));
-  address.at = at - begin;
-  return std::string(reinterpret_cast<const char*>(&address), sizeof address);
+std::string Peers::addresses(const std::vector<Arena::Slab>& slabs) {
+  std::string all;
+  for (const Arena::Slab& slab : slabs) {
+    Address address{};
+    CUdeviceptr begin = 0;
+    size_t bytes = 0;
+    const auto at = reinterpret_cast<CUdeviceptr>(slab.begin);
+    check_driver(MMFREE_DRIVER(cuMemGetAddressRange)(&begin, &bytes, at), "cuMemGetAddressRange");
+    MMFREE_CUDA_CHECK(cudaIpcGetMemHandle(&address.allocation, reinterpret_cast<void*>(begin)));
+    address.at = at - begin;
+    all.append(reinterpret_cast<const char*>(&address), sizeof address);
+  }
+  return all;
 }
 
 size_t Peers::bytes_of_marks(int size, int marks) {
@@ -83,52 +123,90 @@ size_t Peers::bytes_of_marks(int size, int marks) {
   return (size_t(size) * marks_of_rank(marks) * sizeof(Mark) + kPage - 1) / kPage * kPage;
 }
 
-Peers::Peers(const std::vector<std::string>& addresses, int rank, int marks, const std::string& marks_name)
-    : handles_(std::make_unique<Handles>(rank, int(addresses.size()), marks, marks_name)) {
+Peers::Peers(std::vector<Arena::Slab> slabs, const std::vector<std::string>& addresses, int rank, int marks,
+             const std::string& marks_name)
+    : handles_(std::make_unique<Handles>(std::move(slabs), rank, int(addresses.size()), marks, marks_name)) {
+  Handles& h = *handles_;
+  h.of.resize(addresses.size());
   for (size_t r = 0; r < addresses.size(); ++r) {
-    handles_->memory.push_back(nullptr);
     if (int(r) == rank) continue;
-    Address address;
-    MMFREE_CHECK(Error, addresses[r].size() == sizeof address, "gpu: an address of ", addresses[r].size(),
-                 " bytes; expected ", sizeof address);
-    std::memcpy(&address, addresses[r].data(), sizeof address);
-    void* allocation = nullptr;
-    MMFREE_CUDA_CHECK(cudaIpcOpenMemHandle(&allocation, address.allocation, cudaIpcMemLazyEnablePeerAccess));
-    handles_->opened.push_back(allocation);
-    handles_->memory.back() = static_cast<const char*>(allocation) + address.at;
+    MMFREE_CHECK(Error, addresses[r].size() == h.slabs.size() * sizeof(Address), "gpu: addresses of ",
+                 addresses[r].size(), " bytes; expected ", h.slabs.size() * sizeof(Address));
+    for (size_t i = 0; i < h.slabs.size(); ++i) {
+      Address address;
+      std::memcpy(&address, addresses[r].data() + i * sizeof address, sizeof address);
+      void* allocation = nullptr;
+      MMFREE_CUDA_CHECK(cudaIpcOpenMemHandle(&allocation, address.allocation, cudaIpcMemLazyEnablePeerAccess));
+      h.opened.push_back(allocation);
+      h.of[r].push_back(static_cast<const char*>(allocation) + address.at);
+    }
   }
 }
 
 // Nobody comes any more: what still waits on a stream would keep the process from ending.
 Peers::~Peers() { cancel(); }
 
-void Peers::tell(int mark) {
-  check_driver(handles_->write(cuda::stream(), handles_->mark(handles_->rank, mark), 1, CU_STREAM_WRITE_VALUE_DEFAULT),
-               "cuStreamWriteValue32");
-}
+void Peers::tell(int mark) { handles_->launch({handles_->writes(kMeetings + mark, 1)}); }
 
 void Peers::await(int mark) {
-  for (int r = 0; r < int(handles_->memory.size()); ++r)
-    if (r != handles_->rank)
-      check_driver(handles_->wait(cuda::stream(), handles_->mark(r, mark), 1, CU_STREAM_WAIT_VALUE_GEQ),
-                   "cuStreamWaitValue32");
+  std::vector<CUstreamBatchMemOpParams> ops;
+  handles_->add_waits(kMeetings + mark, ops);
+  handles_->launch(std::move(ops));
 }
 
-void Peers::read(int rank, size_t at, void* to, size_t bytes) {
-  const char* from = handles_->memory[size_t(rank)];
-  MMFREE_CHECK(Error, from, "gpu: rank ", rank, " reads its own memory");
-  MMFREE_CUDA_CHECK(cudaMemcpyAsync(to, from + at, bytes, cudaMemcpyDeviceToDevice, cuda::stream()));
+void Peers::read(int rank, const void* mine, void* to, size_t bytes) {
+  const auto slab = handles_->slab_of({const_cast<void*>(mine), bytes});
+  MMFREE_CHECK(Error, slab != handles_->slabs.end() && rank != handles_->rank, "gpu: rank ", rank, " has no ", bytes,
+               " bytes that this one may read");
+  const char* from = handles_->of[size_t(rank)][size_t(slab - handles_->slabs.begin())];
+  MMFREE_CUDA_CHECK(cudaMemcpyAsync(to, from + (static_cast<const char*>(mine) - slab->begin), bytes,
+                                    cudaMemcpyDeviceToDevice, cuda::stream()));
 }
 
 void Peers::take_back() {
-  MMFREE_CUDA_CHECK(cudaMemsetAsync(reinterpret_cast<void*>(handles_->mark(handles_->rank, 0)), 0,
-                                    handles_->per_rank * sizeof(Mark), cuda::stream()));
+  MMFREE_CUDA_CHECK(cudaMemsetAsync(reinterpret_cast<void*>(handles_->mark(handles_->rank, kMeetings)), 0,
+                                    (handles_->per_rank - kMeetings) * sizeof(Mark), cuda::stream()));
 }
 
+bool Peers::reach(const Span& span) const { return handles_->slab_of(span) != handles_->slabs.end(); }
+
+/// Behind this call all ranks have come to it. With three in turn a mark can be told again: when all have come to one
+/// meeting, none waits at the one before, so that its mark is taken back; and none comes to that one again before it
+/// has seen this rank at the third.
+void Peers::meet(int i) {
+  std::vector<CUstreamBatchMemOpParams> ops = {handles_->writes(i, 1)};
+  handles_->add_waits(i, ops);
+  ops.push_back(handles_->writes((i + kMeetings - 1) % kMeetings, 0));
+  handles_->launch(std::move(ops));
+}
+
+void Peers::all_gather(const std::vector<std::vector<Span>>& lists) {
+  meet(0);
+  for (const std::vector<Span>& spans : lists)
+    for (size_t k = 1; k < spans.size(); ++k) {
+      const size_t from = (size_t(handles_->rank) + k) % spans.size();
+      if (const Span& span = spans[from]; span.bytes > 0) read(int(from), span.data, span.data, span.bytes);
+    }
+  meet(1);
+  meet(2);
+}
+
+/// Again and again, since marks that are taken back may still be on the streams.
 void Peers::cancel() {
-  auto* marks = static_cast<Mark*>(handles_->pages.data());
-  for (size_t i = 0; i < handles_->pages.bytes() / sizeof(Mark); ++i)
-    std::atomic_ref(marks[i]).store(1, std::memory_order_relaxed);
+  std::call_once(handles_->cancelled, [h = handles_.get()] {
+    const auto tell_all = [h] {
+      auto* marks = static_cast<Mark*>(h->pages.data());
+      for (size_t i = 0; i < h->pages.bytes() / sizeof(Mark); ++i)
+        std::atomic_ref(marks[i]).store(1, std::memory_order_relaxed);
+    };
+    tell_all();
+    h->cancelling = std::jthread([tell_all](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        tell_all();
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+    });
+  });
 }
 
 }  // namespace mmfree::gpu

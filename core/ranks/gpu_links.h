@@ -7,6 +7,12 @@
 
 namespace mmfree::gpu {
 
+/// Device memory.
+struct Span {
+  void* data;
+  size_t bytes;
+};
+
 /// The ways between the ranks' GPUs: NCCL, which is opened at run time. Exists in every build; without the CUDA backend
 /// `problem` says so, and the rest throws DeviceError. Exchanges run on the compute stream, in the order of its
 /// kernels, and may be recorded; all ranks make the same ones in the same order. Bytes arrive as they were sent.
@@ -25,10 +31,6 @@ class Links {
 
   /// Device memory; at most one piece of each kind per rank, and none of this one's. @throws DeviceError
   void exchange(const std::vector<Outgoing>&, const std::vector<Incoming>&);
-  struct Span {
-    void* data;
-    size_t bytes;
-  };
   /// Of each list: the ranks' pieces, wherever they are and of any size; this rank's goes to all. @throws DeviceError
   void all_gather(const std::vector<std::vector<Span>>& lists);
 

@@ -25,14 +25,16 @@ void Links::cancel() { absent(); }
 struct Peers::Handles {};
 
 Arena::Source Peers::memory() { absent(); }
-std::string Peers::address(const void*) { absent(); }
+std::string Peers::addresses(const std::vector<Arena::Slab>&) { absent(); }
 size_t Peers::bytes_of_marks(int, int) { absent(); }
-Peers::Peers(const std::vector<std::string>&, int, int, const std::string&) { absent(); }
+Peers::Peers(std::vector<Arena::Slab>, const std::vector<std::string>&, int, int, const std::string&) { absent(); }
 Peers::~Peers() = default;
 void Peers::tell(int) { absent(); }
 void Peers::await(int) { absent(); }
-void Peers::read(int, size_t, void*, size_t) { absent(); }
+void Peers::read(int, const void*, void*, size_t) { absent(); }
 void Peers::take_back() { absent(); }
+bool Peers::reach(const Span&) const { absent(); }
+void Peers::all_gather(const std::vector<std::vector<Span>>&) { absent(); }
 void Peers::cancel() { absent(); }
 
 }  // namespace mmfree::gpu

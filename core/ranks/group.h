@@ -83,8 +83,8 @@ class Group {
   void send(int to, const void* data, size_t bytes);
   void receive(int from, void* data, size_t bytes);
 
-  /// Tensors of any dtype, taken as flat; on the GPU by NCCL in the order of the kernels, which may be recorded (a
-  /// first one outside of a recording connects the ranks).
+  /// Tensors of any dtype, taken as flat; on the GPU by NCCL (or see open_peers) in the order of the kernels, which may
+  /// be recorded (a first one outside of a recording connects the ranks).
   /// Piece p of `from` goes to rank p. to: what comes from the other ranks, in their order, (size() − 1) · (elements of
   /// my piece). @throws ShapeError, DTypeError, DeviceError, LostRank
   void all_to_all(const Tensor& from, const Ranges& pieces, Tensor& to);
@@ -104,12 +104,15 @@ class Group {
   void use_gpu();
 
   /// The arena for tensors that other ranks read (open_peers): of memory that other processes can open, or on the CPU
-  /// and alone the one of this thread.
+  /// and alone the one of this thread. All ranks take the same tensors from it.
   std::shared_ptr<Arena> exchange_arena(Device device) const;
-  /// Lets each rank read the others' `tensor`, of the exchange_arena and of one size, with so many marks. nullptr where
-  /// that is not possible: on the CPU, on several machines, between GPUs that CUDA does not let read each other, or
-  /// with NCCL_P2P_DISABLE=1. What it gives lives as long as the group, or until the next call.
-  gpu::Peers* open_peers(const Tensor& tensor, int marks);
+  /// Zeros, in that arena.
+  Tensor zeros(const Shape& shape, DType dtype, Device device) const;
+  /// Lets the ranks' GPUs read from each other what is in the exchange_arena, with so many marks; from then on
+  /// all_gather does so too. nullptr where that is not possible: on the CPU, on several machines, between GPUs that
+  /// CUDA does not let read each other, or with NCCL_P2P_DISABLE=1. What it gives lives as long as the group, or until
+  /// the next call.
+  gpu::Peers* open_peers(int marks);
   /// Why the last open_peers was not possible between the GPUs of one machine, in one line; else empty.
   std::string peers_problem() const;
   /// Counts bytes that GPUs bring to another rank in other ways than calls of this group.

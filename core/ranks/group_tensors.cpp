@@ -50,7 +50,8 @@ void Group::all_to_all(const Tensor& from, const Ranges& pieces, Tensor& to) {
 
 void Group::all_gather(const std::vector<Gather>& gathers) {
   State& s = *state_;
-  std::vector<std::vector<gpu::Links::Span>> lists;  // of those on the GPU
+  std::vector<std::vector<gpu::Span>> lists;  // of those on the GPU
+  bool peers_reach = s.peers != nullptr;
   for (const auto& [all, pieces] : gathers) {
     check_pieces("ranks: all_gather", pieces, s.size, all.size());
     if (!s.has_others()) continue;
@@ -63,13 +64,16 @@ void Group::all_gather(const std::vector<Gather>& gathers) {
       const std::vector<State::Part> out(size_t(s.size), in[size_t(s.rank)]);
       s.exchange_parts(data, out, data, in);
     } else if (!DryRun::active()) {
+      peers_reach = peers_reach && s.peers->reach({data, size_t(all.bytes())});
       lists.emplace_back();
       for (const Range& piece : pieces)
         lists.back().push_back({data + piece.begin * unit, size_t(piece.size() * unit)});
       s.gpu_bytes += uint64_t(mine.size() * unit) * uint64_t(s.size - 1);
     }
   }
-  if (!lists.empty()) s.links_of_gpu().all_gather(lists);
+  if (lists.empty()) return;
+  if (peers_reach) return s.peers->all_gather(lists);
+  s.links_of_gpu().all_gather(lists);
 }
 
 gpu::Links& Group::State::links_of_gpu() const {
@@ -119,10 +123,15 @@ std::shared_ptr<Arena> Group::exchange_arena(Device device) const {
   return device == Device::cuda && state_->arena ? state_->arena : Arena::current(device);
 }
 
-gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
+Tensor Group::zeros(const Shape& shape, DType dtype, Device device) const {
+  const ArenaScope scope(exchange_arena(device));
+  return Tensor::zeros(shape, dtype, device);
+}
+
+gpu::Peers* Group::open_peers(int marks) {
   State& s = *state_;
   s.peers_problem.clear();
-  if (!s.links || tensor.device() != Device::cuda || s.machines > 1) return nullptr;
+  if (!s.links || s.machines > 1) return nullptr;
   // One thing after the other: what one rank cannot do, none does.
   const auto all_can = [&](const std::function<void()>& attempt) {
     std::string problem;
@@ -137,17 +146,20 @@ gpu::Peers* Group::open_peers(const Tensor& tensor, int marks) {
       if (s.peers_problem.empty()) s.peers_problem = p;
     return s.peers_problem.empty();
   };
+  const std::vector<Arena::Slab> slabs = s.arena->slabs();
   std::string mine;
   std::optional<SharedFile> file;
+  const std::vector<std::string> layouts = gather_texts(s.arena->layout());
   const bool offered = all_can([&] {
-    mine = gpu::Peers::address(tensor.raw());
+    MMFREE_CHECK(Error, layouts[0] == layouts[size_t(s.rank)], "its memory is laid out otherwise than rank 0's");
+    mine = gpu::Peers::addresses(slabs);
     if (s.rank == 0) file.emplace(gpu::Peers::bytes_of_marks(s.size, marks));
   });
   if (!offered) return nullptr;
   const std::vector<std::string> addresses = gather_texts(mine);
   const std::string name = gather_texts(file ? file->name() : "")[0];
   std::shared_ptr<gpu::Peers> peers;
-  if (!all_can([&] { peers = std::make_shared<gpu::Peers>(addresses, s.rank, marks, name); })) return nullptr;
+  if (!all_can([&] { peers = std::make_shared<gpu::Peers>(slabs, addresses, s.rank, marks, name); })) return nullptr;
   s.peers = std::move(peers);
   // Marks go first: the end of the links waits for kernels that may stand behind one.
   s.watch->set_cancel([links = s.links, peers = s.peers] {

@@ -144,6 +144,23 @@ TEST(Arena, CountsLivePeakAndReserved) {
   EXPECT_EQ(0u, arena.stats().live);
 }
 
+TEST(Arena, TellsItsLayoutWhereverItsSlabsAre) {
+  std::vector<char> memory(3 * 4096 + 256);
+  char* const begin = memory.data() + (256 - reinterpret_cast<uintptr_t>(memory.data()) % 256) % 256;
+  const auto layout = [&](std::vector<int> places, size_t last) {
+    const auto obtain = [&, i = size_t(0)](size_t) mutable -> void* { return begin + 4096 * places.at(i++); };
+    Arena arena({Device::cpu, obtain, [](void*) {}}, 4096);
+    for (size_t bytes : {size_t(3000), size_t(4096), size_t(300), last}) arena.allocate(bytes);
+    EXPECT_EQ(begin + 4096 * places[1], arena.slabs().at(1).begin);
+    EXPECT_EQ(4096u, arena.slabs().at(1).bytes);
+    return arena.layout();
+  };
+  EXPECT_EQ("slab 0 at 0: 3072 bytes\nslab 0 at 3072: 512 bytes\nslab 0 at 3584: 256 bytes\nslab 1 at 0: 4096 bytes\n",
+            layout({0, 1}, 1));
+  EXPECT_EQ(layout({0, 1}, 1), layout({2, 0}, 200));
+  EXPECT_NE(layout({0, 1}, 1), layout({0, 1}, 257));
+}
+
 TEST(Arena, GivesEverySlabBackAtTheEnd) {
   {
     Arena arena(counting_source(), 4096);

@@ -46,15 +46,37 @@ TEST(CudaRanks, four_read_each_others_memory) {
   expect_exchange(4, "gpu_peers");
 }
 
+TEST(CudaRanks, two_gather_from_each_others_memory) {
+  MMFREE_NEEDS_GPUS(2);
+  expect_exchange(2, "gpu_gather");
+}
+
+TEST(CudaRanks, four_gather_from_each_others_memory) {
+  MMFREE_NEEDS_GPUS(4);
+  expect_exchange(4, "gpu_gather");
+}
+
+/// Rank 1 is killed.
+void expect_that_all_end(int size, const std::string& wait) {
+  SCOPED_TRACE(wait);
+  const auto run = start(size, {"gpu_end", "1", wait});
+  std::vector<int> wanted(size_t(size), int(Exit::lost));
+  wanted[1] = 1000 + SIGKILL;
+  EXPECT_EQ(run->wait(kLong), wanted) << run->err(0);
+  ASSERT_EQ(run->messages().size(), 1u) << run->err(0);
+  EXPECT_NE(run->messages()[0].find("rank 1 on "), std::string::npos) << run->messages()[0];
+  for (int r = 0; r < size; ++r)
+    if (r != 1) EXPECT_EQ(run->out(size_t(r)), "unwound\n") << "a process that hangs is ended from outside: rank " << r;
+}
+
 TEST(CudaRanks, of_which_one_is_killed_end_though_their_gpus_wait_for_it) {
   MMFREE_NEEDS_GPUS(2);
-  for (const char* wait : {"exchange", "mark"}) {
-    const auto run = start(2, {"gpu_end", "1", wait});
-    EXPECT_EQ(run->wait(kLong), (std::vector<int>{int(Exit::lost), 1000 + SIGKILL})) << run->err(0);
-    ASSERT_EQ(run->messages().size(), 1u) << run->err(0);
-    EXPECT_NE(run->messages()[0].find("rank 1 on "), std::string::npos) << run->messages()[0];
-    EXPECT_EQ(run->out(0), "unwound\n") << wait << ": a process that hangs is ended from outside";
-  }
+  for (const char* wait : {"exchange", "mark", "gather"}) expect_that_all_end(2, wait);
+}
+
+TEST(CudaRanks, four_of_which_one_is_killed_end_too) {
+  MMFREE_NEEDS_GPUS(4);
+  for (const char* wait : {"mark", "gather"}) expect_that_all_end(4, wait);
 }
 
 TEST(CudaRanks, may_not_share_a_gpu) {

@@ -293,12 +293,9 @@ void gpu_exchange(Group& group, const Arguments&) {
 void gpu_peers(Group& group, const Arguments&) {
   use_gpu(group);
   const int64_t n = 1 << 20, others = group.size() - 1;
-  const Tensor shared = [&] {
-    const ArenaScope scope(group.exchange_arena(Device::cuda));
-    const Tensor before = Tensor::zeros({1000}, DType::f32, Device::cuda);  // it begins inside an allocation
-    return Tensor::zeros({2 * n}, DType::f32, Device::cuda);
-  }();
-  gpu::Peers* peers = group.open_peers(shared, 2);
+  const Tensor before = group.zeros({1000}, DType::f32, Device::cuda);  // it begins inside an allocation
+  const Tensor shared = group.zeros({2 * n}, DType::f32, Device::cuda);
+  gpu::Peers* peers = group.open_peers(2);
   if (!peers) return introduce(group, {});
   Tensor mine = shared, read({2 * n * others}, DType::f32, Device::cuda),
          signs({group.size()}, DType::f32, Device::cuda);
@@ -315,7 +312,7 @@ void gpu_peers(Group& group, const Arguments&) {
         for (int r = 0; r < group.size(); ++r) {
           if (r == group.rank()) continue;
           Tensor to = read.slice(place * n, (place + 1) * n);
-          peers->read(r, size_t(half * n) * sizeof(float), to.raw_mut(), size_t(to.bytes()));
+          peers->read(r, part.raw(), to.raw_mut(), size_t(to.bytes()));
           place += 2;
         }
       });
@@ -340,31 +337,80 @@ void gpu_peers(Group& group, const Arguments&) {
   introduce(group, {});
 }
 
+/// Gathers by peers, recorded and replayed, of pieces unlike in size and of types unlike, one rank's empty. A rank
+/// writes over its piece as soon as it may, and each is late once.
+void gpu_gather(Group& group, const Arguments&) {
+  use_gpu(group);
+  const int64_t n = 300'000, size = group.size(), mine = group.rank();
+  Ranges pieces, small;
+  for (int64_t r = 0, at = 0; r < size; ++r) {
+    pieces.push_back({at, at + n * (r + 1)});
+    at = pieces.back().end + 64;
+    small.push_back({r == 0 ? 0 : 3 * r - 3, 3 * r});
+  }
+  Tensor large = group.zeros({pieces.back().end}, DType::f32, Device::cuda);
+  Tensor few = group.zeros({small.back().end}, DType::f64, Device::cuda);
+  if (!group.open_peers(1)) return introduce(group, {});
+  Tensor from({n * size}, DType::f32, Device::cuda), few_from({3}, DType::f64, Device::cuda);
+  Tensor seen = Tensor::zeros(large.shape(), DType::f32, Device::cuda),
+         few_seen = Tensor::zeros(few.shape(), DType::f64, Device::cuda);
+  Tensor own = large.slice(pieces[size_t(mine)].begin, pieces[size_t(mine)].end);
+  Tensor own_few = few.slice(small[size_t(mine)].begin, small[size_t(mine)].end);
+  gpu::Graph graph([&] {
+    for (int i = 0; i < 2; ++i) {  // the second one's numbers are the first one's twice
+      add(from, from, from);
+      own.copy_from(from.slice(0, own.size()));
+      own_few.copy_from(few_from.slice(0, own_few.size()));
+      group.all_gather({{large, pieces}, {few, small}});
+      if (i == 0) fill(own, -1);
+    }
+    seen.copy_from(large);
+    few_seen.copy_from(few);
+    fill(own, -2);
+  });
+  for (int replay = 0; replay < 8; ++replay) {
+    std::vector<float> numbers, wanted(size_t(large.size()), 0.0f);
+    for (int64_t i = 0; i < from.size(); ++i) numbers.push_back(number_of(int(mine), replay, i));
+    Tensor some({3}, DType::f64);
+    for (int64_t i = 0; i < 3; ++i) some.mut<double>()[i] = double(number_of(int(mine), replay, i));
+    for (int64_t r = 0; r < size; ++r)
+      for (int64_t i = 0; i < pieces[size_t(r)].size(); ++i)
+        wanted[size_t(pieces[size_t(r)].begin + i)] = 4 * number_of(int(r), replay, i);
+    from.copy_from(on(Device::cuda, numbers));
+    few_from.copy_from(some);
+    if (replay % group.size() == mine) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    graph.launch();
+    expect(values_of(seen) == wanted, "what was gathered of others");
+    const Tensor got = few_seen.to(Device::cpu);
+    for (int64_t r = 1; r < size; ++r)
+      for (int64_t i = 0; i < 3; ++i)
+        expect(got.data<double>()[3 * r - 3 + i] == double(number_of(int(r), replay, i)), "the few gathered");
+  }
+  introduce(group, {});
+}
+
 /// All ranks take the same GPU.
 void gpu_shared(Group& group, const Arguments&) {
   gpu::use(0);
   group.use_gpu();
 }
 
-/// That rank is killed while recorded work of the others' GPUs waits for it: in an exchange, or, with `mark`, until it
-/// tells one. A process that ends by itself says so.
+/// That rank is killed while recorded work of the others' GPUs waits for it: in an exchange by NCCL, in a `gather` by
+/// peers, or, with `mark`, until it tells one. A process that ends by itself says so.
 void gpu_end(Group& group, const Arguments& a) {
   use_gpu(group);
-  const Tensor shared = [&] {
-    const ArenaScope scope(group.exchange_arena(Device::cuda));
-    return Tensor::zeros({1 << 20}, DType::f32, Device::cuda);
-  }();
-  gpu::Peers* peers = a.size() > 1 && a[1] == "mark" ? group.open_peers(shared, 1) : nullptr;
+  const std::string wait = a.size() > 1 ? a[1] : "exchange";
+  Tensor all = group.zeros({1 << 20}, DType::f32, Device::cuda);
+  gpu::Peers* peers = wait == "exchange" ? nullptr : group.open_peers(1);
   if (group.rank() == std::stoi(a.at(0))) {
     std::this_thread::sleep_for(std::chrono::seconds(1));
     ::raise(SIGKILL);
   }
-  Tensor all({1 << 20}, DType::f32, Device::cuda);
   const struct Unwound {
     ~Unwound() { console::out.print("unwound\n"); }
   } unwound;
   gpu::Graph graph([&] {
-    if (peers) peers->await(0);
+    if (wait == "mark") peers->await(0);
     group.all_gather(all, even_bounds(all.size(), group.size()));
   });
   graph.launch();
@@ -378,7 +424,7 @@ void gpu_time(Group& group, const Arguments& a) {
   use_gpu(group);
   const int64_t n = std::stol(a.at(0)) / 4, count = std::stol(a.at(1));
   const Bounds bounds = even_bounds(n * group.size(), group.size());
-  Tensor from = Tensor::zeros({n * group.size()}, DType::f32, Device::cuda);
+  Tensor from = group.zeros({n * group.size()}, DType::f32, Device::cuda);
   Tensor to({n * (group.size() - 1)}, DType::f32, Device::cuda);
   const auto measure = [&](const char* what, const std::function<void()>& call) {
     gpu::Graph graph([&] {
@@ -403,6 +449,7 @@ void gpu_time(Group& group, const Arguments& a) {
   Bounds uneven = bounds;
   uneven[1] -= uneven[1] / 2;
   measure("all_gather of uneven pieces", [&] { group.all_gather(from, uneven); });
+  if (group.open_peers(1)) measure("all_gather by copy engines", [&] { group.all_gather(from, uneven); });
 }
 
 int work(int argc, char** argv) {
@@ -421,6 +468,7 @@ int work(int argc, char** argv) {
       {"time", time},
       {"gpu_exchange", gpu_exchange},
       {"gpu_peers", gpu_peers},
+      {"gpu_gather", gpu_gather},
       {"gpu_shared", gpu_shared},
       {"gpu_end", gpu_end},
       {"gpu_time", gpu_time}};

@@ -39,15 +39,15 @@ GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Gro
       group_(group),
       bounds_(pieces_of(params, group)),
       chunk_(std::min(kChunk, largest(bounds_))),
-      present_({group.size()}, params.dtype(), params.device()),
       reached_([this](const Var& first) { exchange_from(params_.index(first), params_.index(first) == 0); }),
       end_(params.size()),
       side_(params.device() == Device::cuda && !DryRun::active()),
       ways_{Beside(side_.on()), Beside(side_.on())} {}
 
 void GradientExchange::open(bool beside) {
+  gpu::Peers* peers = group_.open_peers(int(params_.specs().size() + ways_.size()));
   if (params_.divides_gradients()) return;
-  peers_ = group_.open_peers(params_.grads(), int(params_.specs().size() + ways_.size()));
+  peers_ = peers;
   beside_ = beside && peers_;
   if (peers_ || (DryRun::active() && params_.device() == Device::cuda)) rooms_ = make_rooms();
 }
@@ -99,13 +99,13 @@ void GradientExchange::add_from(const Range& range, int mark) {
       ways_[way].follow(side_);
       peers_->await(mark);
     }
-    const int64_t unit = size_of(params_.dtype()), n = chunk.size();
+    const Tensor mine = params_.grads().slice(chunk.begin, chunk.end);
     char* room = rooms_[way].raw_mut();
     for (int k = 1; k < group_.size(); ++k) {
       const int from = (group_.rank() + k) % group_.size(), place = from - (from > group_.rank());
-      peers_->read(from, size_t(chunk.begin * unit), room + place * n * unit, size_t(n * unit));
+      peers_->read(from, mine.raw(), room + place * mine.bytes(), size_t(mine.bytes()));
     }
-    group_.count_sent(size_t(n * unit) * size_t(group_.size() - 1));
+    group_.count_sent(uint64_t(mine.bytes()) * uint64_t(group_.size() - 1));
     add_chunk(rooms_[way], params_.grads(), chunk);
   });
 }
@@ -127,7 +127,7 @@ void GradientExchange::take_shares(const Range& span) {
       const Range mine = own_part(chunk);
       if (mine.size() == 0) return;
       Tensor to = params_.grads().slice(mine.begin, mine.end);
-      peers_->read(int(r), size_t(mine.begin * size_of(to.dtype())), to.raw_mut(), size_t(to.bytes()));
+      peers_->read(int(r), to.raw(), to.raw_mut(), size_t(to.bytes()));
       group_.count_sent(size_t(to.bytes()));
       optimizer_.measure_gradients(mine);
     });
@@ -175,13 +175,10 @@ void GradientExchange::add(const Tensor& gradients) {
   }
 }
 
-/// The marks are taken back before any rank goes on.
 void GradientExchange::settle() {
   end_ = params_.size();
   mark_ = 0;
-  if (!peers_) return;
-  peers_->take_back();
-  group_.all_gather(present_, even_bounds(group_.size(), group_.size()));
+  if (peers_) peers_->take_back();
 }
 
 void GradientExchange::share() {

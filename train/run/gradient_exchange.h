@@ -35,7 +35,7 @@ class GradientExchange {
   void finish();
   /// The same with a backward pass's gradients as a flat buffer [P], of a store that divides its own.
   void add(const Tensor& gradients);
-  /// Behind an exchange by which each rank knows that all have finished.
+  /// Between two exchanges: by the first each rank knows that all have finished, by the second that all have settled.
   void settle();
   /// Of an undivided store: gives all ranks all sums.
   void share();
@@ -57,7 +57,6 @@ class GradientExchange {
   int64_t chunk_;                ///< elements
   gpu::Peers* peers_ = nullptr;  ///< null: not that way
   std::array<Tensor, 2> rooms_;  ///< with peers, or counted in a dry run: see make_rooms
-  Tensor present_;               ///< [R]: what ranks gather to know of each other
   bool beside_ = false;
   Reached reached_;
   int64_t end_;                 ///< gradients from here on are exchanged or on their way

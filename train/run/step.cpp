@@ -55,7 +55,7 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
       micro_carried_(carried_),
       scale_({1}, DType::f64, lm.device()),
       outcome_({1 + kStepParams}, DType::f64, lm.device()),
-      losses_({config.train.batch_size / leaf_rows_}, DType::f64, lm.device()),
+      losses_(group.zeros({config.train.batch_size / leaf_rows_}, DType::f64, lm.device())),
       beside_(group.size() > 1 && lm.device() == Device::cuda && !DryRun::active()) {
   if (micro_ < rows_) {
     micro_ids_ = Tensor({micro_ * seq_len_}, DType::i32, lm.device());
