@@ -75,7 +75,7 @@ std::vector<int64_t> ParamStore::list_read() {
     for (const Range& range : part) read_parts_.back().push_back({place_of(range.begin), place_of(range.end)});
   }
   const auto count = int64_t(blocks.size());
-  read_ = share().group->zeros({count * kParamBlock}, dtype(), device());
+  read_ = share().zeros({count * kParamBlock}, dtype(), device());
   Tensor mine({count}, DType::i32), numbers({count}, DType::i32);
   for (int64_t k = 0; k < count; ++k) {
     mine.mut<int32_t>()[k] = int32_t((blocks[size_t(k)] - share().begin()) / kParamBlock);

@@ -41,7 +41,7 @@ SharedCodes::SharedCodes(const Share& share, const std::vector<TernaryJob>& matr
   }
   codes_ = Tensor::zeros({bytes}, any.codes.dtype(), device);
   if (device == Device::cuda) lay_out_packed();
-  scales_ = share.group->zeros({int64_t(matrices.size())}, any.scale.dtype(), device);
+  scales_ = share.zeros({int64_t(matrices.size())}, any.scale.dtype(), device);
   for (size_t i = 0; i < matrices.size(); ++i) {
     matrices_[i] = matrices[i].out;
     Tensor& codes = matrices_[i].codes;
@@ -65,7 +65,7 @@ void SharedCodes::lay_out_packed() {
     for (int r = 0; r < share_.group->size(); ++r, end += longest)
       packed_pieces_.back().push_back({end, end + longest});
   }
-  packed_ = share_.group->zeros({end}, DType::u8, Device::cuda);
+  packed_ = share_.zeros({end}, DType::u8, Device::cuda);
 }
 
 /// The codes of rank r in a part, packed.

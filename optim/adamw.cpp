@@ -19,7 +19,6 @@ void AdamW::update(const Tensor& loss, const std::function<void(size_t)>& update
     adamw(values, of(gradients), m, v, rates_.slice(first, last), step_, abs_sums, moment_sums);
     if (updated) updated(i);
   }
-  share_sums();
 }
 
 /// A skipped update computes the sums, changes nothing else and reads no gradients; so any tensor can stand for these.
@@ -28,7 +27,6 @@ void AdamW::measure() {
   skipped.skip = kSkipUnsound;
   adamw(params_.values(), params_.values(), m_, v_, rates_, step_tensor(skipped, params_.device()), my_abs_,
         my_moments_);
-  share_sums();
 }
 
 }  // namespace mmfree

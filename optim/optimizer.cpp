@@ -27,12 +27,12 @@ Optimizer::Optimizer(ParamStore& params, const OptimConfig& config)
     : params_(params),
       step_(step_tensor(initial(config), params.device())),
       rates_(params.share().my_blocks(block_rates(params, config))),
-      sums_(Tensor::zeros({2, params.size() / kParamBlock}, DType::f64, params.device())),
+      sums_(params.share().zeros({2, params.size() / kParamBlock}, DType::f64, params.device())),
       abs_sums_(sums_.slice(0, 1).reshape({sums_.cols()})),
       my_abs_(params.share().my_blocks(abs_sums_)),
       my_moments_(params.share().my_blocks(sums_.slice(1, 2).reshape({sums_.cols()}))),
       config_(config) {
-  if (Group* group = params.share().group) squares_ = group->zeros({sums_.cols()}, DType::f64, params.device());
+  if (params.share().group) squares_ = params.share().zeros({sums_.cols()}, DType::f64, params.device());
 }
 
 Tensor Optimizer::my_gradients() const {
@@ -42,7 +42,8 @@ Tensor Optimizer::my_gradients() const {
 void Optimizer::begin_update(const Tensor& loss) {
   const Share& share = params_.share();
   if (!share.group) return adamw_begin(params_.grads(), step_, sums_, loss);
-  share.gather_blocks({squares_});
+  const auto row = [&](int64_t i) { return sums_.slice(i, i + 1).reshape({sums_.cols()}); };
+  share.gather_blocks({squares_, row(0), row(1)});
   adamw_begin_blocks(squares_, step_, sums_, loss);
 }
 
@@ -52,11 +53,6 @@ void Optimizer::measure_gradients(const Range& range) {
   const Range mine{range.begin - share.begin(), range.end - share.begin()};
   Tensor squares = share.my_blocks(squares_).slice(mine.begin / kParamBlock, mine.end / kParamBlock);
   squares_of_blocks(my_gradients().slice(mine.begin, mine.end), squares);
-}
-
-void Optimizer::share_sums() {
-  const auto row = [&](int64_t i) { return sums_.slice(i, i + 1).reshape({sums_.cols()}); };
-  params_.share().gather_blocks({row(0), row(1)});
 }
 
 void Optimizer::begin_step(int64_t step, int64_t steps) {

@@ -61,7 +61,7 @@ class Optimizer {
   Tensor my_gradients() const;
   virtual std::vector<OptimizerState> states() const = 0;
   const Tensor& step() const { return step_; }  ///< StepParams
-  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values, after the update all ranks'.
+  /// [P / kParamBlock] f64: Σ |p| of each block of the updated values; of several ranks that share them, this one's.
   const Tensor& abs_sums() const { return abs_sums_; }
   int64_t updates() const { return int64_t(step_params(step_).updates); }  ///< without skipped ones
   /// Continues after `n` updates with these gradient norms. The caller has filled in parameters and states.
@@ -75,10 +75,8 @@ class Optimizer {
  protected:
   /// @throws ConfigError naming a rule that matches no parameter
   Optimizer(ParamStore& params, const OptimConfig& config);
-  /// Computes the scalars of the update, from the gradients of all ranks' pieces.
+  /// Computes the scalars of the update, from the gradients, values and states of all ranks' pieces.
   void begin_update(const Tensor& loss);
-  /// Tells all ranks the sums of this one's piece.
-  void share_sums();
   ParamStore& params_;
   Tensor step_;                 ///< StepParams
   Tensor rates_;                ///< see block_rates; of this rank's piece

@@ -2,11 +2,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "core/cuda/driver.h"
+#include "core/cuda/small_copies.h"
 #include "core/ranks/gpu_peers.h"
 #include "core/system/shared_file.h"
 
@@ -28,6 +30,17 @@ constexpr int kMeetings = 3;
 
 /// Marks of a rank, in whole lines of the caches.
 size_t marks_of_rank(int marks) { return (size_t(marks + kMeetings) + 31) / 32 * 32; }
+
+/// Bytes from which on a piece may be read in shares: less is read faster than ranks meet.
+constexpr size_t kShared = size_t(4) << 20;
+/// Bytes up to which one kernel reads all pieces: copy engines would take longer to start.
+constexpr size_t kSmall = size_t(1) << 20;
+
+/// One of `count` almost equal shares, in whole cache lines.
+Span share_of(const Span& piece, size_t i, size_t count) {
+  const auto cut = [&](size_t k) { return k == count ? piece.bytes : piece.bytes / count * k / 128 * 128; };
+  return {static_cast<char*>(piece.data) + cut(i), cut(i + 1) - cut(i)};
+}
 
 }  // namespace
 
@@ -89,6 +102,13 @@ struct Peers::Handles {
       return begin >= slab.begin && begin <= slab.begin + slab.bytes &&
              span.bytes <= size_t(slab.begin + slab.bytes - begin);
     });
+  }
+  /// Where another rank has that.
+  const char* place(int of_rank, const Span& mine) const {
+    const auto slab = slab_of(mine);
+    MMFREE_CHECK(Error, slab != slabs.end() && of_rank != rank, "gpu: rank ", of_rank, " has no ", mine.bytes,
+                 " bytes that this one may read");
+    return of[size_t(of_rank)][size_t(slab - slabs.begin())] + (static_cast<const char*>(mine.data) - slab->begin);
   }
 };
 
@@ -155,12 +175,8 @@ void Peers::await(int mark) {
 }
 
 void Peers::read(int rank, const void* mine, void* to, size_t bytes) {
-  const auto slab = handles_->slab_of({const_cast<void*>(mine), bytes});
-  MMFREE_CHECK(Error, slab != handles_->slabs.end() && rank != handles_->rank, "gpu: rank ", rank, " has no ", bytes,
-               " bytes that this one may read");
-  const char* from = handles_->of[size_t(rank)][size_t(slab - handles_->slabs.begin())];
-  MMFREE_CUDA_CHECK(cudaMemcpyAsync(to, from + (static_cast<const char*>(mine) - slab->begin), bytes,
-                                    cudaMemcpyDeviceToDevice, cuda::stream()));
+  const char* from = handles_->place(rank, {const_cast<void*>(mine), bytes});
+  MMFREE_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda::stream()));
 }
 
 void Peers::take_back() {
@@ -180,14 +196,36 @@ void Peers::meet(int i) {
   handles_->launch(std::move(ops));
 }
 
+/// A piece that is much larger than the others would leave its owner's way out as the only one in use. Of such a piece
+/// each rank reads a share first, and then the others' shares from them.
 void Peers::all_gather(const std::vector<std::vector<Span>>& lists) {
-  meet(0);
-  for (const std::vector<Span>& spans : lists)
-    for (size_t k = 1; k < spans.size(); ++k) {
-      const size_t from = (size_t(handles_->rank) + k) % spans.size();
-      if (const Span& span = spans[from]; span.bytes > 0) read(int(from), span.data, span.data, span.bytes);
+  const auto rank = size_t(handles_->rank), ranks = handles_->of.size();
+  std::vector<cuda::SmallCopy> small;
+  const auto take = [&](size_t from, const Span& span) {
+    if (span.bytes > kSmall) return read(int(from), span.data, span.data, span.bytes);
+    if (span.bytes > 0) small.push_back({span.data, handles_->place(int(from), span), span.bytes});
+  };
+  const auto each_piece = [&](const std::function<void(size_t of, const Span& piece, bool shared)>& run) {
+    for (const std::vector<Span>& pieces : lists) {
+      size_t all = 0;
+      for (const Span& piece : pieces) all += piece.bytes;
+      for (size_t k = 1; k < ranks; ++k) {
+        const size_t of = (rank + k) % ranks;
+        run(of, pieces[of], pieces[of].bytes >= kShared && pieces[of].bytes * ranks > 2 * all);
+      }
     }
+    cuda::make_copies(std::exchange(small, {}));
+  };
+  meet(0);
+  each_piece(
+      [&](size_t of, const Span& piece, bool shared) { take(of, shared ? share_of(piece, rank, ranks) : piece); });
   meet(1);
+  each_piece([&](size_t, const Span& piece, bool shared) {
+    for (size_t k = 1; k < ranks && shared; ++k) {
+      const size_t from = (rank + k) % ranks;
+      take(from, share_of(piece, from, ranks));
+    }
+  });
   meet(2);
 }
 

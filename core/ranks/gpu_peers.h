@@ -9,7 +9,8 @@
 namespace mmfree::gpu {
 
 /// What the ranks' GPUs read from each other's memory, where all are in one machine and CUDA lets them (IPC and peer
-/// access). Copy engines do it and the front end of the stream waits, so no multiprocessor is held. Exists in every
+/// access). Copy engines do it and the front end of the stream waits, so no multiprocessor is held but for a few
+/// microseconds by small pieces of all_gather. Exists in every
 /// build; without the CUDA backend all throws DeviceError.
 ///
 /// Ranks have the same things at the same places of their slabs. A rank that has written something tells a mark; others

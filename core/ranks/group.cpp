@@ -30,6 +30,12 @@ Ranges ranges_of(const Bounds& bounds) {
   return ranges;
 }
 
+int64_t largest(const Bounds& bounds) {
+  int64_t most = 0;
+  for (const Range& piece : ranges_of(bounds)) most = std::max(most, piece.size());
+  return most;
+}
+
 void Group::State::leave(Exit status, const std::string& message) {
   if (std::exchange(left, true)) return;
   // Before the others end: what started them may then end this process too.

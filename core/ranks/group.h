@@ -31,6 +31,8 @@ struct Range {
 /// Where the ranks' pieces of a flat tensor are; range r is rank r's. They do not overlap, and may leave gaps.
 using Ranges = std::vector<Range>;
 Ranges ranges_of(const Bounds& bounds);
+/// Elements of the largest piece.
+int64_t largest(const Bounds& bounds);
 
 /// The ranks of one run and what they exchange. A rank is a process. Unless it says otherwise, a call is collective:
 /// every rank makes the same calls in the same order, from one thread. Results are bytes as they were sent: nothing is

@@ -27,6 +27,10 @@ struct Share {
   Tensor my_blocks(const Tensor& per_block) const {
     return group ? per_block.slice(begin() / kParamBlock, end(0) / kParamBlock) : per_block;
   }
+  /// Zeros, where all_gather is fastest.
+  Tensor zeros(const Shape& shape, DType dtype, Device device) const {
+    return group ? group->zeros(shape, dtype, device) : Tensor::zeros(shape, dtype, device);
+  }
   /// Each rank's piece of `per_block`, [P / kParamBlock], becomes everybody's.
   void gather_blocks(const std::vector<Tensor>& per_block) const {
     if (!group) return;

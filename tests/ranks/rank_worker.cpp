@@ -337,54 +337,53 @@ void gpu_peers(Group& group, const Arguments&) {
   introduce(group, {});
 }
 
-/// Gathers by peers, recorded and replayed, of pieces unlike in size and of types unlike, one rank's empty. A rank
-/// writes over its piece as soon as it may, and each is late once.
+/// Gathers by peers, recorded and replayed, of pieces unlike in size: one so large that others pass it on, an empty
+/// one, small ones that begin at any byte. A rank writes over its piece as soon as it may, and each is late once.
 void gpu_gather(Group& group, const Arguments&) {
   use_gpu(group);
   const int64_t n = 300'000, size = group.size(), mine = group.rank();
-  Ranges pieces, small;
-  for (int64_t r = 0, at = 0; r < size; ++r) {
-    pieces.push_back({at, at + n * (r + 1)});
-    at = pieces.back().end + 64;
-    small.push_back({r == 0 ? 0 : 3 * r - 3, 3 * r});
+  Ranges pieces, odd;
+  for (int64_t r = 0; r < size; ++r) {
+    const int64_t at = r == 0 ? 0 : pieces.back().end + 64, byte = r == 0 ? 1 : odd.back().end;
+    pieces.push_back({at, at + (r == 1 ? 5 * n * size + 1 : n + r)});
+    odd.push_back({byte, byte + 1001 * r});
   }
-  Tensor large = group.zeros({pieces.back().end}, DType::f32, Device::cuda);
-  Tensor few = group.zeros({small.back().end}, DType::f64, Device::cuda);
+  Tensor all = group.zeros({pieces.back().end}, DType::f32, Device::cuda);
+  Tensor bytes = group.zeros({odd.back().end}, DType::u8, Device::cuda);
   if (!group.open_peers(1)) return introduce(group, {});
-  Tensor from({n * size}, DType::f32, Device::cuda), few_from({3}, DType::f64, Device::cuda);
-  Tensor seen = Tensor::zeros(large.shape(), DType::f32, Device::cuda),
-         few_seen = Tensor::zeros(few.shape(), DType::f64, Device::cuda);
-  Tensor own = large.slice(pieces[size_t(mine)].begin, pieces[size_t(mine)].end);
-  Tensor own_few = few.slice(small[size_t(mine)].begin, small[size_t(mine)].end);
+  Tensor own = all.slice(pieces[size_t(mine)].begin, pieces[size_t(mine)].end);
+  Tensor own_bytes = bytes.slice(odd[size_t(mine)].begin, odd[size_t(mine)].end);
+  Tensor from({own.size()}, DType::f32, Device::cuda), from_bytes({own_bytes.size()}, DType::u8, Device::cuda);
+  Tensor seen = Tensor::zeros(all.shape(), DType::f32, Device::cuda);
   gpu::Graph graph([&] {
+    own_bytes.copy_from(from_bytes);
     for (int i = 0; i < 2; ++i) {  // the second one's numbers are the first one's twice
       add(from, from, from);
-      own.copy_from(from.slice(0, own.size()));
-      own_few.copy_from(few_from.slice(0, own_few.size()));
-      group.all_gather({{large, pieces}, {few, small}});
+      own.copy_from(from);
+      group.all_gather({{all, pieces}, {bytes, odd}});
       if (i == 0) fill(own, -1);
     }
-    seen.copy_from(large);
-    few_seen.copy_from(few);
+    seen.copy_from(all);
     fill(own, -2);
   });
   for (int replay = 0; replay < 8; ++replay) {
-    std::vector<float> numbers, wanted(size_t(large.size()), 0.0f);
-    for (int64_t i = 0; i < from.size(); ++i) numbers.push_back(number_of(int(mine), replay, i));
-    Tensor some({3}, DType::f64);
-    for (int64_t i = 0; i < 3; ++i) some.mut<double>()[i] = double(number_of(int(mine), replay, i));
-    for (int64_t r = 0; r < size; ++r)
-      for (int64_t i = 0; i < pieces[size_t(r)].size(); ++i)
-        wanted[size_t(pieces[size_t(r)].begin + i)] = 4 * number_of(int(r), replay, i);
+    std::vector<float> numbers, wanted(size_t(all.size()), 0.0f);
+    std::vector<uint8_t> wanted_bytes(size_t(bytes.size()), 0);
+    for (int r = 0; r < int(size); ++r) {
+      const Range &piece = pieces[size_t(r)], &small = odd[size_t(r)];
+      for (int64_t i = 0; i < piece.size(); ++i) wanted[size_t(piece.begin + i)] = 4 * number_of(r, replay, i);
+      for (int64_t i = 0; i < piece.size() && r == mine; ++i) numbers.push_back(number_of(r, replay, i));
+      for (int64_t i = 0; i < small.size(); ++i)
+        wanted_bytes[size_t(small.begin + i)] = uint8_t(int64_t(number_of(r, replay, i)) % 251);
+    }
     from.copy_from(on(Device::cuda, numbers));
-    few_from.copy_from(some);
+    const uint8_t* bytes_of_mine = wanted_bytes.data() + odd[size_t(mine)].begin;
+    from_bytes.copy_from(Tensor::from({own_bytes.size()}, bytes_of_mine));
     if (replay % group.size() == mine) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     graph.launch();
     expect(values_of(seen) == wanted, "what was gathered of others");
-    const Tensor got = few_seen.to(Device::cpu);
-    for (int64_t r = 1; r < size; ++r)
-      for (int64_t i = 0; i < 3; ++i)
-        expect(got.data<double>()[3 * r - 3 + i] == double(number_of(int(r), replay, i)), "the few gathered");
+    const Tensor got = bytes.to(Device::cpu);
+    expect(std::equal(wanted_bytes.begin(), wanted_bytes.end(), got.data<uint8_t>()), "the bytes gathered");
   }
   introduce(group, {});
 }

@@ -25,12 +25,6 @@ Ranges shares_of(const Range& range, int ranks) {
   return shares;
 }
 
-int64_t largest(const Bounds& bounds) {
-  int64_t most = 0;
-  for (const Range& piece : ranges_of(bounds)) most = std::max(most, piece.size());
-  return most;
-}
-
 }  // namespace
 
 GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group)
@@ -39,13 +33,13 @@ GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Gro
       group_(group),
       bounds_(pieces_of(params, group)),
       chunk_(std::min(kChunk, largest(bounds_))),
-      reached_([this](const Var& first) { exchange_from(params_.index(first), params_.index(first) == 0); }),
+      reached_([this](const Var& first) { exchange_from(params_.index(first), !is_hidden(params_.index(first))); }),
       end_(params.size()),
       side_(params.device() == Device::cuda && !DryRun::active()),
       ways_{Beside(side_.on()), Beside(side_.on())} {}
 
 void GradientExchange::open(bool beside) {
-  gpu::Peers* peers = group_.open_peers(int(params_.specs().size() + ways_.size()));
+  gpu::Peers* peers = group_.open_peers(int(params_.specs().size() + 2 * ways_.size()));
   if (params_.divides_gradients()) return;
   peers_ = peers;
   beside_ = beside && peers_;
@@ -69,6 +63,13 @@ Range GradientExchange::own_part(const Range& range) const {
   const auto rank = size_t(group_.rank());
   const int64_t begin = std::max(range.begin, bounds_[rank]);
   return {begin, std::max(begin, std::min(range.end, bounds_[rank + 1]))};
+}
+
+/// Whether much of the backward pass is still to come when it is through with a parameter: the products of one before
+/// it.
+bool GradientExchange::is_hidden(size_t parameter) const {
+  const auto begin = params_.specs().begin(), end = begin + std::ptrdiff_t(parameter);
+  return std::any_of(begin, end, [](const ParamSpec& spec) { return spec.role == ParamRole::matrix; });
 }
 
 /// Gradients of parameters from this one on are final. by_shares: nothing hides their exchange.
@@ -129,9 +130,12 @@ void GradientExchange::take_shares(const Range& span) {
       Tensor to = params_.grads().slice(mine.begin, mine.end);
       peers_->read(int(r), to.raw(), to.raw_mut(), size_t(to.bytes()));
       group_.count_sent(size_t(to.bytes()));
-      optimizer_.measure_gradients(mine);
     });
   }
+  ways_[0].follow(ways_[1]);
+  ways_[0].run([&] {
+    if (const Range mine = own_part(span); mine.size() > 0) optimizer_.measure_gradients(mine);
+  });
 }
 
 /// others: that range of all other ranks, at its front. mine: flat, [P].

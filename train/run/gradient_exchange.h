@@ -41,6 +41,7 @@ class GradientExchange {
   void share();
 
  private:
+  bool is_hidden(size_t parameter) const;
   void exchange_from(size_t parameter, bool by_shares);
   void add_from(const Range& range, int mark);
   void take_shares(const Range& span);

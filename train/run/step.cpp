@@ -241,7 +241,7 @@ void StepRunner::play(Part part) {
                " bytes were made since the step was recorded and would be written over; take them from an arena of "
                "their own");
   if (graph) {
-    group_.count_sent(sent);
+    sent_ += sent;
   } else {
     const uint64_t before = group_.traffic().of_gpu;
     graph = std::make_unique<gpu::Graph>([&] { compute(part); });
@@ -323,7 +323,7 @@ void StepRunner::start(int64_t step, int64_t scored, const std::function<void()>
 
 void StepRunner::finish(int64_t step, int64_t scored) {
   if (gpu_ && scored > 0) gpu_->readback.start(outcome_.raw(), size_t(outcome_.bytes()));
-  pending_ = {step, scored};
+  pending_ = {step, scored, std::exchange(sent_, 0)};
 }
 
 std::optional<StepResult> StepRunner::collect() {
@@ -332,6 +332,7 @@ std::optional<StepResult> StepRunner::collect() {
 }
 
 StepResult StepRunner::result(const Pending& pending) {
+  group_.count_sent(pending.sent);
   StepResult result{pending.step + 1, pending.scored, std::numeric_limits<double>::quiet_NaN(), {}};
   result.report.skipped = true;
   if (pending.scored == 0) return result;

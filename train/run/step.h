@@ -74,6 +74,7 @@ class StepRunner {
   static constexpr int kParts = 5;
   struct Pending {
     int64_t step, scored;
+    uint64_t sent;  ///< bytes that launches of recorded parts sent
   };
 
   void each_part(const std::function<void(Part)>& run);
@@ -109,6 +110,7 @@ class StepRunner {
   std::optional<GradientExchange> exchange_;         ///< with several ranks
   bool learns_ = true;                               ///< the step at work has scored targets
   Beside beside_;                                    ///< for what an update sends
+  uint64_t sent_ = 0;                                ///< of the step at work, see Pending
   std::optional<Pending> pending_;                   ///< the step whose result was not collected yet
   struct Gpu;
   std::unique_ptr<Gpu> gpu_;
