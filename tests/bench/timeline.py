@@ -19,7 +19,7 @@ import sys
 
 # A kind of work, its colour, and the names that belong to it: the first that fits.
 KINDS = {
-    "exchange": ("#d1242f", r".*nccl|device to device"),
+    "exchange": ("#d1242f", r".*nccl|small_copies:|device to device"),
     "copies": ("#57606a", r"on the device|host to device|device to host|other copy"),
     "optimizer": ("#9a6700", r"(adamw|tree_sum|code_bits|code_counts):|ternary:(sum_abs_blocks|scale_jobs|code_blocks)$"),
     "norms": ("#1a7f37", r"(norm_quant|norm_quant_backward|gate_norm):"),
