@@ -190,6 +190,7 @@ std::string Arena::layout() const {
   }
   std::sort(blocks.begin(), blocks.end());  // slabs may be in any order in memory
   std::string text;
+  for (const Slab& slab : slabs_) text += concat("slab of ", slab.bytes, " bytes\n");
   for (const auto& [slab, at, bytes] : blocks) text += concat("slab ", slab, " at ", at, ": ", bytes, " bytes\n");
   return text;
 }

@@ -57,7 +57,7 @@ class Arena {
     size_t bytes;
   };
   std::vector<Slab> slabs() const;
-  /// Where the blocks in use are in them: equal texts, equal places.
+  /// Their sizes, and where the blocks in use are in them: equal texts, equal places.
   std::string layout() const;
   /// Sets `peak` to `live`.
   void reset_peak();

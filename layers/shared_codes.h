@@ -32,8 +32,8 @@ class SharedCodes {
   std::vector<Ranges> scale_pieces_;           ///< by part: of the ranks' scales in scales_
   Tensor codes_;                               ///< CPU: u8, packed; GPU: i8, a code each
   Tensor packed_;                              ///< GPU: u8, those of codes_ at two bits: see packed_pieces_
-  /// By part: where the ranks' codes are in packed_. All pieces of a part are as long as its longest one, for which
-  /// NCCL has a faster way.
+  /// By part: where the ranks' codes are in packed_. All pieces of a part are as long as its longest one: NCCL, where
+  /// it gathers them, has a faster way for that.
   std::vector<Ranges> packed_pieces_;
   Tensor scales_;  ///< in the order of matrices_
 };

@@ -34,8 +34,7 @@ struct OptimizerState {
 
 /// Updates parameters from gradients, with rates from OptimConfig's schedule and rules. Every number that changes
 /// between steps is in a tensor on the parameters' device, so that a step can be recorded once and replayed. With a
-/// Share it has the states of this rank's piece alone and updates that alone; update, measure and begin_step are
-/// collective.
+/// Share it has the states of this rank's piece alone and updates that alone; update is collective.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -80,7 +79,7 @@ class Optimizer {
   ParamStore& params_;
   Tensor step_;                 ///< StepParams
   Tensor rates_;                ///< see block_rates; of this rank's piece
-  Tensor sums_;                 ///< of the values and the states, see `adamw`
+  Tensor sums_;                 ///< of the values and the states, see `adamw`; the others' are those before the update
   Tensor abs_sums_;             ///< the values' part of it
   Tensor my_abs_, my_moments_;  ///< both rows of this rank's piece
 

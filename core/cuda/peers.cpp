@@ -45,7 +45,8 @@ Span share_of(const Span& piece, size_t i, size_t count) {
 }  // namespace
 
 struct Peers::Handles {
-  int rank, device = 0;
+  int rank, told;  ///< the latter: how many marks callers have
+  int device = 0;
   size_t per_rank;                             ///< marks
   SharedPages pages;                           ///< [size, per_rank] Mark
   CUdeviceptr marks = 0;                       ///< the same on the GPU
@@ -57,7 +58,11 @@ struct Peers::Handles {
   std::jthread cancelling{};
 
   Handles(std::vector<Arena::Slab> slabs, int rank, int size, int marks, const std::string& name)
-      : rank(rank), per_rank(marks_of_rank(marks)), pages(name, bytes_of_marks(size, marks)), slabs(std::move(slabs)) {
+      : rank(rank),
+        told(marks),
+        per_rank(marks_of_rank(marks)),
+        pages(name, bytes_of_marks(size, marks)),
+        slabs(std::move(slabs)) {
     cuda::stream();  // the GPU is chosen
     MMFREE_CUDA_CHECK(cudaGetDevice(&device));
     MMFREE_CUDA_CHECK(cudaHostRegister(pages.data(), pages.bytes(), cudaHostRegisterMapped));
@@ -69,7 +74,8 @@ struct Peers::Handles {
     this->marks = reinterpret_cast<CUdeviceptr>(on_gpu);
   }
   ~Handles() {
-    cudaSetDevice(device);  // it may end in another thread than it began
+    cudaSetDevice(device);    // it may end in another thread than it began
+    cudaDeviceSynchronize();  // what still waits needs the thread that cancels
     for (void* allocation : opened) cudaIpcCloseMemHandle(allocation);
     cancelling = {};
     cudaHostUnregister(pages.data());
@@ -166,7 +172,10 @@ Peers::Peers(std::vector<Arena::Slab> slabs, const std::vector<std::string>& add
 // Nobody comes any more: what still waits on a stream would keep the process from ending.
 Peers::~Peers() { cancel(); }
 
-void Peers::tell(int mark) { handles_->launch({handles_->writes(kMeetings + mark, 1)}); }
+void Peers::tell(int mark) {
+  MMFREE_CHECK(Error, mark < handles_->told, "gpu: mark ", mark, " of ", handles_->told);
+  handles_->launch({handles_->writes(kMeetings + mark, 1)});
+}
 
 void Peers::await(int mark) {
   std::vector<CUstreamBatchMemOpParams> ops;

@@ -10,8 +10,7 @@ namespace mmfree::gpu {
 
 /// What the ranks' GPUs read from each other's memory, where all are in one machine and CUDA lets them (IPC and peer
 /// access). Copy engines do it and the front end of the stream waits, so no multiprocessor is held but for a few
-/// microseconds by small pieces of all_gather. Exists in every
-/// build; without the CUDA backend all throws DeviceError.
+/// microseconds by small pieces of all_gather. Exists in every build; without the CUDA backend all throws DeviceError.
 ///
 /// Ranks have the same things at the same places of their slabs. A rank that has written something tells a mark; others
 /// await it and read. Every call that waits or copies is put on the stream in use, in the order of its kernels, and may
@@ -44,11 +43,11 @@ class Peers {
 
   /// Whether all of this is in a slab.
   bool reach(const Span& span) const;
-  /// Collective. Of each list: the ranks' pieces, each at its place in every rank; this rank gets the others'. It ends
-  /// when all have what they read.
+  /// Collective, one after another on whichever stream. Of each list: the ranks' pieces, each at its place in every
+  /// rank; this rank gets the others'. It ends when all have what they read.
   void all_gather(const std::vector<std::vector<Span>>& lists);
 
-  /// Ends all waits, also recorded and later ones. What is read then means nothing. Any thread.
+  /// Ends all waits of all ranks, also recorded and later ones. What is read then means nothing. Any thread.
   void cancel();
 
  private:

@@ -113,7 +113,7 @@ class Group {
   /// Lets the ranks' GPUs read from each other what is in the exchange_arena, with so many marks; from then on
   /// all_gather does so too. nullptr where that is not possible: on the CPU, on several machines, between GPUs that
   /// CUDA does not let read each other, or with NCCL_P2P_DISABLE=1. What it gives lives as long as the group, or until
-  /// the next call.
+  /// the next call, before which all work of GPUs must be collected.
   gpu::Peers* open_peers(int marks);
   /// Why the last open_peers was not possible between the GPUs of one machine, in one line; else empty.
   std::string peers_problem() const;

@@ -124,6 +124,9 @@ std::shared_ptr<Arena> Group::exchange_arena(Device device) const {
 }
 
 Tensor Group::zeros(const Shape& shape, DType dtype, Device device) const {
+  const State& s = *state_;
+  MMFREE_CHECK(DeviceError, device == Device::cpu || !s.has_others() || s.arena || DryRun::active(),
+               "ranks: tensors that GPUs exchange are made after Group::use_gpu only");
   const ArenaScope scope(exchange_arena(device));
   return Tensor::zeros(shape, dtype, device);
 }
@@ -132,6 +135,8 @@ gpu::Peers* Group::open_peers(int marks) {
   State& s = *state_;
   s.peers_problem.clear();
   if (!s.links || s.machines > 1) return nullptr;
+  s.watch->set_cancel([links = s.links] { links->cancel(); });
+  s.peers.reset();
   // One thing after the other: what one rank cannot do, none does.
   const auto all_can = [&](const std::function<void()>& attempt) {
     std::string problem;

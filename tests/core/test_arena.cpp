@@ -155,7 +155,7 @@ TEST(Arena, TellsItsLayoutWhereverItsSlabsAre) {
     EXPECT_EQ(4096u, arena.slabs().at(1).bytes);
     return arena.layout();
   };
-  EXPECT_EQ("slab 0 at 0: 3072 bytes\nslab 0 at 3072: 512 bytes\nslab 0 at 3584: 256 bytes\nslab 1 at 0: 4096 bytes\n",
+  EXPECT_EQ("slab of 4096 bytes\nslab of 4096 bytes\nslab 0 at 0: 3072 bytes\nslab 0 at 3072: 512 bytes\nslab 0 at 3584: 256 bytes\nslab 1 at 0: 4096 bytes\n",
             layout({0, 1}, 1));
   EXPECT_EQ(layout({0, 1}, 1), layout({2, 0}, 200));
   EXPECT_NE(layout({0, 1}, 1), layout({0, 1}, 257));

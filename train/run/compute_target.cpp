@@ -4,6 +4,8 @@
 #include <cctype>
 
 #include "core/gpu.h"
+#include "core/ranks/group.h"
+#include "train/config/config.h"
 
 namespace mmfree {
 
@@ -56,6 +58,13 @@ ComputeTarget choose_target(const std::string& device, const std::string& comput
   for (const ComputeChoice choice : {ComputeChoice::automatic, ComputeChoice::f32, ComputeChoice::bf16})
     if (compute == name_of(choice)) return choose_target(*place, choice, where, local_rank);
   throw ConfigError(concat(where, ": expected activations in auto, f32 or bf16, found ", quote(compute)));
+}
+
+ComputeTarget choose_target(const RunConfig& config, Group& group) {
+  const ComputeTarget target =
+      choose_target(config.train.device, config.train.compute, config.source + ": train.device", group.local_rank());
+  if (target.device == Device::cuda) group.use_gpu();
+  return target;
 }
 
 }  // namespace mmfree

@@ -8,6 +8,9 @@
 
 namespace mmfree {
 
+class Group;
+struct RunConfig;
+
 /// Where to compute, as users say it: auto (GPU 0 where one can be used, else the CPU), cpu, cuda or cuda:N.
 struct DeviceChoice {
   enum Kind { automatic, cpu, cuda } kind = automatic;
@@ -47,5 +50,7 @@ ComputeTarget choose_target(const DeviceChoice& device, ComputeChoice compute, c
 /// The same for names. @throws ConfigError naming `where` also for an unknown name
 ComputeTarget choose_target(const std::string& device, const std::string& compute, const std::string& where,
                             int local_rank = 0);
+/// The target of this rank of a run. If it is a GPU, it can exchange with the other ranks' from then on. Collective.
+ComputeTarget choose_target(const RunConfig& config, Group& group);
 
 }  // namespace mmfree

@@ -39,7 +39,7 @@ GradientExchange::GradientExchange(ParamStore& params, Optimizer& optimizer, Gro
       ways_{Beside(side_.on()), Beside(side_.on())} {}
 
 void GradientExchange::open(bool beside) {
-  gpu::Peers* peers = group_.open_peers(int(params_.specs().size() + 2 * ways_.size()));
+  gpu::Peers* peers = group_.open_peers(2 * int(params_.specs().size()));  // at most two of a span
   if (params_.divides_gradients()) return;
   peers_ = peers;
   beside_ = beside && peers_;
@@ -111,16 +111,16 @@ void GradientExchange::add_from(const Range& range, int mark) {
   });
 }
 
-/// Behind the sum of this rank's share of a span: fetches the sums of the others' shares that lie in its piece. Each
-/// way has a mark for its chunks of a share.
+/// Behind the sum of this rank's share of a span: fetches the sums of the others' shares that lie in its piece.
 void GradientExchange::take_shares(const Range& span) {
-  for (Beside& way : ways_) {
-    const int mark = mark_++;
-    way.run([&] {
-      peers_->tell(mark);
-      peers_->await(mark);
-    });
-  }
+  const int mark = mark_++;
+  ways_[1].run([] {});  // one without work has nothing that can be followed
+  ways_[0].run([&] {
+    ways_[0].follow(ways_[1]);
+    peers_->tell(mark);
+  });
+  ways_[1].run([&] { ways_[1].follow(ways_[0]); });
+  for (Beside& way : ways_) way.run([&] { peers_->await(mark); });
   const Ranges shares = shares_of(span, group_.size());
   for (size_t r = 0; r < shares.size(); ++r) {
     if (int(r) == group_.rank()) continue;
@@ -132,8 +132,8 @@ void GradientExchange::take_shares(const Range& span) {
       group_.count_sent(size_t(to.bytes()));
     });
   }
-  ways_[0].follow(ways_[1]);
   ways_[0].run([&] {
+    ways_[0].follow(ways_[1]);
     if (const Range mine = own_part(span); mine.size() > 0) optimizer_.measure_gradients(mine);
   });
 }

@@ -16,15 +16,15 @@ namespace mmfree {
 ///
 /// GPUs that can read each other's memory do so by copy engines, beside the backward pass: as soon as it is through
 /// with some parameters, every rank tells the others, and who owns a piece of them fetches and adds it. What is final
-/// last, such as the embedding's, nothing hides: each rank adds a share of it, from which the owners fetch the sums.
-/// Otherwise (NCCL, MPI, TCP) all is exchanged behind the backward pass.
+/// last, of the first mixer and the embedding, nothing hides: each rank adds a share of it, from which the owners fetch
+/// the sums. Otherwise (NCCL, MPI, TCP) all is exchanged behind the backward pass.
 class GradientExchange {
  public:
   /// The store's gradients must be allocated, in the group's exchange_arena where others are to read them.
   GradientExchange(ParamStore& params, Optimizer& optimizer, Group& group);
   GradientExchange(const GradientExchange&) = delete;
-  /// Lets GPUs read each other's gradients if they can. beside: each backward pass that calls `reached` gives the
-  /// gradients of a step, whole. Collective, as all that follows; before the first step.
+  /// Lets GPUs read each other's gradients, and what else the group gathers, if they can. beside: each backward pass
+  /// that calls `reached` gives the gradients of a step, whole. Collective, as all that follows; before the first step.
   void open(bool beside);
 
   /// For LM::loss of the step's last micro-batch: starts to exchange what is final; null: nothing is exchanged there.

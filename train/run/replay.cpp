@@ -40,15 +40,13 @@ class Again {
   Again(const RunConfig& config, const std::string& path, Group& group)
       : group_(group),
         config_(config),
-        target_(choose_target(config.train.device, config.train.compute, config.source + ": train.device",
-                              group.local_rank())),
+        target_(choose_target(config, group)),
         corpus_(config.data),
         batches_(corpus_, batch_options(config)),
         params_(parameter_specs(config.model), DType::f32, target_.device,
                 divide(config.model, group, config.train.shard)),
         lm_(params_, config.model, target_.compute, backward_products(target_, config.train.backward)),
         optimizer_(make_optimizer(params_, config.optim)) {
-    if (target_.device == Device::cuda) group_.use_gpu();
     runner_.emplace(lm_, params_, *optimizer_, config_, recompute_of(config, target_.device), group);
     runner_->open_exchange();
     if (path.empty())

@@ -60,7 +60,7 @@ void Reporter::banner(const Corpus& corpus) const {
     console::err.format("ranks   %s, %lld of %lld leaves each\n", group_.describe().c_str(),
                         integer(config_.train.leaves / group_.size()), integer(config_.train.leaves));
   if (const std::string problem = group_.peers_problem(); !problem.empty())
-    console::err.format("note    gradients go by NCCL, behind the backward pass: %s\n", problem.c_str());
+    console::err.format("note    GPUs exchange by NCCL alone: %s\n", problem.c_str());
   if (target_.device != Device::cuda || !m.uses(TokenKind::attention)) return;
   const std::string slower = config_.data.reset_state         ? "data.reset_state keeps documents apart"
                              : target_.compute != DType::bf16 ? "activations are not bf16"

@@ -67,7 +67,9 @@ StepRunner::StepRunner(LM& lm, ParamStore& params, Optimizer& optimizer, const R
   if (config.train.shard == Shard::gradients && group.size() > 1 && micro_ == rows_ && leaf_rows_ == rows_)
     params_.divide_gradients();
   {
-    const ArenaScope exchanged(group.exchange_arena(lm.device()));
+    // Others read whole gradients; pieces differ in size, and ranks take the same from that arena.
+    const ArenaScope scope(params_.divides_gradients() ? Arena::current(lm.device())
+                                                       : group.exchange_arena(lm.device()));
     params_.begin_gradients();
   }
   if (group.size() > 1) exchange_.emplace(params, optimizer, group);

@@ -47,8 +47,7 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       config_(std::move(config)),
       asked_leaves_(config_.train.leaves),
       asked_backward_(config_.train.backward),
-      target_(choose_target(config_.train.device, config_.train.compute, config_.source + ": train.device",
-                            group.local_rank())),
+      target_(choose_target(config_, group)),
       inputs_(config_),
       batches_(inputs_.corpus, batch_options(config_)),
       asked_lengths_(take_lengths(config_, batches_)),
@@ -60,7 +59,6 @@ Trainer::Trainer(RunConfig config, bool quiet, bool force, std::optional<Model> 
       reporter_(config_, target_, batches_, quiet, group) {
   const auto threads = config_.train.threads > 0 ? int(config_.train.threads) : group_.threads();
   if (threads > 0) omp_set_num_threads(threads);
-  if (target_.device == Device::cuda) group_.use_gpu();
   state_.data = inputs_.corpus.fingerprint();
   warn_of_bare_shards();
   adopt_framing();
