@@ -173,7 +173,7 @@ TEST(RanksByMpi, of_which_one_is_killed_end) {
 
 TEST(RanksByMpi, need_the_mpirun_of_their_mpi) {
   if (!mpirun_problem().empty()) GTEST_SKIP() << mpirun_problem();
-  Environment e = no_ranks();
+  Environment e = no_ranks_nor_leaks();
   e["PMI_RANK"] = "0";
   e["PMI_SIZE"] = "2";
   Processes run;

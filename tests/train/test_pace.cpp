@@ -66,7 +66,8 @@ class Clockwork {
     const RunConfig& c = config_;
     const Corpus corpus(c.data);
     const Batches batches(corpus, batch_options(c));
-    Reporter reporter(c, ComputeTarget{}, batches, false, lone_group(), [this] { return now_; });
+    const ComputeTarget target;
+    Reporter reporter(c, target, batches, false, lone_group(), [this] { return now_; });
     std::vector<double> lines;
     const std::string said = text_of([&] {
       std::filesystem::create_directories(c.train.run_dir);
