@@ -45,8 +45,8 @@ Span share_of(const Span& piece, size_t i, size_t count) {
 }  // namespace
 
 struct Peers::Handles {
-  int rank, told;  ///< the latter: how many marks callers have
-  int device = 0;
+  int rank, device = 0;
+  int callers_marks;
   size_t per_rank;                             ///< marks
   SharedPages pages;                           ///< [size, per_rank] Mark
   CUdeviceptr marks = 0;                       ///< the same on the GPU
@@ -59,7 +59,7 @@ struct Peers::Handles {
 
   Handles(std::vector<Arena::Slab> slabs, int rank, int size, int marks, const std::string& name)
       : rank(rank),
-        told(marks),
+        callers_marks(marks),
         per_rank(marks_of_rank(marks)),
         pages(name, bytes_of_marks(size, marks)),
         slabs(std::move(slabs)) {
@@ -173,7 +173,7 @@ Peers::Peers(std::vector<Arena::Slab> slabs, const std::vector<std::string>& add
 Peers::~Peers() { cancel(); }
 
 void Peers::tell(int mark) {
-  MMFREE_CHECK(Error, mark < handles_->told, "gpu: mark ", mark, " of ", handles_->told);
+  MMFREE_CHECK(Error, mark < handles_->callers_marks, "gpu: mark ", mark, " of ", handles_->callers_marks);
   handles_->launch({handles_->writes(kMeetings + mark, 1)});
 }
 
