@@ -177,7 +177,8 @@ TEST(Eta, RatesAreRightAfterARollback) {
   const Corpus corpus(c.data);
   const Batches batches(corpus, batch_options(c));
   double now = 0;
-  Reporter reporter(c, ComputeTarget{}, batches, false, lone_group(), [&] { return now; });
+  const ComputeTarget target;
+  Reporter reporter(c, target, batches, false, lone_group(), [&] { return now; });
   std::filesystem::create_directories(c.train.run_dir);
   text_of([&] {
     reporter.open_metrics(dir / "run/metrics.jsonl", 0);
